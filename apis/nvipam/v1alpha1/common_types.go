@@ -1,0 +1,45 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package v1alpha1
+
+// Labels of an IPAllocation, so that a caller can list what it needs. A value
+// that is longer than a label value may be (63) is replaced by its hash: use
+// claim.LabelValue to build selectors.
+const (
+	// LabelPool is the name of the pool that the address belongs to.
+	LabelPool = "nv-ipam.nvidia.com/pool"
+	// LabelNode is the node whose plugin claimed the address.
+	LabelNode = "nv-ipam.nvidia.com/node"
+	// LabelContainer is the hash of the container ID.
+	LabelContainer = "nv-ipam.nvidia.com/container"
+)
+
+// ConditionReady is the kstatus-style condition of a pool: True when its
+// specification is valid and every node that its selector matches has a block.
+const ConditionReady = "Ready"
+
+// ExcludeRange is an inclusive range of addresses that are not handed out on
+// their own. A pod that asks for such an address by name still gets it.
+type ExcludeRange struct {
+	// startIP is the first excluded address.
+	StartIP string `json:"startIP"`
+	// endIP is the last excluded address; not before startIP.
+	EndIP string `json:"endIP"`
+}
+
+// ExcludeIndexRange is an inclusive range of positions in every node's block.
+type ExcludeIndexRange struct {
+	// startIndex is the first excluded position; 0 is the block's first address.
+	// +kubebuilder:validation:Minimum=0
+	StartIndex int32 `json:"startIndex"`
+	// endIndex is the last excluded position; not before startIndex.
+	// +kubebuilder:validation:Minimum=0
+	EndIndex int32 `json:"endIndex"`
+}
+
+// Route is a static route that every address of the pool brings with it.
+type Route struct {
+	// dst is the destination in CIDR notation, of the pool's address family.
+	Dst string `json:"dst"`
+}

@@ -1,0 +1,138 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package v1alpha1
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// IPAllocation is one address that somebody holds.
+//
+// Its name is made of the pool's name and the address (claim.Name), and an
+// object name exists once: creating the object is claiming the address, and
+// deleting it is giving the address back. There is no other record.
+//
+//  1. With an attachment (containerID and interfaceName): the address answers
+//     on that interface of that container.
+//  2. Without one: a reservation, kept for the pod that podRef names.
+//
+// It has no owner reference and no finalizer: deleting a pool or a pod must not
+// free an address that a container still answers on.
+//
+// +genclient
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+// +kubebuilder:object:root=true
+// +kubebuilder:resource:shortName=ipa
+// +kubebuilder:printcolumn:name="Address",type="string",JSONPath=`.spec.address`
+// +kubebuilder:printcolumn:name="Pool",type="string",JSONPath=`.spec.poolRef.name`
+// +kubebuilder:printcolumn:name="Node",type="string",JSONPath=`.spec.nodeName`
+// +kubebuilder:printcolumn:name="Namespace",type="string",JSONPath=`.spec.podRef.namespace`
+// +kubebuilder:printcolumn:name="Pod",type="string",JSONPath=`.spec.podRef.name`
+// +kubebuilder:printcolumn:name="Interface",type="string",JSONPath=`.spec.interfaceName`
+// +kubebuilder:printcolumn:name="Requested",type="boolean",JSONPath=`.spec.requested`
+// +kubebuilder:printcolumn:name="Age",type="date",JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:selectablefield:JSONPath=`.spec.nodeName`
+// +kubebuilder:selectablefield:JSONPath=`.spec.poolRef.name`
+// +kubebuilder:selectablefield:JSONPath=`.spec.podRef.namespace`
+// +kubebuilder:selectablefield:JSONPath=`.spec.podRef.name`
+// +kubebuilder:validation:XValidation:rule="self.metadata.name.startsWith(self.spec.poolRef.name + '.')",message="metadata.name must begin with spec.poolRef.name and a dot"
+// +kubebuilder:validation:XValidation:rule="self.spec.address.contains(':') || self.metadata.name == self.spec.poolRef.name + '.' + self.spec.address",message="metadata.name must be spec.poolRef.name, a dot and spec.address"
+type IPAllocation struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec IPAllocationSpec `json:"spec"`
+}
+
+// IPAllocationSpec says which address is held, and by whom.
+//
+// +kubebuilder:validation:XValidation:rule="self.poolRef == oldSelf.poolRef && self.address == oldSelf.address",message="poolRef and address are immutable: delete the allocation and create another"
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.containerID) || (has(self.containerID) && self.containerID == oldSelf.containerID && self.interfaceName == oldSelf.interfaceName && self.nodeName == oldSelf.nodeName)",message="an attachment never becomes another: delete the allocation and create another"
+// +kubebuilder:validation:XValidation:rule="has(self.containerID) == has(self.interfaceName)",message="containerID and interfaceName go together"
+// +kubebuilder:validation:XValidation:rule="!has(self.containerID) || has(self.nodeName)",message="an attachment has a nodeName"
+type IPAllocationSpec struct {
+	// poolRef is the pool that the address belongs to.
+	PoolRef PoolReference `json:"poolRef"`
+	// address in its canonical text form, without a prefix length.
+	// +kubebuilder:validation:MinLength=2
+	// +kubebuilder:validation:MaxLength=39
+	// +kubebuilder:validation:Pattern=`^[0-9a-f.:]+$`
+	Address string `json:"address"`
+	// nodeName is the node whose plugin claimed the address.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	// +optional
+	NodeName string `json:"nodeName,omitempty"`
+	// podRef is the pod that the address is for.
+	// +optional
+	PodRef PodReference `json:"podRef,omitempty"`
+	// containerID is the CNI container ID (the pod sandbox).
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=256
+	// +optional
+	ContainerID string `json:"containerID,omitempty"`
+	// interfaceName is the CNI interface name inside the container.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=64
+	// +optional
+	InterfaceName string `json:"interfaceName,omitempty"`
+	// networkName is the name of the CNI network.
+	// +kubebuilder:validation:MaxLength=253
+	// +optional
+	NetworkName string `json:"networkName,omitempty"`
+	// deviceID is the device (PCI address) behind the interface, if any.
+	// +kubebuilder:validation:MaxLength=253
+	// +optional
+	DeviceID string `json:"deviceID,omitempty"`
+	// requested is true when the caller asked for this very address.
+	// +optional
+	Requested bool `json:"requested,omitempty"`
+}
+
+// PoolReference names a pool in the allocation's namespace.
+type PoolReference struct {
+	// kind of the pool.
+	Kind PoolKind `json:"kind"`
+	// name of the pool.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=213
+	Name string `json:"name"`
+}
+
+// PoolKind is the kind of a pool.
+// +kubebuilder:validation:Enum=IPPool;CIDRPool
+type PoolKind string
+
+// The kinds of pools.
+const (
+	PoolKindIPPool   PoolKind = "IPPool"
+	PoolKindCIDRPool PoolKind = "CIDRPool"
+)
+
+// PodReference names a pod.
+type PodReference struct {
+	// +kubebuilder:validation:MaxLength=63
+	// +optional
+	Namespace string `json:"namespace,omitempty"`
+	// +kubebuilder:validation:MaxLength=253
+	// +optional
+	Name string `json:"name,omitempty"`
+	// uid as the container runtime told it: for a static pod that of the
+	// manifest, not that of its mirror in the API. Empty when the runtime does
+	// not tell.
+	// +optional
+	UID types.UID `json:"uid,omitempty"`
+}
+
+// IPAllocationList is a list of IPAllocation.
+//
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+// +kubebuilder:object:root=true
+type IPAllocationList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+
+	Items []IPAllocation `json:"items"`
+}

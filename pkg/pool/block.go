@@ -1,0 +1,120 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"iter"
+	"math/big"
+	"net/netip"
+
+	"go4.org/netipx"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+)
+
+// Block is a pool as one node sees it: all that the node needs to hand out
+// addresses. It is kept on the node's disk as JSON.
+type Block struct {
+	// Pool is the pool's kind and name.
+	Pool v1alpha1.PoolReference `json:"pool"`
+	// Subnet that addresses belong to: a requested address is inside of it, and
+	// a result carries its prefix length.
+	Subnet netip.Prefix `json:"subnet"`
+	// Range is the node's block. Addresses are handed out from it, and an index
+	// counts from its first address.
+	Range netipx.IPRange `json:"range"`
+	// Usable is Range without the gateway and what is excluded, ascending.
+	Usable []netipx.IPRange `json:"usable"`
+	// Gateway of the subnet; zero when there is none.
+	Gateway netip.Addr `json:"gateway,omitzero"`
+	// Routes that come with an address, via Gateway; sorted.
+	Routes []netip.Prefix `json:"routes,omitempty"`
+}
+
+// Block returns what a node needs to know about the block that it was assigned.
+// Where the pool's subnet was changed under a block, only what lies in both is
+// usable.
+func (p *Pool) Block(a Assignment) *Block {
+	if !a.Gateway.IsValid() {
+		a.Gateway = p.layout.gateway(a.Range)
+	}
+	subnet, r := p.layout.view(a.Range)
+	var b netipx.IPSetBuilder
+	if inside, ok := intersection(r, netipx.RangeOfPrefix(p.Subnet)); ok {
+		b.AddRange(inside)
+	}
+	b.RemoveSet(p.excluded)
+	for _, x := range p.perNode {
+		if positions, ok := x.of(a.Range); ok {
+			b.RemoveRange(positions)
+		}
+	}
+	if a.Gateway.IsValid() {
+		b.Remove(a.Gateway)
+	}
+	usable, _ := b.IPSet() // fails on invalid ranges only, and there are none
+	return &Block{Pool: p.Ref, Subnet: subnet, Range: r, Usable: usable.Ranges(), Gateway: a.Gateway, Routes: p.routes}
+}
+
+// of returns the addresses at the positions x of r, or false where r is too
+// short to have any.
+func (x indexRange) of(r netipx.IPRange) (netipx.IPRange, bool) {
+	from, ok := offset(r.From(), big.NewInt(x.from))
+	if !ok {
+		return netipx.IPRange{}, false
+	}
+	to, ok := offset(r.From(), big.NewInt(x.to))
+	if !ok {
+		to = r.To()
+	}
+	return intersection(r, netipx.IPRangeFrom(from, to))
+}
+
+// intersection returns the addresses that a and b have in common, or false where
+// there are none.
+func intersection(a, b netipx.IPRange) (netipx.IPRange, bool) {
+	from, to := a.From(), a.To()
+	if from.Less(b.From()) {
+		from = b.From()
+	}
+	if b.To().Less(to) {
+		to = b.To()
+	}
+	r := netipx.IPRangeFrom(from, to)
+	return r, r.IsValid()
+}
+
+// Candidates yields every usable address once, in round robin: the ones after
+// last in ascending order, then from the block's first up to last. It walks
+// lazily, and over what is excluded in one step. A last that is zero or not in
+// the block starts at the block's first address.
+func (b *Block) Candidates(last netip.Addr) iter.Seq[netip.Addr] {
+	return func(yield func(netip.Addr) bool) {
+		if b.Range.Contains(last) {
+			if !each(b.Usable, last.Next(), b.Range.To(), yield) {
+				return
+			}
+			each(b.Usable, b.Range.From(), last, yield)
+			return
+		}
+		each(b.Usable, b.Range.From(), b.Range.To(), yield)
+	}
+}
+
+// each yields the addresses of rs that are not before from nor after to, and
+// reports whether to go on. A zero from is after the family's last address.
+func each(rs []netipx.IPRange, from, to netip.Addr, yield func(netip.Addr) bool) bool {
+	for _, r := range rs {
+		part, ok := intersection(r, netipx.IPRangeFrom(from, to))
+		if !ok {
+			continue
+		}
+		for a := part.From(); a.IsValid() && !part.To().Less(a); a = a.Next() {
+			if !yield(a) {
+				return false
+			}
+		}
+	}
+	return true
+}

@@ -1,0 +1,89 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"fmt"
+	"math/big"
+	"net/netip"
+	"strings"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+)
+
+// Want is what a caller asks for beyond any address at all. Its fields exclude
+// each other.
+type Want struct {
+	// Addresses are requested ones, in canonical form (ParseAddr).
+	Addresses []netip.Addr
+	// DefaultGateway asks for the pool's gateway itself.
+	DefaultGateway bool
+	// Index asks for the address at a position in the node's block, from 0.
+	Index *int
+}
+
+// RequestError says that what was asked for cannot be had from these pools,
+// whoever holds which address: asking again does not help. The words are
+// nv-ipam's, which people search their logs for.
+type RequestError struct{ Message string }
+
+func (e *RequestError) Error() string { return e.Message }
+
+func refuse(format string, args ...any) error {
+	return &RequestError{Message: fmt.Sprintf(format, args...)}
+}
+
+// Type returns the pool's kind as the CNI configuration and messages spell it.
+func Type(kind v1alpha1.PoolKind) string { return strings.ToLower(string(kind)) }
+
+// Match says which address each block has to hand out; a zero address is any
+// that is free. It returns a RequestError where something that was asked for
+// cannot be had.
+//
+// Each block takes the first requested address inside its subnet. An excluded
+// address or the gateway may be requested.
+func Match(blocks []*Block, want Want) ([]netip.Addr, error) {
+	out := make([]netip.Addr, len(blocks))
+	taken := make(map[netip.Addr]bool, len(want.Addresses))
+	for i, b := range blocks {
+		switch {
+		case want.DefaultGateway:
+			if !b.Gateway.IsValid() {
+				return nil, refuse("pool without gateway can't be used with allocate_default_gateway feature,pool %q, poolType %q", b.Pool.Name, Type(b.Pool.Kind))
+			}
+			out[i] = b.Gateway
+		case want.Index != nil:
+			a, err := b.at(*want.Index)
+			if err != nil {
+				return nil, err
+			}
+			out[i] = a
+		default:
+			for _, a := range want.Addresses {
+				if b.Subnet.Contains(a) {
+					out[i], taken[a] = a, true
+					break
+				}
+			}
+		}
+	}
+	for _, a := range want.Addresses {
+		if !taken[a] {
+			return nil, refuse("not all requested static IPs can be allocated from the ranges available on the node, ip %s has no matching Pool", a)
+		}
+	}
+	return out, nil
+}
+
+// at returns the address at a position in the block.
+func (b *Block) at(index int) (netip.Addr, error) {
+	a, ok := offset(b.Range.From(), big.NewInt(int64(index)))
+	if index < 0 || !ok || !b.Range.Contains(a) {
+		return netip.Addr{}, refuse("requested IP index \"%d\" is outside of the given chunk", index)
+	}
+	if a == b.Gateway {
+		return netip.Addr{}, refuse("requested IP index \"%d\" is the actual gateway, use allocate_default_gateway feature instead", index)
+	}
+	return a, nil
+}

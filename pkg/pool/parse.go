@@ -1,0 +1,292 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"math/big"
+	"net/netip"
+	"regexp"
+	"slices"
+
+	"go4.org/netipx"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+)
+
+// FromIPPool checks and parses an IPPool. The rules are nv-ipam's; each error
+// names the field and the value.
+func FromIPPool(obj *v1alpha1.IPPool) (*Pool, field.ErrorList) {
+	c := &checker{}
+	spec := field.NewPath("spec")
+	c.poolName(obj.Name)
+
+	subnet := c.prefix(spec.Child("subnet"), obj.Spec.Subnet)
+	size := spec.Child("perNodeBlockSize")
+	if obj.Spec.PerNodeBlockSize < 1 {
+		c.invalid(size, obj.Spec.PerNodeBlockSize, "must be at least 1")
+	}
+	gateway := c.optionalAddr(spec.Child("gateway"), obj.Spec.Gateway)
+	if gateway.IsValid() && subnet.IsValid() && !subnet.Contains(gateway) {
+		c.invalid(spec.Child("gateway"), obj.Spec.Gateway, "is not part of the subnet")
+	}
+	p := &Pool{
+		Ref:      v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: obj.Name},
+		selector: c.nodeSelector(spec.Child("nodeSelector"), obj.Spec.NodeSelector),
+		layout:   sharedSubnet{subnet: subnet, gw: gateway},
+	}
+	c.common(p, subnet, obj.Spec.Exclusions, obj.Spec.Routes, obj.Spec.DefaultGateway, gateway.IsValid(), "gateway")
+	p.perNode = c.indexes(spec.Child("perNodeExclusions"), obj.Spec.PerNodeExclusions, big.NewInt(int64(obj.Spec.PerNodeBlockSize)))
+	if len(c.errs) > 0 {
+		return nil, c.errs
+	}
+
+	usable := hosts(subnet)
+	p.grid = grid{first: usable.From(), last: usable.To(), step: big.NewInt(int64(obj.Spec.PerNodeBlockSize))}
+	if _, ok := p.grid.at(new(big.Int)); !ok {
+		c.invalid(size, obj.Spec.PerNodeBlockSize, "is larger than the number of addresses in the subnet")
+		return nil, c.errs
+	}
+	p.unusable = p.excluded.Ranges()
+	if gateway.IsValid() && obj.Spec.PerNodeBlockSize == 1 {
+		p.unusable = union(p.excluded, gateway).Ranges()
+	}
+	return p, nil
+}
+
+// FromCIDRPool checks and parses a CIDRPool. The rules are nv-ipam's; each error
+// names the field and the value.
+func FromCIDRPool(obj *v1alpha1.CIDRPool) (*Pool, field.ErrorList) {
+	c := &checker{}
+	spec := field.NewPath("spec")
+	c.poolName(obj.Name)
+
+	cidr := c.network(spec.Child("cidr"), obj.Spec.CIDR)
+	bits := int(obj.Spec.PerNodeNetworkPrefix)
+	layout := ownSubnet{bits: bits, gatewayIndex: obj.Spec.GatewayIndex}
+	p := &Pool{
+		Ref:      v1alpha1.PoolReference{Kind: v1alpha1.PoolKindCIDRPool, Name: obj.Name},
+		selector: c.nodeSelector(spec.Child("nodeSelector"), obj.Spec.NodeSelector),
+		layout:   layout,
+	}
+	c.common(p, cidr, obj.Spec.Exclusions, obj.Spec.Routes, obj.Spec.DefaultGateway, obj.Spec.GatewayIndex != nil, "gatewayIndex")
+	if cidr.IsValid() && (bits < max(cidr.Bits(), 1) || bits > cidr.Addr().BitLen()) {
+		c.invalid(spec.Child("perNodeNetworkPrefix"), bits, "must be at least the prefix length of cidr and at most the length of an address")
+	}
+	if len(c.errs) > 0 {
+		return nil, c.errs
+	}
+
+	first := netip.PrefixFrom(cidr.Addr(), bits)
+	step := new(big.Int).Lsh(one, uint(cidr.Addr().BitLen()-bits))
+	p.grid = grid{first: cidr.Addr(), last: netipx.PrefixLastIP(cidr), step: step}
+	p.unusable = p.excluded.Ranges()
+	p.perNode = c.indexes(spec.Child("perNodeExclusions"), obj.Spec.PerNodeExclusions, step)
+	if i := obj.Spec.GatewayIndex; i != nil {
+		gw := layout.gateway(netipx.RangeOfPrefix(first))
+		if *i < 0 || !hosts(first).Contains(gw) {
+			c.invalid(spec.Child("gatewayIndex"), *i, "is outside of the host addresses of a node's prefix")
+		}
+	}
+	p.static = c.staticAllocations(spec.Child("staticAllocations"), obj.Spec.StaticAllocations, cidr, p)
+	if len(c.errs) > 0 {
+		return nil, c.errs
+	}
+	return p, nil
+}
+
+// checker collects what is wrong with a specification.
+type checker struct{ errs field.ErrorList }
+
+func (c *checker) invalid(path *field.Path, value any, detail string) {
+	c.errs = append(c.errs, field.Invalid(path, value, detail))
+}
+
+// A pool's name stands for a CNI network's where the configuration names no
+// pool; the CNI specification (1.1, section 1) says what that may be.
+var networkName = regexp.MustCompile(`^[a-zA-Z0-9][-a-zA-Z0-9_.]*$`)
+
+func (c *checker) poolName(name string) {
+	if !networkName.MatchString(name) {
+		c.invalid(field.NewPath("metadata", "name"), name, "must be a valid CNI network name")
+	}
+}
+
+// prefix parses a subnet and clears its host bits.
+func (c *checker) prefix(path *field.Path, text string) netip.Prefix {
+	p, err := netip.ParsePrefix(text)
+	if err != nil || p.Addr().Is4In6() {
+		c.invalid(path, text, "is not a valid subnet in CIDR notation, as 192.168.0.0/16")
+		return netip.Prefix{}
+	}
+	return p.Masked()
+}
+
+// network is prefix for where host bits are an error.
+func (c *checker) network(path *field.Path, text string) netip.Prefix {
+	p := c.prefix(path, text)
+	if p.IsValid() && netip.MustParsePrefix(text) != p {
+		c.invalid(path, text, "network prefix has host bits set, should be "+p.String())
+		return netip.Prefix{}
+	}
+	return p
+}
+
+func (c *checker) addr(path *field.Path, text string) netip.Addr {
+	a, err := ParseAddr(text)
+	if err != nil {
+		c.invalid(path, text, "is not a valid IP address")
+	}
+	return a
+}
+
+func (c *checker) optionalAddr(path *field.Path, text string) netip.Addr {
+	if text == "" {
+		return netip.Addr{}
+	}
+	return c.addr(path, text)
+}
+
+// common checks and parses what both kinds have.
+func (c *checker) common(p *Pool, subnet netip.Prefix, exclusions []v1alpha1.ExcludeRange, routes []v1alpha1.Route, defaultGateway, hasGateway bool, gatewayField string) {
+	spec := field.NewPath("spec")
+	p.Subnet = subnet
+	p.excluded = c.exclusions(spec.Child("exclusions"), exclusions, subnet)
+	if defaultGateway && !hasGateway {
+		c.invalid(spec.Child("defaultGateway"), true, "cannot be true if spec."+gatewayField+" is not set")
+	}
+	if len(routes) > 0 && !hasGateway {
+		c.invalid(spec.Child("routes"), routes, "cannot be set if spec."+gatewayField+" is not set")
+	}
+	p.routes = c.routes(spec.Child("routes"), routes, subnet, defaultGateway)
+}
+
+func (c *checker) exclusions(path *field.Path, ranges []v1alpha1.ExcludeRange, subnet netip.Prefix) *netipx.IPSet {
+	var b netipx.IPSetBuilder
+	for i, r := range ranges {
+		at := path.Index(i)
+		before := len(c.errs)
+		from, to := c.addr(at.Child("startIP"), r.StartIP), c.addr(at.Child("endIP"), r.EndIP)
+		if len(c.errs) > before || !subnet.IsValid() {
+			continue
+		}
+		if !subnet.Contains(from) {
+			c.invalid(at.Child("startIP"), r.StartIP, "is not part of the subnet "+subnet.String())
+		}
+		if !subnet.Contains(to) {
+			c.invalid(at.Child("endIP"), r.EndIP, "is not part of the subnet "+subnet.String())
+		}
+		if to.Less(from) {
+			c.invalid(at, r.StartIP+" - "+r.EndIP, "endIP must not be less than startIP")
+			continue
+		}
+		b.AddRange(netipx.IPRangeFrom(from, to))
+	}
+	set, _ := b.IPSet() // fails on invalid ranges only, and there are none
+	return set
+}
+
+func (c *checker) indexes(path *field.Path, ranges []v1alpha1.ExcludeIndexRange, size *big.Int) []indexRange {
+	var out []indexRange
+	for i, r := range ranges {
+		at := path.Index(i)
+		switch {
+		case r.StartIndex < 0:
+			c.invalid(at.Child("startIndex"), r.StartIndex, "must not be negative")
+		case r.EndIndex < r.StartIndex:
+			c.invalid(at.Child("endIndex"), r.EndIndex, "must not be less than startIndex")
+		case big.NewInt(int64(r.EndIndex)).Cmp(size) >= 0:
+			c.invalid(at.Child("endIndex"), r.EndIndex, "is outside of a node's block of "+size.String()+" addresses")
+		default:
+			out = append(out, indexRange{from: int64(r.StartIndex), to: int64(r.EndIndex)})
+		}
+	}
+	return out
+}
+
+// routes returns the pool's routes with the default route where it is asked
+// for, sorted and without duplicates.
+func (c *checker) routes(path *field.Path, routes []v1alpha1.Route, subnet netip.Prefix, defaultGateway bool) []netip.Prefix {
+	var out []netip.Prefix
+	for i, r := range routes {
+		at := path.Index(i).Child("dst")
+		dst := c.prefix(at, r.Dst)
+		if !dst.IsValid() || !subnet.IsValid() {
+			continue
+		}
+		if dst.Addr().Is4() != subnet.Addr().Is4() {
+			c.invalid(at, r.Dst, "is not of the address family of the subnet "+subnet.String())
+		}
+		if defaultGateway && dst.Bits() == 0 {
+			c.invalid(at, r.Dst, "a default route cannot be set together with spec.defaultGateway")
+		}
+		out = append(out, dst)
+	}
+	if defaultGateway && subnet.IsValid() {
+		any := netip.IPv6Unspecified()
+		if subnet.Addr().Is4() {
+			any = netip.IPv4Unspecified()
+		}
+		out = append(out, netip.PrefixFrom(any, 0))
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return slices.Compact(out)
+}
+
+func (c *checker) staticAllocations(path *field.Path, entries []v1alpha1.CIDRPoolStaticAllocation, cidr netip.Prefix, p *Pool) []Assignment {
+	var out []Assignment
+	nodes, prefixes := map[string]bool{}, map[netip.Prefix]bool{}
+	for i, e := range entries {
+		at := path.Index(i)
+		prefix := c.network(at.Child("prefix"), e.Prefix)
+		gateway := c.optionalAddr(at.Child("gateway"), e.Gateway)
+		if !prefix.IsValid() {
+			continue
+		}
+		r := netipx.RangeOfPrefix(prefix)
+		switch {
+		case !cidr.Contains(prefix.Addr()):
+			c.invalid(at.Child("prefix"), e.Prefix, "is not part of the pool's cidr "+cidr.String())
+		case !p.grid.has(r):
+			c.invalid(at.Child("prefix"), e.Prefix, "prefix length must be spec.perNodeNetworkPrefix")
+		case prefixes[prefix]:
+			c.errs = append(c.errs, field.Duplicate(at.Child("prefix"), e.Prefix))
+		}
+		if gateway.IsValid() && !prefix.Contains(gateway) {
+			c.invalid(at.Child("gateway"), e.Gateway, "is outside of the prefix "+e.Prefix)
+		}
+		if e.NodeName != "" && nodes[e.NodeName] {
+			c.errs = append(c.errs, field.Duplicate(at.Child("nodeName"), e.NodeName))
+		}
+		nodes[e.NodeName], prefixes[prefix] = true, true
+		if !gateway.IsValid() {
+			gateway = p.layout.gateway(r)
+		}
+		out = append(out, Assignment{Node: e.NodeName, Range: r, Gateway: gateway})
+	}
+	return out
+}
+
+// ParseAddr parses an address to its canonical form: without a zone, which it
+// refuses, and with an IPv4 address in IPv6 notation as IPv4.
+func ParseAddr(text string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(text)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	if a.Zone() != "" {
+		return netip.Addr{}, &RequestError{"address " + text + " has a zone, which a pool cannot hand out"}
+	}
+	return a.Unmap(), nil
+}
+
+func union(set *netipx.IPSet, more ...netip.Addr) *netipx.IPSet {
+	var b netipx.IPSetBuilder
+	b.AddSet(set)
+	for _, a := range more {
+		b.Add(a)
+	}
+	out, _ := b.IPSet() // fails on invalid addresses only, and there are none
+	return out
+}
