@@ -1,0 +1,144 @@
+#!/usr/bin/env bash
+# Builds the real components that tests and the demo run, from the pinned tool
+# modules below hack/, once for every version, into the user's cache directory.
+#
+# Usage: [KUBE=1.37.2] hack/parts.sh PART...
+#   assets          a directory with etcd, kube-apiserver and kubectl side by
+#                   side, as envtest wants it; KUBEBUILDER_ASSETS, where it is
+#                   set, wins and nothing is built
+#   etcd, kube-apiserver, kubectl    one of those
+#   cni             the CNI plugins
+#   golangci-lint   the linter
+# Prints, for each PART, the directory that holds it, and nothing else, on
+# stdout; progress goes to stderr.
+set -euo pipefail
+
+KUBE=${KUBE:-1.37.2}
+hack=$(cd "$(dirname "$0")" && pwd)
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/crd-ipam
+export CGO_ENABLED=0 GOWORK=off
+
+say() { echo "parts: $*" >&2; }
+
+# version MODULE-DIR MODULE: the version that the module's go.mod pins.
+version() {
+	awk -v m="$2" '$1 == m {print $2; found = 1; exit} END {exit !found}' "$1/go.mod" ||
+		{ say "$1/go.mod does not require $2"; return 1; }
+}
+
+# describe PART sets how the part is built:
+#   module   the tool module that pins it
+#   dir      where its binaries go; the version is in the name, so that another
+#            version is another directory
+#   packages what go builds, and binaries, the names of the results
+#   flags    more arguments of go build
+describe() {
+	flags=(-trimpath -ldflags "-s -w")
+	case $1 in
+	etcd)
+		module=$hack/parts/etcd
+		dir=$cache/etcd-$(version "$module" go.etcd.io/etcd/server/v3)
+		packages=(go.etcd.io/etcd/server/v3)
+		;;
+	kube-apiserver | kube-controller-manager | kube-proxy | kube-scheduler | kubectl | kubelet)
+		module=$hack/parts/kube-$KUBE
+		[ -d "$module" ] || { say "KUBE=$KUBE: there is no $module"; return 1; }
+		local v
+		v=$(version "$module" k8s.io/kubernetes)
+		dir=$cache/kube-$v
+		packages=("k8s.io/kubernetes/cmd/$1")
+		flags=(-trimpath -ldflags "-s -w $(kube_version k8s.io/component-base/version "$v") $(kube_version k8s.io/client-go/pkg/version "$v")")
+		;;
+	cni)
+		module=$hack/parts/cni
+		dir=$cache/cni-$(version "$module" github.com/containernetworking/plugins)
+		mapfile -t packages < <(awk '/^\)/ {on = 0} on {print $1} /^tool \(/ {on = 1}' "$module/go.mod")
+		;;
+	golangci-lint)
+		module=$hack/lint
+		dir=$cache/golangci-lint-$(version "$module" github.com/golangci/golangci-lint/v2)
+		packages=(github.com/golangci/golangci-lint/v2/cmd/golangci-lint)
+		;;
+	*)
+		say "unknown part: $1"
+		return 1
+		;;
+	esac
+	[ "$1" = etcd ] && binaries=(etcd) || binaries=("${packages[@]##*/}")
+}
+
+# kube_version PACKAGE VERSION: the linker flags without which an API server
+# believes to be v0.0.0 and does not become ready.
+kube_version() {
+	local major minor
+	IFS=. read -r major minor _ <<<"${2#v}"
+	echo "-X $1.gitVersion=$2 -X $1.gitMajor=$major -X $1.gitMinor=$minor"
+}
+
+built() {
+	local b
+	for b in "${binaries[@]}"; do [ -x "$dir/$b" ] || return 1; done
+}
+
+# build PART makes sure that the part is in its directory.
+build() {
+	describe "$1"
+	if built; then return; fi
+	mkdir -p "$cache"
+	exec 9>"$cache/lock"
+	flock -n 9 || { say "waiting for another build to finish"; flock 9; }
+	if ! built; then # by that other one
+		local start=$SECONDS i
+		say "building $1 (${dir##*/}); the first time this takes from seconds to some minutes"
+		rm -rf "$cache"/.build.* # of one that was killed
+		tmp=$(mktemp -d "$cache/.build.XXXXXX")
+		heartbeat "$1" 9>&- &
+		beat=$!
+		trap 'kill "$beat" 2>/dev/null; rm -rf "$tmp"' EXIT
+		for i in "${!packages[@]}"; do
+			(cd "$module" && go build "${flags[@]}" -o "$tmp/${binaries[$i]}" "${packages[$i]}") 9>&-
+		done
+		# Only whole files get here, and a rename is all or nothing.
+		mkdir -p "$dir"
+		mv "$tmp"/* "$dir"
+		kill "$beat"
+		wait "$beat" 2>/dev/null || true
+		rm -rf "$tmp"
+		trap - EXIT
+		say "built $1 in $((SECONDS - start)) s"
+	fi
+	exec 9>&-
+}
+
+# heartbeat PART says every 30 s that it is still being built. It ends with this
+# script, however that ends.
+heartbeat() {
+	local n=0
+	while sleep 1 && kill -0 $$ 2>/dev/null; do
+		n=$((n + 1))
+		[ $((n % 30)) -ne 0 ] || say "still building $1 after $n s"
+	done
+}
+
+# assets makes the directory for envtest: links to parts that have directories
+# of their own, so that two versions of kube share one etcd.
+assets() {
+	if [ -n "${KUBEBUILDER_ASSETS:-}" ]; then
+		dir=$KUBEBUILDER_ASSETS
+		return
+	fi
+	local p links=$cache/assets-$KUBE
+	mkdir -p "$links"
+	for p in etcd kube-apiserver kubectl; do
+		build "$p"
+		ln -sfn "$dir/$p" "$links/$p.$$"
+		mv -T "$links/$p.$$" "$links/$p"
+	done
+	dir=$links
+}
+
+[ $# -gt 0 ] || { sed -n '2,/^set /{/^#/p}' "$0" >&2; exit 2; }
+for part in "$@"; do
+	if [ "$part" = assets ]; then assets; else build "$part"; fi
+	echo "$dir"
+done
