@@ -33,28 +33,44 @@ type Block struct {
 }
 
 // Block returns what a node needs to know about the block that it was assigned.
-// Where the pool's subnet was changed under a block, only what lies in both is
-// usable.
+// Where the pool's subnet was changed under a block, only its hosts that lie in
+// both are usable.
 func (p *Pool) Block(a Assignment) *Block {
 	if !a.Gateway.IsValid() {
 		a.Gateway = p.layout.gateway(a.Range)
 	}
 	subnet, r := p.layout.view(a.Range)
 	var b netipx.IPSetBuilder
-	if inside, ok := intersection(r, netipx.RangeOfPrefix(p.Subnet)); ok {
-		b.AddRange(inside)
-	}
-	b.RemoveSet(p.excluded)
-	for _, x := range p.perNode {
-		if positions, ok := x.of(a.Range); ok {
-			b.RemoveRange(positions)
+	for _, part := range p.open(a.Range) {
+		for _, bound := range []netipx.IPRange{r, hosts(subnet), netipx.RangeOfPrefix(p.Subnet)} {
+			part, _ = intersection(part, bound)
+		}
+		if part.IsValid() {
+			b.AddRange(part)
 		}
 	}
+	b.RemoveSet(p.excluded)
 	if a.Gateway.IsValid() {
 		b.Remove(a.Gateway)
 	}
 	usable, _ := b.IPSet() // fails on invalid ranges only, and there are none
 	return &Block{Pool: p.Ref, Subnet: subnet, Range: r, Usable: usable.Ranges(), Gateway: a.Gateway, Routes: p.routes}
+}
+
+// open returns the parts of the block r that no per-node exclusion covers.
+func (p *Pool) open(r netipx.IPRange) []netipx.IPRange {
+	if len(p.perNode) == 0 {
+		return []netipx.IPRange{r}
+	}
+	var b netipx.IPSetBuilder
+	b.AddRange(r)
+	for _, x := range p.perNode {
+		if positions, ok := x.of(r); ok {
+			b.RemoveRange(positions)
+		}
+	}
+	set, _ := b.IPSet() // fails on invalid ranges only, and there are none
+	return set.Ranges()
 }
 
 // of returns the addresses at the positions x of r, or false where r is too
@@ -91,19 +107,19 @@ func intersection(a, b netipx.IPRange) (netipx.IPRange, bool) {
 // the block starts at the block's first address.
 func (b *Block) Candidates(last netip.Addr) iter.Seq[netip.Addr] {
 	return func(yield func(netip.Addr) bool) {
-		if b.Range.Contains(last) {
-			if !each(b.Usable, last.Next(), b.Range.To(), yield) {
-				return
-			}
-			each(b.Usable, b.Range.From(), last, yield)
+		if !b.Range.Contains(last) {
+			last = b.Range.To()
+		}
+		next := last.Next() // zero after the family's last address
+		if next.IsValid() && !each(b.Usable, next, b.Range.To(), yield) {
 			return
 		}
-		each(b.Usable, b.Range.From(), b.Range.To(), yield)
+		each(b.Usable, b.Range.From(), last, yield)
 	}
 }
 
 // each yields the addresses of rs that are not before from nor after to, and
-// reports whether to go on. A zero from is after the family's last address.
+// reports whether to go on.
 func each(rs []netipx.IPRange, from, to netip.Addr, yield func(netip.Addr) bool) bool {
 	for _, r := range rs {
 		part, ok := intersection(r, netipx.IPRangeFrom(from, to))

@@ -20,17 +20,23 @@ import (
 // The rules, in their order:
 //
 //  1. A node that holds addresses keeps its block, whatever else has changed: a
-//     block is not moved or given away under a live pod.
+//     block is not moved or given away under a live pod. Of two such blocks that
+//     overlap, the first in current counts.
 //  2. A static allocation gives its node its prefix, and keeps it from others.
 //  3. Any other node that is still selected keeps its block, if that is still one
-//     of the pool's.
+//     of the pool's and has an address that is not excluded.
 //  4. Every other node, by name, is given the first block that is free and has
 //     an address that is not excluded.
 //
 // It returns the blocks sorted by address, and the nodes that there was no room
 // for, sorted by name.
 func (p *Pool) Carve(current []Assignment, nodes []string, holds func(node string) bool) (blocks []Assignment, unserved []string) {
-	c := carving{pool: p, position: new(big.Int)}
+	c := carving{pool: p, fixed: map[string]Assignment{}, served: map[string]bool{}, position: new(big.Int)}
+	for _, s := range p.static {
+		if s.Node != "" {
+			c.fixed[s.Node] = s
+		}
+	}
 	nodes = slices.Compact(slices.Sorted(slices.Values(nodes)))
 	selected := func(node string) bool { _, ok := slices.BinarySearch(nodes, node); return ok }
 
@@ -39,10 +45,8 @@ func (p *Pool) Carve(current []Assignment, nodes []string, holds func(node strin
 			c.give(a)
 		}
 	}
-	var fixed []string
 	for _, s := range p.static { // rule 2
 		if s.Node != "" && selected(s.Node) {
-			fixed = append(fixed, s.Node)
 			c.give(s)
 		}
 	}
@@ -50,8 +54,8 @@ func (p *Pool) Carve(current []Assignment, nodes []string, holds func(node strin
 		c.taken.add(s.Range)
 	}
 	for _, a := range current { // rule 3
-		if selected(a.Node) && !slices.Contains(fixed, a.Node) && p.grid.has(a.Range) {
-			c.give(Assignment{Node: a.Node, Range: a.Range, Gateway: p.layout.gateway(a.Range)})
+		if selected(a.Node) && !c.hasFixed(a.Node) && p.grid.has(a.Range) && !p.wasted(a.Range) {
+			c.give(a)
 		}
 	}
 	for _, node := range nodes { // rule 4
@@ -59,14 +63,14 @@ func (p *Pool) Carve(current []Assignment, nodes []string, holds func(node strin
 			continue
 		}
 		r, ok := netipx.IPRange{}, false
-		if !slices.Contains(fixed, node) {
+		if !c.hasFixed(node) {
 			r, ok = c.next()
 		}
 		if !ok {
 			unserved = append(unserved, node)
 			continue
 		}
-		c.give(Assignment{Node: node, Range: r, Gateway: p.layout.gateway(r)})
+		c.give(Assignment{Node: node, Range: r})
 	}
 	slices.SortFunc(c.blocks, func(a, b Assignment) int { return a.Range.From().Compare(b.Range.From()) })
 	return c.blocks, unserved
@@ -75,6 +79,7 @@ func (p *Pool) Carve(current []Assignment, nodes []string, holds func(node strin
 // carving is the state of one Carve.
 type carving struct {
 	pool     *Pool
+	fixed    map[string]Assignment // static allocations by node
 	blocks   []Assignment
 	served   map[string]bool
 	taken    ranges
@@ -86,11 +91,24 @@ func (c *carving) give(a Assignment) {
 	if c.served[a.Node] || !c.taken.add(a.Range) {
 		return
 	}
-	if c.served == nil {
-		c.served = map[string]bool{}
-	}
+	a.Gateway = c.gateway(a)
 	c.served[a.Node] = true
 	c.blocks = append(c.blocks, a)
+}
+
+func (c *carving) hasFixed(node string) bool { _, ok := c.fixed[node]; return ok }
+
+// gateway returns the gateway of a block as the specification has it now. A
+// block that is none of the pool's any more was cut from an earlier one, and so
+// was its gateway.
+func (c *carving) gateway(a Assignment) netip.Addr {
+	if s, ok := c.fixed[a.Node]; ok && s.Range == a.Range {
+		return s.Gateway
+	}
+	if a.Gateway.IsValid() && !c.pool.grid.has(a.Range) {
+		return a.Gateway
+	}
+	return c.pool.layout.gateway(a.Range)
 }
 
 // next returns the first free block that has an address to hand out. It jumps
@@ -105,7 +123,7 @@ func (c *carving) next() (netipx.IPRange, bool) {
 		}
 		over, taken := c.taken.overlapping(block)
 		if !taken {
-			over, taken = c.pool.unusable.containing(block)
+			over, taken = c.pool.waste(block)
 		}
 		if !taken {
 			return block, true
@@ -117,6 +135,27 @@ func (c *carving) next() (netipx.IPRange, bool) {
 		}
 		c.position = to
 	}
+}
+
+// wasted reports whether a block has no address that is not excluded.
+func (p *Pool) wasted(block netipx.IPRange) bool {
+	_, yes := p.waste(block)
+	return yes
+}
+
+// waste returns the last of the excluded ranges that together leave no address
+// of a block, or false where they leave one. As in nv-ipam, the network address
+// of a CIDRPool's prefix counts as an address here, its broadcast address not.
+func (p *Pool) waste(block netipx.IPRange) (over netipx.IPRange, yes bool) {
+	_, hosts := p.layout.view(block)
+	// Per-node exclusions that leave nothing do so in every block to come.
+	over, yes = netipx.IPRangeFrom(block.From(), p.grid.last), true
+	for _, part := range p.open(netipx.IPRangeFrom(block.From(), hosts.To())) {
+		if over, yes = p.unusable.containing(part); !yes {
+			break
+		}
+	}
+	return over, yes
 }
 
 // ranges are disjoint ranges of addresses in ascending order.

@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"strings"
 
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 )
 
@@ -78,12 +80,21 @@ func Match(blocks []*Block, want Want) ([]netip.Addr, error) {
 
 // at returns the address at a position in the block.
 func (b *Block) at(index int) (netip.Addr, error) {
-	a, ok := offset(b.Range.From(), big.NewInt(int64(index)))
-	if index < 0 || !ok || !b.Range.Contains(a) {
+	a, _ := offset(b.Range.From(), big.NewInt(int64(index))) // zero is nowhere
+	switch {
+	case index >= 0 && a.IsValid() && a == b.Gateway:
+		return netip.Addr{}, refuse("requested IP index \"%d\" is the actual gateway, use allocate_default_gateway feature instead", index)
+	case !b.Range.Contains(a) || !b.Subnet.Contains(a):
 		return netip.Addr{}, refuse("requested IP index \"%d\" is outside of the given chunk", index)
 	}
-	if a == b.Gateway {
-		return netip.Addr{}, refuse("requested IP index \"%d\" is the actual gateway, use allocate_default_gateway feature instead", index)
-	}
 	return a, nil
+}
+
+// Invalid returns the error of a pool whose specification is not valid, or nil
+// where nothing is wrong with it.
+func Invalid(ref v1alpha1.PoolReference, errs field.ErrorList) error {
+	if len(errs) == 0 {
+		return nil
+	}
+	return refuse("%s %q is invalid: %v", ref.Kind, ref.Name, errs.ToAggregate())
 }

@@ -64,7 +64,7 @@ func FromCIDRPool(obj *v1alpha1.CIDRPool) (*Pool, field.ErrorList) {
 
 	cidr := c.network(spec.Child("cidr"), obj.Spec.CIDR)
 	bits := int(obj.Spec.PerNodeNetworkPrefix)
-	layout := ownSubnet{bits: bits, gatewayIndex: obj.Spec.GatewayIndex}
+	layout := ownSubnet{gatewayIndex: obj.Spec.GatewayIndex}
 	p := &Pool{
 		Ref:      v1alpha1.PoolReference{Kind: v1alpha1.PoolKindCIDRPool, Name: obj.Name},
 		selector: c.nodeSelector(spec.Child("nodeSelector"), obj.Spec.NodeSelector),
@@ -83,11 +83,8 @@ func FromCIDRPool(obj *v1alpha1.CIDRPool) (*Pool, field.ErrorList) {
 	p.grid = grid{first: cidr.Addr(), last: netipx.PrefixLastIP(cidr), step: step}
 	p.unusable = p.excluded.Ranges()
 	p.perNode = c.indexes(spec.Child("perNodeExclusions"), obj.Spec.PerNodeExclusions, step)
-	if i := obj.Spec.GatewayIndex; i != nil {
-		gw := layout.gateway(netipx.RangeOfPrefix(first))
-		if *i < 0 || !hosts(first).Contains(gw) {
-			c.invalid(spec.Child("gatewayIndex"), *i, "is outside of the host addresses of a node's prefix")
-		}
+	if i := obj.Spec.GatewayIndex; i != nil && !layout.gateway(netipx.RangeOfPrefix(first)).IsValid() {
+		c.invalid(spec.Child("gatewayIndex"), *i, "is outside of the host addresses of a node's prefix")
 	}
 	p.static = c.staticAllocations(spec.Child("staticAllocations"), obj.Spec.StaticAllocations, cidr, p)
 	if len(c.errs) > 0 {

@@ -24,8 +24,9 @@ type Pool struct {
 	grid     grid
 	static   []Assignment // of a CIDRPool; Node is empty where a prefix is kept for nobody
 	excluded *netipx.IPSet
-	// unusable are addresses that make a block useless when it has no others:
-	// the excluded ones, and the gateway where a block is a single address.
+	// unusable are addresses that make a block a waste when it has no others but
+	// those at perNode: the excluded ones, and the gateway where a block of an
+	// IPPool is a single address.
 	unusable ranges
 	perNode  []indexRange
 	routes   []netip.Prefix
@@ -36,7 +37,7 @@ type Pool struct {
 
 // layout turns an assigned range into what a node needs to know about it.
 type layout interface {
-	// gateway of the block r, zero when there is none.
+	// gateway of the block r, zero when there is none in it.
 	gateway(r netipx.IPRange) netip.Addr
 	// view returns the subnet that addresses of the block r belong to and the
 	// part of r that may be handed out.
@@ -55,7 +56,6 @@ func (l sharedSubnet) view(r netipx.IPRange) (netip.Prefix, netipx.IPRange) { re
 
 // ownSubnet is the layout of a CIDRPool: a prefix and a gateway for each node.
 type ownSubnet struct {
-	bits         int
 	gatewayIndex *int32
 }
 
@@ -64,11 +64,19 @@ func (l ownSubnet) gateway(r netipx.IPRange) netip.Addr {
 		return netip.Addr{}
 	}
 	gw, _ := offset(r.From(), big.NewInt(int64(*l.gatewayIndex)))
+	if _, inside := l.view(r); !inside.Contains(gw) {
+		return netip.Addr{}
+	}
 	return gw
 }
 
+// view takes the prefix from r and not from the specification: a node that holds
+// addresses keeps its prefix when perNodeNetworkPrefix is edited.
 func (l ownSubnet) view(r netipx.IPRange) (netip.Prefix, netipx.IPRange) {
-	prefix := netip.PrefixFrom(r.From(), l.bits)
+	prefix, ok := r.Prefix()
+	if !ok {
+		return netip.Prefix{}, netipx.IPRange{} // no prefix, no addresses
+	}
 	return prefix, hosts(prefix)
 }
 

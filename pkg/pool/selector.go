@@ -4,7 +4,10 @@
 package pool
 
 import (
+	"errors"
+
 	corev1 "k8s.io/api/core/v1"
+	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 )
@@ -27,8 +30,23 @@ func (c *checker) nodeSelector(path *field.Path, s *corev1.NodeSelector) *nodeaf
 		return nil
 	}
 	parsed, err := nodeaffinity.NewNodeSelector(s, field.WithPath(path))
-	if err != nil {
-		c.errs = append(c.errs, field.Invalid(path, "", err.Error()))
+	for _, e := range parts(err) {
+		var at *field.Error // names the very field
+		if !errors.As(e, &at) {
+			at = field.Invalid(path, s.String(), e.Error())
+		}
+		c.errs = append(c.errs, at)
 	}
 	return parsed
+}
+
+// parts returns the errors that err is made of.
+func parts(err error) []error {
+	if all, ok := err.(utilerrors.Aggregate); ok {
+		return all.Errors()
+	}
+	if err != nil {
+		return []error{err}
+	}
+	return nil
 }

@@ -42,7 +42,7 @@ func CIDRPoolAssignments(in []v1alpha1.CIDRPoolAllocation) []Assignment {
 	out := make([]Assignment, 0, len(in))
 	for _, e := range in {
 		prefix, err := netip.ParsePrefix(e.Prefix)
-		if err != nil {
+		if err != nil || prefix.Addr().Is4In6() {
 			continue
 		}
 		gateway, _ := ParseAddr(e.Gateway) // zero where there is none
