@@ -1,0 +1,304 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package claim
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
+)
+
+// Request is one attachment's wish for addresses.
+type Request struct {
+	Attachment
+	// Pools to take one address of each from, in this order.
+	Pools []v1alpha1.PoolReference
+	// Want is what is asked for beyond any address at all.
+	Want pool.Want
+	// Network, Pod and DeviceID are noted in the allocation.
+	Network  string
+	Pod      v1alpha1.PodReference
+	DeviceID string
+}
+
+// Claim is an address that was claimed, and the block that it belongs to.
+type Claim struct {
+	Address netip.Addr
+	Block   *pool.Block
+}
+
+// Allocate claims one address of each pool, or none at all. It may return
+// ErrPoolNotFound, ErrExhausted, ErrUnavailable, InUseError and
+// pool.RequestError.
+//
+// In the common case that is two requests for each pool: the pool's metadata is
+// read and the allocation is created.
+func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
+	c.settleDebts(ctx, debtsPerCall)
+	if !c.Hint.Complete() {
+		if _, err := c.rebuild(ctx); err != nil {
+			return nil, err
+		}
+	}
+	blocks := make([]*pool.Block, len(req.Pools))
+	for i, ref := range req.Pools {
+		b, err := c.block(ctx, ref)
+		if err != nil {
+			return nil, err
+		}
+		blocks[i] = b
+	}
+	wanted, err := pool.Match(blocks, req.Want)
+	if err != nil {
+		return nil, err
+	}
+
+	claims := make([]Claim, 0, len(blocks))
+	var helds []Held
+	for i, b := range blocks {
+		held, err := c.claim(ctx, req, b, wanted[i])
+		if err != nil {
+			return nil, errors.Join(err, c.giveBack(ctx, helds))
+		}
+		helds = append(helds, held)
+		claims = append(claims, Claim{Address: held.Address, Block: b})
+	}
+	return claims, nil
+}
+
+// claim claims the wanted address of a block, or any where that is zero.
+func (c *Claimer) claim(ctx context.Context, req Request, b *pool.Block, wanted netip.Addr) (Held, error) {
+	if wanted.IsValid() {
+		_, err := c.Hint.Hold(b.Pool.Name, wanted, req.Attachment)
+		c.hintFailed("holding an address", err)
+		return c.create(ctx, req, b, wanted)
+	}
+	if before := c.claimedBefore(req, b); before.IsValid() {
+		held, err := c.create(ctx, req, b, before)
+		if !isInUse(err) {
+			return held, err
+		}
+	}
+	return c.claimAny(ctx, req, b)
+}
+
+// claimedBefore returns the address that this very attachment already has in the
+// pool: an ADD whose answer was lost is asked again, and must not take a second.
+func (c *Claimer) claimedBefore(req Request, b *pool.Block) netip.Addr {
+	found, err := c.Hint.FindIn(b.Pool.Name, req.Attachment)
+	c.hintFailed("finding the attachment", err)
+	for _, held := range found {
+		if b.Range.Contains(held.Address) {
+			return held.Address
+		}
+	}
+	return netip.Addr{}
+}
+
+// maxCollisions is how many addresses in a row may turn out to be held by others
+// before asking for all of them at once is cheaper.
+const maxCollisions = 3
+
+// claimAny claims the next free address of the block. The hint proposes, create
+// decides. Only after a list of what is really held may it say that nothing is
+// free: the hint holds too much rather than too little.
+func (c *Claimer) claimAny(ctx context.Context, req Request, b *pool.Block) (Held, error) {
+	last := c.Hint.Last(b.Pool)
+	var listed map[netip.Addr]bool
+	for {
+		held, stopped, err := c.tryCandidates(ctx, req, b, last, listed)
+		if err != nil || held.Address.IsValid() {
+			return held, err
+		}
+		if listed != nil {
+			return Held{}, exhausted(b.Pool)
+		}
+		c.settleDebts(ctx, math.MaxInt)
+		if listed, err = c.syncPool(ctx, b); err != nil {
+			return Held{}, err
+		}
+		last = stopped
+	}
+}
+
+// tryCandidates tries the addresses after last in turn. It returns no address
+// where there are no more, or where too many were held by others and nothing is
+// listed yet, and then where it stopped.
+func (c *Claimer) tryCandidates(ctx context.Context, req Request, b *pool.Block, last netip.Addr, listed map[netip.Addr]bool) (held Held, stopped netip.Addr, err error) {
+	unsettled, err := c.Hint.unsettled()
+	c.hintFailed("reading what is being released", err)
+	collisions := 0
+	for addr := range b.Candidates(last) {
+		if _, taken := listed[addr]; taken || unsettled[Name(b.Pool.Name, addr)] {
+			continue
+		}
+		free, err := c.Hint.Hold(b.Pool.Name, addr, req.Attachment)
+		c.hintFailed("holding an address", err)
+		if err == nil && !free {
+			continue
+		}
+		held, err := c.create(ctx, req, b, addr)
+		if err == nil {
+			c.hintFailed("noting where round robin stopped", c.Hint.SetLast(b.Pool, addr))
+			return held, addr, nil
+		}
+		if !isInUse(err) {
+			return Held{}, addr, err
+		}
+		c.Log.Debug("candidate is held by another", "error", err)
+		c.hintFailed("marking an address", c.Hint.SetElsewhere(Held{Attachment: req.Attachment, Pool: b.Pool.Name, Address: addr}))
+		if collisions++; collisions == maxCollisions && listed == nil {
+			return Held{}, addr, nil
+		}
+	}
+	return Held{}, last, nil
+}
+
+// create claims one address. A claim of this very attachment that is there
+// already is its own, from a call whose answer was lost.
+func (c *Claimer) create(ctx context.Context, req Request, b *pool.Block, addr netip.Addr) (Held, error) {
+	client := c.Client.IPAllocations(c.Namespace)
+	alloc := c.allocation(req, b, addr)
+	held := Held{Attachment: req.Attachment, Pool: b.Pool.Name, Address: addr}
+
+	err := retry(ctx, func() error {
+		created, err := client.Create(ctx, alloc, metav1.CreateOptions{})
+		if err == nil {
+			held.UID = created.UID
+			return nil
+		}
+		if !apierrors.IsAlreadyExists(err) {
+			return err
+		}
+		holder, err := client.Get(ctx, alloc.Name, metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(err): // released between the two requests
+			return apierrors.NewServerTimeout(v1alpha1.Resource("ipallocations"), "create", 0)
+		case err != nil:
+			return err
+		case attachmentOf(holder) != req.Attachment:
+			return &InUseError{Address: addr, Holder: holder}
+		}
+		held.UID = holder.UID
+		return nil
+	})
+	switch {
+	case err == nil:
+		c.hintFailed("entering a claim", c.Hint.Set(held))
+		return held, nil
+	case errors.Is(err, ErrUnavailable): // nobody knows whether the create was carried out
+		return Held{}, errors.Join(fmt.Errorf("claiming %s: %w", addr, err), c.giveBack(ctx, []Held{held}))
+	default:
+		c.hintFailed("letting go of an address", c.Hint.Drop(held))
+		return Held{}, err
+	}
+}
+
+func isInUse(err error) bool {
+	var inUse *InUseError
+	return errors.As(err, &inUse)
+}
+
+// giveBack releases what a failed call has claimed, even when its time is over.
+func (c *Claimer) giveBack(ctx context.Context, helds []Held) error {
+	if len(helds) == 0 {
+		return nil
+	}
+	ctx, cancel := contextForCleanup(ctx)
+	defer cancel()
+	return c.releaseAll(ctx, helds)
+}
+
+func (c *Claimer) allocation(req Request, b *pool.Block, addr netip.Addr) *v1alpha1.IPAllocation {
+	return &v1alpha1.IPAllocation{
+		ObjectMeta: metav1.ObjectMeta{
+			Name:      Name(b.Pool.Name, addr),
+			Namespace: c.Namespace,
+			Labels: map[string]string{
+				v1alpha1.LabelPool:      LabelValue(b.Pool.Name),
+				v1alpha1.LabelNode:      LabelValue(c.Node),
+				v1alpha1.LabelContainer: ContainerLabel(req.ContainerID),
+			},
+		},
+		Spec: v1alpha1.IPAllocationSpec{
+			PoolRef:       b.Pool,
+			Address:       addr.String(),
+			NodeName:      c.Node,
+			PodRef:        req.Pod,
+			ContainerID:   req.ContainerID,
+			InterfaceName: req.Interface,
+			NetworkName:   req.Network,
+			DeviceID:      req.DeviceID,
+			Requested:     len(req.Want.Addresses) > 0 || req.Want.DefaultGateway || req.Want.Index != nil,
+		},
+	}
+}
+
+// syncPool makes the hint agree with what the API server says is held in the
+// pool, and returns that: true for what this node holds. It reads names only,
+// page by page: a pool may hold 100,000.
+func (c *Claimer) syncPool(ctx context.Context, b *pool.Block) (map[netip.Addr]bool, error) {
+	selector := labels.Set{v1alpha1.LabelPool: LabelValue(b.Pool.Name)}.String()
+	listed := map[netip.Addr]bool{}
+	var at time.Time
+	err := retry(ctx, func() error {
+		clear(listed)
+		at = time.Now()
+		next := ""
+		for {
+			page, err := c.listNames(ctx, selector, next)
+			if err != nil {
+				return err
+			}
+			for _, item := range page.Items {
+				if _, addr, err := ParseName(item.Metadata.Name); err == nil {
+					listed[addr] = item.Metadata.Labels[v1alpha1.LabelNode] == LabelValue(c.Node)
+				}
+			}
+			if next = page.Metadata.Continue; next == "" {
+				return nil
+			}
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing the allocations of pool %s: %w", b.Pool.Name, err)
+	}
+	c.hintFailed("entering what is held", c.Hint.Sync(b.Pool.Name, at, b.Range.Contains, listed))
+	c.Log.Info("listed what is held in the pool", "pool", b.Pool.Name, "allocations", len(listed))
+	return listed, nil
+}
+
+// names is as much of a list as is read.
+type names struct {
+	Metadata metav1.ListMeta `json:"metadata"`
+	Items    []struct {
+		Metadata struct {
+			Name   string            `json:"name"`
+			Labels map[string]string `json:"labels"`
+		} `json:"metadata"`
+	} `json:"items"`
+}
+
+func (c *Claimer) listNames(ctx context.Context, selector, next string) (*names, error) {
+	data, err := c.Client.RESTClient().Get().Namespace(c.Namespace).Resource("ipallocations").
+		Param("labelSelector", selector).Param("limit", fmt.Sprint(pageSize)).Param("continue", next).
+		SetHeader("Accept", "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1").
+		Do(ctx).Raw()
+	if err != nil {
+		return nil, err
+	}
+	page := &names{}
+	return page, json.Unmarshal(data, page)
+}

@@ -1,0 +1,481 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package claim
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
+)
+
+// Attachment is one interface of one container: what CNI adds and deletes.
+type Attachment struct {
+	ContainerID string
+	Interface   string
+}
+
+// Held is an address that an attachment holds, as the hint has it.
+type Held struct {
+	Attachment
+	Pool    string // the pool's name
+	Address netip.Addr
+	// UID of the IPAllocation; empty while its create has not been answered.
+	UID types.UID
+}
+
+// Hint is the node's directory of beliefs.
+//
+//	claims/POOL/ADDRESS   -> CONTAINER/INTERFACE/UID   held by this node
+//	claims/POOL/ADDRESS   -> elsewhere                 seen to be held by another
+//	releasing/NAME@HASH   -> CONTAINER/INTERFACE/UID   a call is about to delete it
+//	owed/NAME@HASH        -> CONTAINER/INTERFACE/UID   the next call has to delete it
+//	pools/TYPE.POOL.json                               the pool as this node sees it
+//	pools/TYPE.POOL.last  -> ADDRESS                   where round robin stopped
+//	complete                                           claims/ has all of this node's
+//	lock                                               held to change an entry, never across a request
+//
+// An entry is a symbolic link that points at text, not at a file: making one is
+// one system call that either finds the name free or does not, and its text is
+// never torn. `ls -l` shows who has what.
+type Hint struct{ dir string }
+
+// elsewhere is the text of an address that somebody else was seen to hold.
+const elsewhere = "elsewhere"
+
+// settleTime is how long an entry without UID may belong to a call that is still
+// under way: more than the longest call takes.
+const settleTime = 2 * time.Minute
+
+// NewHint returns the hint in dir, which it makes when something is written.
+func NewHint(dir string) *Hint { return &Hint{dir: dir} }
+
+func (h *Hint) path(parts ...string) string {
+	return filepath.Join(append([]string{h.dir}, parts...)...)
+}
+
+// Complete reports whether the hint holds at least what this node holds, and
+// can go on doing so. A new directory does not: the node may have claims from
+// before. Nor does one that cannot be written.
+func (h *Hint) Complete() bool {
+	if _, err := os.Lstat(h.path("complete")); err != nil {
+		return false
+	}
+	const writable = 2 // W_OK
+	return syscall.Access(h.dir, writable) == nil
+}
+
+func (h *Hint) setComplete() error {
+	if err := os.MkdirAll(h.dir, 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(h.path("complete"), nil, 0o600)
+}
+
+// forget makes the next call rebuild the hint: something could not be written.
+func (h *Hint) forget() { _ = os.Remove(h.path("complete")) }
+
+// Hold enters an address for an attachment that is about to claim it, and
+// reports whether it was free. It is how the processes on one node keep out of
+// each other's way without a request.
+func (h *Hint) Hold(poolName string, addr netip.Addr, att Attachment) (bool, error) {
+	err := h.link(att.text(""), "claims", poolName, addr.String())
+	if errors.Is(err, fs.ErrExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Set enters what the API server has said: the address is the attachment's.
+func (h *Hint) Set(held Held) error {
+	return h.replace(held.text(held.UID), "claims", held.Pool, held.Address.String())
+}
+
+// SetElsewhere enters that somebody else holds the address that was to be
+// claimed.
+func (h *Hint) SetElsewhere(held Held) error {
+	if err := h.Drop(held); err != nil {
+		return err
+	}
+	return h.mark(held.Pool, held.Address)
+}
+
+func (h *Hint) mark(poolName string, addr netip.Addr) error {
+	err := h.link(elsewhere, "claims", poolName, addr.String())
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return err
+}
+
+// Drop removes an entry, unless it has become another one's since it was read.
+func (h *Hint) Drop(held Held) error {
+	return h.dropIf(held.text(held.UID), "claims", held.Pool, held.Address.String())
+}
+
+// Find returns what the attachment holds, of all pools.
+func (h *Hint) Find(att Attachment) ([]Held, error) {
+	pools, err := h.names("claims")
+	if err != nil {
+		return nil, err
+	}
+	var found []Held
+	for _, p := range pools {
+		of, err := h.FindIn(p, att)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, of...)
+	}
+	return found, nil
+}
+
+// FindIn returns what the attachment holds of one pool.
+func (h *Hint) FindIn(poolName string, att Attachment) ([]Held, error) {
+	var found []Held
+	err := h.each(poolName, func(held Held, text string) error {
+		if held.Attachment == att {
+			found = append(found, held)
+		}
+		return nil
+	})
+	return found, err
+}
+
+// each calls f with the entries of a pool. An entry that is nobody's here has an
+// empty attachment.
+func (h *Hint) each(poolName string, f func(held Held, text string) error) error {
+	names, err := h.names("claims", poolName)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		addr, err := netip.ParseAddr(name)
+		if err != nil {
+			continue
+		}
+		text, err := os.Readlink(h.path("claims", poolName, name))
+		if err != nil { // dropped by another process meanwhile
+			continue
+		}
+		held := Held{Pool: poolName, Address: addr}
+		held.Attachment, held.UID = parseText(text)
+		if err := f(held, text); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Rebuild enters all that the API server says this node holds, after which the
+// hint is complete.
+func (h *Hint) Rebuild(all []Held) error {
+	unsettled, err := h.unsettled()
+	if err != nil {
+		return err
+	}
+	for _, held := range all {
+		if unsettled[held.key()] {
+			continue
+		}
+		if err := h.Set(held); err != nil {
+			return err
+		}
+	}
+	return h.setComplete()
+}
+
+// Sync makes the entries of a pool agree with what the API server listed of it
+// at a time: listed has every address that is held, true where it is held by
+// this node. Only addresses inside are entered.
+func (h *Hint) Sync(poolName string, at time.Time, inside func(netip.Addr) bool, listed map[netip.Addr]bool) error {
+	known := map[netip.Addr]bool{} // as this node's
+	err := h.each(poolName, func(held Held, text string) error {
+		known[held.Address] = text != elsewhere
+		_, still := listed[held.Address]
+		if still || text != elsewhere && !h.stale(held, at) {
+			return nil
+		}
+		return h.dropIf(text, "claims", poolName, held.Address.String())
+	})
+	if err != nil {
+		return err
+	}
+	unsettled, err := h.unsettled()
+	if err != nil {
+		return err
+	}
+	for addr, ours := range listed {
+		if ours && !known[addr] && !unsettled[Name(poolName, addr)] {
+			h.forget() // somebody has been in the directory
+		}
+		if !inside(addr) {
+			continue
+		}
+		if err := h.mark(poolName, addr); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stale reports whether a claim that was not listed at a time is no more. One
+// that was entered since may be too new for the list, and one without UID may
+// be about to be made.
+func (h *Hint) stale(held Held, at time.Time) bool {
+	entry := []string{"claims", held.Pool, held.Address.String()}
+	if held.UID == "" {
+		return !h.young(entry...)
+	}
+	const coarse = time.Second // file times are behind the clock by some milliseconds
+	info, err := os.Lstat(h.path(entry...))
+	return err == nil && info.ModTime().Before(at.Add(-coarse))
+}
+
+// young reports whether an entry may belong to a call that is still under way.
+// A clock that was set back does not make an entry young for ever.
+func (h *Hint) young(parts ...string) bool {
+	info, err := os.Lstat(h.path(parts...))
+	return err == nil && time.Since(info.ModTime()).Abs() < settleTime
+}
+
+// Releasing enters a release that is about to be carried out, and takes the
+// address out of the claims.
+func (h *Hint) Releasing(held Held) error {
+	err := h.link(held.text(held.UID), "releasing", debtName(held))
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return h.Drop(held)
+}
+
+// Owe enters that a release could not be carried out now.
+func (h *Hint) Owe(held Held) error {
+	if err := os.MkdirAll(h.path("owed"), 0o700); err != nil {
+		return err
+	}
+	return os.Rename(h.path("releasing", debtName(held)), h.path("owed", debtName(held)))
+}
+
+// Paid strikes a release that was carried out.
+func (h *Hint) Paid(held Held) error {
+	for _, dir := range []string{"releasing", "owed"} {
+		if err := os.Remove(h.path(dir, debtName(held))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// Debts returns the releases that the next call has to carry out: those owed,
+// and those whose call has been under way for so long that it must have died.
+func (h *Hint) Debts() ([]Held, error) {
+	owed, err := h.releases("owed")
+	if err != nil {
+		return nil, err
+	}
+	releasing, err := h.releases("releasing")
+	for _, held := range releasing {
+		if !h.young("releasing", debtName(held)) {
+			owed = append(owed, held)
+		}
+	}
+	return owed, err
+}
+
+func (h *Hint) releases(dir string) ([]Held, error) {
+	names, err := h.names(dir)
+	if err != nil {
+		return nil, err
+	}
+	var out []Held
+	for _, name := range names {
+		text, err := os.Readlink(h.path(dir, name))
+		if err != nil { // struck by another process meanwhile
+			continue
+		}
+		allocation, _, _ := strings.Cut(name, "@")
+		poolName, addr, err := ParseName(allocation)
+		if err != nil {
+			continue
+		}
+		held := Held{Pool: poolName, Address: addr}
+		held.Attachment, held.UID = parseText(text)
+		out = append(out, held)
+	}
+	return out, nil
+}
+
+// unsettled returns the names of the allocations whose release is under way or
+// owed: no longer this node's to use, and not yet free.
+func (h *Hint) unsettled() (map[string]bool, error) {
+	out := map[string]bool{}
+	for _, dir := range []string{"releasing", "owed"} {
+		releases, err := h.releases(dir)
+		if err != nil {
+			return nil, err
+		}
+		for _, held := range releases {
+			out[held.key()] = true
+		}
+	}
+	return out, nil
+}
+
+// key is the name of the allocation.
+func (h Held) key() string { return Name(h.Pool, h.Address) }
+
+// debtName tells two releases of one address apart.
+func debtName(held Held) string {
+	return held.key() + "@" + hash(held.text(held.UID))[:8]
+}
+
+// Last returns where round robin stopped in a pool; zero when it has not begun.
+func (h *Hint) Last(ref v1alpha1.PoolReference) netip.Addr {
+	text, _ := os.Readlink(h.path("pools", poolFile(ref)+".last"))
+	addr, _ := netip.ParseAddr(text)
+	return addr
+}
+
+// SetLast enters where round robin stopped.
+func (h *Hint) SetLast(ref v1alpha1.PoolReference, addr netip.Addr) error {
+	return h.replace(addr.String(), "pools", poolFile(ref)+".last")
+}
+
+// View is a pool as this node saw it, and the version that it saw.
+type View struct {
+	Version string      `json:"version"`
+	Block   *pool.Block `json:"block"`
+}
+
+// LoadView returns the view of a pool, or nil where there is none that can be
+// read.
+func (h *Hint) LoadView(ref v1alpha1.PoolReference) *View {
+	data, err := os.ReadFile(h.path("pools", poolFile(ref)+".json"))
+	if err != nil {
+		return nil
+	}
+	var v View
+	if json.Unmarshal(data, &v) != nil || v.Block == nil || v.Block.Pool != ref {
+		return nil
+	}
+	return &v
+}
+
+// SaveView replaces the view of a pool.
+func (h *Hint) SaveView(ref v1alpha1.PoolReference, v *View) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return h.rename(func(tmp string) error { return os.WriteFile(tmp, data, 0o600) }, "pools", poolFile(ref)+".json")
+}
+
+// DropView removes the view of a pool.
+func (h *Hint) DropView(ref v1alpha1.PoolReference) {
+	_ = os.Remove(h.path("pools", poolFile(ref)+".json"))
+}
+
+func poolFile(ref v1alpha1.PoolReference) string { return pool.Type(ref.Kind) + "." + ref.Name }
+
+// text is the attachment as an entry points at it. None of its parts has a
+// slash: CNI allows it in neither, and a UID is the API server's.
+func (a Attachment) text(uid types.UID) string {
+	return a.ContainerID + "/" + a.Interface + "/" + string(uid)
+}
+
+func parseText(text string) (Attachment, types.UID) {
+	parts := strings.Split(text, "/")
+	if len(parts) != 3 {
+		return Attachment{}, ""
+	}
+	return Attachment{ContainerID: parts[0], Interface: parts[1]}, types.UID(parts[2])
+}
+
+// names lists a directory of the hint; one that is not there is empty.
+func (h *Hint) names(parts ...string) ([]string, error) {
+	dir, err := os.Open(h.path(parts...))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = dir.Close() }()
+	return dir.Readdirnames(-1)
+}
+
+// link makes an entry, or fails with fs.ErrExist where the name is taken.
+func (h *Hint) link(text string, parts ...string) error {
+	name := h.path(parts...)
+	err := os.Symlink(text, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+			return err
+		}
+		err = os.Symlink(text, name)
+	}
+	return err
+}
+
+// replace makes an entry, or puts it in the place of the one that is there.
+func (h *Hint) replace(text string, parts ...string) error {
+	return h.rename(func(tmp string) error { return os.Symlink(text, tmp) }, parts...)
+}
+
+// renames gives every file of this process a name of its own.
+var renames atomic.Int64
+
+// rename makes a file under a name of its own and moves it into place, so that
+// nobody sees half of it.
+func (h *Hint) rename(create func(tmp string) error, parts ...string) error {
+	name := h.path(parts...)
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+		return err
+	}
+	tmp := fmt.Sprintf("%s.tmp%d-%d", name, os.Getpid(), renames.Add(1))
+	_ = os.Remove(tmp) // of a process that died and had this one's number
+	if err := create(tmp); err != nil {
+		_ = os.Remove(tmp)
+		return err
+	}
+	return h.locked(func() error { return os.Rename(tmp, name) })
+}
+
+// dropIf removes an entry that still has the text.
+func (h *Hint) dropIf(text string, parts ...string) error {
+	entry := h.path(parts...)
+	return h.locked(func() error {
+		if now, err := os.Readlink(entry); err != nil || now != text {
+			return nil
+		}
+		return os.Remove(entry)
+	})
+}
+
+// locked keeps other processes from changing entries while f looks and changes.
+// The kernel lifts the lock when the process ends, however it ends.
+func (h *Hint) locked(f func() error) error {
+	lock, err := os.OpenFile(h.path("lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lock.Close() }()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return err
+	}
+	return f()
+}

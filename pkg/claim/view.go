@@ -1,0 +1,125 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package claim
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sort"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
+)
+
+// block returns this node's block in a pool.
+//
+// A pool grows with the cluster: with 5,000 nodes its status is half a megabyte,
+// of which this node wants one line. So that line is kept on disk, and what is
+// read is the object's metadata alone, from the API server's memory, to see
+// whether the line still holds.
+func (c *Claimer) block(ctx context.Context, ref v1alpha1.PoolReference) (*pool.Block, error) {
+	if view := c.Hint.LoadView(ref); view != nil {
+		meta, err := c.poolMetadata(ctx, ref)
+		if err != nil && !apierrors.IsNotFound(err) {
+			return nil, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
+		}
+		if err == nil && version(meta) == view.Version {
+			return view.Block, nil
+		}
+		c.Hint.DropView(ref)
+	}
+
+	var parsed *pool.Pool
+	var current []pool.Assignment
+	var meta *metav1.ObjectMeta
+	err := retry(ctx, func() (err error) {
+		parsed, current, meta, err = c.readPool(ctx, ref)
+		return err
+	})
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil, poolNotFound(ref, fmt.Sprintf("there is no %s %s/%s", ref.Kind, c.Namespace, ref.Name))
+	case err != nil:
+		return nil, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
+	}
+	for _, a := range current {
+		if a.Node != c.Node {
+			continue
+		}
+		b := parsed.Block(a)
+		c.hintFailed("saving the pool", c.Hint.SaveView(ref, &View{Version: version(meta), Block: b}))
+		return b, nil
+	}
+	return nil, poolNotFound(ref, fmt.Sprintf("%s %s/%s has no block for node %s, see the pool's Ready condition and nodeSelector", ref.Kind, c.Namespace, ref.Name, c.Node))
+}
+
+// readPool reads a pool whole. This and poolMetadata are where the kinds differ.
+func (c *Claimer) readPool(ctx context.Context, ref v1alpha1.PoolReference) (*pool.Pool, []pool.Assignment, *metav1.ObjectMeta, error) {
+	if ref.Kind == v1alpha1.PoolKindCIDRPool {
+		obj, err := c.Client.CIDRPools(c.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		parsed, errs := pool.FromCIDRPool(obj)
+		return parsed, pool.CIDRPoolAssignments(obj.Status.Allocations), &obj.ObjectMeta, pool.Invalid(ref, errs)
+	}
+	obj, err := c.Client.IPPools(c.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	parsed, errs := pool.FromIPPool(obj)
+	return parsed, pool.IPPoolAssignments(obj.Status.Allocations), &obj.ObjectMeta, pool.Invalid(ref, errs)
+}
+
+// poolMetadata reads a pool's metadata from the API server's watch cache, which
+// may be some milliseconds behind: harmless, since a create decides.
+func (c *Claimer) poolMetadata(ctx context.Context, ref v1alpha1.PoolReference) (*metav1.ObjectMeta, error) {
+	resource := "ippools"
+	if ref.Kind == v1alpha1.PoolKindCIDRPool {
+		resource = "cidrpools"
+	}
+	var obj struct {
+		Metadata metav1.ObjectMeta `json:"metadata"`
+	}
+	err := retry(ctx, func() error {
+		data, err := c.Client.RESTClient().Get().Namespace(c.Namespace).Resource(resource).Name(ref.Name).
+			Param("resourceVersion", "0").
+			SetHeader("Accept", "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1").
+			Do(ctx).Raw()
+		if err != nil {
+			return err
+		}
+		return json.Unmarshal(data, &obj)
+	})
+	return &obj.Metadata, err
+}
+
+// version tells whether a node's view of a pool still holds: it changes with the
+// specification and with the blocks, but not with the counters and conditions
+// that the controller writes often.
+//
+// A change of the specification raises the generation. A change of the blocks is
+// a change of status.allocations, and the API server itself notes who made the
+// last one, in metadata.managedFields; the controller writes them under a name
+// that has the hash of what it wrote (v1alpha1.BlocksManagerPrefix). Where
+// somebody else wrote the blocks there is no such name, and any change at all
+// makes the view void.
+func version(meta *metav1.ObjectMeta) string {
+	var blocks []string
+	for _, f := range meta.ManagedFields {
+		if f.Subresource == "status" && strings.HasPrefix(f.Manager, v1alpha1.BlocksManagerPrefix) {
+			blocks = append(blocks, f.Manager)
+		}
+	}
+	if len(blocks) == 0 {
+		blocks = []string{"resourceVersion-" + meta.ResourceVersion}
+	}
+	sort.Strings(blocks)
+	return fmt.Sprintf("%s/%d/%s", meta.UID, meta.Generation, strings.Join(blocks, ","))
+}
