@@ -4,11 +4,12 @@
 package pool
 
 import (
+	"fmt"
 	"math/big"
 	"net/netip"
-	"regexp"
 	"slices"
 
+	"github.com/containernetworking/cni/pkg/utils"
 	"go4.org/netipx"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -100,12 +101,17 @@ func (c *checker) invalid(path *field.Path, value any, detail string) {
 	c.errs = append(c.errs, field.Invalid(path, value, detail))
 }
 
-// A pool's name stands for a CNI network's where the configuration names no
-// pool; the CNI specification (1.1, section 1) says what that may be.
-var networkName = regexp.MustCompile(`^[a-zA-Z0-9][-a-zA-Z0-9_.]*$`)
+// ValidName checks the name of a pool. It stands for a CNI network's where the
+// configuration names no pool, and so may be what that may be.
+func ValidName(name string) error {
+	if err := utils.ValidateNetworkName(name); err != nil {
+		return fmt.Errorf("%q must be a valid CNI network name: a letter or digit, then letters, digits, '-', '_' and '.'", name)
+	}
+	return nil
+}
 
 func (c *checker) poolName(name string) {
-	if !networkName.MatchString(name) {
+	if ValidName(name) != nil {
 		c.invalid(field.NewPath("metadata", "name"), name, "must be a valid CNI network name")
 	}
 }

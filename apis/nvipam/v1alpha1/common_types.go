@@ -19,6 +19,14 @@ const (
 // specification is valid and every node that its selector matches has a block.
 const ConditionReady = "Ready"
 
+// BlocksManagerPrefix begins the name of the field manager that owns a pool's
+// status.allocations; the rest is a hash of them. It makes metadata.managedFields
+// change exactly when the blocks do, so that a plugin which keeps its block on
+// disk can tell by reading nothing but metadata whether the block still holds:
+// the generation covers the specification, this name the blocks, and conditions
+// and counters, which another manager writes, change neither.
+const BlocksManagerPrefix = "ipam-blocks-"
+
 // ExcludeRange is an inclusive range of addresses that are not handed out on
 // their own. A pod that asks for such an address by name still gets it.
 type ExcludeRange struct {

@@ -1,0 +1,23 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Command nv-ipam is the CNI IPAM plugin. It claims addresses from pools in the
+// Kubernetes API, each with one create.
+package main
+
+import (
+	"fmt"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	cniversion "github.com/containernetworking/cni/pkg/version"
+
+	"github.com/crd-ipam/crd-ipam/pkg/cni"
+)
+
+// version is stamped by the build.
+var version = "dev"
+
+func main() {
+	plugin := cni.Plugin{Version: version}
+	skel.PluginMainFuncs(plugin.Funcs(), cniversion.All, fmt.Sprintf("CNI nv-ipam plugin of crd-ipam, version %s", version))
+}
