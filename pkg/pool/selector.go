@@ -7,6 +7,7 @@ import (
 	"errors"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
@@ -29,24 +30,39 @@ func (c *checker) nodeSelector(path *field.Path, s *corev1.NodeSelector) *nodeaf
 		c.errs = append(c.errs, field.Required(path.Child("nodeSelectorTerms"), "must have at least one node selector term"))
 		return nil
 	}
+	c.nodeFields(path.Child("nodeSelectorTerms"), s.NodeSelectorTerms)
 	parsed, err := nodeaffinity.NewNodeSelector(s, field.WithPath(path))
-	for _, e := range parts(err) {
-		var at *field.Error // names the very field
-		if !errors.As(e, &at) {
-			at = field.Invalid(path, s.String(), e.Error())
-		}
-		c.errs = append(c.errs, at)
+	if err != nil {
+		c.errs = append(c.errs, selectorErrors(path, s, err)...)
 	}
 	return parsed
 }
 
-// parts returns the errors that err is made of.
-func parts(err error) []error {
+// nodeFields refuses fields other than the name: they would select no node.
+func (c *checker) nodeFields(path *field.Path, terms []corev1.NodeSelectorTerm) {
+	for i, term := range terms {
+		for j, f := range term.MatchFields {
+			if f.Key != metav1.ObjectNameField {
+				c.invalid(path.Index(i).Child("matchFields").Index(j).Child("key"), f.Key, "nodes are selected by the field "+metav1.ObjectNameField+" only")
+			}
+		}
+	}
+}
+
+// selectorErrors takes apart what NewNodeSelector found: each part names the
+// very field where it can.
+func selectorErrors(path *field.Path, s *corev1.NodeSelector, err error) field.ErrorList {
+	parts := []error{err}
 	if all, ok := err.(utilerrors.Aggregate); ok {
-		return all.Errors()
+		parts = all.Errors()
 	}
-	if err != nil {
-		return []error{err}
+	var out field.ErrorList
+	for _, part := range parts {
+		var named *field.Error
+		if !errors.As(part, &named) {
+			named = field.Invalid(path, s.String(), part.Error())
+		}
+		out = append(out, named)
 	}
-	return nil
+	return out
 }
