@@ -1,0 +1,111 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package claim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"syscall"
+	"testing"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+)
+
+func TestMessages(t *testing.T) {
+	ref := v1alpha1.PoolReference{Kind: v1alpha1.PoolKindCIDRPool, Name: "rail1"}
+	holder := &v1alpha1.IPAllocation{
+		ObjectMeta: metav1.ObjectMeta{CreationTimestamp: metav1.NewTime(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC))},
+		Spec: v1alpha1.IPAllocationSpec{
+			PoolRef: ref, NodeName: "worker", InterfaceName: "net1",
+			PodRef: v1alpha1.PodReference{Namespace: "ml", Name: "train-0"},
+		},
+	}
+	for _, tc := range []struct {
+		err  error
+		is   error
+		want string
+	}{
+		{exhausted(ref), ErrExhausted, `no free addresses in the pool "rail1", poolType "cidrpool"`},
+		{poolNotFound(ref, "why"), ErrPoolNotFound, `configuration for pool "rail1", poolType "cidrpool" not found: why`},
+		{notHeld(ref), ErrNotHeld, `reservation for pool "rail1", poolType "cidrpool" not found`},
+		{&InUseError{Address: addr1, Holder: holder}, nil, `requested IP is already reserved in the pool "rail1", poolType "cidrpool": 10.0.0.1 is held by pod ml/train-0 on node worker (interface net1) since 2026-01-02T03:04:05Z`},
+	} {
+		if tc.err.Error() != tc.want {
+			t.Errorf("got  %s\nwant %s", tc.err, tc.want)
+		}
+		if tc.is != nil && !errors.Is(tc.err, tc.is) {
+			t.Errorf("%v is not %v", tc.err, tc.is)
+		}
+	}
+}
+
+func TestTransient(t *testing.T) {
+	gr := schema.GroupResource{Group: "nv-ipam.nvidia.com", Resource: "ipallocations"}
+	dial := func(err error) error {
+		return &url.Error{Op: "Post", URL: "https://127.0.0.1:6443", Err: &net.OpError{Op: "dial", Net: "tcp", Err: err}}
+	}
+	for _, tc := range []struct {
+		name string
+		err  error
+		want bool
+	}{
+		{"connection refused", dial(syscall.ECONNREFUSED), true},
+		{"no route", dial(syscall.EHOSTUNREACH), true},
+		{"no such host", dial(&net.DNSError{Err: "no such host", Name: "api", IsNotFound: true}), true},
+		{"deadline of a request", &url.Error{Op: "Get", URL: "x", Err: context.DeadlineExceeded}, true},
+		{"too many requests", apierrors.NewTooManyRequests("slow down", 1), true},
+		{"unavailable", apierrors.NewServiceUnavailable("starting"), true},
+		{"internal error", apierrors.NewInternalError(errors.New("etcd has no leader")), true},
+		{"server timeout", apierrors.NewServerTimeout(gr, "create", 1), true},
+		{"already exists", apierrors.NewAlreadyExists(gr, "p.10.0.0.1"), false},
+		{"forbidden", apierrors.NewForbidden(gr, "p.10.0.0.1", errors.New("no")), false},
+		{"unauthorized", apierrors.NewUnauthorized("who are you"), false},
+		{"invalid", apierrors.NewInvalid(schema.GroupKind{}, "x", nil), false},
+		{"not found", apierrors.NewNotFound(gr, "x"), false},
+		{"certificate", &url.Error{Op: "Get", URL: "x", Err: errors.New("x509: certificate signed by unknown authority")}, false},
+		{"another", fmt.Errorf("wrapped: %w", errors.New("anything")), false},
+	} {
+		if got := transient(tc.err); got != tc.want {
+			t.Errorf("%s: transient = %v, want %v", tc.name, got, tc.want)
+		}
+	}
+}
+
+func TestRetry(t *testing.T) {
+	t.Run("goes on after a transient error", func(t *testing.T) {
+		n := 0
+		err := retry(t.Context(), func() error {
+			if n++; n < 3 {
+				return apierrors.NewServiceUnavailable("starting")
+			}
+			return nil
+		})
+		if err != nil || n != 3 {
+			t.Errorf("err %v after %d attempts", err, n)
+		}
+	})
+	t.Run("stops at once at any other", func(t *testing.T) {
+		n := 0
+		err := retry(t.Context(), func() error { n++; return apierrors.NewUnauthorized("no") })
+		if !apierrors.IsUnauthorized(err) || errors.Is(err, ErrUnavailable) || n != 1 {
+			t.Errorf("err %v after %d attempts", err, n)
+		}
+	})
+	t.Run("names the cause when time is over", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cause := apierrors.NewServiceUnavailable("starting")
+		err := retry(ctx, func() error { cancel(); return cause })
+		if !errors.Is(err, ErrUnavailable) || !errors.Is(err, error(cause)) {
+			t.Errorf("err = %v", err)
+		}
+	})
+}
