@@ -249,6 +249,7 @@ func TestCarveIPPool(t *testing.T) {
 			want: "b=10.0.0.1-10.0.0.10 a=10.9.0.1-10.9.0.10"},
 		{name: "other family, one holds", spec: tens(), current: "a=fd00::1-fd00::a b=fd00::b-fd00::14", nodes: "a b", holds: "a",
 			want: "b=10.0.0.1-10.0.0.10 a=fd00::1-fd00::a"},
+		{name: "other family of the same number, none holds", spec: tens(), current: "b=::a00:1-::a00:a", nodes: "a b", want: "a=10.0.0.1-10.0.0.10 b=10.0.0.11-10.0.0.20"},
 		{name: "off the grid by one, not held", spec: tens(), current: "a=10.0.0.2-10.0.0.11", nodes: "a", want: "a=10.0.0.1-10.0.0.10"},
 		{name: "block excluded afterwards, not held", spec: tens(excluding("10.0.0.1-10.0.0.10")), current: "a=10.0.0.1-10.0.0.10", nodes: "a",
 			want: "a=10.0.0.11-10.0.0.20"},
@@ -259,6 +260,8 @@ func TestCarveIPPool(t *testing.T) {
 		{name: "no room left by one that holds", spec: small("10.0.0.0/29", 6), current: "z=10.0.0.1-10.0.0.6", nodes: "a", holds: "z",
 			want: "z=10.0.0.1-10.0.0.6", unserved: "a"},
 		{name: "unserved nodes by name", spec: small("10.0.0.0/29", 6), nodes: "d b c a", want: "a=10.0.0.1-10.0.0.6", unserved: "b c d"},
+
+		{name: "unserved node named twice", spec: small("10.0.0.0/29", 6), nodes: "b a b", want: "a=10.0.0.1-10.0.0.6", unserved: "b"},
 
 		// A status that somebody wrote by hand.
 		{name: "two blocks for a node", spec: tens(), current: "a=10.0.0.1-10.0.0.10 a=10.0.0.11-10.0.0.20", nodes: "a b",

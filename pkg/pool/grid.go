@@ -39,7 +39,7 @@ func (g grid) position(a netip.Addr) *big.Int {
 
 // has reports whether r is one of the blocks.
 func (g grid) has(r netipx.IPRange) bool {
-	if r.From().Is4() != g.first.Is4() || r.From().Less(g.first) {
+	if r.From().Less(g.first) {
 		return false
 	}
 	block, ok := g.at(g.position(r.From()))
