@@ -1,0 +1,197 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package plugin tests bin/nv-ipam as a runtime runs it: a process for each call,
+// a real API server behind it.
+package plugin
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
+)
+
+var env *testenv.Env
+
+func TestMain(m *testing.M) { os.Exit(testenv.Run(m, &env, testenv.Options{Audit: true})) }
+
+// binary returns the plugin's path.
+func binary(t testing.TB) string {
+	t.Helper()
+	root, err := testenv.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(root, "bin", "nv-ipam")
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("%v: run make build, or make test, which does", err)
+	}
+	return path
+}
+
+// cluster is a namespace with pools.
+type cluster struct {
+	ns     string
+	client clientv1alpha1.NvIpamV1alpha1Interface
+}
+
+func newCluster(t *testing.T) *cluster {
+	t.Helper()
+	return &cluster{ns: env.Namespace(t), client: fixture.Client(t, env.Config)}
+}
+
+func (c *cluster) held(t *testing.T) string {
+	t.Helper()
+	return fmt.Sprint(fixture.Addresses(t, c.client, c.ns))
+}
+
+// host is a node's disk: its configuration, its log, its data.
+type host struct {
+	plugin  string
+	dir     string
+	name    string
+	version string // cniVersion of the network configuration
+}
+
+func (c *cluster) host(t *testing.T, name string) *host {
+	t.Helper()
+	h := &host{plugin: binary(t), dir: t.TempDir(), name: name, version: "1.1.0"}
+	h.configure(t, map[string]any{
+		"kubeconfig": env.Kubeconfig, "poolsNamespace": c.ns, "nodeName": name,
+		"dataDir": filepath.Join(h.dir, "data"), "logFile": filepath.Join(h.dir, "log"), "logLevel": "debug",
+	})
+	return h
+}
+
+func (h *host) configure(t *testing.T, settings map[string]any) {
+	t.Helper()
+	data, err := json.Marshal(settings)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(h.dir, "nv-ipam.conf"), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// call is one call of the plugin.
+type call struct {
+	verb      string
+	container string
+	ifName    string         // net1 where empty
+	args      string         // further CNI_ARGS
+	ipam      map[string]any // further keys of "ipam"
+	conf      map[string]any // further top-level keys
+}
+
+// run runs the plugin and returns what it printed and its CNI error.
+func (h *host) run(t testing.TB, c call) ([]byte, *types.Error) {
+	t.Helper()
+	ipam := map[string]any{"type": "nv-ipam", "confDir": h.dir, "poolName": "p"}
+	for k, v := range c.ipam {
+		ipam[k] = v
+	}
+	conf := map[string]any{"cniVersion": h.version, "name": "net", "type": "macvlan", "ipam": ipam}
+	for k, v := range c.conf {
+		conf[k] = v
+	}
+	stdin, err := json.Marshal(conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.ifName == "" {
+		c.ifName = "net1"
+	}
+	args := "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=" + c.container + ";K8S_POD_INFRA_CONTAINER_ID=" + c.container
+	if c.args != "" {
+		args += ";" + c.args
+	}
+	cmd := exec.Command(h.plugin)
+	// The plugin alone, without the main plugin that enters the container's
+	// namespace: skel has to be told that this is no mistake.
+	cmd.Env = []string{
+		"CNI_COMMAND=" + c.verb, "CNI_CONTAINERID=" + c.container, "CNI_IFNAME=" + c.ifName, "CNI_ARGS=" + args,
+		"CNI_NETNS=/proc/self/ns/net", "CNI_NETNS_OVERRIDE=1", "CNI_PATH=" + filepath.Dir(h.plugin),
+	}
+	cmd.Stdin = bytes.NewReader(stdin)
+	var out, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	if err := cmd.Run(); err == nil {
+		return out.Bytes(), nil
+	}
+	cniErr := &types.Error{}
+	if err := json.Unmarshal(out.Bytes(), cniErr); err != nil {
+		t.Fatalf("%s %s printed no CNI error: %q, stderr %q", c.verb, c.container, out.String(), stderr.String())
+	}
+	return nil, cniErr
+}
+
+func (h *host) mustRun(t testing.TB, c call) []byte {
+	t.Helper()
+	out, cniErr := h.run(t, c)
+	if cniErr != nil {
+		t.Fatalf("%s %s: %v", c.verb, c.container, cniErr)
+	}
+	return out
+}
+
+// wantError runs the plugin and checks the code and the words of its error.
+func (h *host) wantError(t *testing.T, c call, code uint, words ...string) {
+	t.Helper()
+	_, cniErr := h.run(t, c)
+	if cniErr == nil || cniErr.Code != code {
+		t.Errorf("%s %s: error %+v, want code %d", c.verb, c.container, cniErr, code)
+		return
+	}
+	for _, w := range words {
+		if !strings.Contains(cniErr.Error(), w) {
+			t.Errorf("%s %s: error %q does not say %q", c.verb, c.container, cniErr, w)
+		}
+	}
+}
+
+// mustAdd runs ADD and returns the addresses with their prefix lengths.
+func (h *host) mustAdd(t *testing.T, c call) []string {
+	t.Helper()
+	c.verb = "ADD"
+	out := h.mustRun(t, c)
+	return parseResult(t, out)
+}
+
+func parseResult(t *testing.T, out []byte) []string {
+	t.Helper()
+	raw, err := types100.NewResult(out)
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	result, err := types100.GetResult(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var addrs []string
+	for _, ip := range result.IPs {
+		addrs = append(addrs, ip.Address.String())
+	}
+	return addrs
+}
+
+// blocks makes pool "p": 10.0.0.0/16, blocks of 100, gateway .1.
+func (c *cluster) blocks(t *testing.T, nodes ...string) {
+	t.Helper()
+	fixture.IPPool(t, c.client, c.ns, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/16", PerNodeBlockSize: 100, Gateway: "10.0.0.1"}, nodes...)
+}
+
+func contains(err error, words string) bool { return strings.Contains(err.Error(), words) }
