@@ -1,0 +1,200 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// ipam-controller gives nodes their blocks of the pools, and takes back the
+// addresses that no pod holds any more. It accepts the flags of nv-ipam's
+// controller.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/uuid"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+
+	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned"
+	"github.com/crd-ipam/crd-ipam/pkg/controller"
+)
+
+var version = "dev" // set by the linker
+
+type options struct {
+	controller.Options
+	elect          bool
+	electNamespace string
+	kubeconfig     string
+	probes         string
+	verbosity      int
+	logFormat      string
+}
+
+func main() {
+	o, err := parse(os.Args[1:])
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return
+	case err != nil:
+		os.Exit(2) // flag has said why
+	case o == nil:
+		fmt.Println("ipam-controller", version)
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	err = run(ctx, o)
+	stop()
+	if err != nil {
+		klog.ErrorS(err, "Stopped")
+		os.Exit(1)
+	}
+}
+
+// parse reads the command line; nil options ask for the version.
+func parse(args []string) (*options, error) {
+	o := &options{}
+	fs := flag.NewFlagSet("ipam-controller", flag.ContinueOnError)
+	fs.StringVar(&o.Namespace, "ippools-namespace", "kube-system", "namespace of the pools and of their allocations")
+	fs.DurationVar(&o.ReclaimGrace, "reclaim-grace", time.Minute, "how long an address must look leaked before it is taken back; longer than the cluster takes to notice that a node is unreachable")
+	fs.BoolVar(&o.elect, "leader-elect", false, "lead only while holding a lease; needed for more than one replica")
+	fs.StringVar(&o.electNamespace, "leader-elect-namespace", "kube-system", "namespace of the lease")
+	fs.StringVar(&o.kubeconfig, "kubeconfig", "", "path of a kubeconfig; default is $KUBECONFIG, then the pod's service account")
+	fs.StringVar(&o.probes, "health-probe-bind-address", ":8081", "address that /healthz and /readyz are served on; empty or 0 serves nothing")
+	fs.String("metrics-bind-address", ":8080", "accepted for compatibility; there are no metrics yet")
+	webhook := fs.Bool("webhook", false, "accepted for compatibility; pools are validated by their CRDs and by admission policies, which need no webhook")
+	fs.IntVar(&o.verbosity, "v", 0, "verbosity of the log: 0 what was done, 2 what was retried, 4 every decision")
+	fs.StringVar(&o.logFormat, "logging-format", "text", "text or json")
+	showVersion := fs.Bool("version", false, "print the version and exit")
+	if err := fs.Parse(args); err != nil {
+		return nil, err
+	}
+	if *showVersion {
+		return nil, nil
+	}
+	err := o.check(fs.Args())
+	if err != nil {
+		fmt.Fprintln(fs.Output(), err)
+		return nil, err
+	}
+	o.setUpLog()
+	if *webhook {
+		klog.Info("--webhook has no effect: pools are validated by their CRDs and by admission policies")
+	}
+	return o, nil
+}
+
+func (o *options) check(args []string) error {
+	switch {
+	case len(args) > 0:
+		return fmt.Errorf("unexpected arguments: %q", args)
+	case o.logFormat != "text" && o.logFormat != "json":
+		return fmt.Errorf("--logging-format must be text or json, not %q", o.logFormat)
+	case o.ReclaimGrace < 0:
+		return fmt.Errorf("--reclaim-grace must not be negative: %v", o.ReclaimGrace)
+	case o.Namespace == "":
+		return errors.New("--ippools-namespace must not be empty")
+	}
+	return nil
+}
+
+// setUpLog sends klog's output, client-go's too, through slog: levels above 0
+// are negative there.
+func (o *options) setUpLog() {
+	var level klog.Level
+	_ = level.Set(fmt.Sprint(o.verbosity)) // sets klog's own; a number is never an error
+	handling := &slog.HandlerOptions{Level: slog.Level(-o.verbosity)}
+	var handler slog.Handler = slog.NewTextHandler(os.Stderr, handling)
+	if o.logFormat == "json" {
+		handler = slog.NewJSONHandler(os.Stderr, handling)
+	}
+	klog.SetSlogLogger(slog.New(handler))
+}
+
+func run(ctx context.Context, o *options) error {
+	clients, err := connect(o.kubeconfig)
+	if err != nil {
+		return err
+	}
+	c := controller.New(clients, o.Options)
+	var leading atomic.Bool
+	work := func(ctx context.Context) error {
+		leading.Store(true)
+		return c.Run(ctx)
+	}
+	ready := func() bool { return c.Synced() || o.elect && !leading.Load() } // or standing by
+	stop, err := serveProbes(o.probes, ready)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	klog.InfoS("Starting", "version", version)
+	if !o.elect {
+		return work(ctx)
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	return controller.Lead(ctx, clients.Kube, o.electNamespace, host+"_"+string(uuid.NewUUID()), work)
+}
+
+func connect(kubeconfig string) (c controller.Clients, err error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = kubeconfig
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
+	if err != nil {
+		return c, err
+	}
+	config.UserAgent = "ipam-controller/" + version
+	config.QPS, config.Burst = 50, 100
+	protobuf := rest.CopyConfig(config) // what custom resources do not speak
+	protobuf.AcceptContentTypes, protobuf.ContentType = "application/vnd.kubernetes.protobuf,application/json", "application/vnd.kubernetes.protobuf"
+	if c.IPAM, err = versioned.NewForConfig(config); err != nil {
+		return c, err
+	}
+	if c.Metadata, err = metadata.NewForConfig(config); err != nil {
+		return c, err
+	}
+	c.Kube, err = kubernetes.NewForConfig(protobuf)
+	return c, err
+}
+
+// serveProbes answers the kubelet until stop is called.
+func serveProbes(address string, ready func() bool) (stop func(), err error) {
+	if address == "" || address == "0" {
+		return func() {}, nil
+	}
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if !ready() {
+			http.Error(w, "waiting for the caches", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	go func() {
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			klog.ErrorS(err, "Probes are not served any more")
+		}
+	}()
+	return func() { _ = server.Close() }, nil
+}

@@ -1,0 +1,142 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+)
+
+// Reasons of a pool's Ready condition, and of its events. InvalidSpec and
+// NoFreeRanges are nv-ipam's words.
+const (
+	reasonBlocksAssigned = "BlocksAssigned"
+	reasonInvalidSpec    = "InvalidSpec"
+	reasonNoFreeRanges   = "NoFreeRanges"
+	reasonReclaimed      = "Reclaimed"
+)
+
+// namedNodes is how many nodes a condition names before it only counts.
+const namedNodes = 10
+
+// outcome is what reconciling a pool comes to.
+type outcome struct {
+	// allocations is what status.allocations ought to be; nil leaves it alone.
+	allocations any
+	ready       metav1.Condition
+	unserved    []string // nodes that there was no room for, by name
+}
+
+// reconcilePool gives the nodes their blocks of a pool.
+//
+//  1. Valid, with room for every node: the blocks, Ready.
+//  2. Valid, without room for some: the blocks of the others; not Ready,
+//     NoFreeRanges, an event for each node that has none.
+//  3. Invalid, with blocks from before: those, untouched, since pods live in
+//     them; not Ready, InvalidSpec, an event.
+//  4. Invalid from the start: no blocks, and as 3.
+func (c *Controller) reconcilePool(ctx context.Context, ref v1alpha1.PoolReference) error {
+	kind := c.kinds[ref.Kind]
+	obj, found, _ := kind.informer.GetIndexer().GetByKey(c.opts.Namespace + "/" + ref.Name) // never fails
+	if !found {
+		delete(c.reported, ref)
+		return nil
+	}
+	view := kind.view(obj)
+	before := meta.FindStatusCondition(view.status.Conditions, v1alpha1.ConditionReady)
+	holds := func(node string) bool { return c.holds(ref, node) }
+	out := blocks(kind, view, c.nodes.List(), holds)
+
+	view, err := c.writeAllocations(ctx, kind, view, out.allocations)
+	if err != nil {
+		return err
+	}
+	if err := c.writeConditions(ctx, kind, view, out.ready); err != nil {
+		return err
+	}
+	c.report(view, before, out)
+	return nil
+}
+
+// blocks says which node gets which block of a pool.
+func blocks(kind poolKind, view *poolView, nodes []any, holds func(node string) bool) outcome {
+	parsed, errs := view.parse()
+	if len(errs) > 0 {
+		out := outcome{ready: notReady(reasonInvalidSpec, errs.ToAggregate().Error())}
+		if view.allocations == nil {
+			out.allocations = kind.allocations(nil)
+		}
+		return out
+	}
+	var selected []string
+	for _, obj := range nodes {
+		if node := obj.(*corev1.Node); parsed.Selects(node) {
+			selected = append(selected, node.Name)
+		}
+	}
+	assigned, unserved := parsed.Carve(view.blocks, selected, holds)
+	out := outcome{allocations: kind.allocations(assigned), unserved: unserved}
+	if len(unserved) > 0 {
+		out.ready = notReady(reasonNoFreeRanges, noRoom(unserved))
+		return out
+	}
+	out.ready = metav1.Condition{
+		Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: reasonBlocksAssigned,
+		Message: fmt.Sprintf("nodes with a block: %d", len(assigned)),
+	}
+	return out
+}
+
+func notReady(reason, message string) metav1.Condition {
+	return metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: reason, Message: message}
+}
+
+func noRoom(nodes []string) string {
+	message := fmt.Sprintf("no free ranges for %d nodes: %s", len(nodes), strings.Join(nodes[:min(len(nodes), namedNodes)], ", "))
+	if more := len(nodes) - namedNodes; more > 0 {
+		message += fmt.Sprintf(" and %d more", more)
+	}
+	return message
+}
+
+// report is what was last said about a pool in events.
+type report struct {
+	uid      types.UID
+	ready    metav1.Condition
+	unserved []string
+}
+
+// report records what is new since the last time as events. After a restart,
+// the condition as it was before tells what has been said already.
+func (c *Controller) report(view *poolView, before *metav1.Condition, out outcome) {
+	last, known := c.reported[view.ref]
+	c.reported[view.ref] = report{uid: view.meta.UID, ready: out.ready, unserved: out.unserved}
+	if last.uid != view.meta.UID {
+		last, known = report{}, false
+	}
+	if !known && before != nil && same(*before, out.ready) {
+		return
+	}
+	if out.ready.Reason == reasonInvalidSpec && !same(last.ready, out.ready) {
+		c.recorder.Event(view.object(), corev1.EventTypeWarning, reasonInvalidSpec, out.ready.Message)
+	}
+	for _, node := range out.unserved {
+		if _, said := slices.BinarySearch(last.unserved, node); !said {
+			c.recorder.Event(view.object(), corev1.EventTypeWarning, reasonNoFreeRanges, "failed to allocate IPs on Node: "+node)
+		}
+	}
+}
+
+func same(a, b metav1.Condition) bool {
+	return a.Status == b.Status && a.Reason == b.Reason && a.Message == b.Message
+}

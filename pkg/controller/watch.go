@@ -1,0 +1,237 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+)
+
+// Indexes of allocations.
+const (
+	byHolder = "holder" // holderKey: the pool and the node that holds the address
+	byPod    = "pod"    // namespace/name
+	byNode   = "node"
+)
+
+var podsResource = corev1.SchemeGroupVersion.WithResource("pods")
+
+func holderKey(ref v1alpha1.PoolReference, node string) string {
+	return string(ref.Kind) + "/" + ref.Name + "/" + node
+}
+
+var allocationIndexers = cache.Indexers{
+	byHolder: indexAllocation(func(a *v1alpha1.IPAllocation) string { return holderKey(a.Spec.PoolRef, a.Spec.NodeName) }),
+	byPod:    indexAllocation(func(a *v1alpha1.IPAllocation) string { return a.Spec.PodRef.Namespace + "/" + a.Spec.PodRef.Name }),
+	byNode:   indexAllocation(func(a *v1alpha1.IPAllocation) string { return a.Spec.NodeName }),
+}
+
+func indexAllocation(key func(*v1alpha1.IPAllocation) string) cache.IndexFunc {
+	return func(obj any) ([]string, error) { return []string{key(obj.(*v1alpha1.IPAllocation))}, nil }
+}
+
+// watch registers what each event sets going, and returns what is done when
+// all that exists has been seen.
+func (c *Controller) watch() ([]cache.DoneChecker, error) {
+	allocations := c.ipam.NvIpam().V1alpha1().IPAllocations().Informer()
+	if err := allocations.AddIndexers(allocationIndexers); err != nil {
+		return nil, err
+	}
+	nodes := c.kube.Core().V1().Nodes().Informer()
+	pods := c.meta.ForResource(podsResource).Informer()
+	c.allocations, c.nodes, c.pods = allocations.GetIndexer(), nodes.GetIndexer(), pods.GetIndexer()
+
+	type watching struct {
+		informer cache.SharedIndexInformer
+		handler  cache.ResourceEventHandler
+	}
+	all := []watching{
+		{allocations, c.onAllocation()},
+		{nodes, c.onNode()},
+		{pods, c.onPod()},
+	}
+	for kind, k := range c.kinds {
+		all = append(all, watching{k.informer, c.onPool(kind)})
+	}
+	var handled []cache.DoneChecker
+	for _, w := range all {
+		registration, err := w.informer.AddEventHandler(w.handler)
+		if err != nil {
+			return nil, err
+		}
+		handled = append(handled, registration.HasSyncedChecker())
+	}
+	return handled, nil
+}
+
+// onPool reconciles a pool that was changed, by its owner or by a writer of its
+// status.
+func (c *Controller) onPool(kind v1alpha1.PoolKind) cache.ResourceEventHandler {
+	reconcile := func(obj any) {
+		if key, err := cache.DeletionHandlingObjectToName(obj); err == nil {
+			c.pools.Add(v1alpha1.PoolReference{Kind: kind, Name: key.Name})
+		}
+	}
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc:    reconcile,
+		UpdateFunc: func(_, obj any) { reconcile(obj) },
+		DeleteFunc: reconcile,
+	}
+}
+
+// onNode reconciles the pools when a node comes, goes or is labelled anew, and
+// examines a node's allocations when what is known of its containers changes.
+func (c *Controller) onNode() cache.ResourceEventHandler {
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc: func(any) { c.reconcileAllPools() },
+		UpdateFunc: func(before, after any) {
+			old, node := before.(*corev1.Node), after.(*corev1.Node)
+			if !equality.Semantic.DeepEqual(old.Labels, node.Labels) {
+				c.reconcileAllPools()
+			}
+			if unreachable(old) != unreachable(node) {
+				c.examineIndexed(byNode, node.Name)
+			}
+		},
+		DeleteFunc: func(obj any) {
+			c.reconcileAllPools()
+			if key, err := cache.DeletionHandlingObjectToName(obj); err == nil {
+				c.examineIndexed(byNode, key.Name)
+			}
+		},
+	}
+}
+
+// onPod examines the allocations of a pod that came, went, or went and came
+// again while the watch was interrupted.
+func (c *Controller) onPod() cache.ResourceEventHandler {
+	examine := func(obj any) {
+		if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj); err == nil {
+			c.examineIndexed(byPod, key)
+		}
+	}
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc: examine,
+		UpdateFunc: func(before, after any) {
+			if before.(metav1.Object).GetUID() != after.(metav1.Object).GetUID() {
+				examine(after)
+			}
+		},
+		DeleteFunc: examine,
+	}
+}
+
+// onAllocation examines each allocation, also at every resync, and reconciles a
+// pool when a node has given back its last address of it: its block may have
+// been kept for that alone.
+func (c *Controller) onAllocation() cache.ResourceEventHandler {
+	examine := func(obj any) {
+		if key, err := cache.MetaNamespaceKeyFunc(obj); err == nil {
+			c.suspects.Add(key)
+		}
+	}
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc:    examine,
+		UpdateFunc: func(_, obj any) { examine(obj) },
+		DeleteFunc: func(obj any) {
+			if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+				obj = gone.Obj
+			}
+			a, ok := obj.(*v1alpha1.IPAllocation)
+			if !ok {
+				return
+			}
+			c.seen.forget(a.UID)
+			if !c.holds(a.Spec.PoolRef, a.Spec.NodeName) {
+				c.pools.AddAfter(a.Spec.PoolRef, c.opts.Settle)
+			}
+		},
+	}
+}
+
+func (c *Controller) examineIndexed(index, value string) {
+	keys, _ := c.allocations.IndexKeys(index, value) // fails for unknown indexes only
+	for _, key := range keys {
+		c.suspects.Add(key)
+	}
+}
+
+func (c *Controller) reconcileAllPools() {
+	for kind, k := range c.kinds {
+		for _, key := range k.informer.GetIndexer().ListKeys() {
+			_, pool, _ := cache.SplitMetaNamespaceKey(key)
+			c.pools.AddAfter(v1alpha1.PoolReference{Kind: kind, Name: pool}, c.opts.Settle)
+		}
+	}
+}
+
+// holds reports whether node holds addresses of the pool.
+func (c *Controller) holds(ref v1alpha1.PoolReference, node string) bool {
+	keys, _ := c.allocations.IndexKeys(byHolder, holderKey(ref, node)) // fails for unknown indexes only
+	return len(keys) > 0
+}
+
+// thin drops what nobody here reads before an object is cached: most of a large
+// cluster's pods and nodes. It may be called twice on one object.
+func thin(obj any) (any, error) {
+	switch o := obj.(type) {
+	case *corev1.Node:
+		return &corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion, Labels: o.Labels},
+			Spec:       corev1.NodeSpec{Taints: o.Spec.Taints},
+			Status:     corev1.NodeStatus{Conditions: readiness(o)},
+		}, nil
+	case *metav1.PartialObjectMetadata: // a pod
+		return &metav1.PartialObjectMetadata{
+			TypeMeta: o.TypeMeta,
+			ObjectMeta: metav1.ObjectMeta{
+				Namespace: o.Namespace, Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion,
+				CreationTimestamp: o.CreationTimestamp, Annotations: mirrorAnnotations(o.Annotations),
+			},
+		}, nil
+	case *v1alpha1.IPAllocation:
+		o.ManagedFields, o.Annotations, o.Labels = nil, nil, nil
+	case *v1alpha1.IPPool:
+		o.ManagedFields, o.Annotations = blocksManagers(o.ManagedFields), nil
+	case *v1alpha1.CIDRPool:
+		o.ManagedFields, o.Annotations = blocksManagers(o.ManagedFields), nil
+	}
+	return obj, nil
+}
+
+func readiness(node *corev1.Node) []corev1.NodeCondition {
+	for _, condition := range node.Status.Conditions {
+		if condition.Type == corev1.NodeReady {
+			return []corev1.NodeCondition{{Type: condition.Type, Status: condition.Status}}
+		}
+	}
+	return nil
+}
+
+func mirrorAnnotations(annotations map[string]string) map[string]string {
+	if _, mirror := annotations[annotationConfigMirror]; !mirror {
+		return nil
+	}
+	return map[string]string{
+		annotationConfigMirror: annotations[annotationConfigMirror],
+		annotationConfigHash:   annotations[annotationConfigHash],
+	}
+}
+
+// blocksManagers are the names of the managers that applied status.allocations.
+func blocksManagers(entries []metav1.ManagedFieldsEntry) []metav1.ManagedFieldsEntry {
+	var out []metav1.ManagedFieldsEntry
+	for _, e := range entries {
+		if strings.HasPrefix(e.Manager, v1alpha1.BlocksManagerPrefix) {
+			out = append(out, metav1.ManagedFieldsEntry{Manager: e.Manager, Operation: e.Operation, Subresource: e.Subresource})
+		}
+	}
+	return out
+}
