@@ -5,7 +5,6 @@ package claim
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -292,13 +291,9 @@ type names struct {
 }
 
 func (c *Claimer) listNames(ctx context.Context, selector, next string) (*names, error) {
-	data, err := c.Client.RESTClient().Get().Namespace(c.Namespace).Resource("ipallocations").
+	page := &names{}
+	return page, decode(c.Client.RESTClient().Get().Namespace(c.Namespace).Resource("ipallocations").
 		Param("labelSelector", selector).Param("limit", fmt.Sprint(pageSize)).Param("continue", next).
 		SetHeader("Accept", "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1").
-		Do(ctx).Raw()
-	if err != nil {
-		return nil, err
-	}
-	page := &names{}
-	return page, json.Unmarshal(data, page)
+		Do(ctx), page)
 }

@@ -12,6 +12,7 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
@@ -88,16 +89,24 @@ func (c *Claimer) poolMetadata(ctx context.Context, ref v1alpha1.PoolReference) 
 		Metadata metav1.ObjectMeta `json:"metadata"`
 	}
 	err := retry(ctx, func() error {
-		data, err := c.Client.RESTClient().Get().Namespace(c.Namespace).Resource(resource).Name(ref.Name).
+		return decode(c.Client.RESTClient().Get().Namespace(c.Namespace).Resource(resource).Name(ref.Name).
 			Param("resourceVersion", "0").
 			SetHeader("Accept", "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1").
-			Do(ctx).Raw()
-		if err != nil {
-			return err
-		}
-		return json.Unmarshal(data, &obj)
+			Do(ctx), &obj)
 	})
 	return &obj.Metadata, err
+}
+
+// decode reads an answer of which the client's scheme knows no type.
+func decode(result rest.Result, into any) error {
+	if err := result.Error(); err != nil { // says more than the error of Raw
+		return err
+	}
+	data, err := result.Raw()
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(data, into)
 }
 
 // version tells whether a node's view of a pool still holds: it changes with the

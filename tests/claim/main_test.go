@@ -204,6 +204,7 @@ type cluster struct {
 func newCluster(t *testing.T, size int, nodes ...string) *cluster {
 	t.Helper()
 	c := &cluster{ns: env.Namespace(t), client: fixture.Client(t, env.Config)}
+	fixture.Addresses(t, c.client, c.ns) // a server that has just started has its client ask twice
 	c.pool(t, "p", "10.0.0.0/24", size, nodes...)
 	return c
 }
