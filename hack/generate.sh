@@ -5,34 +5,33 @@
 # Usage: hack/generate.sh [ROOT]
 # ROOT is the tree to write into, by default this one; `make verify` passes a
 # copy, so that checking leaves the tree as it was.
+#
+# The generators are called one by one and not through kube_codegen.sh: that
+# installs them with the versions of its own go.mod, not with those that
+# hack/tools pins.
 set -euo pipefail
 
 root=$(cd "${1:-$(dirname "$0")/..}" && pwd)
-tools=$root/hack/tools
 module=github.com/crd-ipam/crd-ipam
-boilerplate=$root/hack/boilerplate.go.txt
+api=$module/apis/nvipam/v1alpha1
+client=$module/generated
+export GOWORK=off
 
-codegen=$(cd "$tools" && go list -m -f '{{.Dir}}' k8s.io/code-generator)
-if [ -z "$codegen" ]; then
-	(cd "$tools" && go mod download k8s.io/code-generator)
-	codegen=$(cd "$tools" && go list -m -f '{{.Dir}}' k8s.io/code-generator)
-fi
-
-# The generators are installed outside of the tree and of the user's GOBIN.
-export GOBIN=${XDG_CACHE_HOME:-$HOME/.cache}/crd-ipam/codegen
-mkdir -p "$GOBIN"
+bin=${XDG_CACHE_HOME:-$HOME/.cache}/crd-ipam/codegen
+mkdir -p "$bin"
+(cd "$root/hack/tools" && go build -o "$bin/" tool)
 
 cd "$root"
-# shellcheck source=/dev/null
-source "$codegen/kube_codegen.sh"
-kube::codegen::gen_helpers --boilerplate "$boilerplate" apis
-kube::codegen::gen_register --boilerplate "$boilerplate" apis
-kube::codegen::gen_client \
-	--boilerplate "$boilerplate" \
-	--with-watch \
-	--output-dir "$root/generated" \
-	--output-pkg "$module/generated" \
-	apis
+# What has no source any more is to go.
+rm -rf generated manifests/crds
+header=(--go-header-file hack/boilerplate.go.txt)
 
-(cd "$tools" && go build -o "$GOBIN/controller-gen" sigs.k8s.io/controller-tools/cmd/controller-gen)
-"$GOBIN/controller-gen" crd:generateEmbeddedObjectMeta=false paths=./apis/... output:crd:artifacts:config=manifests/crds
+"$bin/deepcopy-gen" "${header[@]}" --output-file zz_generated.deepcopy.go "$api"
+"$bin/register-gen" "${header[@]}" --output-file zz_generated.register.go "$api"
+"$bin/client-gen" "${header[@]}" --clientset-name versioned --input-base "$module/apis" --input nvipam/v1alpha1 \
+	--output-dir generated/clientset --output-pkg "$client/clientset"
+"$bin/lister-gen" "${header[@]}" --output-dir generated/listers --output-pkg "$client/listers" "$api"
+"$bin/informer-gen" "${header[@]}" --output-dir generated/informers --output-pkg "$client/informers" \
+	--versioned-clientset-package "$client/clientset/versioned" --listers-package "$client/listers" "$api"
+
+"$bin/controller-gen" crd:generateEmbeddedObjectMeta=false paths=./apis/... output:crd:artifacts:config=manifests/crds

@@ -1,0 +1,71 @@
+# Everything that a target needs it builds itself. The real components (etcd,
+# kube-apiserver) are built from source once, which takes some minutes, and kept
+# in the user's cache directory: see hack/parts.sh.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# KUBE is the version of the API server that tests and the demo run against.
+KUBE ?= 1.37.2
+# KUBE_OLDEST is the oldest one that is supported, and API_TESTS what has to hold
+# on both.
+KUBE_OLDEST ?= 1.30.14
+API_TESTS ?= ./internal/testenv/...
+# TESTFLAGS go to every go test, as in: make test TESTFLAGS='-run Race -v'
+TESTFLAGS ?=
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+
+export KUBE
+export GOWORK := off
+
+# In the same shell as the tests, so that a failed build is a failed target.
+with_parts = KUBEBUILDER_ASSETS=$$(hack/parts.sh assets); CNI_PLUGINS=$$(hack/parts.sh cni); export KUBEBUILDER_ASSETS CNI_PLUGINS; \
+	echo "API server: $$KUBEBUILDER_ASSETS/kube-apiserver"; cd tests;
+
+.PHONY: help
+help: ## List the targets
+	@sed -nE 's/^([a-z-]+):.* ## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+.PHONY: build
+build: ## Build the commands into bin/
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)" -o bin/ ./cmd/...
+
+.PHONY: test
+test: build ## Run all tests; integration tests against a real API server (KUBE=1.37.2)
+	go test -race $(TESTFLAGS) ./...
+	@$(with_parts) set -x; go test -race -count=1 -timeout 20m $(TESTFLAGS) ./...
+
+.PHONY: test-oldest
+test-oldest: KUBE := $(KUBE_OLDEST)
+test-oldest: build ## Run the tests of the API's behaviour against the oldest supported server
+	@$(with_parts) set -x; go test -race -count=1 -timeout 20m $(TESTFLAGS) $(API_TESTS)
+
+.PHONY: demo
+demo: build ## Show what it does, on a real API server on this machine
+	@$(with_parts) set -x; go run ./demo
+
+.PHONY: bench
+bench: build ## Run the benchmarks
+	go test -run '^$$' -bench . -benchmem $(TESTFLAGS) ./...
+	@$(with_parts) set -x; go test -run '^$$' -bench . -count=1 -timeout 60m $(TESTFLAGS) ./...
+
+.PHONY: generate
+generate: ## Write what is generated from apis/
+	hack/generate.sh
+
+.PHONY: verify
+verify: ## Check that generated files, modules, format and imports are as they should be
+	hack/verify.sh
+
+.PHONY: lint
+lint: ## Run go vet, golangci-lint and a syntax check of the scripts
+	for f in $$(git ls-files '*.sh' .ci/run); do bash -n "$$f"; done
+	go vet ./...
+	cd tests && go vet ./...
+	@lint=$$(hack/parts.sh golangci-lint)/golangci-lint; set -x; ok=true; \
+	"$$lint" run ./... || ok=false; cd tests; "$$lint" run ./... || ok=false; $$ok
+
+.PHONY: clean
+clean: ## Remove what was built here; the real components stay in the cache
+	rm -rf bin

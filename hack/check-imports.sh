@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Checks that imports run one way:
+#   cmd/nv-ipam -> cni -> claim -> {pool, generated} -> apis
+#   cmd/ipam-controller -> controller -> {pool, claim, generated}
+# and that the plugin, a process for every call, stays small and quick to start.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+module=github.com/crd-ipam/crd-ipam
+bad=0
+
+# never PACKAGE REGEXP: none of what PACKAGE imports, however far away, matches.
+never() {
+	local deps hits
+	deps=$(go list -deps "./$1")
+	hits=$(grep -v "^$module/$1\$" <<<"$deps" | grep -E "$2" || true)
+	[ -z "$hits" ] || report "$1" "$hits"
+}
+
+# never_itself PACKAGE REGEXP: none of what PACKAGE's own files import matches.
+never_itself() {
+	local deps hits
+	deps=$(go list -f '{{join .Imports "\n"}}' "./$1")
+	hits=$(grep -E "$2" <<<"$deps" || true)
+	[ -z "$hits" ] || report "$1" "$hits"
+}
+
+report() {
+	sed "s|^|$1 must not import |" <<<"$2" | head -5 >&2
+	bad=1
+}
+
+ours="^$module"
+never apis/nvipam/v1alpha1 "$ours/(generated|pkg|cmd)"
+never generated/clientset/versioned "$ours/(pkg|cmd)"
+never generated/informers/externalversions "$ours/(pkg|cmd)"
+never pkg/pool "$ours/(generated|pkg|cmd)|^k8s.io/client-go"
+never_itself pkg/pool '^(os|io|log|syscall|context)(/|$)|^net(/[^n].*)?$'
+never pkg/claim "$ours/(pkg/cni|pkg/controller|cmd)"
+never pkg/cni "$ours/(pkg/controller|cmd)"
+never pkg/controller "$ours/(pkg/cni|cmd)"
+# That client alone doubles the plugin's start-up time and size.
+never cmd/nv-ipam "$ours/pkg/controller|^k8s.io/client-go/kubernetes|^github.com/prometheus/"
+
+exit $bad
