@@ -212,11 +212,7 @@ func (e *Env) StopAPIServer() error {
 // StartAPIServer starts the API server again, on the same port and with the same
 // certificates, and returns when it is healthy.
 func (e *Env) StartAPIServer() error {
-	api := e.envtest.ControlPlane.APIServer
-	// envtest keeps the arguments of the first start here, and would add them
-	// to those of this one.
-	api.Args = nil
-	return api.Start()
+	return e.envtest.ControlPlane.APIServer.Start()
 }
 
 // UserConfig returns a client configuration with a new certificate for a user.
