@@ -16,7 +16,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/klog/v2"
-	"k8s.io/utils/ptr"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 )
@@ -59,11 +58,11 @@ func (c *Controller) writeAllocations(ctx context.Context, kind poolKind, view *
 	if err != nil {
 		return nil, err
 	}
-	view, err = kind.patch(ctx, view.meta.Name, types.ApplyPatchType, apply, metav1.PatchOptions{FieldManager: manager, Force: ptr.To(true)})
+	view, err = kind.patch(ctx, view.meta.Name, types.ApplyPatchType, apply, metav1.PatchOptions{FieldManager: manager, Force: new(true)})
 	if err != nil {
 		return nil, fmt.Errorf("apply status.allocations: %w", err)
 	}
-	klog.FromContext(ctx).Info("Blocks assigned", "pool", view.ref, "nodes", len(view.blocks))
+	klog.FromContext(ctx).Info("Blocks written", "pool", view.ref, "nodes", len(view.blocks))
 	return view, nil
 }
 

@@ -1,0 +1,367 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+)
+
+var (
+	ipRef   = v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "pool1"}
+	cidrRef = v1alpha1.PoolReference{Kind: v1alpha1.PoolKindCIDRPool, Name: "pool1"}
+)
+
+func ippool(blocks []v1alpha1.Allocation) *v1alpha1.IPPool {
+	return &v1alpha1.IPPool{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "pool1", UID: "pool", ResourceVersion: "3", Generation: 2},
+		Spec:       v1alpha1.IPPoolSpec{Subnet: "192.168.0.0/24", PerNodeBlockSize: 100},
+		Status:     v1alpha1.IPPoolStatus{Allocations: blocks},
+	}
+}
+
+func cidrpool(blocks []v1alpha1.CIDRPoolAllocation) *v1alpha1.CIDRPool {
+	return &v1alpha1.CIDRPool{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "pool1", UID: "pool", ResourceVersion: "3", Generation: 2},
+		Spec:       v1alpha1.CIDRPoolSpec{CIDR: "10.60.0.0/16", PerNodeNetworkPrefix: 17},
+		Status:     v1alpha1.CIDRPoolStatus{Allocations: blocks},
+	}
+}
+
+func (w *world) nodesNamed(t *testing.T, names ...string) {
+	t.Helper()
+	for _, n := range names {
+		if err := w.nodes.Add(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// patches answers status patches as the test wants and keeps their bodies. The
+// fake clientset knows neither apply nor subresources.
+func (w *world) patches(answer func(kind string) runtime.Object) *[]clienttesting.PatchActionImpl {
+	var all []clienttesting.PatchActionImpl
+	w.ipam.PrependReactor("patch", "*", func(action clienttesting.Action) (bool, runtime.Object, error) {
+		all = append(all, action.(clienttesting.PatchActionImpl))
+		return true, answer(action.GetResource().Resource), nil
+	})
+	return &all
+}
+
+// The numbers are those of reconcilePool; the rows of both kinds go one way.
+func TestBlocks(t *testing.T) {
+	badIP, badCIDR := ippool(nil), cidrpool(nil)
+	badIP.Spec.Gateway, badCIDR.Spec.PerNodeNetworkPrefix = "10.0.0.1", 8
+	kept, keptCIDR := ippool([]v1alpha1.Allocation{{NodeName: "a", StartIP: "192.168.0.1", EndIP: "192.168.0.100"}}),
+		cidrpool([]v1alpha1.CIDRPoolAllocation{{NodeName: "a", Prefix: "10.60.0.0/17"}})
+	kept.Spec.Gateway, keptCIDR.Spec.PerNodeNetworkPrefix = "10.0.0.1", 8
+	held := ippool([]v1alpha1.Allocation{{NodeName: "gone", StartIP: "192.168.0.1", EndIP: "192.168.0.100"}})
+
+	for _, tc := range []struct {
+		name     string
+		ref      v1alpha1.PoolReference
+		pool     any
+		nodes    []string
+		holds    string
+		want     string // of status.allocations; null leaves it alone
+		reason   string
+		message  string
+		unserved []string
+	}{
+		{name: "1 room for all", ref: ipRef, pool: ippool(nil), nodes: []string{"b", "a"},
+			want:   `[{"nodeName":"a","startIP":"192.168.0.1","endIP":"192.168.0.100"},{"nodeName":"b","startIP":"192.168.0.101","endIP":"192.168.0.200"}]`,
+			reason: reasonBlocksAssigned, message: "nodes with a block: 2"},
+		{name: "1 room for all", ref: cidrRef, pool: cidrpool(nil), nodes: []string{"b", "a"},
+			want:   `[{"nodeName":"a","prefix":"10.60.0.0/17"},{"nodeName":"b","prefix":"10.60.128.0/17"}]`,
+			reason: reasonBlocksAssigned, message: "nodes with a block: 2"},
+		{name: "1 no nodes", ref: ipRef, pool: ippool(nil), want: `[]`, reason: reasonBlocksAssigned, message: "nodes with a block: 0"},
+		{name: "1 a departed node holds addresses", ref: ipRef, pool: held, nodes: []string{"a"}, holds: "gone",
+			want:   `[{"nodeName":"gone","startIP":"192.168.0.1","endIP":"192.168.0.100"},{"nodeName":"a","startIP":"192.168.0.101","endIP":"192.168.0.200"}]`,
+			reason: reasonBlocksAssigned, message: "nodes with a block: 2"},
+		{name: "1 a departed node holds none", ref: ipRef, pool: held, nodes: []string{"a"},
+			want:   `[{"nodeName":"a","startIP":"192.168.0.1","endIP":"192.168.0.100"}]`,
+			reason: reasonBlocksAssigned, message: "nodes with a block: 1"},
+		{name: "2 no room for one", ref: ipRef, pool: ippool(nil), nodes: []string{"a", "b", "c"},
+			want:   `[{"nodeName":"a","startIP":"192.168.0.1","endIP":"192.168.0.100"},{"nodeName":"b","startIP":"192.168.0.101","endIP":"192.168.0.200"}]`,
+			reason: reasonNoFreeRanges, message: "no free ranges for 1 nodes: c", unserved: []string{"c"}},
+		{name: "2 no room for one", ref: cidrRef, pool: cidrpool(nil), nodes: []string{"a", "b", "c"},
+			want:   `[{"nodeName":"a","prefix":"10.60.0.0/17"},{"nodeName":"b","prefix":"10.60.128.0/17"}]`,
+			reason: reasonNoFreeRanges, message: "no free ranges for 1 nodes: c", unserved: []string{"c"}},
+		{name: "3 invalid, with blocks", ref: ipRef, pool: kept, nodes: []string{"b"}, want: `null`, reason: reasonInvalidSpec, message: "spec.gateway"},
+		{name: "3 invalid, with blocks", ref: cidrRef, pool: keptCIDR, nodes: []string{"b"}, want: `null`, reason: reasonInvalidSpec, message: "spec.perNodeNetworkPrefix"},
+		{name: "4 invalid from the start", ref: ipRef, pool: badIP, nodes: []string{"b"}, want: `[]`, reason: reasonInvalidSpec, message: "spec.gateway"},
+		{name: "4 invalid from the start", ref: cidrRef, pool: badCIDR, nodes: []string{"b"}, want: `[]`, reason: reasonInvalidSpec, message: "spec.perNodeNetworkPrefix"},
+	} {
+		t.Run(string(tc.ref.Kind)+" "+tc.name, func(t *testing.T) {
+			w := newWorld(t, Options{})
+			w.nodesNamed(t, tc.nodes...)
+			kind := w.kinds[tc.ref.Kind]
+			out := blocks(kind, kind.view(tc.pool), w.nodes.List(), func(n string) bool { return n == tc.holds })
+			if got, _ := json.Marshal(out.allocations); string(got) != tc.want {
+				t.Errorf("allocations\n got %s\nwant %s", got, tc.want)
+			}
+			if out.ready.Reason != tc.reason || !strings.Contains(out.ready.Message, tc.message) {
+				t.Errorf("condition %+v, want %s: %s", out.ready, tc.reason, tc.message)
+			}
+			if (out.ready.Status == metav1.ConditionTrue) != (tc.reason == reasonBlocksAssigned) {
+				t.Errorf("Ready is %s with reason %s", out.ready.Status, tc.reason)
+			}
+			if !slices.Equal(out.unserved, tc.unserved) {
+				t.Errorf("unserved %v, want %v", out.unserved, tc.unserved)
+			}
+		})
+	}
+}
+
+func TestNoRoomCountsWhatItDoesNotName(t *testing.T) {
+	var nodes []string
+	for i := range 5000 {
+		nodes = append(nodes, fmt.Sprintf("node-%04d", i))
+	}
+	got := noRoom(nodes)
+	if want := "no free ranges for 5000 nodes: node-0000, node-0001, "; !strings.HasPrefix(got, want) || !strings.HasSuffix(got, " node-0009 and 4990 more") {
+		t.Errorf("got %q", got)
+	}
+}
+
+// What is written first, what second, and by whom.
+func TestStatusWrites(t *testing.T) {
+	w := newWorld(t, Options{})
+	w.nodesNamed(t, "a")
+	p := ippool(nil)
+	indexer := w.kinds[v1alpha1.PoolKindIPPool].informer.GetIndexer()
+	if err := indexer.Add(p); err != nil {
+		t.Fatal(err)
+	}
+	after := p.DeepCopy()
+	after.ResourceVersion = "4"
+	all := w.patches(func(string) runtime.Object { return after })
+	if err := w.reconcilePool(t.Context(), ipRef); err != nil {
+		t.Fatal(err)
+	}
+	if len(*all) != 2 {
+		t.Fatalf("%d writes, want 2", len(*all))
+	}
+	apply, merge := (*all)[0], (*all)[1]
+
+	const blocks = `[{"nodeName":"a","startIP":"192.168.0.1","endIP":"192.168.0.100"}]`
+	if got, want := string(apply.Patch), `{"apiVersion":"nv-ipam.nvidia.com/v1alpha1","kind":"IPPool","metadata":{"name":"pool1","namespace":"ns","resourceVersion":"3"},"status":{"allocations":`+blocks+`}}`; got != want {
+		t.Errorf("first\n got %s\nwant %s", got, want)
+	}
+	if apply.PatchType != types.ApplyPatchType || apply.Subresource != "status" || apply.PatchOptions.FieldManager != blocksManager([]byte(blocks)) {
+		t.Errorf("first %s of %s by %s", apply.PatchType, apply.Subresource, apply.PatchOptions.FieldManager)
+	}
+	if merge.PatchType != types.MergePatchType || merge.Subresource != "status" || merge.PatchOptions.FieldManager != "ipam-controller" {
+		t.Errorf("second %s of %s by %s", merge.PatchType, merge.Subresource, merge.PatchOptions.FieldManager)
+	}
+	var body struct {
+		Metadata metav1.ObjectMeta
+		Status   v1alpha1.PoolStatus
+	}
+	if err := json.Unmarshal(merge.Patch, &body); err != nil {
+		t.Fatal(err)
+	}
+	if body.Metadata.ResourceVersion != "4" || body.Status.ObservedGeneration != 2 || len(body.Status.Conditions) != 1 || body.Status.Conditions[0].ObservedGeneration != 2 {
+		t.Errorf("second: %s", merge.Patch)
+	}
+
+	// That answer had no conditions: the CRD is nv-ipam's. Never again.
+	if err := w.reconcilePool(t.Context(), ipRef); err != nil {
+		t.Fatal(err)
+	}
+	if len(*all) != 3 || (*all)[2].PatchType != types.ApplyPatchType {
+		t.Errorf("%d writes, want one more, an apply", len(*all))
+	}
+
+	// With the blocks applied there is nothing to do; applied by somebody else
+	// there is.
+	for manager, want := range map[string]int{blocksManager([]byte(blocks)): 0, v1alpha1.BlocksManagerPrefix + "0123456789abcdef": 1, "nv-ipam": 1} {
+		*all = nil
+		done := ippool([]v1alpha1.Allocation{{NodeName: "a", StartIP: "192.168.0.1", EndIP: "192.168.0.100"}})
+		done.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: manager, Operation: metav1.ManagedFieldsOperationApply, Subresource: "status"}}
+		if err := indexer.Update(done); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.reconcilePool(t.Context(), ipRef); err != nil {
+			t.Fatal(err)
+		}
+		if len(*all) != want {
+			t.Errorf("applied by %s: %d writes", manager, len(*all))
+		}
+	}
+}
+
+// Events say what is new, once.
+func TestEvents(t *testing.T) {
+	w := newWorld(t, Options{})
+	answer := ippool(nil)
+	w.patches(func(string) runtime.Object { return answer })
+	indexer := w.kinds[v1alpha1.PoolKindIPPool].informer.GetIndexer()
+	reconcile := func(p *v1alpha1.IPPool, want ...string) {
+		t.Helper()
+		if err := indexer.Update(p); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.reconcilePool(t.Context(), ipRef); err != nil {
+			t.Fatal(err)
+		}
+		if got := said(w); !slices.EqualFunc(got, want, strings.HasPrefix) {
+			t.Fatalf("events %q, want %q", got, want)
+		}
+	}
+	no := func(node string) string { return "Warning NoFreeRanges failed to allocate IPs on Node: " + node }
+	w.nodesNamed(t, "a", "b")
+	reconcile(ippool(nil))
+	w.nodesNamed(t, "c", "d")
+	reconcile(ippool(nil), no("c"), no("d"))
+	reconcile(ippool(nil))
+	w.nodesNamed(t, "e")
+	reconcile(ippool(nil), no("e"))
+
+	bad := ippool(nil)
+	bad.Spec.Gateway = "10.0.0.1"
+	reconcile(bad, "Warning InvalidSpec spec.gateway")
+	reconcile(bad)
+	worse := bad.DeepCopy()
+	worse.Spec.Gateway = "10.0.0.2"
+	reconcile(worse, "Warning InvalidSpec spec.gateway")
+
+	// The pool was deleted and made again.
+	again := worse.DeepCopy()
+	again.UID = "another"
+	answer = again
+	reconcile(again, "Warning InvalidSpec spec.gateway")
+
+	// After a restart the condition says what was said.
+	clear(w.reported)
+	kind := w.kinds[v1alpha1.PoolKindIPPool]
+	persisted := again.DeepCopy()
+	persisted.Status.Conditions = []metav1.Condition{blocks(kind, kind.view(again), nil, nil).ready}
+	reconcile(persisted)
+	full := ippool(nil)
+	full.Status.Conditions = []metav1.Condition{blocks(kind, kind.view(full), w.nodes.List(), func(string) bool { return false }).ready}
+	clear(w.reported)
+	reconcile(full)
+	w.nodesNamed(t, "f")
+	reconcile(full, no("f"))
+}
+
+// 5,000 nodes that join at once are one item of work.
+func TestNodesCoalesce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, Options{})
+		defer w.pools.ShutDown()
+		defer w.suspects.ShutDown()
+		for _, k := range []struct {
+			kind v1alpha1.PoolKind
+			obj  any
+		}{{v1alpha1.PoolKindIPPool, ippool(nil)}, {v1alpha1.PoolKindCIDRPool, cidrpool(nil)}} {
+			if err := w.kinds[k.kind].informer.GetIndexer().Add(k.obj); err != nil {
+				t.Fatal(err)
+			}
+		}
+		handler := w.onNode()
+		for i := range 5000 {
+			handler.OnAdd(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint(i)}}, false)
+		}
+		synctest.Wait()
+		if n := w.pools.Len(); n != 0 {
+			t.Errorf("%d items before the nodes have settled", n)
+		}
+		time.Sleep(w.opts.Settle)
+		synctest.Wait()
+		if n := w.pools.Len(); n != 2 {
+			t.Errorf("%d items, want one for each pool", n)
+		}
+	})
+}
+
+// Which events of nodes and allocations set anything going.
+func TestTriggers(t *testing.T) {
+	labelled := node(corev1.ConditionTrue)
+	labelled.Labels = map[string]string{"role": "worker"}
+	for _, tc := range []struct {
+		name            string
+		event           func(*world)
+		pools, suspects int
+	}{
+		{"node comes", func(w *world) { w.onNode().OnAdd(node(corev1.ConditionTrue), false) }, 1, 0},
+		{"node goes", func(w *world) { w.onNode().OnDelete(node(corev1.ConditionTrue)) }, 1, 1},
+		{"node is labelled", func(w *world) { w.onNode().OnUpdate(node(corev1.ConditionTrue), labelled) }, 1, 0},
+		{"node reports", func(w *world) { w.onNode().OnUpdate(node(corev1.ConditionTrue), node(corev1.ConditionFalse)) }, 0, 0},
+		{"node stops reporting", func(w *world) { w.onNode().OnUpdate(node(corev1.ConditionTrue), node(corev1.ConditionUnknown)) }, 0, 1},
+		{"node is declared dead", func(w *world) {
+			w.onNode().OnUpdate(node(corev1.ConditionUnknown), node(corev1.ConditionUnknown, corev1.TaintNodeOutOfService))
+		}, 0, 1},
+		{"pod goes", func(w *world) { w.onPod().OnDelete(pod("uid", claimed, nil)) }, 0, 1},
+		{"pod comes", func(w *world) { w.onPod().OnAdd(pod("uid", claimed, nil), false) }, 0, 1},
+		{"pod changes", func(w *world) { w.onPod().OnUpdate(pod("uid", claimed, nil), pod("uid", claimed, nil)) }, 0, 0},
+		{"pod is replaced while the watch is down", func(w *world) { w.onPod().OnUpdate(pod("uid", claimed, nil), pod("new", claimed, nil)) }, 0, 1},
+		{"one of a node's addresses goes", func(w *world) { w.onAllocation().OnDelete(allocation()) }, 0, 0},
+		{"a node's last address goes", func(w *world) {
+			_ = w.allocations.Delete(allocation())
+			w.onAllocation().OnDelete(allocation())
+		}, 1, 0},
+		{"allocation comes", func(w *world) { w.onAllocation().OnAdd(allocation(), false) }, 0, 1},
+		{"pool comes", func(w *world) { w.onPool(v1alpha1.PoolKindIPPool).OnAdd(ippool(nil), false) }, 1, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, Options{})
+				defer w.pools.ShutDown()
+				defer w.suspects.ShutDown()
+				if err := w.kinds[v1alpha1.PoolKindIPPool].informer.GetIndexer().Add(ippool(nil)); err != nil {
+					t.Fatal(err)
+				}
+				if err := w.allocations.Add(allocation()); err != nil {
+					t.Fatal(err)
+				}
+				tc.event(w)
+				time.Sleep(w.opts.Settle)
+				synctest.Wait()
+				if p, s := w.pools.Len(), w.suspects.Len(); p != tc.pools || s != tc.suspects {
+					t.Errorf("%d pools and %d suspects, want %d and %d", p, s, tc.pools, tc.suspects)
+				}
+			})
+		})
+	}
+}
+
+func TestThin(t *testing.T) {
+	fields := []metav1.ManagedFieldsEntry{
+		{Manager: "kubectl", Operation: "Update", FieldsV1: &metav1.FieldsV1{Raw: []byte("{}")}},
+		{Manager: v1alpha1.BlocksManagerPrefix + "x", Operation: "Apply", Subresource: "status", FieldsV1: &metav1.FieldsV1{Raw: []byte("{}")}},
+	}
+	p := ippool([]v1alpha1.Allocation{{NodeName: "a"}})
+	p.ManagedFields, p.Annotations = fields, map[string]string{"kubectl.kubernetes.io/last-applied-configuration": "{}"}
+	want := ippool([]v1alpha1.Allocation{{NodeName: "a"}})
+	want.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: v1alpha1.BlocksManagerPrefix + "x", Operation: "Apply", Subresource: "status"}}
+	for range 2 { // it may come twice
+		got, err := thin(p)
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("got %+v, %v", got, err)
+		}
+	}
+	n := node(corev1.ConditionTrue)
+	n.Annotations = map[string]string{"a": "b"}
+	n.Status.Images = []corev1.ContainerImage{{Names: []string{"image"}}}
+	n.Status.Conditions = append([]corev1.NodeCondition{{Type: corev1.NodeDiskPressure}}, n.Status.Conditions...)
+	if got, _ := thin(n); !reflect.DeepEqual(got, node(corev1.ConditionTrue)) {
+		t.Errorf("node: got %+v", got)
+	}
+}
