@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -126,13 +127,18 @@ func (h *Hint) Drop(held Held) error {
 	return h.dropIf(held.text(held.UID), "claims", held.Pool, held.Address.String())
 }
 
-// Find returns what the attachment holds, of all pools.
+// Find returns what the attachment holds, of all pools. That a release is under
+// way does not count: who asks may be asking again because it died.
 func (h *Hint) Find(att Attachment) ([]Held, error) {
 	pools, err := h.names("claims")
 	if err != nil {
 		return nil, err
 	}
-	var found []Held
+	releasing, err := h.releases("releasing")
+	if err != nil {
+		return nil, err
+	}
+	found := slices.DeleteFunc(releasing, func(held Held) bool { return held.Attachment != att })
 	for _, p := range pools {
 		of, err := h.FindIn(p, att)
 		if err != nil {

@@ -108,8 +108,11 @@ func TestRelease(t *testing.T) {
 	held := heldBy(podA, addr1, "u1")
 	must(t, h.Set(held))
 	must(t, h.Releasing(held))
-	if got := find(t, h, podA); len(got) != 0 {
-		t.Errorf("still held while released: %v", got)
+	if got := find(t, h, podA); !slices.Equal(got, []Held{held}) {
+		t.Errorf("a DEL that is asked for again finds %v", got)
+	}
+	if got, err := h.FindIn("p", podA); err != nil || len(got) != 0 {
+		t.Errorf("an ADD would use an address that is being released: %v, %v", got, err)
 	}
 	if un, err := h.unsettled(); err != nil || !un[held.key()] {
 		t.Errorf("unsettled = %v, %v: the address looks free", un, err)
@@ -204,9 +207,16 @@ func TestRebuildMakesCompleteAndLeavesReleasesAlone(t *testing.T) {
 	if !h.Complete() {
 		t.Error("not complete after a rebuild")
 	}
-	if len(find(t, h, podA)) != 1 || len(find(t, h, podB)) != 0 {
-		t.Errorf("A holds %v, B holds %v", find(t, h, podA), find(t, h, podB))
+	if len(find(t, h, podA)) != 1 || len(inPool(t, h, podB)) != 0 {
+		t.Errorf("A holds %v, B holds %v", find(t, h, podA), inPool(t, h, podB))
 	}
+}
+
+func inPool(t *testing.T, h *Hint, att Attachment) []Held {
+	t.Helper()
+	found, err := h.FindIn("p", att)
+	must(t, err)
+	return found
 }
 
 func TestViewAndLast(t *testing.T) {

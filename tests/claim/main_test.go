@@ -8,6 +8,7 @@ package claim
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -33,7 +34,13 @@ import (
 
 var env *testenv.Env
 
-func TestMain(m *testing.M) { os.Exit(testenv.Run(m, &env, testenv.Options{})) }
+func TestMain(m *testing.M) {
+	// A history takes a second; -rapid.checks=N asks for more of them.
+	if err := flag.Set("rapid.checks", "25"); err != nil {
+		panic(err)
+	}
+	os.Exit(testenv.Run(m, &env, testenv.Options{}))
+}
 
 // wire is a node's connection to the API server: it counts what passes and can
 // lose it.
@@ -52,6 +59,9 @@ const (
 	nothing  loss = iota
 	request       // the server never sees it
 	response      // the server carries it out, the client never learns
+
+	killedBefore // the process dies before it sends the request
+	killedAfter  // the process dies before it reads the answer
 )
 
 var errLost = &netError{"connection lost by the test"}
@@ -72,10 +82,16 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 		lost = w.lose(req)
 	}
 	w.mu.Unlock()
-	if lost == request {
+	switch lost {
+	case request:
 		return nil, errLost
+	case killedBefore:
+		kill()
 	}
 	resp, err := w.next.RoundTrip(req)
+	if lost == killedAfter {
+		kill()
+	}
 	if err == nil && lost == response {
 		_, _ = io.Copy(io.Discard, resp.Body)
 		_ = resp.Body.Close()
