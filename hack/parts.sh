@@ -94,14 +94,14 @@ build() {
 		tmp=$(mktemp -d "$cache/.build.XXXXXX")
 		heartbeat "$1" 9>&- &
 		beat=$!
-		trap 'kill "$beat" 2>/dev/null; rm -rf "$tmp"' EXIT
+		trap 'kill "$beat" 2>/dev/null || true; rm -rf "$tmp"' EXIT
 		for i in "${!packages[@]}"; do
 			(cd "$module" && go build "${flags[@]}" -o "$tmp/${binaries[$i]}" "${packages[$i]}") 9>&-
 		done
 		# Only whole files get here, and a rename is all or nothing.
 		mkdir -p "$dir"
 		mv "$tmp"/* "$dir"
-		kill "$beat"
+		kill "$beat" 2>/dev/null || true
 		wait "$beat" 2>/dev/null || true
 		rm -rf "$tmp"
 		trap - EXIT
