@@ -5,6 +5,7 @@ package controller
 
 import (
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -72,17 +73,18 @@ func (c *Controller) watch() ([]cache.DoneChecker, error) {
 }
 
 // onPool reconciles a pool that was changed, by its owner or by a writer of its
-// status.
+// status: that is mostly this controller, and the second of its two writes ought
+// to be in the cache by then.
 func (c *Controller) onPool(kind v1alpha1.PoolKind) cache.ResourceEventHandler {
-	reconcile := func(obj any) {
+	reconcile := func(obj any, settle time.Duration) {
 		if key, err := cache.DeletionHandlingObjectToName(obj); err == nil {
-			c.pools.Add(v1alpha1.PoolReference{Kind: kind, Name: key.Name})
+			c.pools.AddAfter(v1alpha1.PoolReference{Kind: kind, Name: key.Name}, settle)
 		}
 	}
 	return cache.ResourceEventHandlerFuncs{
-		AddFunc:    reconcile,
-		UpdateFunc: func(_, obj any) { reconcile(obj) },
-		DeleteFunc: reconcile,
+		AddFunc:    func(obj any) { reconcile(obj, 0) },
+		UpdateFunc: func(_, obj any) { reconcile(obj, c.opts.Settle) },
+		DeleteFunc: func(obj any) { reconcile(obj, 0) },
 	}
 }
 

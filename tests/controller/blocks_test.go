@@ -1,0 +1,308 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/controller"
+)
+
+const workerLabel = "node-role.kubernetes.io/worker"
+
+func workers() *corev1.NodeSelector {
+	return &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+		MatchExpressions: []corev1.NodeSelectorRequirement{{Key: workerLabel, Operator: corev1.NodeSelectorOpExists}},
+	}}}
+}
+
+// seedPool is the pool of nv-ipam's documentation on static addresses.
+func seedPool() v1alpha1.IPPoolSpec {
+	return v1alpha1.IPPoolSpec{
+		Subnet: "192.168.0.0/16", PerNodeBlockSize: 100, Gateway: "192.168.0.1",
+		Exclusions:   []v1alpha1.ExcludeRange{{StartIP: "192.168.0.0", EndIP: "192.168.0.10"}},
+		NodeSelector: workers(),
+	}
+}
+
+var seedBlocks = []string{
+	"kind-control-plane 192.168.0.1 192.168.0.100",
+	"kind-worker 192.168.0.101 192.168.0.200",
+	"kind-worker2 192.168.0.201 192.168.1.44",
+}
+
+func seedCluster(t *testing.T) *cluster {
+	t.Helper()
+	c := newCluster(t)
+	for _, n := range []string{"kind-worker2", "kind-control-plane", "kind-worker"} {
+		c.node(t, n, map[string]string{workerLabel: ""})
+	}
+	c.node(t, "not-a-worker", nil)
+	c.pool(t, "pool1", seedPool())
+	return c
+}
+
+func TestSeedPool(t *testing.T) {
+	c := seedCluster(t)
+	c.run(t, controller.Options{})
+	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
+}
+
+func TestCIDRPool(t *testing.T) {
+	c := newCluster(t)
+	c.node(t, "a", nil)
+	c.node(t, "b", nil)
+	c.run(t, controller.Options{})
+	pools := c.ipam.CIDRPools(c.ns)
+	_, err := pools.Create(t.Context(), &v1alpha1.CIDRPool{
+		ObjectMeta: metav1.ObjectMeta{Name: "rail1"},
+		Spec: v1alpha1.CIDRPoolSpec{CIDR: "10.60.0.0/16", PerNodeNetworkPrefix: 24, GatewayIndex: new(int32(1)),
+			StaticAllocations: []v1alpha1.CIDRPoolStaticAllocation{{NodeName: "b", Prefix: "10.60.7.0/24", Gateway: "10.60.7.9"}}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []v1alpha1.CIDRPoolAllocation{
+		{NodeName: "a", Gateway: "10.60.0.1", Prefix: "10.60.0.0/24"},
+		{NodeName: "b", Gateway: "10.60.7.9", Prefix: "10.60.7.0/24"},
+	}
+	until(t, func() string {
+		p, err := pools.Get(t.Context(), "rail1", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(p.Status.Allocations, want) || len(p.Status.Conditions) != 1 || p.Status.Conditions[0].Reason != "BlocksAssigned" {
+			return fmt.Sprintf("status %+v, want %+v", p.Status, want)
+		}
+		return ""
+	})
+}
+
+// A node that leaves keeps its block as long as it holds an address of it.
+func TestBlockOfDepartedNode(t *testing.T) {
+	for _, departs := range []struct {
+		how  string
+		leak func(*testing.T, *cluster)
+	}{
+		{"relabelled", func(t *testing.T, c *cluster) {
+			c.patchNode(t, "kind-worker", `{"metadata":{"labels":{"`+workerLabel+`":null}}}`)
+		}},
+		{"deleted", func(t *testing.T, c *cluster) {
+			if err := c.kube.CoreV1().Nodes().Delete(t.Context(), "kind-worker", metav1.DeleteOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(departs.how, func(t *testing.T) {
+			c := seedCluster(t)
+			c.run(t, controller.Options{})
+			c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
+			c.hold(t, "pool1", "192.168.0.105", "kind-worker", c.startPod(t, "p", nil))
+			departs.leak(t, c)
+			// The next node is given another block: the departure has been seen.
+			c.node(t, "kind-worker3", map[string]string{workerLabel: ""})
+			with3 := append(slices.Clone(seedBlocks), "kind-worker3 192.168.1.45 192.168.1.144")
+			c.wantPool(t, "pool1", "BlocksAssigned", with3...)
+
+			if err := c.ipam.IPAllocations(c.ns).Delete(t.Context(), "pool1.192.168.0.105", metav1.DeleteOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			c.wantPool(t, "pool1", "BlocksAssigned", slices.Delete(with3, 1, 2)...)
+		})
+	}
+}
+
+// An invalid edit leaves the blocks where they are, says so, and is got over.
+func TestInvalidEdit(t *testing.T) {
+	c := seedCluster(t)
+	c.run(t, controller.Options{})
+	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
+	edit := func(patch string) {
+		t.Helper()
+		if _, err := c.ipam.IPPools(c.ns).Patch(t.Context(), "pool1", types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	edit(`{"spec":{"gateway":"10.0.0.1"}}`)
+	c.wantPool(t, "pool1", "InvalidSpec", seedBlocks...)
+	c.wantEvent(t, `Warning IPPool/pool1 InvalidSpec: spec.gateway: Invalid value: "10.0.0.1"`)
+	edit(`{"spec":{"gateway":"192.168.0.1"}}`)
+	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
+
+	// A pool that is invalid from the start has no blocks.
+	c.pool(t, "pool2", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 10, Gateway: "10.0.1.1"})
+	c.wantPool(t, "pool2", "InvalidSpec")
+}
+
+func TestNoFreeRanges(t *testing.T) {
+	c := newCluster(t)
+	for _, n := range []string{"a", "b", "c"} {
+		c.node(t, n, nil)
+	}
+	c.pool(t, "small", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 120})
+	c.run(t, controller.Options{})
+	c.wantPool(t, "small", "NoFreeRanges", "a 10.0.0.1 10.0.0.120", "b 10.0.0.121 10.0.0.240")
+	c.wantEvent(t, "Warning IPPool/small NoFreeRanges: failed to allocate IPs on Node: c")
+	if err := c.kube.CoreV1().Nodes().Delete(t.Context(), "a", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.wantPool(t, "small", "BlocksAssigned", "c 10.0.0.1 10.0.0.120", "b 10.0.0.121 10.0.0.240")
+	if n := len(c.events(t)); n != 1 {
+		t.Errorf("events %q, want one", c.events(t))
+	}
+}
+
+// manager returns the one manager of status.allocations whose name tells a
+// plugin about them, and all owners of that field.
+func manager(t *testing.T, p *v1alpha1.IPPool) (ours string, owners []string) {
+	t.Helper()
+	for _, e := range p.ManagedFields {
+		fields := map[string]map[string]any{}
+		if err := json.Unmarshal(e.FieldsV1.GetRawBytes(), &fields); err != nil {
+			t.Fatal(err)
+		}
+		if _, owns := fields["f:status"]["f:allocations"]; owns {
+			owners = append(owners, e.Manager)
+		}
+		if strings.HasPrefix(e.Manager, v1alpha1.BlocksManagerPrefix) {
+			if ours != "" {
+				t.Errorf("two managers of blocks: %s and %s", ours, e.Manager)
+			}
+			ours = e.Manager
+		}
+	}
+	return ours, owners
+}
+
+// The name of the manager of status.allocations changes exactly when they do.
+func TestBlocksManager(t *testing.T) {
+	c := seedCluster(t)
+	c.run(t, controller.Options{})
+	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
+	first, owners := manager(t, c.getPool(t, "pool1"))
+	if first == "" || !slices.Equal(owners, []string{first}) {
+		t.Fatalf("owners of status.allocations are %q", owners)
+	}
+
+	// 1. A condition changes: the name does not.
+	patch := []byte(`{"status":{"conditions":[{"type":"Other","status":"True","reason":"R","message":"","lastTransitionTime":"2026-01-01T00:00:00Z"}]}}`)
+	if _, err := c.ipam.IPPools(c.ns).Patch(t.Context(), "pool1", types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "other"}, "status"); err != nil {
+		t.Fatal(err)
+	}
+	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
+	if name, owners := manager(t, c.getPool(t, "pool1")); name != first || !slices.Equal(owners, []string{first}) {
+		t.Errorf("a condition made the owners %q, want %q", owners, first)
+	}
+
+	// 2. The blocks change: another name, and no trace of the first.
+	c.node(t, "kind-worker3", map[string]string{workerLabel: ""})
+	with3 := append(slices.Clone(seedBlocks), "kind-worker3 192.168.1.45 192.168.1.144")
+	c.wantPool(t, "pool1", "BlocksAssigned", with3...)
+	second, owners := manager(t, c.getPool(t, "pool1"))
+	if second == first || !slices.Equal(owners, []string{second}) {
+		t.Errorf("other blocks made the owners %q, had %q", owners, first)
+	}
+
+	// 3. They change back: the first name.
+	if err := c.kube.CoreV1().Nodes().Delete(t.Context(), "kind-worker3", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
+	if name, _ := manager(t, c.getPool(t, "pool1")); name != first {
+		t.Errorf("the same blocks have the manager %q, had %q", name, first)
+	}
+
+	// 4. Somebody else writes other blocks: they are put right.
+	patch = []byte(`{"status":{"allocations":[{"nodeName":"x","startIP":"192.168.9.1","endIP":"192.168.9.9"}]}}`)
+	if _, err := c.ipam.IPPools(c.ns).Patch(t.Context(), "pool1", types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "nv-ipam"}, "status"); err != nil {
+		t.Fatal(err)
+	}
+	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
+}
+
+// Blocks that nv-ipam has written stay where they are, and are owned.
+func TestTakesOverBlocks(t *testing.T) {
+	c := seedCluster(t)
+	p := c.getPool(t, "pool1")
+	p.Status.Allocations = []v1alpha1.Allocation{
+		{NodeName: "kind-worker", StartIP: "192.168.0.1", EndIP: "192.168.0.100"},
+		{NodeName: "kind-worker2", StartIP: "192.168.0.101", EndIP: "192.168.0.200"},
+		{NodeName: "kind-control-plane", StartIP: "192.168.1.45", EndIP: "192.168.1.144"},
+	}
+	if _, err := c.ipam.IPPools(c.ns).UpdateStatus(t.Context(), p, metav1.UpdateOptions{FieldManager: "ipam-controller"}); err != nil {
+		t.Fatal(err)
+	}
+	c.run(t, controller.Options{})
+	c.wantPool(t, "pool1", "BlocksAssigned",
+		"kind-worker 192.168.0.1 192.168.0.100", "kind-worker2 192.168.0.101 192.168.0.200", "kind-control-plane 192.168.1.45 192.168.1.144")
+	if name, _ := manager(t, c.getPool(t, "pool1")); name == "" {
+		t.Error("no manager of blocks")
+	}
+}
+
+// At rest nothing is written, however often nodes report and caches resync.
+func TestRest(t *testing.T) {
+	c := seedCluster(t)
+	w, _ := c.run(t, controller.Options{Resync: time.Second})
+	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
+	before := c.getPool(t, "pool1").ResourceVersion
+	for i := range 50 {
+		c.patchNode(t, "kind-worker", fmt.Sprintf(`{"metadata":{"annotations":{"n":"%d"}}}`, i))
+		c.patchNode(t, "kind-worker", fmt.Sprintf(`{"status":{"conditions":[{"type":"Ready","status":"True","message":"%d"}]}}`, i), "status")
+	}
+	// One worker sees to all pools: when it has come to this one, it has seen
+	// to the other.
+	c.pool(t, "last", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/16", PerNodeBlockSize: 10, NodeSelector: workers()})
+	c.wantPool(t, "last", "BlocksAssigned",
+		"kind-control-plane 10.0.0.1 10.0.0.10", "kind-worker 10.0.0.11 10.0.0.20", "kind-worker2 10.0.0.21 10.0.0.30")
+	if after := c.getPool(t, "pool1").ResourceVersion; after != before {
+		t.Errorf("resource version went from %s to %s", before, after)
+	}
+	if all := w.of("ippools"); len(all) != 4 {
+		t.Errorf("writes %q, want two for each pool", all)
+	}
+}
+
+// Nodes that join at once are few writes.
+func TestManyNodes(t *testing.T) {
+	if testing.Short() {
+		t.Skip("creates 5,000 nodes")
+	}
+	const nodes = 5000
+	c := newCluster(t)
+	w, _ := c.run(t, controller.Options{})
+	c.pool(t, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/8", PerNodeBlockSize: 100})
+	c.wantPool(t, "p", "BlocksAssigned")
+	var wg sync.WaitGroup
+	for i := range 10 {
+		wg.Go(func() {
+			for j := i; j < nodes; j += 10 {
+				c.node(t, fmt.Sprintf("node-%04d", j), nil)
+			}
+		})
+	}
+	wg.Wait()
+	until(t, func() string {
+		if n := len(c.getPool(t, "p").Status.Allocations); n != nodes {
+			return fmt.Sprintf("%d blocks", n)
+		}
+		return ""
+	})
+	n := len(w.of("ippools"))
+	t.Logf("%d nodes: %d writes of the pool", nodes, n)
+	if n > nodes/10 {
+		t.Errorf("%d writes for %d nodes", n, nodes)
+	}
+}

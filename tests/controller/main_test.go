@@ -1,0 +1,307 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package controller tests the controller against a real API server: what it
+// applies, patches and deletes depends on resource versions, field managers and
+// preconditions, which no fake has.
+package controller
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/rest"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned"
+	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/controller"
+	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
+)
+
+var env *testenv.Env
+
+func TestMain(m *testing.M) { os.Exit(testenv.Run(m, &env, testenv.Options{})) }
+
+// grace is short, so that tests are; it is still longer than any of these tests
+// needs to see that something did not happen.
+const grace = 2 * time.Second
+
+// cluster is a namespace for pools in a cluster without nodes.
+type cluster struct {
+	ns   string
+	ipam clientv1alpha1.NvIpamV1alpha1Interface
+	kube kubernetes.Interface
+}
+
+func newCluster(t *testing.T) *cluster {
+	t.Helper()
+	c := &cluster{ns: env.Namespace(t)}
+	clients, _, done := connect(t, env.Config, nil)
+	c.ipam, c.kube = clients.IPAM.NvIpamV1alpha1(), clients.Kube
+	t.Cleanup(func() {
+		if err := c.kube.CoreV1().Nodes().DeleteCollection(context.Background(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+			t.Error(err)
+		}
+		done()
+	})
+	return c
+}
+
+// connect returns clients on connections of their own, which done closes, and
+// the writes that go over them.
+func connect(t *testing.T, config *rest.Config, gate func(*http.Request) error) (controller.Clients, *writes, func()) {
+	t.Helper()
+	config = rest.CopyConfig(config)
+	config.QPS = -1
+	config.Proxy = http.ProxyFromEnvironment // keeps client-go from sharing the transport
+	w := &writes{gate: gate}
+	transport, err := rest.HTTPClientFor(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.next = transport.Transport
+	client := &http.Client{Transport: w}
+	ipam, err := versioned.NewForConfigAndClient(config, client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kube, err := kubernetes.NewForConfigAndClient(config, client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	meta, err := metadata.NewForConfigAndClient(config, client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return controller.Clients{IPAM: ipam, Kube: kube, Metadata: meta}, w, func() { utilnet.CloseIdleConnectionsFor(w.next) }
+}
+
+// writes counts what a client changes; what was refused is not counted.
+type writes struct {
+	next http.RoundTripper
+	gate func(*http.Request) error
+
+	mu  sync.Mutex
+	all []string // "PATCH ippools/pool1/status"
+}
+
+func (w *writes) RoundTrip(req *http.Request) (*http.Response, error) {
+	if w.gate != nil {
+		if err := w.gate(req); err != nil {
+			return nil, err
+		}
+	}
+	resp, err := w.next.RoundTrip(req)
+	if req.Method != http.MethodGet && err == nil && resp.StatusCode < 300 {
+		_, what, _ := strings.Cut(req.URL.Path, "/namespaces/")
+		_, what, _ = strings.Cut(what, "/")
+		w.mu.Lock()
+		w.all = append(w.all, req.Method+" "+what)
+		w.mu.Unlock()
+	}
+	return resp, err
+}
+
+// of returns the writes to a resource.
+func (w *writes) of(resource string) (out []string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, s := range w.all {
+		if strings.Contains(s, " "+resource+"/") {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// run runs a controller until stop, or the end of the test.
+func (c *cluster) run(t *testing.T, opts controller.Options) (w *writes, stop func()) {
+	t.Helper()
+	return c.runGated(t, opts, nil)
+}
+
+func (c *cluster) runGated(t *testing.T, opts controller.Options, gate func(*http.Request) error) (w *writes, stop func()) {
+	t.Helper()
+	clients, w, done := connect(t, env.Config, gate)
+	opts.Namespace = c.ns
+	if opts.ReclaimGrace == 0 {
+		opts.ReclaimGrace = grace
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- controller.New(clients, opts).Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		done()
+	})
+	t.Cleanup(stop)
+	return w, stop
+}
+
+// until waits until check says "".
+func until(t *testing.T, check func() string) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		missing := check()
+		if missing == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(missing)
+		}
+		time.Sleep(20 * time.Millisecond) // between two polls
+	}
+}
+
+func (c *cluster) node(t *testing.T, name string, labels map[string]string) *corev1.Node {
+	t.Helper()
+	n, err := c.kube.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func (c *cluster) patchNode(t *testing.T, name, patch string, subresources ...string) {
+	t.Helper()
+	if _, err := c.kube.CoreV1().Nodes().Patch(t.Context(), name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, subresources...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (c *cluster) pool(t *testing.T, name string, spec v1alpha1.IPPoolSpec) {
+	t.Helper()
+	if _, err := c.ipam.IPPools(c.ns).Create(t.Context(), &v1alpha1.IPPool{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: spec}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (c *cluster) getPool(t *testing.T, name string) *v1alpha1.IPPool {
+	t.Helper()
+	p, err := c.ipam.IPPools(c.ns).Get(t.Context(), name, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// wantPool waits until a pool has these blocks, as "node first last", and this
+// reason for being ready or not.
+func (c *cluster) wantPool(t *testing.T, name, reason string, want ...string) {
+	t.Helper()
+	until(t, func() string {
+		p := c.getPool(t, name)
+		var got []string
+		for _, a := range p.Status.Allocations {
+			got = append(got, a.NodeName+" "+a.StartIP+" "+a.EndIP)
+		}
+		if fmt.Sprint(got) != fmt.Sprint(want) {
+			return fmt.Sprintf("pool %s has the blocks %q, want %q", name, got, want)
+		}
+		for _, condition := range p.Status.Conditions {
+			if condition.Type == v1alpha1.ConditionReady && condition.Reason == reason && condition.ObservedGeneration == p.Generation && p.Status.ObservedGeneration == p.Generation {
+				return ""
+			}
+		}
+		return fmt.Sprintf("pool %s is %+v, want reason %s", name, p.Status.PoolStatus, reason)
+	})
+}
+
+func (c *cluster) events(t *testing.T) (out []string) {
+	t.Helper()
+	list, err := c.kube.CoreV1().Events(c.ns).List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range list.Items {
+		out = append(out, fmt.Sprintf("%s %s/%s %s: %s", e.Type, e.InvolvedObject.Kind, e.InvolvedObject.Name, e.Reason, e.Message))
+	}
+	return out
+}
+
+func (c *cluster) wantEvent(t *testing.T, part string) {
+	t.Helper()
+	until(t, func() string {
+		all := c.events(t)
+		for _, e := range all {
+			if strings.Contains(e, part) {
+				return ""
+			}
+		}
+		return fmt.Sprintf("no event %q in %q", part, all)
+	})
+}
+
+// hold creates the allocation of an address by a pod on a node.
+func (c *cluster) hold(t *testing.T, poolName, address, node string, pod v1alpha1.PodReference) {
+	t.Helper()
+	a := &v1alpha1.IPAllocation{
+		ObjectMeta: metav1.ObjectMeta{Name: poolName + "." + address},
+		Spec: v1alpha1.IPAllocationSpec{
+			PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: poolName}, Address: address, NodeName: node,
+			PodRef: pod, ContainerID: "sandbox-" + pod.Name, InterfaceName: "net1",
+		},
+	}
+	if _, err := c.ipam.IPAllocations(c.ns).Create(t.Context(), a, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (c *cluster) held(t *testing.T) (out []string) {
+	t.Helper()
+	list, err := c.ipam.IPAllocations(c.ns).List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range list.Items {
+		out = append(out, a.Spec.Address)
+	}
+	return out
+}
+
+func (c *cluster) wantHeld(t *testing.T, want ...string) {
+	t.Helper()
+	until(t, func() string {
+		if got := c.held(t); fmt.Sprint(got) != fmt.Sprint(want) {
+			return fmt.Sprintf("held are %v, want %v; events %q", got, want, c.events(t))
+		}
+		return ""
+	})
+}
+
+// startPod creates a pod that no kubelet looks after.
+func (c *cluster) startPod(t *testing.T, name string, annotations map[string]string) v1alpha1.PodReference {
+	t.Helper()
+	p, err := c.kube.CoreV1().Pods(c.ns).Create(t.Context(), &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: annotations},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "i"}}, TerminationGracePeriodSeconds: new(int64)},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v1alpha1.PodReference{Namespace: c.ns, Name: name, UID: p.UID}
+}
+
+func (c *cluster) deletePod(t *testing.T, name string) {
+	t.Helper()
+	if err := c.kube.CoreV1().Pods(c.ns).Delete(t.Context(), name, metav1.DeleteOptions{GracePeriodSeconds: new(int64)}); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,277 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	corev1 "k8s.io/api/core/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/envtest"
+	"sigs.k8s.io/yaml"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/controller"
+	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
+)
+
+// A leak is freed after the grace; what is alive, reserved or on a node that
+// does not answer is not.
+func TestReclaim(t *testing.T) {
+	c := seedCluster(t)
+	for _, n := range []string{"kind-worker", "kind-worker2", "kind-control-plane"} {
+		c.patchNode(t, n, `{"status":{"conditions":[{"type":"Ready","status":"True"}]}}`, "status")
+	}
+	c.run(t, controller.Options{})
+
+	c.hold(t, "pool1", "192.168.0.101", "kind-worker", c.startPod(t, "alive", nil))
+	leaked := c.startPod(t, "leaked", nil)
+	c.hold(t, "pool1", "192.168.0.102", "kind-worker", leaked)
+	replaced := c.startPod(t, "replaced", nil)
+	c.hold(t, "pool1", "192.168.0.103", "kind-worker", replaced)
+	lost := c.startPod(t, "lost", nil)
+	c.hold(t, "pool1", "192.168.0.201", "kind-worker2", lost)
+	c.startPod(t, "without-uid", nil)
+	c.hold(t, "pool1", "192.168.0.104", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "without-uid"})
+	// Its pool is gone: that changes nothing.
+	c.hold(t, "no-such-pool", "10.0.0.1", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "never", UID: "x"})
+	reservation := &v1alpha1.IPAllocation{
+		ObjectMeta: metav1.ObjectMeta{Name: "pool1.192.168.0.150"},
+		Spec: v1alpha1.IPAllocationSpec{
+			PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "pool1"}, Address: "192.168.0.150",
+			PodRef: v1alpha1.PodReference{Namespace: c.ns, Name: "later"},
+		},
+	}
+	if _, err := c.ipam.IPAllocations(c.ns).Create(t.Context(), reservation, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+
+	c.patchNode(t, "kind-worker2", `{"status":{"conditions":[{"type":"Ready","status":"Unknown"}]}}`, "status")
+	gone := time.Now()
+	for _, p := range []string{"leaked", "replaced", "lost"} {
+		c.deletePod(t, p)
+	}
+	c.startPod(t, "replaced", nil) // of that name, with another UID
+	c.wantHeld(t, "192.168.0.101", "192.168.0.104", "192.168.0.150", "192.168.0.201")
+	if took := time.Since(gone); took < grace-time.Second { // creation times are whole seconds
+		t.Errorf("freed after %v, which is less than the grace", took)
+	}
+	c.wantEvent(t, "Normal IPPool/pool1 Reclaimed: reclaimed 192.168.0.102 of pod "+c.ns+"/leaked on node kind-worker: pod is gone")
+	c.wantEvent(t, "reclaimed 192.168.0.103 of pod "+c.ns+"/replaced on node kind-worker: pod of the name has another UID")
+
+	// The operator says that the node is dead.
+	c.patchNode(t, "kind-worker2", `{"spec":{"taints":[{"key":"node.kubernetes.io/out-of-service","value":"nodeshutdown","effect":"NoExecute"}]}}`)
+	c.wantHeld(t, "192.168.0.101", "192.168.0.104", "192.168.0.150")
+	// And what was alive all along has been so for several graces.
+	if got := fmt.Sprint(c.events(t)); strings.Contains(got, "192.168.0.101") || strings.Contains(got, "192.168.0.104") {
+		t.Errorf("events %s", got)
+	}
+}
+
+// The kubelet's mirror of a static pod stands for it: CNI was told another UID
+// than the API has.
+func TestReclaimStaticPod(t *testing.T) {
+	c := seedCluster(t)
+	c.patchNode(t, "kind-worker", `{"status":{"conditions":[{"type":"Ready","status":"True"}]}}`, "status")
+	const uid = "0123456789abcdef0123456789abcdef"
+	kubelet, err := env.UserConfig("system:node:kind-worker", testenv.NodesGroup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clients, _, done := connect(t, kubelet, nil)
+	defer done()
+	node, err := c.kube.CoreV1().Nodes().Get(t.Context(), "kind-worker", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = clients.Kube.CoreV1().Pods(c.ns).Create(t.Context(), &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Name:            "static-kind-worker",
+			Annotations:     map[string]string{"kubernetes.io/config.mirror": uid, "kubernetes.io/config.hash": uid, "kubernetes.io/config.source": "file"},
+			OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: node.Name, UID: node.UID, Controller: new(true)}},
+		},
+		Spec: corev1.PodSpec{NodeName: "kind-worker", Containers: []corev1.Container{{Name: "c", Image: "i"}}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.hold(t, "pool1", "192.168.0.101", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "static-kind-worker", UID: uid})
+	c.hold(t, "pool1", "192.168.0.102", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "static-kind-worker", UID: "an-older-one"})
+	c.run(t, controller.Options{})
+	c.wantHeld(t, "192.168.0.101")
+}
+
+// While the API server does not say what has become of a pod, nothing is freed.
+func TestReclaimNeedsAnAnswer(t *testing.T) {
+	c := seedCluster(t)
+	var asked atomic.Int32
+	var answers atomic.Bool
+	gate := func(req *http.Request) error {
+		if strings.HasSuffix(req.URL.Path, "/pods/leaked") && !answers.Load() {
+			asked.Add(1)
+			return errors.New("connection lost by the test")
+		}
+		return nil
+	}
+	c.hold(t, "pool1", "192.168.0.101", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "leaked", UID: "x"})
+	c.runGated(t, controller.Options{}, gate)
+	until(t, func() string {
+		if asked.Load() < 5 {
+			return "the API server was not asked"
+		}
+		return ""
+	})
+	c.wantHeld(t, "192.168.0.101")
+	answers.Store(true)
+	c.wantHeld(t)
+}
+
+// Two replicas: one leads, and the other takes over as soon as it stops.
+func TestLeaderChange(t *testing.T) {
+	c := seedCluster(t)
+	type replica struct {
+		*writes
+		leading atomic.Bool
+		stop    context.CancelFunc
+		ended   chan error
+	}
+	start := func(identity string) *replica {
+		clients, w, done := connect(t, env.Config, nil)
+		ctx, cancel := context.WithCancel(context.Background())
+		r := &replica{writes: w, stop: cancel, ended: make(chan error, 1)}
+		go func() {
+			defer done()
+			r.ended <- controller.Lead(ctx, clients.Kube, c.ns, identity, func(ctx context.Context) error {
+				r.leading.Store(true)
+				defer r.leading.Store(false)
+				return controller.New(clients, controller.Options{Namespace: c.ns, ReclaimGrace: grace}).Run(ctx)
+			})
+		}()
+		t.Cleanup(cancel)
+		return r
+	}
+	a := start("a")
+	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
+	b := start("b")
+	holder := func() string {
+		lease, err := c.kube.CoordinationV1().Leases(c.ns).Get(t.Context(), "dd1643cf.nvidia.com", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return *lease.Spec.HolderIdentity
+	}
+	if got := holder(); got != "a" || b.leading.Load() {
+		t.Fatalf("leader is %q", got)
+	}
+
+	a.stop()
+	if err := <-a.ended; err != nil {
+		t.Error(err)
+	}
+	if got := holder(); got == "a" || a.leading.Load() {
+		t.Errorf("%q has stopped and holds the lease", got)
+	}
+	until(t, func() string {
+		if holder() != "b" {
+			return "nobody took over"
+		}
+		return ""
+	})
+	c.node(t, "kind-worker3", map[string]string{workerLabel: ""})
+	c.wantPool(t, "pool1", "BlocksAssigned", append(seedBlocks[:3:3], "kind-worker3 192.168.1.45 192.168.1.144")...)
+	c.hold(t, "pool1", "192.168.0.105", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "gone", UID: "x"})
+	c.wantHeld(t)
+	b.stop()
+	if err := <-b.ended; err != nil {
+		t.Error(err)
+	}
+	if got := holder(); got != "" {
+		t.Errorf("%q has stopped and holds the lease", got)
+	}
+}
+
+// A controller that is told to stop leaves nothing running.
+func TestStops(t *testing.T) {
+	c := seedCluster(t)
+	c.hold(t, "pool1", "192.168.0.105", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "gone", UID: "x"})
+	c.getPool(t, "pool1") // the test's own connection is there before
+	before := goleak.IgnoreCurrent()
+	_, stop := c.run(t, controller.Options{ReclaimGrace: time.Hour})
+	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
+	stop()
+	if err := goleak.Find(before); err != nil {
+		t.Error(err)
+	}
+}
+
+// nv-ipam's own CRDs know no conditions: the blocks are written all the same,
+// and the rest is not tried for ever.
+func TestForeignCRDs(t *testing.T) {
+	foreign, err := testenv.Start(testenv.Options{NoCRDs: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours := env
+	t.Cleanup(func() {
+		env = ours
+		if err := foreign.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	env = foreign
+	root, err := testenv.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var crds []*apiextensionsv1.CustomResourceDefinition
+	for _, name := range []string{"ippools", "cidrpools", "ipallocations"} {
+		raw, err := os.ReadFile(filepath.Join(root, "manifests", "crds", "nv-ipam.nvidia.com_"+name+".yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		crd := &apiextensionsv1.CustomResourceDefinition{}
+		if err := yaml.Unmarshal(raw, crd); err != nil {
+			t.Fatal(err)
+		}
+		status := crd.Spec.Versions[0].Schema.OpenAPIV3Schema.Properties["status"]
+		delete(status.Properties, "conditions")
+		delete(status.Properties, "observedGeneration")
+		crds = append(crds, crd)
+	}
+	if _, err := envtest.InstallCRDs(env.Config, envtest.CRDInstallOptions{CRDs: crds}); err != nil {
+		t.Fatal(err)
+	}
+
+	c := seedCluster(t)
+	w, stop := c.run(t, controller.Options{Resync: time.Second})
+	wantBlocks := func(pool string, want int) {
+		t.Helper()
+		until(t, func() string {
+			if n := len(c.getPool(t, pool).Status.Allocations); n != want {
+				return fmt.Sprintf("pool %s has %d blocks, want %d", pool, n, want)
+			}
+			return ""
+		})
+	}
+	wantBlocks("pool1", 3)
+	c.node(t, "kind-worker3", map[string]string{workerLabel: ""})
+	wantBlocks("pool1", 4)
+	c.pool(t, "last", seedPool())
+	wantBlocks("last", 4)
+	stop()
+	if all := w.of("ippools"); len(all) != 4 {
+		t.Errorf("writes %q, want three of blocks and one try of conditions", all)
+	}
+}
