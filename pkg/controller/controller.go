@@ -131,12 +131,12 @@ func (c *Controller) Run(ctx context.Context) error {
 	c.kube.StartWithContext(ctx)
 	c.meta.Start(ctx.Done())
 	c.ipam.StartWithContext(ctx)
-	if !cache.WaitFor(ctx, "caches", handled...) {
+	if !cache.WaitFor(ctx, "", handled...) {
 		return nil
 	}
 	c.synced.Store(true)
 	defer c.synced.Store(false)
-	klog.FromContext(ctx).Info("Controller started", "namespace", c.opts.Namespace, "reclaimGrace", c.opts.ReclaimGrace)
+	klog.FromContext(ctx).Info("Controller started", "namespace", c.opts.Namespace, "reclaimGrace", c.opts.ReclaimGrace.String())
 
 	var workers sync.WaitGroup
 	workers.Go(func() { work(ctx, c.pools, c.reconcilePool) })

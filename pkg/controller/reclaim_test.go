@@ -238,6 +238,25 @@ func TestReclaimComesBack(t *testing.T) {
 	})
 }
 
+// Even without a grace nothing is freed at first sight.
+func TestReclaimTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, Options{})
+		defer w.pools.ShutDown()
+		defer w.suspects.ShutDown()
+		w.leak(t)
+		for want := range 2 {
+			if err := w.examine(t.Context(), leaked); err != nil {
+				t.Fatal(err)
+			}
+			if n := len(w.deletes()); n != want {
+				t.Fatalf("%d deletes after %d examinations, want %d", n, want+1, want)
+			}
+			time.Sleep(time.Second)
+		}
+	})
+}
+
 // A young allocation is not freed, however long the controller has known it
 // would be: its pod may not have been seen yet.
 func TestReclaimNotYoung(t *testing.T) {
