@@ -1,0 +1,74 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package docs checks that the documents keep their word.
+package docs
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
+)
+
+// Every row of the compatibility document is backed by a test that exists, and
+// where it names a row of that test's table, the row exists.
+func TestCompatibilityDocument(t *testing.T) {
+	root, err := testenv.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sources := testSources(t, root)
+	doc, err := os.ReadFile(filepath.Join(root, "docs", "nv-ipam-compatibility.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := regexp.MustCompile("`(Test[A-Za-z0-9]+)(?:: ([^`]+))?` \\|$")
+	rows := 0
+	for i, line := range strings.Split(string(doc), "\n") {
+		if !strings.HasPrefix(line, "| ") || strings.HasSuffix(line, " test |") {
+			continue
+		}
+		rows++
+		m := name.FindStringSubmatch(line)
+		if m == nil {
+			t.Errorf("line %d names no test: %s", i+1, line)
+			continue
+		}
+		if !backed(sources, m[1], m[2]) {
+			t.Errorf("line %d: there is no %s with row %q", i+1, m[1], m[2])
+		}
+	}
+	if rows < 80 {
+		t.Errorf("only %d rows were read", rows)
+	}
+}
+
+func backed(sources []string, test, row string) bool {
+	for _, s := range sources {
+		if strings.Contains(s, "func "+test+"(") && (row == "" || strings.Contains(s, `"`+row+`"`)) {
+			return true
+		}
+	}
+	return false
+}
+
+func testSources(t *testing.T, root string) []string {
+	t.Helper()
+	var out []string
+	err := filepath.WalkDir(root, func(path string, _ os.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		out = append(out, string(data))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
