@@ -22,16 +22,22 @@ mkdir -p "$bin"
 (cd "$root/hack/tools" && go build -o "$bin/" tool)
 
 cd "$root"
-# What has no source any more is to go.
-rm -rf generated manifests/crds
+# Written beside the tree and then swapped, so that what has no source any more
+# goes and there is no moment without a client.
+new=$(mktemp -d "$root/.generated.XXXXXX")
+trap 'rm -rf "$new"' EXIT
 header=(--go-header-file hack/boilerplate.go.txt)
 
 "$bin/deepcopy-gen" "${header[@]}" --output-file zz_generated.deepcopy.go "$api"
 "$bin/register-gen" "${header[@]}" --output-file zz_generated.register.go "$api"
 "$bin/client-gen" "${header[@]}" --clientset-name versioned --input-base "$module/apis" --input nvipam/v1alpha1 \
-	--output-dir generated/clientset --output-pkg "$client/clientset"
-"$bin/lister-gen" "${header[@]}" --output-dir generated/listers --output-pkg "$client/listers" "$api"
-"$bin/informer-gen" "${header[@]}" --output-dir generated/informers --output-pkg "$client/informers" \
+	--output-dir "$new/generated/clientset" --output-pkg "$client/clientset"
+"$bin/lister-gen" "${header[@]}" --output-dir "$new/generated/listers" --output-pkg "$client/listers" "$api"
+"$bin/informer-gen" "${header[@]}" --output-dir "$new/generated/informers" --output-pkg "$client/informers" \
 	--versioned-clientset-package "$client/clientset/versioned" --listers-package "$client/listers" "$api"
 
-"$bin/controller-gen" crd:generateEmbeddedObjectMeta=false paths=./apis/... output:crd:artifacts:config=manifests/crds
+"$bin/controller-gen" crd:generateEmbeddedObjectMeta=false paths=./apis/... output:crd:artifacts:config="$new/crds"
+
+rm -rf generated manifests/crds
+mv "$new/generated" generated
+mv "$new/crds" manifests/crds
