@@ -192,7 +192,11 @@ func (e *Env) lastLog() string {
 func (e *Env) Stop() error {
 	var errs []error
 	if e.envtest != nil {
-		errs = append(errs, e.envtest.Stop())
+		err := e.envtest.Stop()
+		if err == nil { // otherwise the guard kills what is left
+			err = errors.Join(e.guard.forget("kube-apiserver"), e.guard.forget("etcd"))
+		}
+		errs = append(errs, err)
 	}
 	if e.log != nil {
 		errs = append(errs, e.log.Close())
