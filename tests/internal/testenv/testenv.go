@@ -115,6 +115,10 @@ func (e *Env) start(assets string, o Options) (err error) {
 	if e.Config, err = e.envtest.Start(); err != nil {
 		return err
 	}
+	// Certificates for webhooks, outside of Dir: nobody here has any.
+	if err := e.envtest.WebhookInstallOptions.Cleanup(); err != nil {
+		return err
+	}
 	e.Config.QPS = -1
 	if e.Kubeconfig, err = e.UserKubeconfig("admin", "system:masters"); err != nil {
 		return err
