@@ -35,9 +35,10 @@ func main() {
 		os.Exit(1)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	// A second Ctrl-C ends the demo at once. Nothing is left then, either: see
-	// the guard of testenv, and simnode.
-	context.AfterFunc(ctx, stop)
+	context.AfterFunc(ctx, func() {
+		fmt.Println("\nInterrupted: cleaning up. Again, and it ends at once.")
+		stop() // and nothing is left even so: see testenv's guard, and simnode
+	})
 	os.Exit(run(ctx))
 }
 
@@ -46,11 +47,9 @@ func run(ctx context.Context) int {
 	start := time.Now()
 	d := &demo{terminal: isTerminal(os.Stdout)}
 	err := d.walk(ctx)
-	if interrupted := ctx.Err() != nil; err != nil && !interrupted {
+	if err != nil && ctx.Err() == nil {
 		d.printLogs() // first: who looks at a terminal looks at its end
 		fmt.Fprintf(os.Stderr, "\nFAILED: %v\n", err)
-	} else if interrupted {
-		fmt.Println("\nInterrupted: cleaning up.")
 	}
 	cleanErr := d.cleanUp()
 	if cleanErr != nil {
