@@ -80,7 +80,7 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 // claim claims the wanted address of a block, or any where that is zero.
 func (c *Claimer) claim(ctx context.Context, req Request, b *pool.Block, wanted netip.Addr) (Held, error) {
 	if wanted.IsValid() {
-		_, err := c.Hint.Hold(b.Pool.Name, wanted, req.Attachment)
+		err := c.Hint.HoldRequested(Held{Attachment: req.Attachment, Pool: b.Pool.Name, Address: wanted})
 		c.hintFailed("holding an address", err)
 		return c.create(ctx, req, b, wanted)
 	}

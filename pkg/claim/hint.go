@@ -42,6 +42,7 @@ type Held struct {
 //
 //	claims/POOL/ADDRESS   -> CONTAINER/INTERFACE/UID   held by this node
 //	claims/POOL/ADDRESS   -> elsewhere                 seen to be held by another
+//	claiming/NAME@HASH    -> CONTAINER/INTERFACE/      about to be claimed, though another has the entry
 //	releasing/NAME@HASH   -> CONTAINER/INTERFACE/UID   a call is about to delete it
 //	owed/NAME@HASH        -> CONTAINER/INTERFACE/UID   the next call has to delete it
 //	pools/TYPE.POOL.json                               the pool as this node sees it
@@ -100,9 +101,27 @@ func (h *Hint) Hold(poolName string, addr netip.Addr, att Attachment) (bool, err
 	return err == nil, err
 }
 
+// HoldRequested enters a requested address for an attachment that is about to
+// claim it. That another attachment has the entry does not mean that it has the
+// address: the API server knows, and it is asked whatever the hint says.
+func (h *Hint) HoldRequested(held Held) error {
+	free, err := h.Hold(held.Pool, held.Address, held.Attachment)
+	if err != nil || free {
+		return err
+	}
+	err = h.link(held.text(""), "claiming", noteName(held.unanswered()))
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return err
+}
+
 // Set enters what the API server has said: the address is the attachment's.
 func (h *Hint) Set(held Held) error {
-	return h.replace(held.text(held.UID), "claims", held.Pool, held.Address.String())
+	if err := h.replace(held.text(held.UID), "claims", held.Pool, held.Address.String()); err != nil {
+		return err
+	}
+	return h.strike("claiming", held.unanswered())
 }
 
 // SetElsewhere enters that somebody else holds the address that was to be
@@ -124,21 +143,42 @@ func (h *Hint) mark(poolName string, addr netip.Addr) error {
 
 // Drop removes an entry, unless it has become another one's since it was read.
 func (h *Hint) Drop(held Held) error {
-	return h.dropIf(held.text(held.UID), "claims", held.Pool, held.Address.String())
+	if err := h.dropIf(held.text(held.UID), "claims", held.Pool, held.Address.String()); err != nil {
+		return err
+	}
+	return h.strike("claiming", held.unanswered())
 }
 
-// Find returns what the attachment holds, of all pools. That a release is under
-// way does not count: who asks may be asking again because it died.
+// unanswered is the entry as it was before its create was answered.
+func (h Held) unanswered() Held {
+	h.UID = ""
+	return h
+}
+
+// strike removes a note; that it is gone already is no error.
+func (h *Hint) strike(dir string, held Held) error {
+	err := os.Remove(h.path(dir, noteName(held)))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// Find returns what the attachment holds or may hold, of all pools: also what a
+// call was about to claim or to release, for that call may have died.
 func (h *Hint) Find(att Attachment) ([]Held, error) {
 	pools, err := h.names("claims")
 	if err != nil {
 		return nil, err
 	}
-	releasing, err := h.releases("releasing")
-	if err != nil {
-		return nil, err
+	var found []Held
+	for _, dir := range []string{"claiming", "releasing"} {
+		notes, err := h.notes(dir)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, slices.DeleteFunc(notes, func(held Held) bool { return held.Attachment != att })...)
 	}
-	found := slices.DeleteFunc(releasing, func(held Held) bool { return held.Attachment != att })
 	for _, p := range pools {
 		of, err := h.FindIn(p, att)
 		if err != nil {
@@ -261,7 +301,7 @@ func (h *Hint) young(parts ...string) bool {
 // Releasing enters a release that is about to be carried out, and takes the
 // address out of the claims.
 func (h *Hint) Releasing(held Held) error {
-	err := h.link(held.text(held.UID), "releasing", debtName(held))
+	err := h.link(held.text(held.UID), "releasing", noteName(held))
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
@@ -273,36 +313,31 @@ func (h *Hint) Owe(held Held) error {
 	if err := os.MkdirAll(h.path("owed"), 0o700); err != nil {
 		return err
 	}
-	return os.Rename(h.path("releasing", debtName(held)), h.path("owed", debtName(held)))
+	return os.Rename(h.path("releasing", noteName(held)), h.path("owed", noteName(held)))
 }
 
 // Paid strikes a release that was carried out.
 func (h *Hint) Paid(held Held) error {
-	for _, dir := range []string{"releasing", "owed"} {
-		if err := os.Remove(h.path(dir, debtName(held))); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
+	return errors.Join(h.strike("releasing", held), h.strike("owed", held))
 }
 
 // Debts returns the releases that the next call has to carry out: those owed,
 // and those whose call has been under way for so long that it must have died.
 func (h *Hint) Debts() ([]Held, error) {
-	owed, err := h.releases("owed")
+	owed, err := h.notes("owed")
 	if err != nil {
 		return nil, err
 	}
-	releasing, err := h.releases("releasing")
+	releasing, err := h.notes("releasing")
 	for _, held := range releasing {
-		if !h.young("releasing", debtName(held)) {
+		if !h.young("releasing", noteName(held)) {
 			owed = append(owed, held)
 		}
 	}
 	return owed, err
 }
 
-func (h *Hint) releases(dir string) ([]Held, error) {
+func (h *Hint) notes(dir string) ([]Held, error) {
 	names, err := h.names(dir)
 	if err != nil {
 		return nil, err
@@ -330,7 +365,7 @@ func (h *Hint) releases(dir string) ([]Held, error) {
 func (h *Hint) unsettled() (map[string]bool, error) {
 	out := map[string]bool{}
 	for _, dir := range []string{"releasing", "owed"} {
-		releases, err := h.releases(dir)
+		releases, err := h.notes(dir)
 		if err != nil {
 			return nil, err
 		}
@@ -344,8 +379,8 @@ func (h *Hint) unsettled() (map[string]bool, error) {
 // key is the name of the allocation.
 func (h Held) key() string { return Name(h.Pool, h.Address) }
 
-// debtName tells two releases of one address apart.
-func debtName(held Held) string {
+// noteName tells two notes about one address apart.
+func noteName(held Held) string {
 	return held.key() + "@" + hash(held.text(held.UID))[:8]
 }
 

@@ -103,6 +103,34 @@ func TestDropLeavesWhatHasChanged(t *testing.T) {
 	}
 }
 
+// A process that was killed after its create must be found by the DEL, also where
+// it asked for an address that another process had entered.
+func TestHoldRequested(t *testing.T) {
+	h := NewHint(t.TempDir())
+	if free, err := h.Hold("p", addr1, podA); !free || err != nil {
+		t.Fatal(free, err)
+	}
+	b := heldBy(podB, addr1, "")
+	must(t, h.HoldRequested(b))
+	must(t, h.HoldRequested(b)) // asked again
+	if got := find(t, h, podB); !slices.Equal(got, []Held{b}) {
+		t.Errorf("B may hold %v", got)
+	}
+	if len(find(t, h, podA)) != 1 {
+		t.Error("A's entry is gone")
+	}
+	must(t, h.Set(heldBy(podB, addr1, "u2")))
+	if got := find(t, h, podB); !slices.Equal(got, []Held{heldBy(podB, addr1, "u2")}) {
+		t.Errorf("B holds %v", got)
+	}
+	must(t, h.HoldRequested(b))
+	must(t, h.Releasing(heldBy(podB, addr1, "u2")))
+	must(t, h.Paid(heldBy(podB, addr1, "u2")))
+	if got := find(t, h, podB); len(got) != 0 {
+		t.Errorf("released, and yet B may hold %v", got)
+	}
+}
+
 func TestRelease(t *testing.T) {
 	h := NewHint(t.TempDir())
 	held := heldBy(podA, addr1, "u1")
@@ -138,7 +166,7 @@ func TestReleaseOfADeadProcessIsOwed(t *testing.T) {
 	held := heldBy(podA, addr6, "u1")
 	must(t, h.Set(held))
 	must(t, h.Releasing(held))
-	age(t, h, settleTime+time.Second, "releasing", debtName(held))
+	age(t, h, settleTime+time.Second, "releasing", noteName(held))
 	debts, err := h.Debts()
 	must(t, err)
 	if !slices.Equal(debts, []Held{held}) {
