@@ -192,7 +192,7 @@ func (h *Hint) Find(att Attachment) ([]Held, error) {
 // FindIn returns what the attachment holds of one pool.
 func (h *Hint) FindIn(poolName string, att Attachment) ([]Held, error) {
 	var found []Held
-	err := h.each(poolName, func(held Held, text string) error {
+	err := h.each(poolName, func(held Held, _ string) error {
 		if held.Attachment == att {
 			found = append(found, held)
 		}

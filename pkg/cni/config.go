@@ -93,11 +93,11 @@ type environment struct {
 	types.CommonArgs
 
 	IP                types.UnmarshallableString
-	K8S_POD_NAME      types.UnmarshallableString //nolint:revive,staticcheck // the key's name
-	K8S_POD_NAMESPACE types.UnmarshallableString //nolint:revive,staticcheck // the key's name
-	K8S_POD_UID       types.UnmarshallableString //nolint:revive,staticcheck // the key's name
+	K8S_POD_NAME      types.UnmarshallableString
+	K8S_POD_NAMESPACE types.UnmarshallableString
+	K8S_POD_UID       types.UnmarshallableString
 	// The container ID again, which CNI_CONTAINERID has.
-	K8S_POD_INFRA_CONTAINER_ID types.UnmarshallableString //nolint:revive,staticcheck // the key's name
+	K8S_POD_INFRA_CONTAINER_ID types.UnmarshallableString
 }
 
 // parseNetwork reads the network configuration and completes its settings.

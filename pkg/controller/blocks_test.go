@@ -344,8 +344,8 @@ func TestTriggers(t *testing.T) {
 
 func TestThin(t *testing.T) {
 	fields := []metav1.ManagedFieldsEntry{
-		{Manager: "kubectl", Operation: "Update", FieldsV1: &metav1.FieldsV1{Raw: []byte("{}")}},
-		{Manager: v1alpha1.BlocksManagerPrefix + "x", Operation: "Apply", Subresource: "status", FieldsV1: &metav1.FieldsV1{Raw: []byte("{}")}},
+		{Manager: "kubectl", Operation: "Update", FieldsV1: metav1.NewFieldsV1("{}")},
+		{Manager: v1alpha1.BlocksManagerPrefix + "x", Operation: "Apply", Subresource: "status", FieldsV1: metav1.NewFieldsV1("{}")},
 	}
 	p := ippool([]v1alpha1.Allocation{{NodeName: "a"}})
 	p.ManagedFields, p.Annotations = fields, map[string]string{"kubectl.kubernetes.io/last-applied-configuration": "{}"}

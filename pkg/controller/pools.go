@@ -45,7 +45,7 @@ type poolView struct {
 // object names the pool in an event.
 func (v *poolView) object() *corev1.ObjectReference {
 	return &corev1.ObjectReference{
-		APIVersion: v1alpha1.SchemeGroupVersion.String(), Kind: string(v.ref.Kind),
+		APIVersion: v1alpha1.GroupVersion.String(), Kind: string(v.ref.Kind),
 		Namespace: v.meta.Namespace, Name: v.meta.Name, UID: v.meta.UID, ResourceVersion: v.meta.ResourceVersion,
 	}
 }

@@ -50,7 +50,7 @@ func (c *Controller) writeAllocations(ctx context.Context, kind poolKind, view *
 		return view, nil
 	}
 	apply, err := json.Marshal(map[string]any{
-		"apiVersion": v1alpha1.SchemeGroupVersion.String(),
+		"apiVersion": v1alpha1.GroupVersion.String(),
 		"kind":       view.ref.Kind,
 		"metadata":   map[string]string{"name": view.meta.Name, "namespace": view.meta.Namespace, "resourceVersion": view.meta.ResourceVersion},
 		"status":     map[string]any{"allocations": json.RawMessage(body)},

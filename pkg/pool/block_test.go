@@ -32,7 +32,7 @@ func rangesText(rs []netipx.IPRange) string {
 }
 
 func TestBlockIPPool(t *testing.T) {
-	pool := func(edit ...func(*v1alpha1.IPPoolSpec)) v1alpha1.IPPoolSpec { return tens(edit...) }
+	pool := tens
 	tests := []struct {
 		name   string
 		spec   v1alpha1.IPPoolSpec

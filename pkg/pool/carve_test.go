@@ -43,7 +43,7 @@ func positions(text string) []v1alpha1.ExcludeIndexRange {
 func statics(text string) []v1alpha1.CIDRPoolStaticAllocation {
 	var out []v1alpha1.CIDRPoolStaticAllocation
 	for _, a := range cidrStatus(text) {
-		out = append(out, v1alpha1.CIDRPoolStaticAllocation{NodeName: a.NodeName, Prefix: a.Prefix, Gateway: a.Gateway})
+		out = append(out, v1alpha1.CIDRPoolStaticAllocation(a))
 	}
 	return out
 }

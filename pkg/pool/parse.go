@@ -227,11 +227,11 @@ func (c *checker) routes(path *field.Path, routes []v1alpha1.Route, subnet netip
 		out = append(out, dst)
 	}
 	if defaultGateway && subnet.IsValid() {
-		any := netip.IPv6Unspecified()
+		unspecified := netip.IPv6Unspecified()
 		if subnet.Addr().Is4() {
-			any = netip.IPv4Unspecified()
+			unspecified = netip.IPv4Unspecified()
 		}
-		out = append(out, netip.PrefixFrom(any, 0))
+		out = append(out, netip.PrefixFrom(unspecified, 0))
 	}
 	slices.SortFunc(out, netip.Prefix.Compare)
 	return slices.Compact(out)

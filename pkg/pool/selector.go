@@ -53,7 +53,8 @@ func (c *checker) nodeFields(path *field.Path, terms []corev1.NodeSelectorTerm) 
 // very field where it can.
 func selectorErrors(path *field.Path, s *corev1.NodeSelector, err error) field.ErrorList {
 	parts := []error{err}
-	if all, ok := err.(utilerrors.Aggregate); ok {
+	var all utilerrors.Aggregate
+	if errors.As(err, &all) {
 		parts = all.Errors()
 	}
 	var out field.ErrorList
