@@ -19,6 +19,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 	"sigs.k8s.io/yaml"
 
@@ -156,7 +157,14 @@ func TestLeaderChange(t *testing.T) {
 			r.ended <- controller.Lead(ctx, clients.Kube, c.ns, identity, func(ctx context.Context) error {
 				r.leading.Store(true)
 				defer r.leading.Store(false)
-				return controller.New(clients, controller.Options{Namespace: c.ns, ReclaimGrace: grace}).Run(ctx)
+				err := controller.New(clients, controller.Options{Namespace: c.ns, ReclaimGrace: grace}).Run(ctx)
+				for range 10 { // while it is still stopping, nobody else leads
+					if got := c.leaseHolder(); got != identity {
+						t.Errorf("%s has not stopped, and %q leads", identity, got)
+					}
+					time.Sleep(20 * time.Millisecond)
+				}
+				return err
 			})
 		}()
 		t.Cleanup(cancel)
@@ -165,14 +173,7 @@ func TestLeaderChange(t *testing.T) {
 	a := start("a")
 	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
 	b := start("b")
-	holder := func() string {
-		lease, err := c.kube.CoordinationV1().Leases(c.ns).Get(t.Context(), "dd1643cf.nvidia.com", metav1.GetOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return *lease.Spec.HolderIdentity
-	}
-	if got := holder(); got != "a" || b.leading.Load() {
+	if got := c.leaseHolder(); got != "a" || b.leading.Load() {
 		t.Fatalf("leader is %q", got)
 	}
 
@@ -180,11 +181,11 @@ func TestLeaderChange(t *testing.T) {
 	if err := <-a.ended; err != nil {
 		t.Error(err)
 	}
-	if got := holder(); got == "a" || a.leading.Load() {
+	if got := c.leaseHolder(); got == "a" || a.leading.Load() {
 		t.Errorf("%q has stopped and holds the lease", got)
 	}
 	until(t, func() string {
-		if holder() != "b" {
+		if c.leaseHolder() != "b" {
 			return "nobody took over"
 		}
 		return ""
@@ -197,8 +198,39 @@ func TestLeaderChange(t *testing.T) {
 	if err := <-b.ended; err != nil {
 		t.Error(err)
 	}
-	if got := holder(); got != "" {
+	if got := c.leaseHolder(); got != "" {
 		t.Errorf("%q has stopped and holds the lease", got)
+	}
+}
+
+func (c *cluster) leaseHolder() string {
+	lease, err := c.kube.CoordinationV1().Leases(c.ns).Get(context.Background(), "dd1643cf.nvidia.com", metav1.GetOptions{})
+	if err != nil {
+		return err.Error()
+	}
+	return *lease.Spec.HolderIdentity
+}
+
+// Run returns only when the last request has ended, however long that takes.
+func TestStopWaits(t *testing.T) {
+	c := seedCluster(t)
+	writing := make(chan struct{})
+	var ended atomic.Bool
+	gate := func(req *http.Request) error {
+		if req.Method == http.MethodPatch {
+			close(writing)
+			<-req.Context().Done()
+			time.Sleep(300 * time.Millisecond) // is how long it takes
+			ended.Store(true)
+			return req.Context().Err()
+		}
+		return nil
+	}
+	_, stop := c.runGated(t, controller.Options{}, gate)
+	<-writing
+	stop()
+	if !ended.Load() {
+		t.Error("a write was under way when Run returned")
 	}
 }
 
@@ -208,12 +240,16 @@ func TestStops(t *testing.T) {
 	c.hold(t, "pool1", "192.168.0.105", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "gone", UID: "x"})
 	c.getPool(t, "pool1") // the test's own connection is there before
 	before := goleak.IgnoreCurrent()
-	_, stop := c.run(t, controller.Options{ReclaimGrace: time.Hour})
+	w, stop := c.run(t, controller.Options{ReclaimGrace: time.Hour})
 	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
 	stop()
-	if err := goleak.Find(before); err != nil {
-		t.Error(err)
-	}
+	until(t, func() string {
+		utilnet.CloseIdleConnectionsFor(w.next) // is idle when its last stream has been reset
+		if err := goleak.Find(before); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
 }
 
 // nv-ipam's own CRDs know no conditions: the blocks are written all the same,
