@@ -11,9 +11,10 @@ KUBE ?= 1.37.2
 # KUBE_OLDEST is the oldest one that is supported, and API_TESTS what has to hold
 # on both.
 KUBE_OLDEST ?= 1.30.14
-API_TESTS ?= ./internal/testenv/...
+API_TESTS ?= ./internal/testenv/... ./claim/... ./controller/... ./crd/...
 # TESTFLAGS go to every go test, as in: make test TESTFLAGS='-run Race -v'
 TESTFLAGS ?=
+FUZZTIME ?= 30s
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
 export KUBE
@@ -32,14 +33,22 @@ build: ## Build the commands into bin/
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)" -o bin/ ./cmd/...
 
 .PHONY: test
-test: build ## Run all tests; integration tests against a real API server (KUBE=1.37.2)
+test: build ## Run all tests: units, then the rest against real API servers, the newest and the oldest supported
+	go vet ./...
 	go test -race $(TESTFLAGS) ./...
-	@$(with_parts) set -x; go test -race -count=1 -timeout 20m $(TESTFLAGS) ./...
+	@$(with_parts) set -x; go vet ./...; go test -race -count=1 -timeout 20m $(TESTFLAGS) ./...
+	@$(MAKE) test-oldest
 
 .PHONY: test-oldest
 test-oldest: KUBE := $(KUBE_OLDEST)
 test-oldest: build ## Run the tests of the API's behaviour against the oldest supported server
 	@$(with_parts) set -x; go test -race -count=1 -timeout 20m $(TESTFLAGS) $(API_TESTS)
+
+.PHONY: fuzz
+fuzz: ## Fuzz what comes from outside, FUZZTIME (30s) for each target
+	go test -run '^$$' -fuzz FuzzConfiguration -fuzztime $(FUZZTIME) ./pkg/cni
+	go test -run '^$$' -fuzz FuzzCNIArgs -fuzztime $(FUZZTIME) ./pkg/cni
+	go test -run '^$$' -fuzz FuzzNameIsInjective -fuzztime $(FUZZTIME) ./pkg/claim
 
 .PHONY: demo
 demo: build ## Show what it does, on a real API server on this machine
