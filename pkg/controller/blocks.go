@@ -26,8 +26,8 @@ const (
 	reasonReclaimed      = "Reclaimed"
 )
 
-// namedNodes is how many nodes a condition names before it only counts.
-const namedNodes = 10
+// named is how many nodes, or pools, a condition names before it only counts.
+const named = 10
 
 // outcome is what reconciling a pool comes to.
 type outcome struct {
@@ -50,10 +50,12 @@ func (c *Controller) reconcilePool(ctx context.Context, ref v1alpha1.PoolReferen
 	obj, found, _ := kind.informer.GetIndexer().GetByKey(c.opts.Namespace + "/" + ref.Name) // never fails
 	if !found {
 		delete(c.reported, ref)
+		delete(c.overlapping, ref)
 		return nil
 	}
 	view := kind.view(obj)
-	before := meta.FindStatusCondition(view.status.Conditions, v1alpha1.ConditionReady)
+	before := view.status.Conditions
+	overlap := c.overlap(view)
 	holds := func(node string) bool { return c.holds(ref, node) }
 	out := blocks(kind, view, c.nodes.List(), holds)
 
@@ -61,10 +63,11 @@ func (c *Controller) reconcilePool(ctx context.Context, ref v1alpha1.PoolReferen
 	if err != nil {
 		return err
 	}
-	if err := c.writeConditions(ctx, kind, view, out.ready); err != nil {
+	if err := c.writeConditions(ctx, kind, view, out.ready, overlap); err != nil {
 		return err
 	}
-	c.report(view, before, out)
+	c.report(view, meta.FindStatusCondition(before, v1alpha1.ConditionReady), out)
+	c.reportOverlap(view, before, overlap)
 	return nil
 }
 
@@ -102,8 +105,8 @@ func notReady(reason, message string) metav1.Condition {
 }
 
 func noRoom(nodes []string) string {
-	message := fmt.Sprintf("no free ranges for %d nodes: %s", len(nodes), strings.Join(nodes[:min(len(nodes), namedNodes)], ", "))
-	if more := len(nodes) - namedNodes; more > 0 {
+	message := fmt.Sprintf("no free ranges for %d nodes: %s", len(nodes), strings.Join(nodes[:min(len(nodes), named)], ", "))
+	if more := len(nodes) - named; more > 0 {
 		message += fmt.Sprintf(" and %d more", more)
 	}
 	return message

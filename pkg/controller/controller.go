@@ -78,8 +78,10 @@ type Controller struct {
 
 	reported map[v1alpha1.PoolReference]report // by the one worker of pools
 	pruned   map[v1alpha1.PoolKind]bool        // likewise
-	seen     sightings
-	synced   atomic.Bool
+	// overlapping is what was last said about a pool's overlaps; likewise.
+	overlapping map[v1alpha1.PoolReference]string
+	seen        sightings
+	synced      atomic.Bool
 }
 
 // New returns a controller that has not started anything yet.
@@ -99,6 +101,8 @@ func New(clients Clients, opts Options) *Controller {
 		meta:     metadatainformer.NewSharedInformerFactoryWithOptions(clients.Metadata, 0, metadatainformer.WithTransform(thin)),
 		reported: map[v1alpha1.PoolReference]report{},
 		pruned:   map[v1alpha1.PoolKind]bool{},
+
+		overlapping: map[v1alpha1.PoolReference]string{},
 	}
 	c.kinds = poolKinds(clients.IPAM.NvIpamV1alpha1(), c.ipam.NvIpam().V1alpha1(), opts.Namespace)
 	return c

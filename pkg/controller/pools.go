@@ -38,6 +38,8 @@ type poolView struct {
 	allocations any
 	// blocks are the allocations that could be read.
 	blocks []pool.Assignment
+	// subnet is spec.subnet or spec.cidr.
+	subnet string
 	// parse checks the specification.
 	parse func() (*pool.Pool, field.ErrorList)
 }
@@ -73,6 +75,7 @@ func viewIPPool(p *v1alpha1.IPPool) *poolView {
 		meta:   &p.ObjectMeta,
 		status: &p.Status.PoolStatus,
 		blocks: pool.IPPoolAssignments(p.Status.Allocations),
+		subnet: p.Spec.Subnet,
 		parse:  func() (*pool.Pool, field.ErrorList) { return pool.FromIPPool(p) },
 	}
 	if p.Status.Allocations != nil {
@@ -87,6 +90,7 @@ func viewCIDRPool(p *v1alpha1.CIDRPool) *poolView {
 		meta:   &p.ObjectMeta,
 		status: &p.Status.PoolStatus,
 		blocks: pool.CIDRPoolAssignments(p.Status.Allocations),
+		subnet: p.Spec.CIDR,
 		parse:  func() (*pool.Pool, field.ErrorList) { return pool.FromCIDRPool(p) },
 	}
 	if p.Status.Allocations != nil {

@@ -79,16 +79,24 @@ func applied(entries []metav1.ManagedFieldsEntry, manager string) bool {
 	})
 }
 
-// writeConditions patches the Ready condition where it has changed. nv-ipam's
+// writeConditions patches the conditions where they have changed; without an
+// overlap there is none to speak of. nv-ipam's
 // own CRDs have no conditions and the API server drops them: nothing is written
 // then after the first try.
-func (c *Controller) writeConditions(ctx context.Context, kind poolKind, view *poolView, ready metav1.Condition) error {
+func (c *Controller) writeConditions(ctx context.Context, kind poolKind, view *poolView, ready metav1.Condition, overlap *metav1.Condition) error {
 	if c.pruned[view.ref.Kind] {
 		return nil
 	}
 	ready.ObservedGeneration = view.meta.Generation
 	conditions := slices.Clone(view.status.Conditions) // the cache's
-	if !meta.SetStatusCondition(&conditions, ready) && view.status.ObservedGeneration == view.meta.Generation {
+	changed := meta.SetStatusCondition(&conditions, ready)
+	if overlap == nil {
+		changed = meta.RemoveStatusCondition(&conditions, v1alpha1.ConditionOverlapping) || changed
+	} else {
+		overlap.ObservedGeneration = view.meta.Generation
+		changed = meta.SetStatusCondition(&conditions, *overlap) || changed
+	}
+	if !changed && view.status.ObservedGeneration == view.meta.Generation {
 		return nil
 	}
 	body, err := json.Marshal(map[string]any{

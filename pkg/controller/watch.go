@@ -81,10 +81,22 @@ func (c *Controller) onPool(kind v1alpha1.PoolKind) cache.ResourceEventHandler {
 			c.pools.AddAfter(v1alpha1.PoolReference{Kind: kind, Name: key.Name}, settle)
 		}
 	}
+	// The other pools may overlap with it from now on, or no longer.
 	return cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(obj any) { reconcile(obj, 0) },
-		UpdateFunc: func(_, obj any) { reconcile(obj, c.opts.Settle) },
-		DeleteFunc: func(obj any) { reconcile(obj, 0) },
+		AddFunc: func(obj any) {
+			reconcile(obj, 0)
+			c.reconcileAllPools()
+		},
+		UpdateFunc: func(before, after any) {
+			reconcile(after, c.opts.Settle)
+			if before.(metav1.Object).GetGeneration() != after.(metav1.Object).GetGeneration() {
+				c.reconcileAllPools()
+			}
+		},
+		DeleteFunc: func(obj any) {
+			reconcile(obj, 0)
+			c.reconcileAllPools()
+		},
 	}
 }
 

@@ -19,6 +19,10 @@ const (
 // specification is valid and every node that its selector matches has a block.
 const ConditionReady = "Ready"
 
+// ConditionOverlapping is True on a pool whose subnet overlaps with another
+// pool's, and absent otherwise.
+const ConditionOverlapping = "Overlapping"
+
 // BlocksManagerPrefix begins the name of the field manager that owns a pool's
 // status.allocations; the rest is a hash of them. It makes metadata.managedFields
 // change exactly when the blocks do, so that a plugin which keeps its block on
