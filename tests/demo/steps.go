@@ -28,6 +28,10 @@ type step struct {
 }
 
 func (d *demo) steps() []step {
+	last := step{"Delete the Pods", d.deletePods}
+	if os.Getenv("KEEP") == "1" {
+		last = step{"Keep all of it until Ctrl-C, because of KEEP=1", d.keep}
+	}
 	return []step{
 		{"A cluster: an API server, the controller, three nodes", d.start},
 		{"Create the pool", d.createPool},
@@ -39,7 +43,7 @@ func (d *demo) steps() []step {
 		{"Ask for an IP that a Pod on another node has", d.takenIP},
 		{"See who has what", d.showAllocations},
 		{"Ping from one node's Pod to another's", d.ping},
-		{"Delete the Pods", d.deletePods},
+		last,
 	}
 }
 
@@ -137,9 +141,6 @@ func (d *demo) ping(ctx context.Context) error {
 }
 
 func (d *demo) deletePods(ctx context.Context) error {
-	if os.Getenv("KEEP") == "1" {
-		return d.keep(ctx)
-	}
 	if _, err := d.shell(ctx, "kubectl delete pods --all --wait=false"); err != nil {
 		return err
 	}
@@ -166,14 +167,17 @@ func (d *demo) deletePods(ctx context.Context) error {
 var errKept = errors.New("kept until interrupted")
 
 func (d *demo) keep(ctx context.Context) error {
-	d.heading("KEEP=1: all of it stays until Ctrl-C. In another terminal, as root:")
+	say("In another terminal, as root, for example:")
 	fmt.Printf("export KUBECONFIG=%s PATH=%s:$PATH\n", d.env.Kubeconfig, os.Getenv("KUBEBUILDER_ASSETS"))
 	fmt.Println("kubectl get ipa -A")
-	fmt.Println("kubectl get ipa -A --field-selector spec.nodeName=kind-worker")
-	fmt.Println("kubectl get events -n nvidia-network-operator")
-	fmt.Printf("nsenter --net=%s ip -4 addr # in dynamic-ip-pod1\n", d.pods["dynamic-ip-pod1"].Netns.Path())
+	fmt.Println("kubectl get ipa -A --field-selector spec.nodeName=kind-worker # servers from 1.31 on")
+	fmt.Println("kubectl describe ippool pool1 -n nvidia-network-operator")
+	fmt.Println("kubectl delete pod dynamic-ip-pod2 --force # without a DEL: the controller takes the address back after a minute")
+	for _, p := range d.order {
+		fmt.Printf("nsenter --net=%s ip -4 addr # in %s\n", p.Netns.Path(), p.Name)
+	}
 	for _, n := range d.nodes {
-		fmt.Printf("nsenter --net=%s ip link # on %s; its plugin's log: %s\n", n.Netns.Path(), n.Name, n.Log())
+		fmt.Printf("nsenter --net=%s ip link # on %s; the plugin's log there: %s\n", n.Netns.Path(), n.Name, n.Log())
 	}
 	select {
 	case <-ctx.Done():
