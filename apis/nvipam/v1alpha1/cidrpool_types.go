@@ -31,9 +31,25 @@ type CIDRPool struct {
 	Status CIDRPoolStatus `json:"status,omitempty"`
 }
 
+// For the rules see IPPoolSpec. maxItems of staticAllocations bounds the cost
+// that the server estimates; more of them do not fit into an object.
+
 // CIDRPoolSpec is what the operator asks for.
+//
+// +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.defaultGateway) || !self.defaultGateway || has(self.gatewayIndex)",optionalOldSelf=true,message="cannot be true if spec.gatewayIndex is not set",fieldPath=".defaultGateway"
+// +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.routes) || size(self.routes) == 0 || has(self.gatewayIndex)",optionalOldSelf=true,message="cannot be set if spec.gatewayIndex is not set",fieldPath=".routes"
+// +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.routes) || !has(self.defaultGateway) || !self.defaultGateway || self.routes.all(r, !r.dst.endsWith('/0'))",optionalOldSelf=true,message="a default route cannot be set together with spec.defaultGateway",fieldPath=".routes"
+// +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.routes) || [self.cidr.contains(':')].all(six, self.routes.all(r, r.dst.contains(':') == six))",optionalOldSelf=true,message="is not of the address family of spec.cidr",fieldPath=".routes"
+// +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || self.perNodeNetworkPrefix >= 1 && self.perNodeNetworkPrefix <= (self.cidr.contains(':') ? 128 : 32) && (!self.cidr.matches('/[0-9]{1,3}$') || self.perNodeNetworkPrefix >= int(self.cidr.substring(self.cidr.lastIndexOf('/') + 1)))",optionalOldSelf=true,message="must be at least the prefix length of cidr and at most the length of an address",fieldPath=".perNodeNetworkPrefix"
+// +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.gatewayIndex) || [(self.cidr.contains(':') ? 128 : 32) - self.perNodeNetworkPrefix].all(bits, self.gatewayIndex >= (bits < 2 ? 0 : 1) && (bits < 0 || bits > 31 || self.gatewayIndex < [1, 2, 4, 8, 16, 32, 64, 128][bits % 8] * [1, 256, 65536, 16777216][bits / 8] - (bits < 2 || self.cidr.contains(':') ? 0 : 1)))",optionalOldSelf=true,message="is outside of the host addresses of a node's prefix",fieldPath=".gatewayIndex"
+// +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.perNodeExclusions) || self.perNodeExclusions.all(e, e.endIndex >= e.startIndex)",optionalOldSelf=true,message="endIndex must not be less than startIndex",fieldPath=".perNodeExclusions"
+// +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.perNodeExclusions) || [(self.cidr.contains(':') ? 128 : 32) - self.perNodeNetworkPrefix].all(bits, bits < 0 || bits > 31 || self.perNodeExclusions.all(e, e.endIndex < [1, 2, 4, 8, 16, 32, 64, 128][bits % 8] * [1, 256, 65536, 16777216][bits / 8]))",optionalOldSelf=true,message="is outside of a node's block, which has as many addresses as spec.perNodeNetworkPrefix leaves",fieldPath=".perNodeExclusions"
+// +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.staticAllocations) || self.staticAllocations.all(a, !a.prefix.matches('/[0-9]{1,3}$') || int(a.prefix.substring(a.prefix.lastIndexOf('/') + 1)) == self.perNodeNetworkPrefix)",optionalOldSelf=true,message="prefix length must be spec.perNodeNetworkPrefix",fieldPath=".staticAllocations"
+// +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.nodeSelector) || size(self.nodeSelector.nodeSelectorTerms) > 0",optionalOldSelf=true,message="must have at least one node selector term",fieldPath=".nodeSelector.nodeSelectorTerms"
 type CIDRPoolSpec struct {
 	// cidr that is cut into one prefix a node.
+	// +kubebuilder:validation:MaxLength=49
+	// +kubebuilder:validation:Format=cidr
 	CIDR string `json:"cidr"`
 	// gatewayIndex is the position of the gateway in each node's prefix; 0 is
 	// the prefix's network address. No gateway when absent.
@@ -47,6 +63,7 @@ type CIDRPoolSpec struct {
 	// out on their own; 0 is the prefix's network address.
 	PerNodeExclusions []ExcludeIndexRange `json:"perNodeExclusions,omitempty"`
 	// staticAllocations fix the prefix of a node, or keep one for nobody.
+	// +kubebuilder:validation:MaxItems=80000
 	StaticAllocations []CIDRPoolStaticAllocation `json:"staticAllocations,omitempty"`
 	// nodeSelector says which nodes are given a prefix; all of them when empty.
 	NodeSelector *corev1.NodeSelector `json:"nodeSelector,omitempty"`
@@ -62,8 +79,12 @@ type CIDRPoolStaticAllocation struct {
 	// kept and given to nobody.
 	NodeName string `json:"nodeName,omitempty"`
 	// gateway of the prefix, in place of the one that gatewayIndex says.
+	// +kubebuilder:validation:MaxLength=45
+	// +kubebuilder:validation:Pattern=`^(((25[0-5]|(2[0-4]|1\d|[1-9]?)\d)\.){3}(25[0-5]|(2[0-4]|1\d|[1-9]?)\d)|([\da-fA-F]{0,4}:){2,8}[\da-fA-F.]{0,15})?$`
 	Gateway string `json:"gateway,omitempty"`
 	// prefix in CIDR notation, of the length perNodeNetworkPrefix.
+	// +kubebuilder:validation:MaxLength=49
+	// +kubebuilder:validation:Format=cidr
 	Prefix string `json:"prefix"`
 }
 

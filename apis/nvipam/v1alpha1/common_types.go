@@ -35,8 +35,12 @@ const BlocksManagerPrefix = "ipam-blocks-"
 // their own. A pod that asks for such an address by name still gets it.
 type ExcludeRange struct {
 	// startIP is the first excluded address.
+	// +kubebuilder:validation:MaxLength=45
+	// +kubebuilder:validation:Pattern=`^(((25[0-5]|(2[0-4]|1\d|[1-9]?)\d)\.){3}(25[0-5]|(2[0-4]|1\d|[1-9]?)\d)|([\da-fA-F]{0,4}:){2,8}[\da-fA-F.]{0,15})$`
 	StartIP string `json:"startIP"`
 	// endIP is the last excluded address; not before startIP.
+	// +kubebuilder:validation:MaxLength=45
+	// +kubebuilder:validation:Pattern=`^(((25[0-5]|(2[0-4]|1\d|[1-9]?)\d)\.){3}(25[0-5]|(2[0-4]|1\d|[1-9]?)\d)|([\da-fA-F]{0,4}:){2,8}[\da-fA-F.]{0,15})$`
 	EndIP string `json:"endIP"`
 }
 
@@ -53,5 +57,7 @@ type ExcludeIndexRange struct {
 // Route is a static route that every address of the pool brings with it.
 type Route struct {
 	// dst is the destination in CIDR notation, of the pool's address family.
+	// +kubebuilder:validation:MaxLength=49
+	// +kubebuilder:validation:Format=cidr
 	Dst string `json:"dst"`
 }

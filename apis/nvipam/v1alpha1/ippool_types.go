@@ -33,12 +33,31 @@ type IPPool struct {
 	Status IPPoolStatus `json:"status,omitempty"`
 }
 
+// The rules on a spec are those of pkg/pool that need no address arithmetic; the
+// others are admission policies (docs/validation.md). None may restrict the
+// status: each passes where the spec does not change, since a 1.30 server
+// evaluates it on an update of the status, too, and none may fail to evaluate,
+// whatever is stored. 2 to the power of n, which CEL does not have, is
+// [1, 2, 4, ...][n % 8] * [1, 256, 65536, ...][n / 8].
+
 // IPPoolSpec is what the operator asks for.
+//
+// +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.defaultGateway) || !self.defaultGateway || has(self.gateway) && size(self.gateway) > 0",optionalOldSelf=true,message="cannot be true if spec.gateway is not set",fieldPath=".defaultGateway"
+// +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.routes) || size(self.routes) == 0 || has(self.gateway) && size(self.gateway) > 0",optionalOldSelf=true,message="cannot be set if spec.gateway is not set",fieldPath=".routes"
+// +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.routes) || !has(self.defaultGateway) || !self.defaultGateway || self.routes.all(r, !r.dst.endsWith('/0'))",optionalOldSelf=true,message="a default route cannot be set together with spec.defaultGateway",fieldPath=".routes"
+// +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.routes) || [self.subnet.contains(':')].all(six, self.routes.all(r, r.dst.contains(':') == six))",optionalOldSelf=true,message="is not of the address family of spec.subnet",fieldPath=".routes"
+// +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.perNodeExclusions) || self.perNodeExclusions.all(e, e.endIndex >= e.startIndex)",optionalOldSelf=true,message="endIndex must not be less than startIndex",fieldPath=".perNodeExclusions"
+// +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.perNodeExclusions) || self.perNodeExclusions.all(e, e.endIndex < self.perNodeBlockSize)",optionalOldSelf=true,message="is outside of a node's block of spec.perNodeBlockSize addresses",fieldPath=".perNodeExclusions"
+// +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !self.subnet.matches('/[0-9]{1,3}$') || [(self.subnet.contains(':') ? 128 : 32) - int(self.subnet.substring(self.subnet.lastIndexOf('/') + 1))].all(bits, bits < 0 || bits > 62 || self.perNodeBlockSize <= [1, 2, 4, 8, 16, 32, 64, 128][bits % 8] * [1, 256, 65536, 16777216, 4294967296, 1099511627776, 281474976710656, 72057594037927936][bits / 8] - (bits < 2 ? 0 : self.subnet.contains(':') ? 1 : 2))",optionalOldSelf=true,message="is larger than the number of addresses in the subnet",fieldPath=".perNodeBlockSize"
+// +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.nodeSelector) || size(self.nodeSelector.nodeSelectorTerms) > 0",optionalOldSelf=true,message="must have at least one node selector term",fieldPath=".nodeSelector.nodeSelectorTerms"
 type IPPoolSpec struct {
 	// subnet that the pool's addresses are taken from, in CIDR notation.
+	// +kubebuilder:validation:MaxLength=49
+	// +kubebuilder:validation:Format=cidr
 	Subnet string `json:"subnet"`
 	// perNodeBlockSize is the number of addresses that each node is given; at
 	// least 1 and at most the number of host addresses in the subnet.
+	// +kubebuilder:validation:Minimum=1
 	PerNodeBlockSize int `json:"perNodeBlockSize"`
 	// exclusions are addresses that are not handed out on their own.
 	Exclusions []ExcludeRange `json:"exclusions,omitempty"`
@@ -46,6 +65,8 @@ type IPPoolSpec struct {
 	// out on their own.
 	PerNodeExclusions []ExcludeIndexRange `json:"perNodeExclusions,omitempty"`
 	// gateway of the subnet; never handed out on its own. Optional.
+	// +kubebuilder:validation:MaxLength=45
+	// +kubebuilder:validation:Pattern=`^(((25[0-5]|(2[0-4]|1\d|[1-9]?)\d)\.){3}(25[0-5]|(2[0-4]|1\d|[1-9]?)\d)|([\da-fA-F]{0,4}:){2,8}[\da-fA-F.]{0,15})?$`
 	Gateway string `json:"gateway,omitempty"`
 	// nodeSelector says which nodes are given a block; all of them when empty.
 	NodeSelector *corev1.NodeSelector `json:"nodeSelector,omitempty"`

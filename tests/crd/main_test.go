@@ -1,0 +1,312 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package crd tests what the API server refuses: by the CRDs, by the admission
+// policies, and in the words of pkg/pool. The cases are data, below testdata.
+package crd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/rest"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
+	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
+)
+
+// env has the CRDs and no policies.
+var env *testenv.Env
+
+func TestMain(m *testing.M) { os.Exit(testenv.Run(m, &env, testenv.Options{})) }
+
+// policyMinor is the first minor version whose CEL reads addresses.
+const policyMinor = 31
+
+// object is a manifest with whatever mistakes it is there for.
+type object = unstructured.Unstructured
+
+// poolCase is one file of testdata: a pool, and who refuses it with which words.
+// Words are a part of the message. A layer without words accepts the pool.
+type poolCase struct {
+	name string
+	// Pool is the manifest; its namespace is the test's.
+	Pool map[string]any
+	// Valid is true where every layer accepts the pool.
+	Valid bool
+	// Says is what both the Go rules and the policies say.
+	Says string
+	// Go and Policy are in place of Says where the two differ.
+	Go, Policy string
+	// CRD is what the CRD says.
+	CRD string
+	// OnlyGo is the reason why nothing but the Go rules refuses the pool.
+	OnlyGo string
+}
+
+func (c poolCase) inGo() string {
+	if c.Go != "" {
+		return c.Go
+	}
+	return c.Says
+}
+
+func (c poolCase) inPolicy() string {
+	if c.Policy != "" {
+		return c.Policy
+	}
+	if c.OnlyGo != "" {
+		return ""
+	}
+	return c.Says
+}
+
+// check says what is wrong with the case itself: the sum of the other layers has
+// to be the Go rules, unless the case has a reason.
+func (c poolCase) check() error {
+	kind, _ := c.Pool["kind"].(string)
+	switch {
+	case kind != "IPPool" && kind != "CIDRPool":
+		return fmt.Errorf("kind %q", kind)
+	case c.Valid && c.inGo()+c.CRD+c.inPolicy()+c.OnlyGo != "":
+		return errors.New("a valid pool is refused by nobody")
+	case !c.Valid && c.inGo() == "":
+		return errors.New("either the pool is valid or the Go rules refuse it")
+	case !c.Valid && c.OnlyGo == "" && c.inPolicy() == "" && c.CRD == "":
+		return errors.New("nobody but Go refuses it, and there is no reason in onlyGo")
+	case c.OnlyGo != "" && c.CRD+c.inPolicy() != "":
+		return errors.New("another layer than Go refuses it: no onlyGo")
+	}
+	return nil
+}
+
+// parse runs the Go rules.
+func (c poolCase) parse() error {
+	if c.Pool["kind"] == "IPPool" {
+		var obj v1alpha1.IPPool
+		if err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(c.Pool, &obj, true); err != nil {
+			return fmt.Errorf("not an IPPool: %w", err)
+		}
+		_, errs := pool.FromIPPool(&obj)
+		return errs.ToAggregate()
+	}
+	var obj v1alpha1.CIDRPool
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(c.Pool, &obj, true); err != nil {
+		return fmt.Errorf("not a CIDRPool: %w", err)
+	}
+	_, errs := pool.FromCIDRPool(&obj)
+	return errs.ToAggregate()
+}
+
+func readCases(t *testing.T) []poolCase {
+	t.Helper()
+	files, err := filepath.Glob("testdata/*/*.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []poolCase
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := poolCase{name: strings.TrimSuffix(strings.TrimPrefix(f, "testdata/"), ".yaml")}
+		if err := yaml.UnmarshalStrict(data, &c); err != nil {
+			t.Fatalf("%s: %v", f, err)
+		}
+		// Numbers as the API server has them.
+		obj := &object{}
+		raw, err := yaml.ToJSON(data)
+		if err == nil {
+			err = obj.UnmarshalJSON([]byte(`{"apiVersion":"v1","kind":"Case","case":` + string(raw) + `}`))
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", f, err)
+		}
+		c.Pool, _, _ = unstructured.NestedMap(obj.Object, "case", "pool")
+		if err := c.check(); err != nil {
+			t.Errorf("%s: %v", f, err)
+		}
+		out = append(out, c)
+	}
+	if len(out) < 40 {
+		t.Fatalf("%d cases in testdata", len(out))
+	}
+	return out
+}
+
+// cluster is a server as an administrator with a client for anything sees it.
+type cluster struct {
+	*testenv.Env
+	client dynamic.Interface
+}
+
+func newCluster(t *testing.T, e *testenv.Env) *cluster {
+	t.Helper()
+	config := rest.CopyConfig(e.Config)
+	config.WarningHandler = rest.NoWarnings{} // of the mistakes that stored pools have
+	client, err := dynamic.NewForConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &cluster{Env: e, client: client}
+}
+
+func (c *cluster) of(kind, namespace string) dynamic.ResourceInterface {
+	resource := strings.ToLower(kind) + "s"
+	return c.client.Resource(v1alpha1.SchemeGroupVersion.WithResource(resource)).Namespace(namespace)
+}
+
+var crdResource = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
+
+// try asks what the server would say to a new pool, and leaves nothing behind.
+func (c *cluster) try(ctx context.Context, manifest map[string]any) error {
+	obj := &object{Object: runtime.DeepCopyJSON(manifest)}
+	_, err := c.of(obj.GetKind(), "default").Create(ctx, obj, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+	return err
+}
+
+// wantRefusal checks that err has the words; that there is none, where words are
+// empty.
+func wantRefusal(t *testing.T, err error, words string) {
+	t.Helper()
+	switch {
+	case words == "" && err != nil:
+		t.Errorf("refused: %v", err)
+	case words != "" && err == nil:
+		t.Errorf("accepted, want %q", words)
+	case words != "" && !strings.Contains(err.Error(), words):
+		t.Errorf("got  %v\nwant %s", err, words)
+	}
+}
+
+// eventually waits for the server to take notice of a CRD or a policy.
+func eventually(t *testing.T, what string, done func(context.Context) bool) {
+	t.Helper()
+	err := wait.PollUntilContextTimeout(t.Context(), 50*time.Millisecond, 60*time.Second, true, func(ctx context.Context) (bool, error) {
+		return done(ctx), nil
+	})
+	if err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+}
+
+func root(t *testing.T) string {
+	t.Helper()
+	dir, err := testenv.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// applyCRDs installs this project's CRDs, as a person would.
+func (c *cluster) applyCRDs(t *testing.T) {
+	t.Helper()
+	if _, err := c.Kubectl(t.Context(), "apply", "--server-side", "--force-conflicts", "-f", filepath.Join(root(t), "manifests", "crds")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "CRDs in force", func(ctx context.Context) bool {
+		return c.refuses(ctx, ipPool(map[string]any{"subnet": "10.0.0.0/24", "perNodeBlockSize": int64(0)})) &&
+			c.refuses(ctx, cidrPool(map[string]any{"cidr": "10.0.0.0/24", "perNodeNetworkPrefix": int64(0)}))
+	})
+}
+
+// applyForeignCRDs installs the pools' CRDs as somebody else may have them: the
+// same fields, and no rules.
+func (c *cluster) applyForeignCRDs(t *testing.T) {
+	t.Helper()
+	for _, name := range []string{"ippools", "cidrpools"} {
+		data, err := os.ReadFile(filepath.Join(root(t), "manifests", "crds", "nv-ipam.nvidia.com_"+name+".yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var crd map[string]any
+		if err := yaml.Unmarshal(data, &crd); err != nil {
+			t.Fatal(err)
+		}
+		removeRules(crd)
+		obj := &object{Object: crd}
+		if _, err := c.client.Resource(crdResource).Create(t.Context(), obj, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "CRDs served", func(ctx context.Context) bool {
+		return !c.refuses(ctx, ipPool(map[string]any{"subnet": "", "perNodeBlockSize": int64(0)})) &&
+			!c.refuses(ctx, cidrPool(map[string]any{"cidr": "", "perNodeNetworkPrefix": int64(0)}))
+	})
+}
+
+// removeRules takes out of a schema what is more than fields and their types.
+func removeRules(v any) {
+	switch v := v.(type) {
+	case map[string]any:
+		for _, k := range []string{"x-kubernetes-validations", "pattern", "minimum", "maxLength", "maxItems"} {
+			delete(v, k)
+		}
+		if v["format"] == "cidr" {
+			delete(v, "format")
+		}
+		for _, child := range v {
+			removeRules(child)
+		}
+	case []any:
+		for _, child := range v {
+			removeRules(child)
+		}
+	}
+}
+
+// applyPolicies installs the component as an overlay does.
+func (c *cluster) applyPolicies(t *testing.T) {
+	t.Helper()
+	dir := t.TempDir()
+	component, err := filepath.Rel(dir, filepath.Join(root(t), "manifests", "components", "validation"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	overlay := "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\ncomponents:\n- " + component + "\n"
+	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(overlay), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Kubectl(t.Context(), "apply", "-k", dir); err != nil {
+		t.Fatal(err)
+	}
+	for _, canary := range []map[string]any{
+		ipPool(map[string]any{"subnet": "x", "perNodeBlockSize": int64(1)}),
+		cidrPool(map[string]any{"cidr": "x", "perNodeNetworkPrefix": int64(24)}),
+		ipPool(map[string]any{"subnet": "10.0.0.0/24", "perNodeBlockSize": int64(0)}),
+		cidrPool(map[string]any{"cidr": "10.0.0.0/24", "perNodeNetworkPrefix": int64(0)}),
+	} {
+		eventually(t, "policies in force", func(ctx context.Context) bool { return c.refuses(ctx, canary) })
+	}
+}
+
+func (c *cluster) refuses(ctx context.Context, manifest map[string]any) bool {
+	return c.try(ctx, manifest) != nil
+}
+
+func ipPool(spec map[string]any) map[string]any { return manifest("IPPool", spec) }
+
+func cidrPool(spec map[string]any) map[string]any { return manifest("CIDRPool", spec) }
+
+func manifest(kind string, spec map[string]any) map[string]any {
+	return map[string]any{
+		"apiVersion": v1alpha1.SchemeGroupVersion.String(), "kind": kind,
+		"metadata": map[string]any{"name": "pool1", "namespace": "default"}, "spec": spec,
+	}
+}
