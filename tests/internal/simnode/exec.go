@@ -7,9 +7,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -41,7 +43,16 @@ func (e *netnsExec) ExecPlugin(ctx context.Context, path string, stdin []byte, e
 	cmd.WaitDelay = time.Second
 	// A child starts in the namespace of the thread that starts it, and Pdeathsig
 	// is about that thread too: so it waits in there.
-	err := e.netns.do(cmd.Run)
+	err := e.netns.do(func() error {
+		if err := cmd.Start(); err != nil {
+			return err
+		}
+		release, err := watchGroup(cmd.Process.Pid)
+		if err != nil {
+			return errors.Join(err, cmd.Cancel(), cmd.Wait())
+		}
+		return errors.Join(cmd.Wait(), release())
+	})
 	if err == nil {
 		return stdout.Bytes(), nil
 	}
@@ -50,4 +61,23 @@ func (e *netnsExec) ExecPlugin(ctx context.Context, path string, stdin []byte, e
 		return nil, said
 	}
 	return nil, fmt.Errorf("plugin %s: %w: %s%s", filepath.Base(path), err, stdout.Bytes(), stderr.Bytes())
+}
+
+// watchGroup kills a process group if this process ends before it calls release.
+// Pdeathsig alone ends the plugin, but not the one that the plugin has called,
+// which would go on, and write to a disk that is not there any more.
+func watchGroup(group int) (release func() error, err error) {
+	cmd := exec.Command("sh", "-c", `read -r released || kill -s KILL -- "-$1"`, "simnode-watch", strconv.Itoa(group))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	pipe, err := cmd.StdinPipe() // whose end only this process holds
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	return func() error {
+		_, err := pipe.Write([]byte("\n"))
+		return errors.Join(err, pipe.Close(), cmd.Wait())
+	}, nil
 }
