@@ -15,6 +15,11 @@ API_TESTS ?= ./internal/testenv/... ./claim/... ./controller/... ./crd/...
 # TESTFLAGS go to every go test, as in: make test TESTFLAGS='-run Race -v'
 TESTFLAGS ?=
 FUZZTIME ?= 30s
+# IMAGE is the image's name, and the one that the manifests have: see
+# manifests/base/kustomization.yaml.
+IMAGE ?= ghcr.io/crd-ipam/crd-ipam:dev
+# IMAGE_USER is whom a container runs as whose manifest does not say.
+IMAGE_USER ?= 65532:65532
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
 export KUBE
@@ -31,6 +36,10 @@ help: ## List the targets
 .PHONY: build
 build: ## Build the commands into bin/
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)" -o bin/ ./cmd/...
+
+.PHONY: image
+image: ## Build the container image for amd64 and arm64 into bin/image.tar, without Docker, and print its digest
+	@VERSION='$(VERSION)' IMAGE='$(IMAGE)' IMAGE_USER='$(IMAGE_USER)' hack/image.sh
 
 .PHONY: test
 test: build ## Run all tests: units, then the rest against real API servers, the newest and the oldest supported
@@ -51,8 +60,12 @@ fuzz: ## Fuzz what comes from outside, FUZZTIME (30s) for each target
 	go test -run '^$$' -fuzz FuzzNameIsInjective -fuzztime $(FUZZTIME) ./pkg/claim
 
 .PHONY: demo
-demo: build ## Show what it does, on a real API server on this machine
-	@$(with_parts) set -x; go run ./demo
+demo: root build ## Show what it does, on a real API server on this machine (as root)
+	@$(with_parts) go build -o ../bin/demo ./demo; exec ../bin/demo
+
+.PHONY: root
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "make demo needs root to make network namespaces: run sudo make demo" >&2; exit 1; }
 
 .PHONY: bench
 bench: build ## Run the benchmarks
