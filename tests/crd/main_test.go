@@ -167,8 +167,7 @@ func newCluster(t *testing.T, e *testenv.Env) *cluster {
 }
 
 func (c *cluster) of(kind, namespace string) dynamic.ResourceInterface {
-	resource := strings.ToLower(kind) + "s"
-	return c.client.Resource(v1alpha1.SchemeGroupVersion.WithResource(resource)).Namespace(namespace)
+	return c.client.Resource(v1alpha1.Resource(strings.ToLower(kind) + "s").WithVersion(v1alpha1.GroupVersion.Version)).Namespace(namespace)
 }
 
 var crdResource = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
@@ -306,7 +305,7 @@ func cidrPool(spec map[string]any) map[string]any { return manifest("CIDRPool", 
 
 func manifest(kind string, spec map[string]any) map[string]any {
 	return map[string]any{
-		"apiVersion": v1alpha1.SchemeGroupVersion.String(), "kind": kind,
+		"apiVersion": v1alpha1.GroupVersion.String(), "kind": kind,
 		"metadata": map[string]any{"name": "pool1", "namespace": "default"}, "spec": spec,
 	}
 }
