@@ -4,6 +4,7 @@
 package claim
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -60,6 +61,7 @@ func TestHistories(t *testing.T) {
 				w.disturb(rt, rapid.SampledFrom([]loss{killedBefore, killedAfter}).Draw(rt, "killed"))
 				w.del(rt)
 			},
+			"CHECK":                    func(rt *rapid.T) { w.checkVerb(rt) },
 			"clean up after a failure": func(rt *rapid.T) { w.cleanUp(rt) },
 			"lose a hint":              func(rt *rapid.T) { w.pick(rt).loseHint(w.t) },
 			"":                         w.check,
@@ -148,6 +150,21 @@ func (w *world) del(rt *rapid.T) {
 	var err error
 	if !process(p.on, func() { err = p.on.Release(w.t.Context(), pod(name)) }) || err != nil {
 		w.failed[name] = p.on // a runtime asks again
+	}
+}
+
+// checkVerb is the CHECK that a runtime sends for a pod that runs.
+func (w *world) checkVerb(rt *rapid.T) {
+	if len(w.running) == 0 {
+		rt.Skip("no pod runs")
+	}
+	name := rapid.SampledFrom(slices.Sorted(maps.Keys(w.running))).Draw(rt, "pod")
+	n := w.running[name].on
+	if err := n.Check(w.t.Context(), pod(name), ippool("p")); err != nil {
+		rt.Fatalf("CHECK of %s: %v", name, err)
+	}
+	if err := n.Check(w.t.Context(), pod("never-added"), ippool("p")); !errors.Is(err, claim.ErrNotHeld) {
+		rt.Fatalf("CHECK of a pod that never was: %v", err)
 	}
 }
 
