@@ -160,7 +160,7 @@ func (c *cluster) testLargeLists(t *testing.T) {
 		}
 		return out
 	}
-	for _, n := range []int{300, 1000, 1001, 5000} {
+	for _, n := range []int{300, 500, 1000, 1001, 3000} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			common := map[string]any{
 				"perNodeExclusions": list(n, func(i int) map[string]any {
@@ -172,9 +172,11 @@ func (c *cluster) testLargeLists(t *testing.T) {
 				"exclusions": list(n, func(i int) map[string]any {
 					return map[string]any{"startIP": fmt.Sprintf("fd00:1111:2222:0:%x:4444:5555:6666", i), "endIP": fmt.Sprintf("fd00:1111:2222:0:%x:4444:5555:7777", i)}
 				}),
-				"nodeSelector": map[string]any{"nodeSelectorTerms": list(min(n, 1000), func(int) map[string]any {
-					return map[string]any{"matchExpressions": list(10, func(i int) map[string]any {
-						return map[string]any{"key": "nodes.example.com/some-label", "operator": "In", "values": []any{fmt.Sprint("rack-", i)}}
+				// With n of 500 as large as the policies look at.
+				"nodeSelector": map[string]any{"nodeSelectorTerms": list(n/10, func(int) map[string]any {
+					return map[string]any{"matchExpressions": list(10, func(int) map[string]any {
+						return map[string]any{"key": strings.Repeat("a", 253) + "/" + strings.Repeat("b", 63), "operator": "In",
+							"values": []any{"1", strings.Repeat("c", 63), strings.Repeat("d", 63), strings.Repeat("e", 63)}}
 					})}
 				})},
 			}
