@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
 // Reasons of a pool's Ready condition, and of its events. InvalidSpec and
@@ -24,6 +25,7 @@ const (
 	reasonInvalidSpec    = "InvalidSpec"
 	reasonNoFreeRanges   = "NoFreeRanges"
 	reasonReclaimed      = "Reclaimed"
+	reasonSpecInUse      = "EarlierSpecInUse"
 )
 
 // named is how many nodes, or pools, a condition names before it only counts.
@@ -45,19 +47,28 @@ type outcome struct {
 //  3. Invalid, with blocks from before: those, untouched, since pods live in
 //     them; not Ready, InvalidSpec, an event.
 //  4. Invalid from the start: no blocks, and as 3.
+//  5. Valid, but blocks or addresses of an earlier specification are in use and
+//     do not fit: they stay; not Ready, EarlierSpecInUse.
 func (c *Controller) reconcilePool(ctx context.Context, ref v1alpha1.PoolReference) error {
 	kind := c.kinds[ref.Kind]
 	obj, found, _ := kind.informer.GetIndexer().GetByKey(c.opts.Namespace + "/" + ref.Name) // never fails
 	if !found {
 		delete(c.reported, ref)
 		delete(c.overlapping, ref)
+		c.misfitting.Delete(ref)
 		return nil
 	}
 	view := kind.view(obj)
 	before := view.status.Conditions
 	overlap := c.overlap(view)
 	holds := func(node string) bool { return c.holds(ref, node) }
-	out := blocks(kind, view, c.nodes.List(), holds)
+	held, _ := c.allocations.ByIndex(byPool, poolKey(ref)) // fails for unknown indexes only
+	out := blocks(kind, view, c.nodes.List(), held, holds)
+	if out.ready.Reason == reasonSpecInUse {
+		c.misfitting.Store(ref, nil)
+	} else {
+		c.misfitting.Delete(ref)
+	}
 
 	view, err := c.writeAllocations(ctx, kind, view, out.allocations)
 	if err != nil {
@@ -71,8 +82,9 @@ func (c *Controller) reconcilePool(ctx context.Context, ref v1alpha1.PoolReferen
 	return nil
 }
 
-// blocks says which node gets which block of a pool.
-func blocks(kind poolKind, view *poolView, nodes []any, holds func(node string) bool) outcome {
+// blocks says which node gets which block of a pool, of which the allocations
+// held exist.
+func blocks(kind poolKind, view *poolView, nodes, held []any, holds func(node string) bool) outcome {
 	parsed, errs := view.parse()
 	if len(errs) > 0 {
 		out := outcome{ready: notReady(reasonInvalidSpec, errs.ToAggregate().Error())}
@@ -93,6 +105,10 @@ func blocks(kind poolKind, view *poolView, nodes []any, holds func(node string) 
 		out.ready = notReady(reasonNoFreeRanges, noRoom(unserved))
 		return out
 	}
+	if message := misfits(parsed, assigned, held); message != "" {
+		out.ready = notReady(reasonSpecInUse, message)
+		return out
+	}
 	out.ready = metav1.Condition{
 		Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: reasonBlocksAssigned,
 		Message: fmt.Sprintf("nodes with a block: %d", len(assigned)),
@@ -105,11 +121,43 @@ func notReady(reason, message string) metav1.Condition {
 }
 
 func noRoom(nodes []string) string {
-	message := fmt.Sprintf("no free ranges for %d nodes: %s", len(nodes), strings.Join(nodes[:min(len(nodes), named)], ", "))
-	if more := len(nodes) - named; more > 0 {
-		message += fmt.Sprintf(" and %d more", more)
+	return fmt.Sprintf("no free ranges for %d nodes: %s", len(nodes), enumerate(nodes))
+}
+
+// misfits says what is in use of an earlier specification, "" where nothing is.
+// Nobody's address changes for that: it is kept until it is given back.
+func misfits(p *pool.Pool, assigned []pool.Assignment, held []any) string {
+	var nodes, addresses []string
+	for _, a := range p.Misfits(assigned) {
+		nodes = append(nodes, fmt.Sprintf("%s (%s)", a.Node, a.Range))
 	}
-	return message
+	for _, obj := range held {
+		a := obj.(*v1alpha1.IPAllocation)
+		if addr, err := pool.ParseAddr(a.Spec.Address); err == nil && !p.FitsAddress(addr, a.Spec.Requested) {
+			addresses = append(addresses, a.Spec.Address)
+		}
+	}
+	slices.Sort(addresses)
+	var parts []string
+	if len(nodes) > 0 {
+		parts = append(parts, "blocks of nodes "+enumerate(nodes))
+	}
+	if len(addresses) > 0 {
+		parts = append(parts, "addresses "+enumerate(addresses))
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	return "kept from an earlier specification until they are given back: " + strings.Join(parts, "; ")
+}
+
+// enumerate names the first few of many.
+func enumerate(names []string) string {
+	text := strings.Join(names[:min(len(names), named)], ", ")
+	if more := len(names) - named; more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
 }
 
 // report is what was last said about a pool in events.

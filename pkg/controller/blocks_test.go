@@ -111,7 +111,7 @@ func TestBlocks(t *testing.T) {
 			w := newWorld(t, Options{})
 			w.nodesNamed(t, tc.nodes...)
 			kind := w.kinds[tc.ref.Kind]
-			out := blocks(kind, kind.view(tc.pool), w.nodes.List(), func(n string) bool { return n == tc.holds })
+			out := blocks(kind, kind.view(tc.pool), w.nodes.List(), nil, func(n string) bool { return n == tc.holds })
 			if got, _ := json.Marshal(out.allocations); string(got) != tc.want {
 				t.Errorf("allocations\n got %s\nwant %s", got, tc.want)
 			}
@@ -251,10 +251,10 @@ func TestEvents(t *testing.T) {
 	clear(w.reported)
 	kind := w.kinds[v1alpha1.PoolKindIPPool]
 	persisted := again.DeepCopy()
-	persisted.Status.Conditions = []metav1.Condition{blocks(kind, kind.view(again), nil, nil).ready}
+	persisted.Status.Conditions = []metav1.Condition{blocks(kind, kind.view(again), nil, nil, nil).ready}
 	reconcile(persisted)
 	full := ippool(nil)
-	full.Status.Conditions = []metav1.Condition{blocks(kind, kind.view(full), w.nodes.List(), func(string) bool { return false }).ready}
+	full.Status.Conditions = []metav1.Condition{blocks(kind, kind.view(full), w.nodes.List(), nil, func(string) bool { return false }).ready}
 	clear(w.reported)
 	reconcile(full)
 	w.nodesNamed(t, "f")

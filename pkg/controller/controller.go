@@ -81,7 +81,9 @@ type Controller struct {
 	// overlapping is what was last said about a pool's overlaps; likewise.
 	overlapping map[v1alpha1.PoolReference]string
 	seen        sightings
-	synced      atomic.Bool
+	// misfitting are the pools with blocks or addresses of an earlier spec.
+	misfitting sync.Map
+	synced     atomic.Bool
 }
 
 // New returns a controller that has not started anything yet.

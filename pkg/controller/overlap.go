@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -37,10 +36,7 @@ func (c *Controller) overlap(view *poolView) *metav1.Condition {
 		return nil
 	}
 	slices.Sort(others)
-	message := fmt.Sprintf("%s overlaps with %s", view.subnet, strings.Join(others[:min(len(others), named)], ", "))
-	if more := len(others) - named; more > 0 {
-		message += fmt.Sprintf(" and %d more", more)
-	}
+	message := fmt.Sprintf("%s overlaps with %s", view.subnet, enumerate(others))
 	return &metav1.Condition{Type: v1alpha1.ConditionOverlapping, Status: metav1.ConditionTrue, Reason: reasonOverlap, Message: message}
 }
 

@@ -20,18 +20,20 @@ const (
 	byHolder = "holder" // holderKey: the pool and the node that holds the address
 	byPod    = "pod"    // namespace/name
 	byNode   = "node"
+	byPool   = "pool" // poolKey
 )
 
 var podsResource = corev1.SchemeGroupVersion.WithResource("pods")
 
-func holderKey(ref v1alpha1.PoolReference, node string) string {
-	return string(ref.Kind) + "/" + ref.Name + "/" + node
-}
+func holderKey(ref v1alpha1.PoolReference, node string) string { return poolKey(ref) + "/" + node }
+
+func poolKey(ref v1alpha1.PoolReference) string { return string(ref.Kind) + "/" + ref.Name }
 
 var allocationIndexers = cache.Indexers{
 	byHolder: indexAllocation(func(a *v1alpha1.IPAllocation) string { return holderKey(a.Spec.PoolRef, a.Spec.NodeName) }),
 	byPod:    indexAllocation(func(a *v1alpha1.IPAllocation) string { return a.Spec.PodRef.Namespace + "/" + a.Spec.PodRef.Name }),
 	byNode:   indexAllocation(func(a *v1alpha1.IPAllocation) string { return a.Spec.NodeName }),
+	byPool:   indexAllocation(func(a *v1alpha1.IPAllocation) string { return poolKey(a.Spec.PoolRef) }),
 }
 
 func indexAllocation(key func(*v1alpha1.IPAllocation) string) cache.IndexFunc {
@@ -143,8 +145,8 @@ func (c *Controller) onPod() cache.ResourceEventHandler {
 }
 
 // onAllocation examines each allocation, also at every resync, and reconciles a
-// pool when a node has given back its last address of it: its block may have
-// been kept for that alone.
+// pool when a node has given back its last address of it, for which alone its
+// block may have been kept, or when what was given back may be what did not fit.
 func (c *Controller) onAllocation() cache.ResourceEventHandler {
 	examine := func(obj any) {
 		if key, err := cache.MetaNamespaceKeyFunc(obj); err == nil {
@@ -163,7 +165,7 @@ func (c *Controller) onAllocation() cache.ResourceEventHandler {
 				return
 			}
 			c.seen.forget(a.UID)
-			if !c.holds(a.Spec.PoolRef, a.Spec.NodeName) {
+			if _, misfits := c.misfitting.Load(a.Spec.PoolRef); misfits || !c.holds(a.Spec.PoolRef, a.Spec.NodeName) {
 				c.pools.AddAfter(a.Spec.PoolRef, c.opts.Settle)
 			}
 		},

@@ -306,3 +306,74 @@ func TestManyNodes(t *testing.T) {
 		t.Errorf("%d writes for %d nodes", n, nodes)
 	}
 }
+
+// Whatever is edited under live pods, nobody's block or address changes; the pool
+// says what does not fit, until it is given back.
+func TestSpecEditsUnderLivePods(t *testing.T) {
+	for _, tc := range []struct {
+		name, patch string
+		blocks      []string
+		message     string
+		after       []string
+	}{
+		{"block size", `{"spec":{"perNodeBlockSize":50}}`,
+			[]string{"kind-control-plane 192.168.0.1 192.168.0.50", "kind-worker2 192.168.0.51 192.168.0.100", "kind-worker 192.168.0.101 192.168.0.200"},
+			"blocks of nodes kind-worker (192.168.0.101-192.168.0.200)",
+			[]string{"kind-control-plane 192.168.0.1 192.168.0.50", "kind-worker2 192.168.0.51 192.168.0.100", "kind-worker 192.168.0.101 192.168.0.150"}},
+		{"subnet", `{"spec":{"subnet":"10.7.0.0/16","gateway":"10.7.0.1","exclusions":null}}`,
+			[]string{"kind-control-plane 10.7.0.1 10.7.0.100", "kind-worker2 10.7.0.101 10.7.0.200", "kind-worker 192.168.0.101 192.168.0.200"},
+			"blocks of nodes kind-worker (192.168.0.101-192.168.0.200); addresses 192.168.0.105",
+			[]string{"kind-control-plane 10.7.0.1 10.7.0.100", "kind-worker2 10.7.0.101 10.7.0.200", "kind-worker 10.7.0.201 10.7.1.44"}},
+		{"exclusions", `{"spec":{"exclusions":[{"startIP":"192.168.0.100","endIP":"192.168.0.110"}]}}`,
+			seedBlocks, "addresses 192.168.0.105", seedBlocks},
+		{"node selector", `{"spec":{"nodeSelector":{"nodeSelectorTerms":[{"matchFields":[{"key":"metadata.name","operator":"In","values":["kind-worker2"]}]}]}}}`,
+			[]string{"kind-worker 192.168.0.101 192.168.0.200", "kind-worker2 192.168.0.201 192.168.1.44"}, "",
+			[]string{"kind-worker2 192.168.0.201 192.168.1.44"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := seedCluster(t)
+			c.run(t, controller.Options{})
+			c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
+			c.hold(t, "pool1", "192.168.0.105", "kind-worker", c.startPod(t, "p", nil))
+			c.seen(t)
+			if _, err := c.ipam.IPPools(c.ns).Patch(t.Context(), "pool1", types.MergePatchType, []byte(tc.patch), metav1.PatchOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			reason := "EarlierSpecInUse"
+			if tc.message == "" {
+				reason = "BlocksAssigned"
+			}
+			c.wantPool(t, "pool1", reason, tc.blocks...)
+			if got := c.getPool(t, "pool1").Status.Conditions[0].Message; !strings.HasSuffix(got, tc.message) {
+				t.Errorf("message %q, want %q", got, tc.message)
+			}
+			if got := c.held(t); len(got) != 1 {
+				t.Errorf("held: %v", got)
+			}
+			if err := c.ipam.IPAllocations(c.ns).Delete(t.Context(), "pool1.192.168.0.105", metav1.DeleteOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			c.wantPool(t, "pool1", "BlocksAssigned", tc.after...)
+		})
+	}
+}
+
+// seen waits until the controller has seen what exists: a node that comes after
+// it has a block.
+func (c *cluster) seen(t *testing.T) {
+	t.Helper()
+	const marker = "zz-marker"
+	c.node(t, marker, map[string]string{workerLabel: ""})
+	until(t, func() string {
+		for _, a := range c.getPool(t, "pool1").Status.Allocations {
+			if a.NodeName == marker {
+				return ""
+			}
+		}
+		return marker + " has no block"
+	})
+	if err := c.kube.CoreV1().Nodes().Delete(t.Context(), marker, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
+}
