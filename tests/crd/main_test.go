@@ -188,6 +188,8 @@ func wantRefusal(t *testing.T, err error, words string) {
 		t.Errorf("refused: %v", err)
 	case words != "" && err == nil:
 		t.Errorf("accepted, want %q", words)
+	case words != "" && strings.Contains(err.Error(), "resulted in error"):
+		t.Errorf("a rule that cannot be evaluated: %v", err)
 	case words != "" && !strings.Contains(err.Error(), words):
 		t.Errorf("got  %v\nwant %s", err, words)
 	}
