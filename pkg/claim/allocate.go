@@ -14,6 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
@@ -39,12 +40,15 @@ type Claim struct {
 }
 
 // Allocate claims one address of each pool, or none at all. It may return
-// ErrPoolNotFound, ErrExhausted, ErrUnavailable, InUseError and
+// ErrPoolNotFound, ErrExhausted, ErrUnavailable, ErrTakingOver, InUseError and
 // pool.RequestError.
 //
 // In the common case that is two requests for each pool: the pool's metadata is
 // read and the allocation is created.
 func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
+	if err := c.awaitOpen(ctx); err != nil {
+		return nil, err
+	}
 	c.settleDebts(ctx, debtsPerCall)
 	if !c.Hint.Complete() {
 		if _, err := c.rebuild(ctx); err != nil {
@@ -168,14 +172,29 @@ func (c *Claimer) tryCandidates(ctx context.Context, req Request, b *pool.Block,
 // create claims one address. A claim of this very attachment that is there
 // already is its own, from a call whose answer was lost.
 func (c *Claimer) create(ctx context.Context, req Request, b *pool.Block, addr netip.Addr) (Held, error) {
-	client := c.Client.IPAllocations(c.Namespace)
-	alloc := c.allocation(req, b, addr)
 	held := Held{Attachment: req.Attachment, Pool: b.Pool.Name, Address: addr}
+	var err error
+	held.UID, _, err = c.post(ctx, c.allocation(req, b, addr), req.Attachment)
+	switch {
+	case err == nil:
+		c.hintFailed("entering a claim", c.Hint.Set(held))
+		return held, nil
+	case errors.Is(err, ErrUnavailable): // nobody knows whether the create was carried out
+		return Held{}, errors.Join(fmt.Errorf("claiming %s: %w", addr, err), c.giveBack(ctx, []Held{held}))
+	default:
+		c.hintFailed("letting go of an address", c.Hint.Drop(held))
+		return Held{}, err
+	}
+}
 
-	err := retry(ctx, func() error {
-		created, err := client.Create(ctx, alloc, metav1.CreateOptions{})
+// post creates an allocation, and reports whether that made it: it may have been
+// the attachment's before.
+func (c *Claimer) post(ctx context.Context, alloc *v1alpha1.IPAllocation, att Attachment) (uid types.UID, created bool, err error) {
+	client := c.Client.IPAllocations(c.Namespace)
+	err = retry(ctx, func() error {
+		made, err := client.Create(ctx, alloc, metav1.CreateOptions{})
 		if err == nil {
-			held.UID = created.UID
+			uid, created = made.UID, true
 			return nil
 		}
 		if !apierrors.IsAlreadyExists(err) {
@@ -187,22 +206,14 @@ func (c *Claimer) create(ctx context.Context, req Request, b *pool.Block, addr n
 			return apierrors.NewServerTimeout(v1alpha1.Resource("ipallocations"), "create", 0)
 		case err != nil:
 			return err
-		case attachmentOf(holder) != req.Attachment:
+		case attachmentOf(holder) != att:
+			addr, _ := netip.ParseAddr(alloc.Spec.Address) // made from one
 			return &InUseError{Address: addr, Holder: holder}
 		}
-		held.UID = holder.UID
+		uid = holder.UID
 		return nil
 	})
-	switch {
-	case err == nil:
-		c.hintFailed("entering a claim", c.Hint.Set(held))
-		return held, nil
-	case errors.Is(err, ErrUnavailable): // nobody knows whether the create was carried out
-		return Held{}, errors.Join(fmt.Errorf("claiming %s: %w", addr, err), c.giveBack(ctx, []Held{held}))
-	default:
-		c.hintFailed("letting go of an address", c.Hint.Drop(held))
-		return Held{}, err
-	}
+	return uid, created, err
 }
 
 func isInUse(err error) bool {

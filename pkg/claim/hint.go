@@ -48,6 +48,7 @@ type Held struct {
 //	pools/TYPE.POOL.json                               the pool as this node sees it
 //	pools/TYPE.POOL.last  -> ADDRESS                   where round robin stopped
 //	complete                                           claims/ has all of this node's
+//	closed                                             another IPAM's addresses are being adopted: ADDs wait
 //	lock                                               held to change an entry, never across a request
 //
 // An entry is a symbolic link that points at text, not at a file: making one is
