@@ -1,0 +1,83 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package install puts the plugin on a host, keeps it there, and takes it away
+// again; and keeps a token for it where the kubelet's credentials cannot be used.
+package install
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// tempMark is in the name of every file that is not in its place yet.
+const tempMark = ".crd-ipam-tmp-"
+
+// WriteFile puts data at path in one piece: whoever opens it finds the old
+// content or the new, also after the power was cut.
+func WriteFile(path string, data []byte, mode fs.FileMode) error {
+	return place(path, bytes.NewReader(data), mode, nil)
+}
+
+// place puts content at path by a file beside it and a rename. check, where it is
+// not nil, looks at the file before it gets there.
+func place(path string, content io.Reader, mode fs.FileMode, check func(tmp string) error) (err error) {
+	dir := filepath.Dir(path)
+	if err := removeTemps(path); err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(dir, "."+filepath.Base(path)+tempMark)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(tmp.Name())
+		}
+	}()
+	_, err = io.Copy(tmp, content)
+	// Chmod: what the umask took away is part of the mode.
+	if err = errors.Join(err, tmp.Chmod(mode), tmp.Sync(), tmp.Close()); err != nil {
+		return err
+	}
+	if check != nil {
+		if err := check(tmp.Name()); err != nil {
+			return err
+		}
+	}
+	if err := os.Rename(tmp.Name(), path); err != nil {
+		return err
+	}
+	return syncDir(dir)
+}
+
+// removeTemps removes what a process that was killed has left.
+func removeTemps(path string) error {
+	dir := filepath.Dir(path)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "."+filepath.Base(path)+tempMark) {
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// syncDir makes a rename last.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

@@ -1,0 +1,339 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package install
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/crd-ipam/crd-ipam/pkg/cni"
+)
+
+// Names of what is installed; the first two are nv-ipam's.
+const (
+	BinaryName = "nv-ipam"
+	ConfName   = "nv-ipam.conf"
+	recordName = "installed.json"
+)
+
+const (
+	binaryMode fs.FileMode = 0o755
+	secretMode fs.FileMode = 0o600
+)
+
+// Settings are what is written to nv-ipam.conf: the plugin's own, and nv-ipam's
+// two which the plugin does not use. With them, nv-ipam's plugin goes on working
+// until it is replaced, and works again after a rollback.
+type Settings struct {
+	cni.Settings
+	DaemonSocket             string `json:"daemonSocket,omitempty"`
+	DaemonCallTimeoutSeconds int    `json:"daemonCallTimeoutSeconds,omitempty"`
+}
+
+// Host is where the plugin is put.
+type Host struct {
+	// Source is the plugin's binary, as it came with the image. Empty where the
+	// host has it already: then it is neither copied nor looked after.
+	Source string
+	BinDir string
+	// ConfDir of nv-ipam.conf, which is written where Settings is not nil.
+	ConfDir  string
+	Settings *Settings
+	// DataDir is the plugin's, where the record of what was installed is kept.
+	DataDir string
+}
+
+// Binary is the path of the plugin.
+func (h *Host) Binary() string { return filepath.Join(h.BinDir, BinaryName) }
+
+// Conf is the path of nv-ipam.conf.
+func (h *Host) Conf() string { return filepath.Join(h.ConfDir, ConfName) }
+
+// record is what was installed: checksums by path, so that only what is still as
+// it was installed is taken away again. A file without checksum changes all the
+// time, and is ours whatever is in it.
+type record struct {
+	Files map[string]string `json:"files"`
+	// Dirs that were made, to be removed when they are empty.
+	Dirs []string `json:"dirs,omitempty"`
+}
+
+func (h *Host) recordPath() string { return filepath.Join(h.DataDir, recordName) }
+
+func (h *Host) readRecord() (*record, error) {
+	r := &record{Files: map[string]string{}}
+	data, err := os.ReadFile(h.recordPath())
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return r, nil
+	case err != nil:
+		return nil, err
+	}
+	if err := json.Unmarshal(data, r); err != nil {
+		return nil, fmt.Errorf("%s is not valid: %w", h.recordPath(), err)
+	}
+	return r, nil
+}
+
+// note enters a file before it is put in its place, so that a process that is
+// killed leaves nothing that is not known.
+func (h *Host) note(path, sum string) error {
+	r, err := h.readRecord()
+	if err != nil {
+		return err
+	}
+	for _, dir := range []string{h.DataDir, filepath.Dir(path)} {
+		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+			r.Dirs = append(r.Dirs, dir)
+		}
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if before, ok := r.Files[path]; ok && before == sum {
+		return nil
+	}
+	r.Files[path] = sum
+	data, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	return WriteFile(h.recordPath(), append(data, '\n'), secretMode)
+}
+
+// Foreign reports whether the plugin that is there was not installed by this:
+// it is nv-ipam's then, or nobody's.
+func (h *Host) Foreign() (bool, error) {
+	if h.Source == "" {
+		return false, nil
+	}
+	r, err := h.readRecord()
+	if err != nil {
+		return false, err
+	}
+	sum, err := fileSum(h.Binary())
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	want, err := fileSum(h.Source)
+	return sum != want && sum != r.Files[h.Binary()], err
+}
+
+// Drift says what is not as Install leaves it; nothing where all is well.
+func (h *Host) Drift() ([]string, error) {
+	var out []string
+	if h.Source != "" {
+		want, err := fileSum(h.Source)
+		if err != nil {
+			return nil, err
+		}
+		drift, err := differs(h.Binary(), want, binaryMode)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, drift...)
+	}
+	if h.Settings != nil {
+		data, err := h.conf()
+		if err != nil {
+			return nil, err
+		}
+		drift, err := differs(h.Conf(), dataSum(data), secretMode)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, drift...)
+	}
+	return out, nil
+}
+
+func differs(path, sum string, mode fs.FileMode) ([]string, error) {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return []string{path + " is missing"}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Mode().Perm() != mode {
+		return []string{fmt.Sprintf("%s has mode %v, expected %v", path, info.Mode(), mode)}, nil
+	}
+	got, err := fileSum(path)
+	if err == nil && got != sum {
+		return []string{path + " has other content"}, nil
+	}
+	return nil, err
+}
+
+func (h *Host) conf() ([]byte, error) {
+	data, err := json.MarshalIndent(h.Settings, "", "  ")
+	return append(data, '\n'), err
+}
+
+// Install puts configuration and plugin in their places, in this order, so that
+// the plugin never runs without its configuration, and checks both. The plugin is
+// run where it will be run before it takes the place of the one that is there.
+func (h *Host) Install(ctx context.Context) error {
+	if err := h.installConf(); err != nil {
+		return fmt.Errorf("writing %s: %w", h.Conf(), err)
+	}
+	if err := h.installBinary(ctx); err != nil {
+		return fmt.Errorf("installing %s: %w", h.Binary(), err)
+	}
+	drift, err := h.Drift()
+	if err == nil && len(drift) > 0 {
+		err = errors.New(strings.Join(drift, "; "))
+	}
+	if err != nil {
+		return fmt.Errorf("verifying what was installed: %w", err)
+	}
+	if h.Source == "" {
+		return nil
+	}
+	return runs(ctx, h.Binary())
+}
+
+func (h *Host) installConf() error {
+	if h.Settings == nil {
+		return nil
+	}
+	data, err := h.conf()
+	if err != nil {
+		return err
+	}
+	if err := h.note(h.Conf(), dataSum(data)); err != nil {
+		return err
+	}
+	return WriteFile(h.Conf(), data, secretMode)
+}
+
+func (h *Host) installBinary(ctx context.Context) error {
+	if h.Source == "" {
+		return nil
+	}
+	sum, err := fileSum(h.Source)
+	if err != nil {
+		return err
+	}
+	if drift, err := differs(h.Binary(), sum, binaryMode); err == nil && len(drift) == 0 {
+		return h.note(h.Binary(), sum)
+	}
+	source, err := os.Open(h.Source)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = source.Close() }()
+	if err := h.note(h.Binary(), sum); err != nil {
+		return err
+	}
+	return place(h.Binary(), source, binaryMode, func(tmp string) error {
+		got, err := fileSum(tmp)
+		if err != nil {
+			return err
+		}
+		if got != sum {
+			return fmt.Errorf("copy of %s has checksum %s, expected %s", h.Source, got, sum)
+		}
+		return runs(ctx, tmp)
+	})
+}
+
+// runTime is what asking a plugin for its version may take.
+const runTime = 10 * time.Second
+
+// runs checks that a file is a plugin that this machine can run.
+func runs(ctx context.Context, path string) error {
+	ctx, cancel := context.WithTimeout(ctx, runTime)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path)
+	cmd.Env = []string{"CNI_COMMAND=VERSION"}
+	cmd.Stdin = strings.NewReader(`{"cniVersion":"1.1.0"}`)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("running %s for its version: %w: %s%s", path, err, out, stderr.Bytes())
+	}
+	var answer struct {
+		SupportedVersions []string `json:"supportedVersions"`
+	}
+	if err := json.Unmarshal(out, &answer); err != nil || len(answer.SupportedVersions) == 0 {
+		return fmt.Errorf("%s is no CNI plugin: asked for its version it says %q", path, out)
+	}
+	return nil
+}
+
+// Uninstall removes what Install and Credentials have put on the host, and says
+// what it has left because somebody has changed it since. What the plugin and
+// the migration keep in DataDir stays: pods may still hold addresses.
+func (h *Host) Uninstall() (left []string, err error) {
+	r, err := h.readRecord()
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for path, sum := range r.Files {
+		got, err := fileSum(path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			errs = append(errs, err)
+		case sum != "" && got != sum:
+			left = append(left, path)
+		default:
+			errs = append(errs, os.Remove(path))
+		}
+		errs = append(errs, ignoreMissing(removeTemps(path)))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return left, err
+	}
+	if err := ignoreMissing(os.Remove(h.recordPath())); err != nil {
+		return left, err
+	}
+	for _, dir := range r.Dirs {
+		_ = os.Remove(dir) // fails where it is not empty, as it should
+	}
+	return left, nil
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func fileSum(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = f.Close() }()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(sum.Sum(nil)), nil
+}
+
+func dataSum(data []byte) string {
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
+}

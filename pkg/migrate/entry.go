@@ -1,0 +1,188 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
+)
+
+// migrate claims one entry. What may stand in the way:
+//
+//  1. An allocation of this very attachment       done by an earlier run
+//  2. One of the same pod and interface, from an
+//     older sandbox that no longer is             given back, then claimed
+//  3. … from a newer sandbox                      the entry is obsolete
+//  4. Anybody else's                              conflict: the address is given twice
+//
+// After the switch, an entry that was claimed before and is not in the hint any
+// more was released by the plugin: nv-ipam's store never learns of that.
+func (m *Migrator) migrate(ctx context.Context, e Entry, journal *Journal) (Outcome, error) {
+	out := Outcome{Entry: e, Detail: m.odd(e)}
+	if !m.Force && journal.Switched && m.released(e, journal) {
+		out.Result = Released
+		return out, nil
+	}
+	created, err := m.adopt(ctx, e)
+	if holder := holderOf(err); holder != nil && m.otherSandbox(e, holder) {
+		if !e.Created.After(holder.CreationTimestamp.Time) { // 3
+			out.Result, out.Detail = Obsolete, "container "+holder.Spec.ContainerID+" of the pod holds it"
+			return out, nil
+		}
+		if err := m.Claimer.Release(ctx, attachmentOf(holder)); err != nil { // 2
+			return out, fmt.Errorf("releasing what the pod's former container held: %w", err)
+		}
+		created, err = m.adopt(ctx, e)
+		if holder := holderOf(err); holder != nil && m.otherSandbox(e, holder) {
+			return out, fmt.Errorf("what the pod's former container held is not released yet: %w", err)
+		}
+	}
+	switch holder := holderOf(err); {
+	case holder != nil: // 4
+		out.Result, out.Detail = Conflict, holds(holder)
+	case err != nil:
+		return out, err
+	case created:
+		out.Result = Claimed
+	default:
+		out.Result = Already // 1
+	}
+	return out, nil
+}
+
+// entryTime is how long an API server that is away is waited for.
+const entryTime = 15 * time.Second
+
+func (m *Migrator) adopt(ctx context.Context, e Entry) (created bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, entryTime)
+	defer cancel()
+	req := claim.Request{Attachment: e.Attachment, Pod: e.Pod, DeviceID: e.DeviceID}
+	if e.Requested {
+		req.Want.Addresses = []netip.Addr{e.Address}
+	}
+	return m.Claimer.Adopt(ctx, req, e.Pool, e.Address)
+}
+
+// released reports whether the plugin has released what an earlier run claimed.
+// Where the hint may lack something, nobody knows: then it is claimed again, and
+// the controller takes it back if the pod is gone.
+func (m *Migrator) released(e Entry, journal *Journal) bool {
+	before := journal.find(e)
+	if before == nil || before.Result == Conflict || !m.Claimer.Hint.Complete() {
+		return false
+	}
+	found, err := m.Claimer.Hint.FindIn(e.Pool.Name, e.Attachment)
+	if err != nil {
+		return false
+	}
+	for _, held := range found {
+		if held.Address == e.Address {
+			return false
+		}
+	}
+	return true
+}
+
+// otherSandbox reports whether an allocation is of the entry's own pod and
+// interface on this node. A pod has one sandbox at a time.
+func (m *Migrator) otherSandbox(e Entry, holder *v1alpha1.IPAllocation) bool {
+	s := holder.Spec
+	return s.NodeName == m.Claimer.Node && s.PodRef == e.Pod && e.Pod.UID != "" &&
+		s.InterfaceName == e.Interface && s.ContainerID != e.ContainerID
+}
+
+func holderOf(err error) *v1alpha1.IPAllocation {
+	var inUse *claim.InUseError
+	if errors.As(err, &inUse) {
+		return inUse.Holder
+	}
+	return nil
+}
+
+func attachmentOf(a *v1alpha1.IPAllocation) claim.Attachment {
+	return claim.Attachment{ContainerID: a.Spec.ContainerID, Interface: a.Spec.InterfaceName}
+}
+
+func holds(a *v1alpha1.IPAllocation) string {
+	s := a.Spec
+	return fmt.Sprintf("held by pod %s/%s on node %s (interface %s) since %s", s.PodRef.Namespace, s.PodRef.Name, s.NodeName,
+		s.InterfaceName, a.CreationTimestamp.UTC().Format("2006-01-02T15:04:05Z"))
+}
+
+// poolState is what is known of a pool of the store.
+type poolState struct {
+	missing bool
+	subnet  netip.Prefix // zero where the pool is invalid
+}
+
+// readPools looks for the pools of the store. Where there is none of them, the
+// namespace is likely to be the wrong one, and claims in it would protect
+// nothing.
+func (m *Migrator) readPools(ctx context.Context, store *Store) error {
+	m.pools = map[v1alpha1.PoolReference]poolState{}
+	found := false
+	for _, e := range store.Entries {
+		if _, ok := m.pools[e.Pool]; ok {
+			continue
+		}
+		state, err := m.readPool(ctx, e.Pool)
+		if err != nil {
+			return fmt.Errorf("reading pool %s: %w", e.Pool.Name, err)
+		}
+		m.pools[e.Pool] = state
+		found = found || !state.missing
+	}
+	if len(m.pools) > 0 && !found && !m.Force {
+		return fmt.Errorf("namespace %s has none of the %d pools in nv-ipam's store: is it the pools' namespace?", m.Claimer.Namespace, len(m.pools))
+	}
+	return nil
+}
+
+func (m *Migrator) readPool(ctx context.Context, ref v1alpha1.PoolReference) (poolState, error) {
+	var parsed *pool.Pool
+	var err error
+	if ref.Kind == v1alpha1.PoolKindCIDRPool {
+		var obj *v1alpha1.CIDRPool
+		if obj, err = m.Claimer.Client.CIDRPools(m.Claimer.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}); err == nil {
+			parsed, _ = pool.FromCIDRPool(obj)
+		}
+	} else {
+		var obj *v1alpha1.IPPool
+		if obj, err = m.Claimer.Client.IPPools(m.Claimer.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}); err == nil {
+			parsed, _ = pool.FromIPPool(obj)
+		}
+	}
+	switch {
+	case apierrors.IsNotFound(err):
+		return poolState{missing: true}, nil
+	case err != nil:
+		return poolState{}, err
+	case parsed == nil:
+		return poolState{}, nil
+	}
+	return poolState{subnet: parsed.Subnet}, nil
+}
+
+// odd says what is odd about an entry's pool. It is claimed nevertheless: the
+// container answers on the address, and the pool may come back.
+func (m *Migrator) odd(e Entry) string {
+	state := m.pools[e.Pool]
+	switch {
+	case state.missing:
+		return "there is no such pool"
+	case state.subnet.IsValid() && !state.subnet.Contains(e.Address):
+		return "address is outside of the pool's subnet " + state.subnet.String()
+	}
+	return ""
+}

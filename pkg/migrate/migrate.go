@@ -1,0 +1,227 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"time"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/claim"
+)
+
+// Migrator takes over nv-ipam's store on one node.
+type Migrator struct {
+	// Claimer of the node, with the hint that the plugin will use.
+	Claimer *claim.Claimer
+	// StoreFile is nv-ipam's. It is only read.
+	StoreFile string
+	// Force tries every entry again, whatever the journal says, and goes on where
+	// the namespace has none of the store's pools.
+	Force bool
+	// Settle is for how long the store must not have changed after the switch:
+	// longer than nv-ipam's call timeout.
+	Settle time.Duration
+	// Report tells the world outside of the log of a conflict; may be nil.
+	Report func(context.Context, Outcome) error
+
+	pools map[v1alpha1.PoolReference]poolState // of this pass
+	last  map[v1alpha1.PoolReference]netip.Addr
+}
+
+// poll is how often the store is looked at while it settles.
+const poll = 250 * time.Millisecond
+
+// Needed reports whether there is something to migrate: a store with entries
+// that the journal does not have, or a run that did not come to its end.
+func (m *Migrator) Needed() (bool, error) {
+	store, journal, err := m.read()
+	if err != nil || store == nil {
+		return false, err
+	}
+	return m.Force || journal.Finished == nil || len(store.news(journal)) > 0, nil
+}
+
+// news are the entries that the journal does not have.
+func (s *Store) news(j *Journal) (out []Entry) {
+	for _, e := range s.Entries {
+		if j.find(e) == nil {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// read reads store and journal; nil where there is no store. A journal of
+// another node or namespace says nothing about this one: a disk may be cloned.
+func (m *Migrator) read() (*Store, *Journal, error) {
+	store, err := ReadStore(m.StoreFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	journal, err := ReadJournal(m.StoreFile)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading the journal of the migration: %w", err)
+	}
+	if journal == nil || journal.Node != m.Claimer.Node || journal.Namespace != m.Claimer.Namespace {
+		journal = &Journal{Node: m.Claimer.Node, Namespace: m.Claimer.Namespace}
+	}
+	return store, journal, nil
+}
+
+// Claim is the first pass alone: nv-ipam goes on serving the node. It returns
+// nil where there is no store.
+func (m *Migrator) Claim(ctx context.Context) (*Journal, error) {
+	store, journal, err := m.read()
+	if err != nil || store == nil {
+		return nil, err
+	}
+	journal.Finished = nil
+	return journal, m.pass(ctx, store, journal)
+}
+
+// Run claims what the store has, has the plugin's binary switched, and claims
+// what nv-ipam has given until then. Where an address could not be claimed, for
+// another reason than that another pod holds it, nothing is switched: the error
+// says why, and the next Run begins anew.
+//
+// The node stays closed when Run fails after the switch, until the next Run or
+// until claim.Hint.Close runs out.
+func (m *Migrator) Run(ctx context.Context, switchOver func(context.Context) error) (*Journal, error) {
+	if before, err := ReadJournal(m.StoreFile); err == nil && before != nil && before.Switched && before.Finished == nil {
+		// A run that ended early left the node closed; it must not open meanwhile.
+		if err := m.Claimer.Hint.Close(); err != nil {
+			return before, fmt.Errorf("keeping the node closed: %w", err)
+		}
+	}
+	journal, err := m.Claim(ctx)
+	if err != nil {
+		return journal, err
+	}
+	if journal == nil {
+		return nil, switchOver(ctx)
+	}
+	journal.Switched = true
+	if err := journal.save(m.StoreFile); err != nil {
+		return journal, fmt.Errorf("writing the journal of the migration: %w", err)
+	}
+	if err := m.Claimer.Hint.Close(); err != nil {
+		return journal, fmt.Errorf("closing the node: %w", err)
+	}
+	if err := switchOver(ctx); err != nil {
+		return journal, err
+	}
+	if err := m.settle(ctx, journal); err != nil {
+		return journal, err
+	}
+	now := time.Now().UTC()
+	journal.Finished = &now
+	if err := journal.save(m.StoreFile); err != nil {
+		return journal, fmt.Errorf("writing the journal of the migration: %w", err)
+	}
+	return journal, m.Claimer.Hint.Open()
+}
+
+// settle claims what is new in the store until nothing has been for long enough.
+func (m *Migrator) settle(ctx context.Context, journal *Journal) error {
+	quiet := time.Now()
+	for {
+		store, err := ReadStore(m.StoreFile)
+		if err != nil {
+			return fmt.Errorf("reading nv-ipam's store again: %w", err)
+		}
+		if store.Sum != journal.Store {
+			quiet = time.Now()
+			if err := m.pass(ctx, store, journal); err != nil {
+				return err
+			}
+		}
+		wait := min(poll, time.Until(quiet.Add(m.Settle)))
+		if wait <= 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+		if err := m.Claimer.Hint.Close(); err != nil {
+			return fmt.Errorf("keeping the node closed: %w", err)
+		}
+	}
+}
+
+// pass claims what the store has. It goes on whatever becomes of one entry, and
+// notes the store's checksum only where all have come to something.
+func (m *Migrator) pass(ctx context.Context, store *Store, journal *Journal) error {
+	if err := m.readPools(ctx, store); err != nil {
+		return err
+	}
+	m.roundRobin(store)
+	var errs []error
+	for _, e := range store.Entries {
+		outcome, err := m.migrate(ctx, e, journal)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("claiming %s of pool %s for pod %s/%s: %w", e.Address, e.Pool.Name, e.Pod.Namespace, e.Pod.Name, err))
+			if errors.Is(err, claim.ErrUnavailable) {
+				break // for the others, too
+			}
+			continue
+		}
+		m.log(ctx, journal, outcome)
+		journal.set(outcome)
+	}
+	journal.Unreadable = store.Unreadable
+	for _, text := range store.Unreadable {
+		m.Claimer.Log.Error("entry of nv-ipam's store cannot be claimed", "entry", text)
+	}
+	if len(errs) == 0 {
+		journal.Store = store.Sum
+	}
+	return errors.Join(errs...)
+}
+
+// roundRobin goes on where nv-ipam stopped, unless the plugin has moved on.
+func (m *Migrator) roundRobin(store *Store) {
+	if m.last == nil {
+		m.last = map[v1alpha1.PoolReference]netip.Addr{}
+	}
+	for ref, addr := range store.Last {
+		if now := m.Claimer.Hint.Last(ref); now.IsValid() && now != m.last[ref] {
+			continue
+		}
+		m.last[ref] = addr
+		if err := m.Claimer.Hint.SetLast(ref, addr); err != nil {
+			m.Claimer.Log.Warn("where round robin stopped cannot be noted", "pool", ref.Name, "error", err)
+		}
+	}
+}
+
+// log says what became of an entry, and reports conflicts and oddities that are
+// new.
+func (m *Migrator) log(ctx context.Context, journal *Journal, o Outcome) {
+	log := m.Claimer.Log.With("result", string(o.Result), "address", o.Address, "pool", o.Pool.Name, "pod", o.Pod.Namespace+"/"+o.Pod.Name,
+		"container", o.ContainerID, "interface", o.Interface)
+	if o.Detail != "" {
+		log = log.With("detail", o.Detail)
+	}
+	if o.Result != Conflict {
+		log.Info("migrated")
+		return
+	}
+	log.Error("address is given twice: another pod holds it, and this one answers on it, too")
+	if before := journal.find(o.Entry); m.Report == nil || before != nil && before.Result == Conflict && before.Detail == o.Detail {
+		return
+	}
+	if err := m.Report(ctx, o); err != nil {
+		log.Warn("conflict cannot be reported on the pool", "error", err)
+	}
+}
