@@ -54,11 +54,13 @@ type Settings struct {
 	ConfDir       string `json:"confDir,omitempty"`
 	LogFile       string `json:"logFile,omitempty"`
 	LogLevel      string `json:"logLevel,omitempty"`
-	// Kubeconfig is the file with the credentials to claim addresses with.
+	// Kubeconfig is the file with the credentials to claim addresses with. Where
+	// it is empty they are looked for: see findCredentials.
 	Kubeconfig string `json:"kubeconfig,omitempty"`
 	// PoolsNamespace is the namespace of the pools and their allocations.
 	PoolsNamespace string `json:"poolsNamespace,omitempty"`
-	// NodeName is the name of this node's Node object.
+	// NodeName is the name of this node's Node object, for credentials that do not
+	// name it; the hostname in lower case where it is empty.
 	NodeName string `json:"nodeName,omitempty"`
 	// DataDir is the directory for what this node keeps between calls.
 	DataDir string `json:"dataDir,omitempty"`
@@ -128,13 +130,6 @@ func parseNetwork(stdin []byte) (*network, error) {
 		LogFile: defaultLogFile, LogLevel: defaultLogLevel, PoolType: string(defaultPoolType),
 		PoolsNamespace: defaultNamespace, DataDir: defaultDataDir,
 	})
-	if s.NodeName == "" {
-		host, err := os.Hostname()
-		if err != nil {
-			return nil, fmt.Errorf("ipam.nodeName is not set and there is no hostname: %w", err)
-		}
-		s.NodeName = strings.ToLower(host)
-	}
 	return n, nil
 }
 

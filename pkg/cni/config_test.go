@@ -5,6 +5,7 @@ package cni
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -177,10 +178,9 @@ func TestSettings(t *testing.T) {
 	t.Run("defaults", func(t *testing.T) {
 		s, err := parse("")
 		checkErr(t, err, "")
-		host, _ := os.Hostname()
 		want := Settings{
 			Type: "nv-ipam", PoolType: "IPPool", ConfDir: dir, LogFile: "/var/log/nv-ipam-cni.log", LogLevel: "info",
-			PoolsNamespace: "kube-system", NodeName: strings.ToLower(host), DataDir: "/var/lib/cni/nv-ipam",
+			PoolsNamespace: "kube-system", DataDir: "/var/lib/cni/nv-ipam",
 		}
 		if s != want {
 			t.Errorf("settings = %+v\nwant       %+v", s, want)
@@ -227,17 +227,20 @@ func TestErrorCodes(t *testing.T) {
 		code uint
 	}{
 		{"configuration", invalid(errors.New("x")), 7},
+		{"no credentials", fmt.Errorf("x: %w", credentialsError{errors.New("y")}), 7},
 		{"request", &pool.RequestError{Message: "x"}, 7},
 		{"exhausted", claim.ErrExhausted, 11},
 		{"pool not there yet", claim.ErrPoolNotFound, 11},
 		{"in use", &claim.InUseError{Holder: &v1alpha1.IPAllocation{}}, 11},
 		{"unavailable", claim.ErrUnavailable, 11},
-		{"STATUS", types.NewError(types.ErrPluginNotAvailable, "x", ""), 50},
+		{"STATUS", claim.ErrUnavailable, 50},
+		{"STATUS", credentialsError{errors.New("x")}, 50},
+		{"STATUS", invalid(errors.New("x")), 7},
 		{"CHECK", claim.ErrNotHeld, 100},
 		{"wrapped", errors.Join(&pool.RequestError{Message: "x"}, errors.New("y")), 7},
 	} {
 		var got *types.Error
-		if !errors.As(cniError(tc.err), &got) || got.Code != tc.code {
+		if !errors.As(cniError(tc.name, tc.err), &got) || got.Code != tc.code {
 			t.Errorf("%s: %v has code %d, want %d", tc.name, tc.err, got.Code, tc.code)
 		}
 	}

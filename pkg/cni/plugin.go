@@ -16,7 +16,6 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
@@ -49,6 +48,8 @@ const (
 
 // codeNotHeld is the plugin's own: CHECK found no allocation.
 const codeNotHeld = 100
+
+const verbStatus = "STATUS"
 
 func (p Plugin) add(args *skel.CmdArgs) error {
 	return p.call("ADD", args, addTime, func(ctx context.Context, n *network, c *claim.Claimer) error {
@@ -111,17 +112,13 @@ func (p Plugin) gc(args *skel.CmdArgs) error {
 }
 
 func (p Plugin) status(args *skel.CmdArgs) error {
-	err := p.call("STATUS", args, statusTime, func(ctx context.Context, n *network, c *claim.Claimer) error {
+	return p.call(verbStatus, args, statusTime, func(ctx context.Context, n *network, c *claim.Claimer) error {
 		pools, err := n.pools()
 		if err != nil {
 			return invalid(err)
 		}
-		if err := c.Ready(ctx, pools); err != nil {
-			return types.NewError(types.ErrPluginNotAvailable, err.Error(), "")
-		}
-		return nil
+		return c.Ready(ctx, pools)
 	})
-	return err
 }
 
 // call prepares what every verb needs, runs it in the time it may take, and
@@ -129,49 +126,58 @@ func (p Plugin) status(args *skel.CmdArgs) error {
 func (p Plugin) call(verb string, args *skel.CmdArgs, limit time.Duration, run func(context.Context, *network, *claim.Claimer) error) error {
 	n, err := parseNetwork(args.StdinData)
 	if err != nil {
-		return cniError(invalid(err))
+		return cniError(verb, invalid(err))
 	}
 	log, closeLog, err := openLog(n.IPAM.LogFile, n.IPAM.LogLevel)
 	if err != nil {
-		return cniError(invalid(err))
+		return cniError(verb, invalid(err))
 	}
 	defer closeLog()
 	log = log.With("verb", verb, "network", n.Name, "container", args.ContainerID, "interface", args.IfName)
 
-	c, err := p.claimer(n, log)
-	if err == nil {
-		ctx, cancel := context.WithTimeout(context.Background(), limit)
-		defer cancel()
-		err = run(ctx, n, c)
-	}
+	err = p.runAs(n, log, limit, run)
 	if err != nil {
 		log.Error("failed", "error", err)
-		return cniError(err)
+		return cniError(verb, err)
 	}
 	log.Debug("done")
 	return nil
 }
 
-func (p Plugin) claimer(n *network, log *slog.Logger) (*claim.Claimer, error) {
-	if n.IPAM.Kubeconfig == "" {
-		return nil, invalid(errors.New("ipam.kubeconfig is not set: the plugin needs credentials to claim addresses with"))
-	}
-	config, err := clientcmd.BuildConfigFromFlags("", n.IPAM.Kubeconfig)
+// runAs runs a verb with this node's credentials.
+func (p Plugin) runAs(n *network, log *slog.Logger, limit time.Duration, run func(context.Context, *network, *claim.Claimer) error) error {
+	creds, err := findCredentials(n.IPAM, "")
 	if err != nil {
-		return nil, invalid(fmt.Errorf("ipam.kubeconfig: %w", err))
+		return err
 	}
+	c, err := p.claimer(n, creds, log)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	return creds.explain(run(ctx, n, c))
+}
+
+func (p Plugin) claimer(n *network, creds *credentials, log *slog.Logger) (*claim.Claimer, error) {
+	node, err := creds.nodeName(n.IPAM.NodeName, log)
+	if err != nil {
+		return nil, invalid(err)
+	}
+	log.Debug("credentials", "kubeconfig", creds.file, "user", creds.user, "node", node)
 	rest.SetDefaultWarningHandler(rest.NoWarnings{}) // stderr is no place for them
+	config := creds.config
 	config.UserAgent = "nv-ipam/" + p.Version
 	config.QPS = -1 // a process makes two requests
 	config.Timeout = requestTime
 	client, err := clientv1alpha1.NewForConfig(config)
 	if err != nil {
-		return nil, invalid(fmt.Errorf("ipam.kubeconfig: %w", err))
+		return nil, credentialsError{fmt.Errorf("kubeconfig %s: %w", creds.file, err)}
 	}
 	return &claim.Claimer{
 		Client:    client,
 		Namespace: n.IPAM.PoolsNamespace,
-		Node:      n.IPAM.NodeName,
+		Node:      node,
 		Hint:      claim.NewHint(n.IPAM.DataDir),
 		Log:       log,
 	}, nil
@@ -185,13 +191,18 @@ func invalid(err error) error {
 
 // cniError gives an error its CNI code. What is not the caller's fault may be
 // better later.
-func cniError(err error) error {
+func cniError(verb string, err error) error {
 	var known *types.Error
 	var request *pool.RequestError
+	var noCredentials credentialsError
 	switch {
 	case errors.As(err, &known):
 		return known
 	case errors.As(err, &request):
+		return invalid(err)
+	case verb == verbStatus:
+		return types.NewError(types.ErrPluginNotAvailable, err.Error(), "")
+	case errors.As(err, &noCredentials):
 		return invalid(err)
 	case errors.Is(err, claim.ErrNotHeld):
 		return types.NewError(codeNotHeld, err.Error(), "")

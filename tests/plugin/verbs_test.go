@@ -214,7 +214,7 @@ func TestBadInput(t *testing.T) {
 		{"three pools", call{ipam: map[string]any{"poolName": "a,b,c"}}, "pool field can't contain more then two entries"},
 		{"IP", call{args: "IP=x"}, "CNI_ARGS: IP argument contains invalid IP address"},
 		{"logLevel", call{ipam: map[string]any{"logLevel": "loud"}}, "unsupported logLevel loud"},
-		{"kubeconfig", call{ipam: map[string]any{"kubeconfig": "/nowhere"}}, "ipam.kubeconfig: stat /nowhere: no such file or directory"},
+		{"kubeconfig", call{ipam: map[string]any{"kubeconfig": "/nowhere"}}, "ipam.kubeconfig: open /nowhere: no such file or directory"},
 	} {
 		tc.call.verb, tc.call.container = "ADD", "c1"
 		t.Run(tc.name, func(t *testing.T) { h.wantError(t, tc.call, 7, tc.words) })
