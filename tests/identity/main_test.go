@@ -1,0 +1,240 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package identity tests who may do what, with this project's role and admission
+// policy on a real API server: nodes with real certificates, service accounts
+// with real tokens, and bin/nv-ipam with each of them.
+package identity
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
+)
+
+const (
+	role = "crd-ipam-node"
+	// pluginAccount is the service account that stands in for the kubelet's
+	// credentials.
+	pluginAccount = "crd-ipam-plugin"
+	// nodeBoundMinor is the first minor version that binds tokens to nodes.
+	nodeBoundMinor = 31
+)
+
+var env *testenv.Env
+
+func TestMain(m *testing.M) { os.Exit(testenv.Run(m, &env, testenv.Options{})) }
+
+// cluster is a namespace with what an administrator applies for the plugin.
+type cluster struct {
+	ns    string
+	admin kubernetes.Interface
+	ipam  clientv1alpha1.NvIpamV1alpha1Interface // the administrator's
+}
+
+func newCluster(t *testing.T) *cluster {
+	t.Helper()
+	admin, err := kubernetes.NewForConfig(env.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &cluster{ns: env.Namespace(t), admin: admin, ipam: fixture.Client(t, env.Config)}
+	for _, node := range []string{"a", "b"} {
+		_, err := admin.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node}}, metav1.CreateOptions{})
+		if err != nil && !apierrors.IsAlreadyExists(err) {
+			t.Fatal(err)
+		}
+	}
+	c.install(t)
+	return c
+}
+
+// install applies role and policy as an overlay does, and waits until the policy
+// is in force.
+func (c *cluster) install(t *testing.T) {
+	t.Helper()
+	root, err := testenv.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	overlay := "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: " + c.ns + "\nresources:\n"
+	for _, part := range []string{"plugin", "policy"} {
+		path, err := filepath.Rel(dir, filepath.Join(root, "manifests", "base", part))
+		if err != nil {
+			t.Fatal(err)
+		}
+		overlay += "- " + path + "\n"
+	}
+	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(overlay), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := env.Kubectl(t.Context(), "apply", "-k", dir); err != nil {
+		t.Fatal(err, out)
+	}
+	a := c.node(t, "a")
+	err = wait.PollUntilContextTimeout(t.Context(), 50*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+		_, err := a.IPAllocations(c.ns).Create(ctx, allocation("canary", "10.9.9.9", "b"), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		return err != nil && strings.Contains(err.Error(), "ValidatingAdmissionPolicy '"+role+"'"), nil
+	})
+	if err != nil {
+		t.Fatal("role and policy are not in force: ", err)
+	}
+}
+
+func (c *cluster) user(t *testing.T, name string, groups ...string) clientv1alpha1.NvIpamV1alpha1Interface {
+	t.Helper()
+	config, err := env.UserConfig(name, groups...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fixture.Client(t, config)
+}
+
+func (c *cluster) node(t *testing.T, name string) clientv1alpha1.NvIpamV1alpha1Interface {
+	t.Helper()
+	return c.user(t, "system:node:"+name, testenv.NodesGroup)
+}
+
+// withToken returns a client that has no certificate.
+func withToken(t *testing.T, token string) clientv1alpha1.NvIpamV1alpha1Interface {
+	t.Helper()
+	config := rest.AnonymousClientConfig(env.Config)
+	config.BearerToken, config.QPS = token, -1
+	return fixture.Client(t, config)
+}
+
+// bind gives subjects the rights of a cluster role in the namespace.
+func (c *cluster) bind(t *testing.T, clusterRole string, subjects ...rbacv1.Subject) {
+	t.Helper()
+	_, err := c.admin.RbacV1().RoleBindings(c.ns).Create(t.Context(), &rbacv1.RoleBinding{
+		ObjectMeta: metav1.ObjectMeta{GenerateName: "test-"},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: clusterRole},
+		Subjects:   subjects,
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// account makes a service account that has the rights of a cluster role, if any.
+func (c *cluster) account(t *testing.T, name, clusterRole string) {
+	t.Helper()
+	_, err := c.admin.CoreV1().ServiceAccounts(c.ns).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if clusterRole != "" {
+		c.bind(t, clusterRole, rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Name: name, Namespace: c.ns})
+	}
+}
+
+func (c *cluster) token(t *testing.T, account string, to *authenticationv1.BoundObjectReference) (string, error) {
+	t.Helper()
+	answer, err := c.admin.CoreV1().ServiceAccounts(c.ns).CreateToken(t.Context(), account,
+		&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: to}}, metav1.CreateOptions{})
+	if err != nil {
+		return "", err
+	}
+	return answer.Status.Token, nil
+}
+
+// nodeToken returns a token that is bound to a node, and skips the test where the
+// server has none.
+func (c *cluster) nodeToken(t *testing.T, account, node string) string {
+	t.Helper()
+	obj, err := c.admin.CoreV1().Nodes().Get(t.Context(), node, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := c.token(t, account, &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Node", Name: node, UID: obj.UID})
+	if err != nil && env.Minor < nodeBoundMinor {
+		t.Skipf("1.%d binds no tokens to nodes: %v", env.Minor, err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return token
+}
+
+// podToken returns the token that a pod on the node has.
+func (c *cluster) podToken(t *testing.T, account, node string) string {
+	t.Helper()
+	pod, err := c.admin.CoreV1().Pods(c.ns).Create(t.Context(), &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{GenerateName: "pod-"},
+		Spec:       corev1.PodSpec{NodeName: node, ServiceAccountName: account, Containers: []corev1.Container{{Name: "x", Image: "x"}}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := c.token(t, account, &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return token
+}
+
+// allocation is one that node's plugin makes; a reservation for no node where
+// node is empty.
+func allocation(pool, address, node string) *v1alpha1.IPAllocation {
+	a := &v1alpha1.IPAllocation{
+		ObjectMeta: metav1.ObjectMeta{Name: pool + "." + address},
+		Spec: v1alpha1.IPAllocationSpec{
+			PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: pool},
+			Address: address,
+			PodRef:  v1alpha1.PodReference{Namespace: "ml", Name: "train-0"},
+		},
+	}
+	if node != "" {
+		a.Labels = map[string]string{v1alpha1.LabelPool: pool, v1alpha1.LabelNode: node}
+		a.Spec.NodeName, a.Spec.ContainerID, a.Spec.InterfaceName = node, "c1", "net1"
+	}
+	return a
+}
+
+// put stores an allocation as an administrator does.
+func (c *cluster) put(t *testing.T, a *v1alpha1.IPAllocation) *v1alpha1.IPAllocation {
+	t.Helper()
+	out, err := c.ipam.IPAllocations(c.ns).Create(t.Context(), a, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func (c *cluster) held(t *testing.T) string {
+	t.Helper()
+	return fmt.Sprint(fixture.Addresses(t, c.ipam, c.ns))
+}
+
+// want checks that err is a refusal with these words; that there is none, where
+// words are empty.
+func want(t *testing.T, err error, words string) {
+	t.Helper()
+	switch {
+	case words == "" && err != nil:
+		t.Errorf("refused: %v", err)
+	case words != "" && err == nil:
+		t.Errorf("allowed, want %q", words)
+	case words != "" && (!apierrors.IsForbidden(err) || !strings.Contains(err.Error(), words)):
+		t.Errorf("got %v\nwant Forbidden with %q", err, words)
+	}
+}

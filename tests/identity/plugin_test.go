@@ -1,0 +1,342 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package identity
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"encoding/pem"
+	"math/big"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
+)
+
+// host is a node's disk; what is in dir is found by being there.
+type host struct {
+	plugin, dir string
+}
+
+// host makes a node's disk with a configuration that names neither credentials
+// nor the node, unless settings do.
+func (c *cluster) host(t *testing.T, settings map[string]string) *host {
+	t.Helper()
+	plugin, err := testenv.Binary("nv-ipam")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &host{plugin: plugin, dir: t.TempDir()}
+	all := map[string]string{"poolsNamespace": c.ns, "dataDir": filepath.Join(h.dir, "data"), "logFile": h.log(), "logLevel": "debug"}
+	for k, v := range settings {
+		all[k] = v
+	}
+	data, err := json.Marshal(all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.write(t, "nv-ipam.conf", data)
+	return h
+}
+
+func (h *host) log() string { return filepath.Join(h.dir, "log") }
+
+func (h *host) write(t *testing.T, name string, data []byte) string {
+	t.Helper()
+	path := filepath.Join(h.dir, name)
+	if err := os.WriteFile(path, data, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// kubeconfig puts the user's credentials where the plugin looks first.
+func (h *host) kubeconfig(t *testing.T, user *clientcmdapi.AuthInfo) {
+	t.Helper()
+	h.kubeconfigFor(t, user, env.Config.CAData)
+}
+
+func (h *host) kubeconfigFor(t *testing.T, user *clientcmdapi.AuthInfo, ca []byte) {
+	t.Helper()
+	config := clientcmdapi.NewConfig()
+	config.Clusters["c"] = &clientcmdapi.Cluster{Server: env.Config.Host, CertificateAuthorityData: ca}
+	config.AuthInfos["u"] = user
+	config.Contexts["x"] = &clientcmdapi.Context{Cluster: "c", AuthInfo: "u"}
+	config.CurrentContext = "x"
+	if err := clientcmd.WriteToFile(*config, filepath.Join(h.dir, "nv-ipam.kubeconfig")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// run runs the plugin for a container's net1.
+func (h *host) run(t *testing.T, verb, container string) *types.Error {
+	t.Helper()
+	stdin, err := json.Marshal(map[string]any{
+		"cniVersion": "1.1.0", "name": "net", "type": "macvlan",
+		"ipam":                      map[string]any{"type": "nv-ipam", "confDir": h.dir, "poolName": "p"},
+		"cni.dev/valid-attachments": []any{},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), h.plugin)
+	cmd.Env = []string{
+		"CNI_COMMAND=" + verb, "CNI_CONTAINERID=" + container, "CNI_IFNAME=net1", "CNI_PATH=" + filepath.Dir(h.plugin),
+		"CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=" + container,
+		"CNI_NETNS=/proc/self/ns/net", "CNI_NETNS_OVERRIDE=1",
+	}
+	cmd.Stdin = bytes.NewReader(stdin)
+	out, err := cmd.Output()
+	if err == nil {
+		return nil
+	}
+	cniErr := &types.Error{}
+	if err := json.Unmarshal(out, cniErr); err != nil {
+		t.Fatalf("%s %s printed no CNI error: %q, %v", verb, container, out, err)
+	}
+	return cniErr
+}
+
+func (h *host) mustRun(t *testing.T, verb, container string) {
+	t.Helper()
+	if err := h.run(t, verb, container); err != nil {
+		t.Fatalf("%s %s: %v", verb, container, err)
+	}
+}
+
+func (h *host) wantError(t *testing.T, verb string, code uint, words ...string) {
+	t.Helper()
+	err := h.run(t, verb, "c1")
+	if err == nil || err.Code != code {
+		t.Errorf("%s: error %+v, want code %d", verb, err, code)
+		return
+	}
+	for _, w := range words {
+		if !strings.Contains(err.Msg, w) {
+			t.Errorf("%s: error %q does not say %q", verb, err.Msg, w)
+		}
+	}
+}
+
+// everyVerb runs the plugin's verbs with what the host has, as a runtime does, and
+// checks that the allocation is node a's.
+func (h *host) everyVerb(t *testing.T, c *cluster) {
+	t.Helper()
+	h.mustRun(t, "STATUS", "c1")
+	h.mustRun(t, "ADD", "c1")
+	list, err := c.ipam.IPAllocations(c.ns).List(t.Context(), metav1.ListOptions{})
+	if err != nil || len(list.Items) != 1 || list.Items[0].Spec.NodeName != "a" || list.Items[0].Labels[v1alpha1.LabelNode] != "a" {
+		t.Fatalf("held: %+v, %v", list.Items, err)
+	}
+	h.mustRun(t, "CHECK", "c1")
+	h.mustRun(t, "DEL", "c1")
+	h.mustRun(t, "ADD", "c2")
+	h.mustRun(t, "GC", "")
+	if got := c.held(t); got != "[]" {
+		t.Errorf("held %s", got)
+	}
+}
+
+func poolCluster(t *testing.T) *cluster {
+	t.Helper()
+	c := newCluster(t)
+	fixture.IPPool(t, c.ipam, c.ns, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/16", PerNodeBlockSize: 100}, "a", "b")
+	return c
+}
+
+func nodeConfig(t *testing.T, node string) *rest.Config {
+	t.Helper()
+	config, err := env.UserConfig("system:node:"+node, testenv.NodesGroup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return config
+}
+
+func execCredential(t *testing.T, status map[string]string) []byte {
+	t.Helper()
+	data, err := json.Marshal(map[string]any{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": status})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(append([]byte("#!/bin/sh\ncat <<'.'\n"), data...), "\n.\n"...)
+}
+
+func runs(command string) *clientcmdapi.AuthInfo {
+	return &clientcmdapi.AuthInfo{Exec: &clientcmdapi.ExecConfig{
+		APIVersion: "client.authentication.k8s.io/v1", Command: command, InteractiveMode: clientcmdapi.NeverExecInteractiveMode,
+	}}
+}
+
+// With nothing but a kubeconfig in confDir and the rights of the manifests, every
+// verb works with every kind of credentials, and the node is who they say.
+func TestCredentials(t *testing.T) {
+	a := nodeConfig(t, "a")
+	for _, tc := range []struct {
+		name     string
+		settings map[string]string
+		put      func(*testing.T, *cluster, *host)
+	}{
+		{"inline certificate", nil, func(t *testing.T, _ *cluster, h *host) {
+			h.kubeconfig(t, &clientcmdapi.AuthInfo{ClientCertificateData: a.CertData, ClientKeyData: a.KeyData})
+		}},
+		{"certificate and key in one file", nil, func(t *testing.T, _ *cluster, h *host) {
+			path := h.write(t, "kubelet-client-current.pem", append(bytes.Clone(a.CertData), a.KeyData...))
+			h.kubeconfig(t, &clientcmdapi.AuthInfo{ClientCertificate: path, ClientKey: path})
+		}},
+		{"certificate and key in files beside it", nil, func(t *testing.T, _ *cluster, h *host) {
+			h.write(t, "a.crt", a.CertData)
+			h.write(t, "a.key", a.KeyData)
+			h.kubeconfig(t, &clientcmdapi.AuthInfo{ClientCertificate: "a.crt", ClientKey: "a.key"})
+		}},
+		{"token file, of a pod on the node", nil, func(t *testing.T, c *cluster, h *host) {
+			h.kubeconfig(t, &clientcmdapi.AuthInfo{TokenFile: h.write(t, "token", []byte(c.podToken(t, pluginAccount, "a")))})
+		}},
+		{"token file, of the node", nil, func(t *testing.T, c *cluster, h *host) {
+			h.kubeconfig(t, &clientcmdapi.AuthInfo{TokenFile: h.write(t, "token", []byte(c.nodeToken(t, pluginAccount, "a")))})
+		}},
+		{"exec credential with a certificate", map[string]string{"nodeName": "a"}, func(t *testing.T, _ *cluster, h *host) {
+			h.kubeconfig(t, runs(h.write(t, "credential", execCredential(t, map[string]string{
+				"clientCertificateData": string(a.CertData), "clientKeyData": string(a.KeyData),
+			}))))
+		}},
+		{"exec credential with a token", map[string]string{"nodeName": "a"}, func(t *testing.T, c *cluster, h *host) {
+			h.write(t, "credential", execCredential(t, map[string]string{"token": c.podToken(t, pluginAccount, "a")}))
+			h.kubeconfig(t, runs("./credential"))
+		}},
+		{"configuration is of another mind", map[string]string{"nodeName": "b"}, func(t *testing.T, _ *cluster, h *host) {
+			h.kubeconfig(t, &clientcmdapi.AuthInfo{ClientCertificateData: a.CertData, ClientKeyData: a.KeyData})
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := poolCluster(t)
+			c.account(t, pluginAccount, role)
+			h := c.host(t, tc.settings)
+			tc.put(t, c, h)
+			h.everyVerb(t, c)
+			log, err := os.ReadFile(h.log())
+			if warned := strings.Contains(string(log), "level=WARN"); err != nil || warned != (tc.settings["nodeName"] == "b") {
+				t.Errorf("warned: %t, %v\n%s", warned, err, log)
+			}
+		})
+	}
+}
+
+// The explicit kubeconfig wins over one that is found.
+func TestExplicitKubeconfig(t *testing.T) {
+	c := poolCluster(t)
+	mine, err := env.NodeKubeconfig("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := c.host(t, map[string]string{"kubeconfig": mine})
+	b := nodeConfig(t, "b")
+	h.kubeconfig(t, &clientcmdapi.AuthInfo{ClientCertificateData: b.CertData, ClientKeyData: b.KeyData})
+	h.everyVerb(t, c)
+}
+
+// What a person reads where the API server does not let the plugin do its work.
+func TestRefusals(t *testing.T) {
+	t.Run("as another node", func(t *testing.T) {
+		c := poolCluster(t)
+		a, h := nodeConfig(t, "a"), c.host(t, map[string]string{"nodeName": "b"})
+		h.kubeconfig(t, runs(h.write(t, "credential", execCredential(t, map[string]string{
+			"clientCertificateData": string(a.CertData), "clientKeyData": string(a.KeyData),
+		}))))
+		h.wantError(t, "ADD", 11, mayCreate+`b"`, "asked as a user that only the API server knows", filepath.Join(h.dir, "nv-ipam.kubeconfig"))
+		if got := c.held(t); got != "[]" {
+			t.Errorf("held %s", got)
+		}
+	})
+	t.Run("without the role", func(t *testing.T) {
+		c := poolCluster(t)
+		if err := c.admin.RbacV1().RoleBindings(c.ns).Delete(t.Context(), role, metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		a, h := nodeConfig(t, "a"), c.host(t, nil)
+		h.kubeconfig(t, &clientcmdapi.AuthInfo{ClientCertificateData: a.CertData, ClientKeyData: a.KeyData})
+		// The authorizer may know of the binding for a moment longer.
+		for deadline := time.Now().Add(10 * time.Second); h.run(t, "STATUS", "") == nil && time.Now().Before(deadline); {
+			time.Sleep(50 * time.Millisecond)
+		}
+		words := []string{`User "system:node:a" cannot`, "asked as system:node:a", filepath.Join(h.dir, "nv-ipam.kubeconfig"), "ClusterRole", role}
+		h.wantError(t, "STATUS", 50, words...)
+		h.wantError(t, "ADD", 11, words...)
+	})
+	t.Run("pod's token", func(t *testing.T) {
+		c := poolCluster(t)
+		c.account(t, "pod", "")
+		h := c.host(t, nil)
+		h.kubeconfig(t, &clientcmdapi.AuthInfo{Token: c.podToken(t, "pod", "a")})
+		h.wantError(t, "ADD", 11, "asked as system:serviceaccount:"+c.ns+":pod")
+	})
+	t.Run("expired certificate", func(t *testing.T) {
+		c := poolCluster(t)
+		h := c.host(t, nil)
+		user, until := expired(t)
+		h.kubeconfig(t, user)
+		words := []string{"asked as system:node:a", "expired at " + until, filepath.Join(h.dir, "nv-ipam.kubeconfig")}
+		h.wantError(t, "STATUS", 50, words...)
+		h.wantError(t, "ADD", 11, words...)
+	})
+	t.Run("another cluster", func(t *testing.T) {
+		c := poolCluster(t)
+		h := c.host(t, nil)
+		user, _ := expired(t)
+		h.kubeconfigFor(t, user, user.ClientCertificateData)
+		h.wantError(t, "STATUS", 50, "asked as system:node:a", "certificate authority", filepath.Join(h.dir, "nv-ipam.kubeconfig"))
+	})
+	t.Run("torn kubeconfig", func(t *testing.T) {
+		c := poolCluster(t)
+		h := c.host(t, nil)
+		path := h.write(t, "nv-ipam.kubeconfig", []byte("apiVersion: v1\nkind: Config\nusers: ["))
+		h.wantError(t, "STATUS", 50, path+" is not a kubeconfig")
+		h.wantError(t, "ADD", 7, path+" is not a kubeconfig")
+		h.wantError(t, "DEL", 7, path+" is not a kubeconfig")
+	})
+}
+
+// expired returns a kubelet's credentials whose time is over, and when that was.
+func expired(t *testing.T) (user *clientcmdapi.AuthInfo, until string) {
+	t.Helper()
+	end := time.Now().Add(-time.Hour).UTC()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "system:node:a", Organization: []string{testenv.NodesGroup}},
+		NotBefore: end.Add(-time.Hour), NotAfter: end,
+		IsCA: true, BasicConstraintsValid: true,
+	}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &clientcmdapi.AuthInfo{
+		ClientCertificateData: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}),
+		ClientKeyData:         pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}),
+	}, end.Format(time.RFC3339)
+}

@@ -1,0 +1,129 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package identity
+
+import (
+	"fmt"
+	"slices"
+	"sort"
+	"strings"
+	"testing"
+
+	authorizationv1 "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
+)
+
+// The role is all that the nodes' group gets from this project: the server is
+// asked about each verb of each resource that it has. The user is none that the
+// node authorizer knows, so that a kubelet's own rights do not count.
+func TestNothingElse(t *testing.T) {
+	c := newCluster(t)
+	other := env.Namespace(t)
+	_, lists, err := c.admin.Discovery().ServerGroupsAndResources()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var allowed []string
+	asked := 0
+	for _, list := range lists {
+		gv, err := schema.ParseGroupVersion(list.GroupVersion)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, resource := range list.APIResources {
+			name, sub, _ := strings.Cut(resource.Name, "/")
+			namespaces := []string{""} // all, or none
+			if resource.Namespaced {
+				namespaces = []string{c.ns, other, ""}
+			}
+			for _, ns := range namespaces {
+				for _, verb := range []string{"get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"} {
+					asked++
+					if c.may(t, &authorizationv1.ResourceAttributes{Namespace: ns, Verb: verb, Group: gv.Group, Version: gv.Version, Resource: name, Subresource: sub}) {
+						allowed = append(allowed, fmt.Sprintf("%s %s in %s", verb, resource.Name, strings.ReplaceAll(ns, c.ns, "pools")))
+					}
+				}
+			}
+		}
+	}
+	if asked < 1000 {
+		t.Fatalf("only %d questions", asked)
+	}
+	wanted := []string{
+		"create ipallocations in pools", "delete ipallocations in pools", "get cidrpools in pools", "get ipallocations in pools",
+		"get ippools in pools", "list ipallocations in pools", "update ipallocations in pools",
+	}
+	sort.Strings(allowed)
+	if !slices.Equal(allowed, wanted) {
+		t.Errorf("allowed:\n%s\nwant:\n%s", strings.Join(allowed, "\n"), strings.Join(wanted, "\n"))
+	}
+}
+
+func (c *cluster) may(t *testing.T, what *authorizationv1.ResourceAttributes) bool {
+	t.Helper()
+	answer, err := c.admin.AuthorizationV1().SubjectAccessReviews().Create(t.Context(), &authorizationv1.SubjectAccessReview{
+		Spec: authorizationv1.SubjectAccessReviewSpec{User: "somebody", Groups: []string{testenv.NodesGroup}, ResourceAttributes: what},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer.Status.Allowed
+}
+
+// A node with a real certificate, by request.
+func TestReading(t *testing.T) {
+	c := newCluster(t)
+	ctx, other := t.Context(), env.Namespace(t)
+	for _, ns := range []string{c.ns, other} {
+		fixture.IPPool(t, c.ipam, ns, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/16", PerNodeBlockSize: 100}, "a")
+		if _, err := c.admin.CoreV1().Secrets(ns).Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "s"}}, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.put(t, allocation("p", "10.0.0.1", "b"))
+	config, err := env.UserConfig("system:node:a", testenv.NodesGroup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	core, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := fixture.Client(t, config)
+	for name, request := range map[string]func() error{
+		"a pool":                  func() error { _, err := a.IPPools(c.ns).Get(ctx, "p", metav1.GetOptions{}); return err },
+		"another's allocation":    func() error { _, err := a.IPAllocations(c.ns).Get(ctx, "p.10.0.0.1", metav1.GetOptions{}); return err },
+		"the list of allocations": func() error { _, err := a.IPAllocations(c.ns).List(ctx, metav1.ListOptions{}); return err },
+	} {
+		if err := request(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, request := range map[string]func() error{
+		"pools":                         func() error { _, err := a.IPPools(c.ns).List(ctx, metav1.ListOptions{}); return err },
+		"pool in another namespace":     func() error { _, err := a.IPPools(other).Get(ctx, "p", metav1.GetOptions{}); return err },
+		"allocations elsewhere":         func() error { _, err := a.IPAllocations(other).List(ctx, metav1.ListOptions{}); return err },
+		"allocations of all namespaces": func() error { _, err := a.IPAllocations("").List(ctx, metav1.ListOptions{}); return err },
+		"watch":                         func() error { _, err := a.IPAllocations(c.ns).Watch(ctx, metav1.ListOptions{}); return err },
+		"watch of pools":                func() error { _, err := a.IPPools(c.ns).Watch(ctx, metav1.ListOptions{}); return err },
+		"deletecollection": func() error {
+			return a.IPAllocations(c.ns).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{})
+		},
+		"pool's deletion": func() error { return a.IPPools(c.ns).Delete(ctx, "p", metav1.DeleteOptions{}) },
+		"secret":          func() error { _, err := core.CoreV1().Secrets(c.ns).Get(ctx, "s", metav1.GetOptions{}); return err },
+		"secrets":         func() error { _, err := core.CoreV1().Secrets(other).List(ctx, metav1.ListOptions{}); return err },
+	} {
+		if err := request(); !apierrors.IsForbidden(err) {
+			t.Errorf("%s: got %v, want Forbidden", name, err)
+		}
+	}
+}
