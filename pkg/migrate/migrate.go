@@ -34,6 +34,10 @@ type Migrator struct {
 	last  map[v1alpha1.PoolReference]netip.Addr
 }
 
+// switchTime is what the switch may take beyond settling: less than the 30 s that a
+// pod has to end.
+const switchTime = 20 * time.Second
+
 // poll is how often the store is looked at while it settles.
 const poll = 250 * time.Millisecond
 
@@ -116,6 +120,9 @@ func (m *Migrator) Run(ctx context.Context, switchOver func(context.Context) err
 	if err := m.Claimer.Hint.Close(); err != nil {
 		return journal, fmt.Errorf("closing the node: %w", err)
 	}
+	// A node that is closed should be opened, also where the process is told to end.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.Settle+switchTime)
+	defer cancel()
 	if err := switchOver(ctx); err != nil {
 		return journal, err
 	}

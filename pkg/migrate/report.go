@@ -1,0 +1,76 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package migrate
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	clientcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
+)
+
+// ReasonDuplicate is the reason of the event about an address that nv-ipam gave
+// twice.
+const ReasonDuplicate = "DuplicateAddress"
+
+// Reporter makes events on pools.
+type Reporter struct {
+	Pools     clientv1alpha1.NvIpamV1alpha1Interface
+	Events    clientcorev1.EventInterface
+	Namespace string
+	Node      string
+}
+
+// Conflict says on the pool that two pods have one address. The event's name is
+// made of what it says, so that a second run does not say it again.
+func (r *Reporter) Conflict(ctx context.Context, o Outcome) error {
+	ctx, cancel := context.WithTimeout(ctx, entryTime)
+	defer cancel()
+	object, err := r.object(ctx, o.Pool)
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256([]byte(r.Node + "/" + o.key() + "/" + o.Detail))
+	now := metav1.NewTime(time.Now())
+	_, err = r.Events.Create(ctx, &corev1.Event{
+		ObjectMeta:     metav1.ObjectMeta{Name: o.Pool.Name + "." + hex.EncodeToString(sum[:8]), Namespace: r.Namespace},
+		InvolvedObject: *object,
+		Type:           corev1.EventTypeWarning,
+		Reason:         ReasonDuplicate,
+		Message: fmt.Sprintf("nv-ipam gave %s twice: pod %s/%s on node %s (interface %s) answers on it, and it is %s",
+			o.Address, o.Pod.Namespace, o.Pod.Name, r.Node, o.Interface, o.Detail),
+		Source:         corev1.EventSource{Component: "ipam-node", Host: r.Node},
+		FirstTimestamp: now, LastTimestamp: now, Count: 1,
+	}, metav1.CreateOptions{})
+	if apierrors.IsAlreadyExists(err) {
+		return nil
+	}
+	return err
+}
+
+func (r *Reporter) object(ctx context.Context, ref v1alpha1.PoolReference) (*corev1.ObjectReference, error) {
+	object := &corev1.ObjectReference{APIVersion: v1alpha1.GroupVersion.String(), Kind: string(ref.Kind), Namespace: r.Namespace, Name: ref.Name}
+	var err error
+	if ref.Kind == v1alpha1.PoolKindCIDRPool {
+		var p *v1alpha1.CIDRPool
+		if p, err = r.Pools.CIDRPools(r.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}); err == nil {
+			object.UID = p.UID
+		}
+	} else {
+		var p *v1alpha1.IPPool
+		if p, err = r.Pools.IPPools(r.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}); err == nil {
+			object.UID = p.UID
+		}
+	}
+	return object, err
+}
