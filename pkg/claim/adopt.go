@@ -16,8 +16,8 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// ErrTakingOver: what another IPAM has given on this node is being adopted, and
-// until that is done nobody knows which addresses are free here.
+// ErrTakingOver says that what another IPAM has given on this node is being
+// adopted: until that is done nobody knows which addresses are free here.
 var ErrTakingOver = errors.New("addresses of another IPAM are being taken over on this node")
 
 // Adopt claims the address that an attachment already answers on, because
