@@ -1,0 +1,206 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package install
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/crd-ipam/crd-ipam/pkg/cni"
+)
+
+// A script is enough of a plugin here; tests/install has the real one.
+const (
+	plugin    = "#!/bin/sh\n[ \"$CNI_COMMAND\" = VERSION ] && echo '{\"cniVersion\":\"1.1.0\",\"supportedVersions\":[\"1.1.0\"]}'\n"
+	newPlugin = plugin + "# and newer\n"
+	noPlugin  = "#!/bin/sh\necho hello\n"
+	broken    = "\x7fELF of another machine"
+)
+
+func write(t *testing.T, path, text string, mode fs.FileMode) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), mode); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, mode); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+func newHost(t *testing.T) *Host {
+	t.Helper()
+	dir := t.TempDir()
+	h := &Host{
+		Source: filepath.Join(dir, "source"), BinDir: filepath.Join(dir, "bin"), ConfDir: filepath.Join(dir, "etc", "nv-ipam.d"), DataDir: filepath.Join(dir, "data"),
+		Settings: &Settings{Settings: cni.Settings{PoolsNamespace: "ns"}},
+	}
+	write(t, h.Source, plugin, 0o600)
+	if err := os.Mkdir(h.BinDir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func mustInstall(t *testing.T, h *Host) {
+	t.Helper()
+	if err := h.Install(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if drift, err := h.Drift(); err != nil || len(drift) > 0 {
+		t.Fatalf("after Install: drift %q, %v", drift, err)
+	}
+}
+
+// files lists what is below a directory.
+func files(t *testing.T, dir string) (out []string) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			out = append(out, strings.TrimPrefix(path, dir+"/"))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func TestInstall(t *testing.T) {
+	h := newHost(t)
+	write(t, filepath.Join(h.BinDir, "macvlan"), "another's", 0o755)
+	write(t, filepath.Join(h.BinDir, ".nv-ipam"+tempMark+"123"), "of one that was killed", 0o600)
+	mustInstall(t, h)
+	mustInstall(t, h)
+	if got := files(t, h.BinDir); !slices.Equal(got, []string{"macvlan", "nv-ipam"}) {
+		t.Errorf("bin has %q", got)
+	}
+	for path, mode := range map[string]fs.FileMode{h.Binary(): 0o755, h.Conf(): 0o600} {
+		if info, err := os.Stat(path); err != nil || info.Mode() != mode {
+			t.Errorf("%s: %v, %v", path, info.Mode(), err)
+		}
+	}
+	left, err := h.Uninstall()
+	if err != nil || len(left) > 0 {
+		t.Errorf("uninstall: left %q, %v", left, err)
+	}
+	if got := files(t, filepath.Dir(h.BinDir)); !slices.Equal(got, []string{"bin/macvlan", "source"}) {
+		t.Errorf("after uninstall there are %q", got)
+	}
+	if _, err := os.Stat(h.ConfDir); err == nil {
+		t.Error("the configuration directory, which Install made, is still there")
+	}
+	if _, err := h.Uninstall(); err != nil {
+		t.Errorf("uninstall again: %v", err)
+	}
+}
+
+func TestUninstallLeavesWhatIsNotOurs(t *testing.T) {
+	h := newHost(t)
+	write(t, h.Binary(), "nv-ipam's", 0o755)
+	if left, err := h.Uninstall(); err != nil || len(left) > 0 || read(t, h.Binary()) != "nv-ipam's" {
+		t.Errorf("nothing was installed: left %q, %v", left, err)
+	}
+	mustInstall(t, h)
+	write(t, h.Binary(), "nv-ipam's again", 0o755)
+	write(t, filepath.Join(h.ConfDir, "more"), "another's", 0o600)
+	left, err := h.Uninstall()
+	if err != nil || !slices.Equal(left, []string{h.Binary()}) {
+		t.Errorf("left %q, %v", left, err)
+	}
+	if got := read(t, h.Binary()); got != "nv-ipam's again" {
+		t.Errorf("binary %q", got)
+	}
+	if got := files(t, h.ConfDir); !slices.Equal(got, []string{"more"}) {
+		t.Errorf("conf dir has %q", got)
+	}
+}
+
+func TestDrift(t *testing.T) {
+	for name, change := range map[string]func(t *testing.T, h *Host){
+		"binary gone":        func(t *testing.T, h *Host) { _ = os.Remove(h.Binary()) },
+		"binary of another":  func(t *testing.T, h *Host) { write(t, h.Binary(), newPlugin, 0o755) },
+		"binary's mode":      func(t *testing.T, h *Host) { write(t, h.Binary(), plugin, 0o700) },
+		"binary is a link":   func(t *testing.T, h *Host) { _ = os.Remove(h.Binary()); _ = os.Symlink(h.Source, h.Binary()) },
+		"configuration gone": func(t *testing.T, h *Host) { _ = os.RemoveAll(h.ConfDir) },
+		"configuration":      func(t *testing.T, h *Host) { write(t, h.Conf(), "{}", 0o600) },
+		"readable by all":    func(t *testing.T, h *Host) { _ = os.Chmod(h.Conf(), 0o644) },
+		"new image":          func(t *testing.T, h *Host) { write(t, h.Source, newPlugin, 0o600) },
+		"new settings":       func(_ *testing.T, h *Host) { h.Settings.LogLevel = "debug" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			mustInstall(t, h)
+			change(t, h)
+			if drift, err := h.Drift(); err != nil || len(drift) != 1 {
+				t.Errorf("drift %q, %v", drift, err)
+			}
+			mustInstall(t, h)
+		})
+	}
+}
+
+// What does not run here must not take the place of what does.
+func TestInstallTriesBeforeItReplaces(t *testing.T) {
+	for name, source := range map[string]string{"no plugin": noPlugin, "of another machine": broken, "fails": "#!/bin/sh\nexit 1\n"} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			mustInstall(t, h)
+			write(t, h.Source, source, 0o600)
+			if err := h.Install(t.Context()); err == nil {
+				t.Error("installed")
+			}
+			if got := read(t, h.Binary()); got != plugin {
+				t.Errorf("binary is %q", got)
+			}
+			if got := files(t, h.BinDir); !slices.Equal(got, []string{"nv-ipam"}) {
+				t.Errorf("bin has %q", got)
+			}
+		})
+	}
+}
+
+func TestForeign(t *testing.T) {
+	h := newHost(t)
+	for _, step := range []struct {
+		name   string
+		change func()
+		want   bool
+	}{
+		{"nothing there", func() {}, true},
+		{"nv-ipam's", func() { write(t, h.Binary(), "nv-ipam's", 0o755) }, true},
+		{"installed", func() { mustInstall(t, h) }, false},
+		{"a new image", func() { write(t, h.Source, newPlugin, 0o600) }, false},
+		{"the new image, installed", func() { mustInstall(t, h) }, false},
+		{"nv-ipam's again", func() { write(t, h.Binary(), "nv-ipam's", 0o755) }, true},
+		{"nobody looks after it", func() { h.Source = "" }, false},
+	} {
+		step.change()
+		if got, err := h.Foreign(); err != nil || got != step.want {
+			t.Errorf("%s: %t, %v", step.name, got, err)
+		}
+	}
+}
+
+func TestSkip(t *testing.T) {
+	h := newHost(t)
+	h.Source, h.Settings = "", nil
+	mustInstall(t, h)
+	if got := files(t, filepath.Dir(h.BinDir)); !slices.Equal(got, []string{"source"}) {
+		t.Errorf("there are %q", got)
+	}
+}
