@@ -435,6 +435,7 @@ func TestView(t *testing.T) {
 		if _, err := c.client.IPPools(c.ns).Patch(t.Context(), "p", types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "ipam-controller"}, "status"); err != nil {
 			t.Fatal(err)
 		}
+		fixture.Seen(t, c.client, c.ns, "p")
 		if got := reads("pod2"); got != 1 {
 			t.Errorf("%d reads of the pool, want 1", got)
 		}
@@ -456,6 +457,7 @@ func TestView(t *testing.T) {
 		if _, err := c.client.IPPools(c.ns).Patch(t.Context(), "p", types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "kubectl-edit"}, "status"); err != nil {
 			t.Fatal(err)
 		}
+		fixture.Seen(t, c.client, c.ns, "p")
 		if got := n.mustAdd(t, "pod5", ippool("p")); got != "10.0.0.201" {
 			t.Errorf("got %s", got)
 		}
@@ -465,6 +467,7 @@ func TestView(t *testing.T) {
 		if _, err := c.client.IPPools(c.ns).Patch(t.Context(), "p", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 			t.Fatal(err)
 		}
+		fixture.Seen(t, c.client, c.ns, "p")
 		if got := n.mustAdd(t, "pod6", ippool("p")); got != "10.0.0.206" {
 			t.Errorf("got %s", got)
 		}
@@ -473,6 +476,7 @@ func TestView(t *testing.T) {
 		if err := c.client.IPPools(c.ns).Delete(t.Context(), "p", metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
+		fixture.Gone(t, c.client, c.ns, "p")
 		if _, err := n.add(t.Context(), "pod7", ippool("p")); !errors.Is(err, claim.ErrPoolNotFound) {
 			t.Errorf("error %v", err)
 		}
@@ -491,6 +495,7 @@ func TestInvalidPool(t *testing.T) {
 	if _, err := c.client.IPPools(c.ns).Patch(t.Context(), "p", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	fixture.Seen(t, c.client, c.ns, "p")
 	if _, err := n.add(t.Context(), "pod2", ippool("p")); !isRequestError(err) || !strings.Contains(err.Error(), `IPPool "p" is invalid: spec.gateway: Invalid value: "10.99.0.1"`) {
 		t.Errorf("error %v", err)
 	}
