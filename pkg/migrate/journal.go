@@ -84,15 +84,13 @@ func (j *Journal) save(storeFile string) error {
 	return install.WriteFile(storeFile+JournalSuffix, append(data, '\n'), 0o600)
 }
 
-// set enters an outcome. What an earlier pass has claimed itself stays so.
+// set enters an outcome in the place of an earlier run's.
 func (j *Journal) set(o Outcome) {
-	i := slices.IndexFunc(j.Entries, func(other Outcome) bool { return other.key() == o.key() })
-	switch {
-	case i < 0:
-		j.Entries = append(j.Entries, o)
-	case o.Result != Already || j.Entries[i].Result != Claimed:
-		j.Entries[i] = o
+	if before := j.find(o.Entry); before != nil {
+		*before = o
+		return
 	}
+	j.Entries = append(j.Entries, o)
 }
 
 func (j *Journal) find(e Entry) *Outcome {

@@ -89,7 +89,7 @@ func (m *Migrator) Claim(ctx context.Context) (*Journal, error) {
 		return nil, err
 	}
 	journal.Finished = nil
-	return journal, m.pass(ctx, store, journal)
+	return journal, m.pass(ctx, store, store.Entries, journal)
 }
 
 // Run claims what the store has, has the plugin's binary switched, and claims
@@ -147,7 +147,7 @@ func (m *Migrator) settle(ctx context.Context, journal *Journal) error {
 		}
 		if store.Sum != journal.Store {
 			quiet = time.Now()
-			if err := m.pass(ctx, store, journal); err != nil {
+			if err := m.pass(ctx, store, store.news(journal), journal); err != nil {
 				return err
 			}
 		}
@@ -166,15 +166,15 @@ func (m *Migrator) settle(ctx context.Context, journal *Journal) error {
 	}
 }
 
-// pass claims what the store has. It goes on whatever becomes of one entry, and
-// notes the store's checksum only where all have come to something.
-func (m *Migrator) pass(ctx context.Context, store *Store, journal *Journal) error {
+// pass claims entries of the store. It goes on whatever becomes of one of them,
+// and notes the store's checksum only where all have come to something.
+func (m *Migrator) pass(ctx context.Context, store *Store, entries []Entry, journal *Journal) error {
 	if err := m.readPools(ctx, store); err != nil {
 		return err
 	}
 	m.roundRobin(store)
 	var errs []error
-	for _, e := range store.Entries {
+	for _, e := range entries {
 		outcome, err := m.migrate(ctx, e, journal)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("claiming %s of pool %s for pod %s/%s: %w", e.Address, e.Pool.Name, e.Pod.Namespace, e.Pod.Name, err))

@@ -1,0 +1,142 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package install
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/crd-ipam/crd-ipam/pkg/cni"
+)
+
+func TestInstallOnce(t *testing.T) {
+	h := newCluster(t).host(t, "kind-worker", "")
+	before := h.disk(t)
+	// A host that never had nv-ipam needs no rights at all.
+	h.kubeconfig = "/nonexistent"
+	h.mustRun(t, "--once")
+	var settings cni.Settings
+	if err := json.Unmarshal([]byte(h.read(t, "conf/nv-ipam.conf")), &settings); err != nil {
+		t.Fatal(err)
+	}
+	if settings.PoolsNamespace != h.ns || settings.NodeName != h.name || settings.Kubeconfig != env.Kubeconfig || settings.ForcePoolName == nil || *settings.ForcePoolName {
+		t.Errorf("nv-ipam.conf %+v", settings)
+	}
+	for name, mode := range map[string]os.FileMode{"bin/nv-ipam": 0o755, "conf/nv-ipam.conf": 0o600} {
+		if info, err := os.Stat(h.path(name)); err != nil || info.Mode() != mode {
+			t.Errorf("%s: %v, %v", name, info, err)
+		}
+	}
+	if got := h.add(t, "c1", ""); got != "192.168.0.101" {
+		t.Errorf("the plugin gives %s", got)
+	}
+	h.del(t, "c1")
+	h.mustRun(t, "--once")
+
+	h.mustRun(t, "--uninstall")
+	for _, name := range []string{"bin/nv-ipam", "conf/nv-ipam.conf", "data/installed.json"} {
+		if _, err := os.Stat(h.path(name)); err == nil {
+			t.Errorf("%s is still there", name)
+		}
+	}
+	for _, line := range strings.Split(before, "\n") {
+		if !strings.Contains(line, "nv-ipam") && !strings.Contains(h.disk(t), line) {
+			t.Errorf("gone or changed: %.100s", line)
+		}
+	}
+}
+
+func TestStayRepairs(t *testing.T) {
+	h := newCluster(t).host(t, "kind-worker", sampleStore(t))
+	probes := freePort(t)
+	cmd := h.ipamNode(t, "--check-interval=50ms", "--health-probe-bind-address="+probes)
+	log, err := os.Create(h.path("installer.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	cmd.Stderr = log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	ready := func() bool { return status(probes, "readyz") == http.StatusOK }
+	eventually(t, "installed and ready", ready)
+	if status(probes, "healthz") != http.StatusOK {
+		t.Error("not healthy")
+	}
+	plugin, conf := h.read(t, "bin/nv-ipam"), h.read(t, "conf/nv-ipam.conf")
+
+	// nv-ipam's DaemonSet comes back, puts its plugin in place and gives an address.
+	h.write(t, "data/store", withEntry(t, sampleStore(t), "late", "192.168.0.104"), 0o644)
+	h.write(t, "conf/nv-ipam.conf", "{}", 0o644)
+	h.write(t, "bin/nv-ipam", nvIpam, 0o755)
+	eventually(t, "repaired", func() bool { return h.read(t, "bin/nv-ipam") == plugin && h.read(t, "conf/nv-ipam.conf") == conf })
+	eventually(t, "ready again", ready)
+	if !strings.Contains(h.held(t), "pool1 192.168.0.104 kind-worker default/late") {
+		t.Errorf("what nv-ipam gave meanwhile is not claimed:\n%s", h.held(t))
+	}
+	if err := os.Remove(h.path("bin/nv-ipam")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "repaired", func() bool { _, err := os.Stat(h.path("bin/nv-ipam")); return err == nil })
+
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("after SIGTERM: %v", err)
+	}
+	// No ADD needs it.
+	if got := h.add(t, "c1", ""); got != "192.168.0.105" {
+		t.Errorf("without the installer the plugin gives %s", got)
+	}
+}
+
+func TestStayIsNotReadyUntilInstalled(t *testing.T) {
+	h := newCluster(t).host(t, "kind-worker", "{half a store")
+	probes := freePort(t)
+	cmd := h.ipamNode(t, "--check-interval=50ms", "--health-probe-bind-address="+probes)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	eventually(t, "alive", func() bool { return status(probes, "healthz") == http.StatusOK })
+	if status(probes, "readyz") != http.StatusServiceUnavailable || h.isInstalled(t) {
+		t.Error("ready, or installed, though the store cannot be read")
+	}
+	h.write(t, "data/store", sampleStore(t), 0o644)
+	eventually(t, "ready once the store is whole", func() bool { return status(probes, "readyz") == http.StatusOK })
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("after SIGTERM: %v", err)
+	}
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func status(address, path string) int {
+	answer, err := http.Get(fmt.Sprintf("http://%s/%s", address, path))
+	if err != nil {
+		return 0
+	}
+	defer answer.Body.Close()
+	return answer.StatusCode
+}

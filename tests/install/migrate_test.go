@@ -1,0 +1,612 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package install
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/claim"
+)
+
+// sampleStore was written by nv-ipam for five pods on kind-worker.
+func sampleStore(t *testing.T) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("testdata", "store.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// What becomes of it.
+var sampleHeld = []string{
+	"pool1 192.168.0.101 kind-worker default/web-0",
+	"pool1 192.168.0.102 kind-worker default/web-1",
+	"pool1 192.168.0.103 kind-worker ml/train-0",
+	"pool1 192.168.0.5 kind-worker default/static-ip-pod1",
+	"pool6 fd52:2eb5:44::1f5 kind-worker ml/train-0",
+	"rail1 10.60.1.2 kind-worker ml/train-0",
+}
+
+// Containers of the sample store.
+const (
+	web0   = "1128cbe33f6bf00d9d3b69d14acb0cd29eccaa9723be9d8ce6d62ddb4278f45c"
+	static = "7750dc8f7bedfb9de2bcceb42f6b10b48a719a6342d6e2d5f60dc49d4ef133c9"
+	train0 = "410f030c1a36ff6fb3a60a7d104ea8e816dff581e782efc71940e7d49e60abb6"
+)
+
+// withEntry adds a pod's address in pool1 to a store.
+func withEntry(t *testing.T, store, pod, addr string) string {
+	t.Helper()
+	return withContainer(t, store, pod, "c-"+pod, addr, "2026-11-23T08:00:00Z")
+}
+
+func withContainer(t *testing.T, store, pod, container, addr, created string) string {
+	t.Helper()
+	var root map[string]any
+	if err := json.Unmarshal([]byte(store), &root); err != nil {
+		t.Fatal(err)
+	}
+	pools := root["pools"].(map[string]any)
+	if pools["pool1"] == nil {
+		pools["pool1"] = map[string]any{"name": "pool1", "entries": map[string]any{}}
+	}
+	pool := pools["pool1"].(map[string]any)
+	pool["last_reserved_ip"] = addr
+	pool["entries"].(map[string]any)[container+"_net1"] = map[string]any{
+		"container_id": container, "interface_name": "net1", "ip_address": addr,
+		"metadata": map[string]any{"create_time": created, "pod_uuid": "uid-" + pod, "pod_name": pod, "pod_namespace": "default"},
+	}
+	data, err := json.Marshal(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+const emptyStore = `{"version":1,"checksum":1,"pools":{}}`
+
+// Three nodes, of which two have a static address in common.
+func TestMigration(t *testing.T) {
+	c := newCluster(t)
+	worker := c.host(t, "kind-worker", sampleStore(t))
+	b := c.host(t, "node-b", withEntry(t, withEntry(t, emptyStore, "db-b", "192.168.0.7"), "b-1", "192.168.0.201"))
+	d := c.host(t, "node-c", withEntry(t, withEntry(t, emptyStore, "db-c", "192.168.0.7"), "c-1", "192.168.1.45"))
+
+	for _, h := range []*host{worker, b} {
+		if _, log := h.mustRun(t, "--once"); strings.Contains(log, "twice") {
+			t.Errorf("%s: %s", h.name, log)
+		}
+	}
+	_, log := d.mustRun(t, "--once")
+	for _, words := range []string{"address is given twice", "192.168.0.7", "default/db-c", "held by pod default/db-b on node node-b", "2 entries: 1 claimed, 0 already claimed, 1 conflicts"} {
+		if !strings.Contains(log, words) {
+			t.Errorf("the log does not say %q:\n%s", words, log)
+		}
+	}
+	events := c.events(t)
+	if len(events) != 1 || events[0].Reason != "DuplicateAddress" || events[0].InvolvedObject.Name != "pool1" || events[0].InvolvedObject.UID == "" ||
+		!strings.Contains(events[0].Message, "nv-ipam gave 192.168.0.7 twice: pod default/db-c on node node-c") {
+		t.Errorf("events %+v", events)
+	}
+	all := []string{
+		"pool1 192.168.0.101 kind-worker default/web-0",
+		"pool1 192.168.0.102 kind-worker default/web-1",
+		"pool1 192.168.0.103 kind-worker ml/train-0",
+		"pool1 192.168.0.201 node-b default/b-1",
+		"pool1 192.168.0.5 kind-worker default/static-ip-pod1",
+		"pool1 192.168.0.7 node-b default/db-b",
+		"pool1 192.168.1.45 node-c default/c-1",
+		"pool6 fd52:2eb5:44::1f5 kind-worker ml/train-0",
+		"rail1 10.60.1.2 kind-worker ml/train-0",
+	}
+	c.wantHeld(t, all...)
+
+	// Again: nothing to do, and the conflict is still said.
+	for _, h := range []*host{worker, b, d} {
+		_, log := h.mustRun(t, "--once")
+		if got := strings.Contains(log, "twice"); got != (h == d) || strings.Contains(log, "migrating") {
+			t.Errorf("%s again: %s", h.name, log)
+		}
+		_, log = h.mustRun(t, "--once", "--migrate=force")
+		if got := strings.Contains(log, "twice"); got != (h == d) || !strings.Contains(log, " 0 claimed") {
+			t.Errorf("%s by force: %s", h.name, log)
+		}
+	}
+	c.wantHeld(t, all...)
+	if len(c.events(t)) != 1 {
+		t.Errorf("%d events after more runs", len(c.events(t)))
+	}
+
+	// nv-ipam stopped at .103 and .201, and goes on from there.
+	if got := worker.add(t, "c1", ""); got != "192.168.0.104" {
+		t.Errorf("kind-worker gives %s", got)
+	}
+	if got := b.add(t, "c2", ""); got != "192.168.0.202" {
+		t.Errorf("node-b gives %s", got)
+	}
+	if _, err := d.call(t.Context(), "ADD", "c3", ";IP=192.168.0.7", "pool1", "ippool"); err == nil || !strings.Contains(err.Error(), "held by pod default/db-b on node node-b") {
+		t.Errorf("a static address that is held: %v", err)
+	}
+	// The pod that has lost goes, and nobody else's address with it.
+	d.del(t, "c-db-c")
+	// The one that holds it goes: then it is free, and force gives it to whoever is left.
+	b.del(t, "c-db-b")
+	if got := d.add(t, "c4", ";IP=192.168.0.7"); got != "192.168.0.7" {
+		t.Errorf("the static address is not free: %s", got)
+	}
+}
+
+// An allocation is made as the plugin makes them.
+func TestMigratedAllocation(t *testing.T) {
+	c := newCluster(t)
+	h := c.host(t, "kind-worker", sampleStore(t))
+	h.mustRun(t, "--once")
+	a, err := c.client.IPAllocations(c.ns).Get(t.Context(), "pool1.192.168.0.5", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := v1alpha1.IPAllocationSpec{
+		PoolRef: v1alpha1.PoolReference{Kind: "IPPool", Name: "pool1"}, Address: "192.168.0.5", NodeName: "kind-worker",
+		PodRef:      v1alpha1.PodReference{Namespace: "default", Name: "static-ip-pod1", UID: "c1b14c02-7016-4211-9029-a727c276d3b8"},
+		ContainerID: static, InterfaceName: "net1", Requested: true,
+	}
+	if a.Spec != want {
+		t.Errorf("spec %+v, want %+v", a.Spec, want)
+	}
+	if a.Labels[v1alpha1.LabelNode] != "kind-worker" || a.Labels[v1alpha1.LabelPool] != "pool1" || a.Labels[v1alpha1.LabelContainer] != claim.ContainerLabel(static) {
+		t.Errorf("labels %v", a.Labels)
+	}
+	if got := h.read(t, "data/store"); got != sampleStore(t) {
+		t.Error("the store was changed")
+	}
+}
+
+// Pods that started under nv-ipam are released by the plugin's DEL, whatever it
+// still knows.
+func TestDelOfMigratedPods(t *testing.T) {
+	for name, lose := range map[string]func(t *testing.T, h *host){
+		"with the hint": func(*testing.T, *host) {},
+		"without": func(t *testing.T, h *host) {
+			for _, dir := range []string{"claims", "pools", "complete"} {
+				if err := os.RemoveAll(h.path("data/" + dir)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t)
+			h := c.host(t, "kind-worker", sampleStore(t))
+			h.mustRun(t, "--once")
+			lose(t, h)
+			h.del(t, web0)
+			h.del(t, web0)
+			h.del(t, train0)
+			h.del(t, static)
+			c.wantHeld(t, "pool1 192.168.0.102 kind-worker default/web-1", "rail1 10.60.1.2 kind-worker ml/train-0")
+			// Another run does not bring them back, though nv-ipam's store has them.
+			h.mustRun(t, "--once")
+			h.write(t, "bin/nv-ipam", nvIpam, 0o755)
+			_, log := h.mustRun(t, "--once")
+			if !strings.Contains(log, "4 released since") {
+				t.Errorf("log %s", log)
+			}
+			c.wantHeld(t, "pool1 192.168.0.102 kind-worker default/web-1", "rail1 10.60.1.2 kind-worker ml/train-0")
+		})
+	}
+}
+
+func TestDryRunChangesNothing(t *testing.T) {
+	c := newCluster(t)
+	b := c.host(t, "node-b", withEntry(t, emptyStore, "db-b", "192.168.0.5"))
+	b.mustRun(t, "--once")
+	h := c.host(t, "kind-worker", sampleStore(t))
+	disk, held := h.disk(t), c.held(t)
+	out, _ := h.mustRun(t, "--migrate-dry-run")
+	if h.disk(t) != disk || c.held(t) != held || len(c.events(t)) > 0 {
+		t.Error("a dry run has changed something")
+	}
+	for _, want := range []string{
+		"POOL    TYPE       ADDRESS             POD                      INTERFACE   CONTAINER      ACTION     REMARK",
+		"pool1   ippool     192.168.0.5         default/static-ip-pod1   net1        7750dc8f7bed   CONFLICT   held by pod default/db-b on node node-b",
+		"pool1   ippool     192.168.0.101       default/web-0            net1        1128cbe33f6b   claim",
+		"rail1   cidrpool   10.60.1.2           ml/train-0               net1        523be61bdda3   claim",
+		"would be: 6 entries: 5 claimed, 0 already claimed, 1 conflicts",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no line %q in\n%s", want, out)
+		}
+	}
+	h.mustRun(t, "--once")
+	if out, _ := h.mustRun(t, "--migrate-dry-run"); !strings.Contains(out, "none: claimed") || !strings.Contains(out, "0 claimed, 5 already claimed, 1 conflicts") {
+		t.Errorf("dry run afterwards\n%s", out)
+	}
+}
+
+// What cannot be claimed keeps nv-ipam's plugin where it is.
+func TestNothingIsSwitchedUnlessAllIsClaimed(t *testing.T) {
+	c := newCluster(t)
+	other := env.Namespace(t)
+	nobody, err := env.UserKubeconfig("nobody")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		store string
+		args  []string
+		words string
+	}{
+		"wrong namespace":   {sampleStore(t), []string{"--ippools-namespace=" + other, "--kubeconfig=" + env.Kubeconfig}, "none of the 3 pools"},
+		"no rights":         {sampleStore(t), []string{"--kubeconfig=" + nobody}, "forbidden"},
+		"no node":           {sampleStore(t), []string{"--node-name="}, "--node-name"},
+		"half a store":      {sampleStore(t)[:400], nil, "not valid"},
+		"a newer store":     {`{"version":2,"pools":{}}`, nil, "version 2"},
+		"no API server":     {sampleStore(t), []string{"--kubeconfig=" + unreachable(t)}, "refused"},
+		"an invalid object": {withContainer(t, sampleStore(t), "x", strings.Repeat("c", 300), "192.168.0.9", "2026-11-23T08:00:00Z"), nil, "Too long"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := c.host(t, "kind-worker", tc.store)
+			_, log, err := h.run(t, append([]string{"--once"}, tc.args...)...)
+			if err == nil || !strings.Contains(log, tc.words) {
+				t.Errorf("%v, want %q\n%s", err, tc.words, log)
+			}
+			if h.isInstalled(t) || h.read(t, "conf/nv-ipam.conf") != `{"daemonSocket":"unix:///x"}` {
+				t.Error("it was switched")
+			}
+			h.mustRun(t, "--once", "--migrate=never")
+			if !h.isInstalled(t) {
+				t.Error("--migrate=never does not install")
+			}
+		})
+	}
+}
+
+func unreachable(t *testing.T) string {
+	t.Helper()
+	return kubeconfigFor(t, "http://"+freePort(t))
+}
+
+func kubeconfigFor(t *testing.T, server string) string {
+	t.Helper()
+	config := clientcmdapi.NewConfig()
+	config.Clusters["c"] = &clientcmdapi.Cluster{Server: server}
+	config.Contexts["c"] = &clientcmdapi.Context{Cluster: "c"}
+	config.CurrentContext = "c"
+	path := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := clientcmd.WriteToFile(*config, path); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// Pools that are gone or were edited: containers answer on the addresses all the
+// same, and the pool may come back.
+func TestUnknownPools(t *testing.T) {
+	c := newCluster(t)
+	store := withEntry(t, withEntry(t, emptyStore, "inside", "192.168.0.150"), "outside", "172.16.0.1")
+	store = strings.Replace(store, `"pools":{`, `"pools":{"gone":{"entries":{"k":{"container_id":"c","interface_name":"net1","ip_address":"10.9.9.9"}}},"/":{"entries":{"k":{"container_id":"c","interface_name":"net1","ip_address":"10.9.9.9"}}},`, 1)
+	h := c.host(t, "kind-worker", store)
+	_, log := h.mustRun(t, "--once")
+	for _, words := range []string{"there is no such pool", "address is outside of the pool's subnet 192.168.0.0/16", "cannot be claimed", "1 unreadable"} {
+		if !strings.Contains(log, words) {
+			t.Errorf("the log does not say %q:\n%s", words, log)
+		}
+	}
+	c.wantHeld(t, "gone 10.9.9.9 kind-worker /", "pool1 172.16.0.1 kind-worker default/outside", "pool1 192.168.0.150 kind-worker default/inside")
+}
+
+// proxy stands between ipam-node and the API server, as the installer's user.
+type proxy struct {
+	kubeconfig string
+
+	mu sync.Mutex
+	// before and after are called with the name of each allocation that is to be
+	// created: before the API server sees the request, and before the client sees
+	// the answer.
+	before, after func(name string)
+}
+
+func (c *cluster) proxy(t *testing.T) *proxy {
+	t.Helper()
+	config, err := clientcmd.BuildConfigFromFlags("", c.kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport, err := rest.TransportFor(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	target, err := url.Parse(config.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &proxy{}
+	forward := httputil.NewSingleHostReverseProxy(target)
+	forward.Transport = transport
+	forward.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) }
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.serve(forward, w, r) }))
+	t.Cleanup(server.Close)
+	p.kubeconfig = kubeconfigFor(t, server.URL)
+	return p
+}
+
+func (p *proxy) serve(forward http.Handler, w http.ResponseWriter, r *http.Request) {
+	name := ""
+	if r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/ipallocations") {
+		var alloc v1alpha1.IPAllocation
+		body, err := io.ReadAll(r.Body)
+		if err == nil {
+			err = json.Unmarshal(body, &alloc)
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		r.Body, name = io.NopCloser(bytes.NewReader(body)), alloc.Name
+	}
+	p.mu.Lock()
+	before, after := p.before, p.after
+	p.mu.Unlock()
+	if name != "" && before != nil {
+		before(name)
+	}
+	if name == "" || after == nil {
+		forward.ServeHTTP(w, r)
+		return
+	}
+	answer := httptest.NewRecorder()
+	forward.ServeHTTP(answer, r)
+	after(name)
+	for k, v := range answer.Header() {
+		w.Header()[k] = v
+	}
+	w.WriteHeader(answer.Code)
+	_, _ = w.Write(answer.Body.Bytes())
+}
+
+func (p *proxy) set(before, after func(name string)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.before, p.after = before, after
+}
+
+// process can be sent signals from another goroutine than the one that runs it.
+type process struct {
+	cmd     *exec.Cmd
+	started chan struct{}
+}
+
+func newProcess(cmd *exec.Cmd) *process { return &process{cmd: cmd, started: make(chan struct{})} }
+
+func (p *process) run(t *testing.T) error {
+	t.Helper()
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	close(p.started)
+	return p.cmd.Wait()
+}
+
+func (p *process) signal(s os.Signal) {
+	<-p.started
+	_ = p.cmd.Process.Signal(s)
+}
+
+// Killed at each create, before and after the API server has seen it, and run
+// again: the end is as if nothing had happened.
+func TestKilledAndRunAgain(t *testing.T) {
+	for n := range sampleHeld {
+		for _, when := range []string{"before", "after"} {
+			t.Run(fmt.Sprintf("%s create %d", when, n+1), func(t *testing.T) {
+				c := newCluster(t)
+				h, p := c.host(t, "kind-worker", sampleStore(t)), c.proxy(t)
+				h.kubeconfig = p.kubeconfig
+				cmd := newProcess(h.ipamNode(t, "--once"))
+				creates := 0
+				kill := func(string) {
+					if creates++; creates == n+1 {
+						cmd.signal(os.Kill)
+					}
+				}
+				if when == "before" {
+					p.set(kill, nil)
+				} else {
+					p.set(nil, kill)
+				}
+				if err := cmd.run(t); err == nil {
+					t.Fatal("it was not killed")
+				}
+				if h.isInstalled(t) {
+					t.Error("it was switched before all was claimed")
+				}
+				p.set(nil, nil)
+				h.mustRun(t, "--once")
+				c.wantHeld(t, sampleHeld...)
+				if got := h.add(t, "c1", ""); got != "192.168.0.104" {
+					t.Errorf("the next address is %s", got)
+				}
+			})
+		}
+	}
+}
+
+// nv-ipam gives one more address after its store was read, and the installer is
+// killed when it has switched the plugin and claims that one.
+func TestKilledAfterTheSwitch(t *testing.T) {
+	c := newCluster(t)
+	h, p := c.host(t, "kind-worker", sampleStore(t)), c.proxy(t)
+	h.kubeconfig = p.kubeconfig
+	cmd := newProcess(h.ipamNode(t, "--once"))
+	p.set(func(name string) {
+		if name == "pool1.192.168.0.104" {
+			cmd.signal(os.Kill)
+		}
+	}, func(name string) {
+		if name == "rail1.10.60.1.2" {
+			return
+		}
+		h.write(t, "data/store", withEntry(t, sampleStore(t), "late", "192.168.0.104"), 0o644)
+	})
+	if err := cmd.run(t); err == nil || !h.isInstalled(t) {
+		t.Fatalf("killed: %v, switched: %t", err, h.isInstalled(t))
+	}
+	// A migrated pod goes meanwhile, and its address must not come back.
+	h.del(t, web0)
+	// ADDs wait: nobody knows what is free.
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	if got, err := h.call(ctx, "ADD", "c1", "", "pool1", "ippool"); err == nil {
+		t.Errorf("an ADD was given %s while addresses were being taken over", got)
+	}
+	p.set(nil, nil)
+	h.mustRun(t, "--once")
+	c.wantHeld(t,
+		"pool1 192.168.0.102 kind-worker default/web-1", "pool1 192.168.0.103 kind-worker ml/train-0", "pool1 192.168.0.104 kind-worker default/late",
+		"pool1 192.168.0.5 kind-worker default/static-ip-pod1", "pool6 fd52:2eb5:44::1f5 kind-worker ml/train-0", "rail1 10.60.1.2 kind-worker ml/train-0")
+	if got := h.add(t, "c1", ""); got != "192.168.0.105" {
+		t.Errorf("the next address is %s", got)
+	}
+}
+
+// While the installer claims what nv-ipam gave last, an ADD of the new plugin
+// waits and does not take that address.
+func TestAddDuringTheSwitch(t *testing.T) {
+	c := newCluster(t)
+	h, p := c.host(t, "kind-worker", sampleStore(t)), c.proxy(t)
+	h.kubeconfig = p.kubeconfig
+	type answer struct {
+		addr string
+		err  error
+	}
+	added := make(chan answer, 1)
+	p.set(func(name string) {
+		if name != "pool1.192.168.0.104" {
+			return
+		}
+		go func() {
+			addr, err := h.call(t.Context(), "ADD", "c1", "", "pool1", "ippool")
+			added <- answer{addr, err}
+		}()
+		select {
+		case a := <-added:
+			t.Errorf("an ADD did not wait: %+v", a)
+			added <- a
+		case <-time.After(time.Second):
+		}
+	}, func(name string) {
+		if name != "pool1.192.168.0.104" {
+			h.write(t, "data/store", withEntry(t, sampleStore(t), "late", "192.168.0.104"), 0o644)
+		}
+	})
+	h.mustRun(t, "--once")
+	if a := <-added; a.err != nil || a.addr != "192.168.0.105" {
+		t.Errorf("the ADD was given %s, %v", a.addr, a.err)
+	}
+	if !strings.Contains(c.held(t), "pool1 192.168.0.104 kind-worker default/late") {
+		t.Errorf("held\n%s", c.held(t))
+	}
+}
+
+// SIGTERM after the switch does not leave the node closed.
+func TestToldToStopDuringTheSwitch(t *testing.T) {
+	c := newCluster(t)
+	h, p := c.host(t, "kind-worker", sampleStore(t)), c.proxy(t)
+	h.kubeconfig = p.kubeconfig
+	cmd := newProcess(h.ipamNode(t, "--once"))
+	p.set(func(name string) {
+		if name == "pool1.192.168.0.104" {
+			cmd.signal(syscall.SIGTERM)
+		}
+	}, func(name string) {
+		if name != "pool1.192.168.0.104" {
+			h.write(t, "data/store", withEntry(t, sampleStore(t), "late", "192.168.0.104"), 0o644)
+		}
+	})
+	if err := cmd.run(t); err != nil {
+		t.Error(err)
+	}
+	if got := h.add(t, "c1", ""); got != "192.168.0.105" {
+		t.Errorf("the next address is %s", got)
+	}
+}
+
+// A pod's sandbox is made anew while nv-ipam still serves, after its address was
+// claimed for the former one.
+func TestOtherSandboxOfThePod(t *testing.T) {
+	holder := func(t *testing.T, c *cluster) string {
+		t.Helper()
+		a, err := c.client.IPAllocations(c.ns).Get(t.Context(), "pool1.192.168.0.150", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a.Spec.ContainerID
+	}
+	for name, tc := range map[string]struct{ created, want string }{
+		"newer": {"2100-01-01T00:00:00Z", "second"},
+		"older": {"2020-01-01T00:00:00Z", "first"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t)
+			h := c.host(t, "kind-worker", withContainer(t, emptyStore, "web", "first", "192.168.0.150", "2026-11-23T08:00:00Z"))
+			h.mustRun(t, "--migrate=only")
+			if h.isInstalled(t) || holder(t, c) != "first" {
+				t.Fatalf("--migrate=only: installed %t, holder %s", h.isInstalled(t), holder(t, c))
+			}
+			h.write(t, "data/store", withContainer(t, emptyStore, "web", "second", "192.168.0.150", tc.created), 0o644)
+			if out, _ := h.mustRun(t, "--migrate-dry-run"); strings.Contains(out, "CONFLICT") {
+				t.Errorf("plan\n%s", out)
+			}
+			_, log := h.mustRun(t, "--once")
+			if got := holder(t, c); got != tc.want || strings.Contains(log, "twice") {
+				t.Errorf("held by %s, want %s\n%s", got, tc.want, log)
+			}
+			h.del(t, tc.want)
+			c.wantHeld(t, "")
+		})
+	}
+}
+
+// Rolled back to nv-ipam, and forward again, as docs/migration.md says.
+func TestRollback(t *testing.T) {
+	c := newCluster(t)
+	h := c.host(t, "kind-worker", sampleStore(t))
+	h.mustRun(t, "--once")
+	if got := h.add(t, "c1", ""); got != "192.168.0.104" {
+		t.Errorf("the plugin gives %s", got)
+	}
+	h.mustRun(t, "--uninstall")
+	if h.read(t, "data/store") != sampleStore(t) {
+		t.Error("nv-ipam's store is not what it was")
+	}
+	h.write(t, "bin/nv-ipam", nvIpam, 0o755)
+	h.write(t, "data/store", withEntry(t, sampleStore(t), "meanwhile", "192.168.0.110"), 0o644)
+	h.mustRun(t, "--once")
+	c.wantHeld(t, append([]string{
+		"pool1 192.168.0.101 kind-worker default/web-0", "pool1 192.168.0.102 kind-worker default/web-1", "pool1 192.168.0.103 kind-worker ml/train-0",
+		"pool1 192.168.0.104 kind-worker default/c1", "pool1 192.168.0.110 kind-worker default/meanwhile",
+	}, sampleHeld[3:]...)...)
+}
