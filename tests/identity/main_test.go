@@ -35,6 +35,8 @@ const (
 	// pluginAccount is the service account that stands in for the kubelet's
 	// credentials.
 	pluginAccount = "crd-ipam-plugin"
+	// installerAccount is that of the installer's pods.
+	installerAccount = "nv-ipam-node"
 	// nodeBoundMinor is the first minor version that binds tokens to nodes.
 	nodeBoundMinor = 31
 )

@@ -15,6 +15,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/claim"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
@@ -24,6 +25,8 @@ const (
 	mayUpdate = `node a may update only allocations whose spec.nodeName is and stays its own name, or take up one without: this one has "`
 	mayDelete = `node a may delete only allocations whose spec.nodeName is its own name, this one has "`
 )
+
+const namesBoth = "node a may write only allocations that name a container and a pod"
 
 type edit func(*v1alpha1.IPAllocation)
 
@@ -53,7 +56,11 @@ func label(key, value string) edit {
 	}
 }
 
-func finalizer(a *v1alpha1.IPAllocation) { a.Finalizers = append(a.Finalizers, "example.com/stay") }
+func nameless(a *v1alpha1.IPAllocation) { a.Spec.PodRef = v1alpha1.PodReference{} }
+
+func finalizer(name string) edit {
+	return func(a *v1alpha1.IPAllocation) { a.Finalizers = append(a.Finalizers, name) }
+}
 
 func node(name string) edit {
 	return func(a *v1alpha1.IPAllocation) { a.Spec.NodeName = name }
@@ -76,7 +83,7 @@ func planned(nodeName string) *v1alpha1.IPAllocation {
 
 func kept() *v1alpha1.IPAllocation {
 	a := allocation("p", "10.0.0.1", "a")
-	finalizer(a)
+	finalizer("example.com/stay")(a)
 	return a
 }
 
@@ -94,11 +101,15 @@ func writes() []write {
 		{name: "create own without labels", edit: both(create(own), func(a *v1alpha1.IPAllocation) { a.Labels = nil })},
 		{name: "create another's", edit: create(foreign), says: mayCreate + `b"`},
 		{name: "create nobody's", edit: create(nobodys), says: mayCreate + `"`},
+		{name: "create own reservation", edit: create(planned("a")), says: namesBoth},
+		{name: "create own for no pod", edit: both(create(own), nameless), says: namesBoth},
 		{name: "create own with another's label", edit: create(labelled(own, "b")), says: "node a may not label an allocation nv-ipam.nvidia.com/node=b"},
 		{name: "create own with a finalizer", edit: create(kept()), says: "node a may not add finalizers to an allocation"},
 
 		{name: "update own", before: own, edit: label("x", "y")},
 		{name: "update own that an administrator keeps", before: kept(), edit: label("x", "y")},
+		{name: "take the pod off own", before: own, edit: nameless, says: namesBoth},
+		{name: "update what is planned for it", before: planned("a"), edit: label("x", "y"), says: namesBoth},
 		{name: "update another's", before: foreign, edit: label("x", "y"), says: mayUpdate + `b" and would have "b"`},
 		{name: "update nobody's", before: nobodys, edit: label("x", "y"), says: mayUpdate + `" and would have ""`},
 		{name: "take up nobody's", before: nobodys, edit: both(take("a"), label(v1alpha1.LabelNode, "a"))},
@@ -108,7 +119,8 @@ func writes() []write {
 		{name: "give own away", before: planned("a"), edit: node("b"), says: mayUpdate + `a" and would have "b"`},
 		{name: "give own up", before: planned("a"), edit: node(""), says: mayUpdate + `a" and would have ""`},
 		{name: "label own for another", before: own, edit: label(v1alpha1.LabelNode, "b"), says: "node a may not label an allocation nv-ipam.nvidia.com/node=b"},
-		{name: "add a finalizer to own", before: own, edit: finalizer, says: "node a may not add finalizers to an allocation"},
+		{name: "add a finalizer to own", before: own, edit: finalizer("example.com/stay"), says: "node a may not add finalizers to an allocation"},
+		{name: "add another finalizer to own", before: kept(), edit: finalizer("example.com/longer"), says: "node a may not add finalizers to an allocation"},
 
 		{name: "delete own", before: own},
 		{name: "delete what is planned for it", before: planned("a")},
@@ -177,6 +189,8 @@ func TestOwnAllocationsOnly(t *testing.T) {
 	t.Run("token bound to the node", func(t *testing.T) {
 		c.tryAll(t, withToken(t, c.nodeToken(t, pluginAccount, "a")))
 	})
+	c.account(t, installerAccount, role)
+	t.Run("installer's token", func(t *testing.T) { c.tryAll(t, withToken(t, c.podToken(t, installerAccount, "a"))) })
 	t.Run("token of a pod on the node", func(t *testing.T) {
 		c.tryAll(t, withToken(t, c.podToken(t, pluginAccount, "a")))
 	})
@@ -228,14 +242,14 @@ func TestOthers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const nameless = "may not write allocations: its credentials name no node"
+	const noNode = "may not write allocations: its credentials name no node"
 	for _, tc := range []struct {
 		name string
 		as   clientv1alpha1.NvIpamV1alpha1Interface
 		says string
 	}{
-		{"plugin's token of no node", withToken(t, unbound), "system:serviceaccount:" + c.ns + ":" + pluginAccount + " " + nameless},
-		{"user in the nodes' group who is no node", c.user(t, "mallory", testenv.NodesGroup), "mallory " + nameless},
+		{"plugin's token of no node", withToken(t, unbound), "system:serviceaccount:" + c.ns + ":" + pluginAccount + " " + noNode},
+		{"user in the nodes' group who is no node", c.user(t, "mallory", testenv.NodesGroup), "mallory " + noNode},
 		{"node without a name", c.user(t, "system:node:", testenv.NodesGroup), "could not determine node"}, // NodeRestriction is first
 		{"pod on the node", withToken(t, c.podToken(t, "pod", "a")), `cannot`},
 		{"node's name without the group", c.user(t, "system:node:a"), `User "system:node:a" cannot`},
@@ -253,14 +267,19 @@ func TestOthers(t *testing.T) {
 	}
 }
 
-// The label of a node with a long name is a hash, which the policy cannot check.
+// The label of a node with a long name is a hash, which the policy cannot check
+// but for its form.
 func TestNodeWithALongName(t *testing.T) {
 	c := newCluster(t)
 	long := strings.Repeat("n", 60) + ".example.com"
-	a := allocation("p", "10.0.0.1", long)
-	a.Labels[v1alpha1.LabelNode] = "0123456789abcdef"
-	_, err := c.node(t, long).IPAllocations(c.ns).Create(t.Context(), a, metav1.CreateOptions{})
-	want(t, err, "")
+	for value, says := range map[string]string{
+		claim.LabelValue(long): "",
+		"b":                    "may not label an allocation nv-ipam.nvidia.com/node=b",
+	} {
+		a := allocation("p", "10.0.0.1", long)
+		a.Labels[v1alpha1.LabelNode] = value
+		c.try(t, write{edit: func(b *v1alpha1.IPAllocation) { *b = *a }, says: says}, c.node(t, long))
+	}
 }
 
 // What a node may write beside its own name is for the CRD to say, as for anybody.
