@@ -1,0 +1,157 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package manifests
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/yaml"
+
+	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
+)
+
+// Each overlay, on a server that has never seen it: applied, by client and by
+// server, applied again without a change, what is in it works, and it leaves
+// without a trace.
+func TestOverlays(t *testing.T) {
+	for _, o := range overlays {
+		t.Run(o.name, func(t *testing.T) {
+			env := start(t)
+			if env.Minor < o.from || env.Minor > o.to {
+				t.Skipf("not for 1.%d", env.Minor)
+			}
+			if o.name == "network-operator" {
+				installNetworkOperator(t, env, o.namespace)
+			}
+			for _, how := range [][]string{nil, {"--server-side"}} {
+				t.Run("twice"+strings.Join(how, ""), func(t *testing.T) { applyTwice(t, env, o, how) })
+				t.Run("leaves no trace", func(t *testing.T) { removeAll(t, env, o) })
+			}
+			kubectl(t, env, "apply", "-k", o.dir(t))
+			t.Run("controller", func(t *testing.T) { controllerWorks(t, env, o) })
+			t.Run("rights", func(t *testing.T) { exactRights(t, env, o) })
+			t.Run("installer", func(t *testing.T) { installerClaims(t, env, o) })
+			if o.name == "serviceaccount" {
+				t.Run("token", func(t *testing.T) { pluginTokens(t, env, o) })
+			}
+		})
+	}
+}
+
+func applyTwice(t *testing.T, env *testenv.Env, o overlay, how []string) {
+	args := append([]string{"apply", "-k", o.dir(t)}, how...)
+	t.Logf("first:\n%s", kubectl(t, env, args...))
+	before := versions(t, env, o)
+	again := strings.TrimSpace(kubectl(t, env, args...))
+	for _, line := range strings.Split(again, "\n") {
+		// kubectl says of a server-side apply only that it has happened; and it sends
+		// a disruption budget's selector each time, because that is replaced and
+		// never merged, and calls it configured though the server writes nothing.
+		budget := line == "poddisruptionbudget.policy/nv-ipam-controller configured"
+		if how == nil && !budget && !strings.HasSuffix(line, " unchanged") {
+			t.Errorf("second apply: %s", line)
+		}
+	}
+	if after := versions(t, env, o); fmt.Sprint(after) != fmt.Sprint(before) {
+		t.Errorf("second apply has written:\nbefore %v\nafter  %v", before, after)
+	}
+	if diff, err := env.Kubectl(t.Context(), append([]string{"diff", "-k", o.dir(t)}, how...)...); err != nil || diff != "" {
+		t.Errorf("kubectl diff: %v\n%s", err, diff)
+	}
+}
+
+// versions are the resource versions of all that an overlay has, as kubectl lists
+// them. A CRD's status is the server's own to write, so it is compared by
+// generation.
+func versions(t *testing.T, env *testenv.Env, o overlay) []string {
+	t.Helper()
+	var list unstructured.UnstructuredList
+	if err := yaml.Unmarshal([]byte(kubectl(t, env, "get", "-k", o.dir(t), "-o", "yaml")), &list); err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, u := range list.Items {
+		version := u.GetResourceVersion()
+		if u.GetKind() == "CustomResourceDefinition" {
+			version = fmt.Sprint("generation ", u.GetGeneration())
+		}
+		out = append(out, u.GetKind()+"/"+u.GetName()+" "+version)
+	}
+	if len(out) != len(render(t, o.dir(t))) {
+		t.Fatalf("%d objects are there, %d in the overlay", len(out), len(render(t, o.dir(t))))
+	}
+	return out
+}
+
+func removeAll(t *testing.T, env *testenv.Env, o overlay) {
+	kubectl(t, env, "delete", "-k", o.dir(t))
+	if left := kubectl(t, env, "get", "-k", o.dir(t), "--ignore-not-found"); left != "" {
+		t.Errorf("left after kubectl delete -k:\n%s", left)
+	}
+}
+
+// What network-operator's own deployment has, as far as it concerns us: the
+// accounts, their rights, and CRDs of the pools that know no more than nv-ipam's.
+func installNetworkOperator(t *testing.T, env *testenv.Env, namespace string) {
+	t.Helper()
+	manifest, err := os.ReadFile(filepath.Join("testdata", "network-operator.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kubectl(t, env, "create", "namespace", namespace)
+	apply(t, env, strings.ReplaceAll(string(manifest), "NAMESPACE", namespace))
+	for _, plural := range []string{"ippools", "cidrpools"} {
+		data, err := os.ReadFile(filepath.Join(root(t), "manifests", "crds", "nv-ipam.nvidia.com_"+plural+".yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var crd unstructured.Unstructured
+		if err := yaml.Unmarshal(data, &crd.Object); err != nil {
+			t.Fatal(err)
+		}
+		versions, _, _ := unstructured.NestedSlice(crd.Object, "spec", "versions")
+		status := []string{"schema", "openAPIV3Schema", "properties", "status", "properties"}
+		fields, found, _ := unstructured.NestedMap(versions[0].(map[string]any), status...)
+		if !found {
+			t.Fatalf("the CRD of %s has no status", plural)
+		}
+		fields = map[string]any{"allocations": fields["allocations"]}
+		if err := unstructured.SetNestedMap(versions[0].(map[string]any), fields, status...); err != nil {
+			t.Fatal(err)
+		}
+		if err := unstructured.SetNestedSlice(crd.Object, versions, "spec", "versions"); err != nil {
+			t.Fatal(err)
+		}
+		data, err = yaml.Marshal(crd.Object)
+		if err != nil {
+			t.Fatal(err)
+		}
+		apply(t, env, string(data))
+	}
+	kubectl(t, env, "wait", "--for=condition=Established", "crd", "--all")
+}
+
+// kustomize refers to copies of the CRDs; see manifests/base/crds.
+func TestCRDsAreTheGeneratedOnes(t *testing.T) {
+	generated, err := filepath.Glob(filepath.Join(root(t), "manifests", "crds", "*.yaml"))
+	if err != nil || len(generated) != 3 {
+		t.Fatal(generated, err)
+	}
+	for _, path := range generated {
+		want, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(filepath.Join(root(t), "manifests", "base", "crds", filepath.Base(path)))
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: the copy in manifests/base/crds differs (%v): cp manifests/crds/*.yaml manifests/base/crds/", filepath.Base(path), err)
+		}
+	}
+}

@@ -1,0 +1,176 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package manifests
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
+)
+
+// podSpec is the pod that a workload makes, nil of other objects.
+func podSpec(t *testing.T, u *unstructured.Unstructured) *corev1.PodSpec {
+	t.Helper()
+	raw, found, err := unstructured.NestedMap(u.Object, "spec", "template", "spec")
+	if err != nil || !found {
+		return nil
+	}
+	spec := &corev1.PodSpec{}
+	// Strict: what a typed object has no place for is a typing error of ours.
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(raw, spec, true); err != nil {
+		t.Fatalf("%s/%s: %v", u.GetKind(), u.GetName(), err)
+	}
+	return spec
+}
+
+func containers(t *testing.T, o overlay) (out []corev1.Container) {
+	t.Helper()
+	for _, u := range render(t, o.dir(t)) {
+		if spec := podSpec(t, u); spec != nil {
+			out = append(out, spec.Containers...)
+		}
+	}
+	return out
+}
+
+// expand returns a container's arguments as the kubelet would.
+func expand(c corev1.Container, o overlay) []string {
+	values := map[string]string{"metadata.namespace": o.namespace, "spec.nodeName": "node-a"}
+	args := slices.Clone(c.Args)
+	for i := range args {
+		for _, e := range c.Env {
+			if e.ValueFrom != nil && e.ValueFrom.FieldRef != nil {
+				args[i] = strings.ReplaceAll(args[i], "$("+e.Name+")", values[e.ValueFrom.FieldRef.FieldPath])
+			}
+		}
+	}
+	return args
+}
+
+// What a server does not check: that images, flags and mounts fit what there is.
+func TestWorkloadsFitTheImage(t *testing.T) {
+	image := makefileValue(t, "IMAGE")
+	for _, o := range overlays {
+		t.Run(o.name, func(t *testing.T) {
+			kinds := map[string]int{}
+			for _, u := range render(t, o.dir(t)) {
+				if spec := podSpec(t, u); spec != nil {
+					kinds[u.GetKind()]++
+					for _, c := range spec.Containers {
+						fits(t, o, spec, c, image)
+					}
+				}
+			}
+			want := 1
+			if o.name == "network-operator" { // which has its own
+				want = 0
+			}
+			if kinds["Deployment"] != want || kinds["DaemonSet"] != want || len(kinds) != 2*want {
+				t.Errorf("workloads: %v", kinds)
+			}
+		})
+	}
+}
+
+func fits(t *testing.T, o overlay, spec *corev1.PodSpec, c corev1.Container, image string) {
+	if c.Image != image {
+		t.Errorf("%s: image %s, make image makes %s", c.Name, c.Image, image)
+	}
+	command := strings.TrimPrefix(c.Command[0], "/")
+	path, err := testenv.Binary(command)
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := expand(c, o)
+	if left := slices.IndexFunc(args, func(s string) bool { return strings.Contains(s, "$(") }); left >= 0 {
+		t.Errorf("%s: %s is not in its environment", c.Name, args[left])
+	}
+	// The flags are parsed before the version is printed.
+	if out, err := exec.Command(path, append(args, "--version")...).CombinedOutput(); err != nil {
+		t.Errorf("%s %q: %v\n%s", command, args, err, out)
+	}
+
+	var volumes, mounts, paths []string
+	for _, v := range spec.Volumes {
+		volumes = append(volumes, v.Name)
+		if v.HostPath == nil || *v.HostPath.Type != corev1.HostPathDirectoryOrCreate {
+			t.Errorf("%s: volume %s is no directory of the host", c.Name, v.Name)
+		}
+	}
+	for _, m := range c.VolumeMounts {
+		mounts = append(mounts, m.Name)
+		paths = append(paths, m.MountPath)
+	}
+	if !slices.Equal(volumes, mounts) {
+		t.Errorf("%s: volumes %v, mounts %v", c.Name, volumes, mounts)
+	}
+	for _, arg := range args {
+		if _, value, _ := strings.Cut(arg, "="); strings.HasPrefix(value, "/") && !slices.ContainsFunc(paths, func(p string) bool {
+			return value == p || strings.HasPrefix(value, p+"/")
+		}) {
+			t.Errorf("%s: %s is in none of the mounts %v", c.Name, arg, paths)
+		}
+	}
+	hardened(t, c)
+}
+
+func hardened(t *testing.T, c corev1.Container) {
+	s := c.SecurityContext
+	if s == nil || s.ReadOnlyRootFilesystem == nil || !*s.ReadOnlyRootFilesystem ||
+		s.AllowPrivilegeEscalation == nil || *s.AllowPrivilegeEscalation || s.Privileged != nil ||
+		s.Capabilities == nil || !slices.Equal(s.Capabilities.Drop, []corev1.Capability{"ALL"}) || s.Capabilities.Add != nil {
+		t.Errorf("%s: security context %+v", c.Name, s)
+	}
+	if c.Resources.Requests.Cpu().IsZero() || c.Resources.Requests.Memory().IsZero() || c.Resources.Limits.Memory().IsZero() {
+		t.Errorf("%s: resources %+v", c.Name, c.Resources)
+	}
+}
+
+// Another namespace is one line, in a kustomization on top of an overlay.
+func TestAnotherNamespace(t *testing.T) {
+	for _, o := range overlays {
+		dir := t.TempDir()
+		rel, err := filepath.Rel(dir, o.dir(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o.name == "network-operator" {
+			continue // has its own line; see there
+		}
+		if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte("namespace: elsewhere\nresources:\n- "+rel+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out := kubectl(t, &testenv.Env{}, "kustomize", dir); strings.Contains(out, "namespace: "+o.namespace) || strings.Contains(out, "namespace: default") {
+			t.Errorf("%s: something stays behind:\n%s", o.name, out)
+		}
+	}
+}
+
+// network-operator deletes what has its label and is not its own.
+func TestNetworkOperatorLeavesOursAlone(t *testing.T) {
+	theirs := []string{
+		"CustomResourceDefinition/ippools.nv-ipam.nvidia.com", "CustomResourceDefinition/cidrpools.nv-ipam.nvidia.com",
+		"ServiceAccount/nv-ipam-controller", "ServiceAccount/nv-ipam-node",
+		"ClusterRole/nv-ipam-controller", "ClusterRole/nv-ipam-node",
+		"ClusterRoleBinding/nv-ipam-controller", "ClusterRoleBinding/nv-ipam-node",
+		"Deployment/nv-ipam-controller", "DaemonSet/nv-ipam-node",
+	}
+	for _, u := range render(t, overlays[len(overlays)-1].dir(t)) {
+		if _, found := u.GetLabels()["nvidia.network-operator.state"]; found {
+			t.Errorf("%s/%s has the label", u.GetKind(), u.GetName())
+		}
+		if slices.Contains(theirs, u.GetKind()+"/"+u.GetName()) {
+			t.Errorf("%s/%s is network-operator's", u.GetKind(), u.GetName())
+		}
+	}
+}
