@@ -299,7 +299,7 @@ func (i *installer) stay(ctx context.Context) error {
 			return nil
 		case <-time.After(wait.Jitter(i.interval, 0.2)):
 		}
-		drift, err := i.host.Drift()
+		drift, err := i.drift()
 		if err == nil && len(drift) == 0 {
 			continue
 		}
@@ -309,6 +309,16 @@ func (i *installer) stay(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// drift says what is not as it was installed, without a request.
+func (i *installer) drift() ([]string, error) {
+	drift, err := i.host.Drift()
+	if i.credentials == nil || err != nil {
+		return drift, err
+	}
+	more, err := i.credentials.Drift()
+	return append(drift, more...), err
 }
 
 // untilSetUp tries again until it succeeds or ctx ends.

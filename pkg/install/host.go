@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/crd-ipam/crd-ipam/pkg/cni"
@@ -54,6 +55,8 @@ type Host struct {
 	Settings *Settings
 	// DataDir is the plugin's, where the record of what was installed is kept.
 	DataDir string
+
+	mu sync.Mutex // one change of the record at a time
 }
 
 // Binary is the path of the plugin.
@@ -91,6 +94,8 @@ func (h *Host) readRecord() (*record, error) {
 // note enters a file before it is put in its place, so that a process that is
 // killed leaves nothing that is not known.
 func (h *Host) note(path, sum string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	r, err := h.readRecord()
 	if err != nil {
 		return err

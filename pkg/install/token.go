@@ -4,7 +4,6 @@
 package install
 
 import (
-	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -16,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -56,6 +56,8 @@ type Credentials struct {
 	Lifetime time.Duration
 	// Host whose configuration directory the files go to.
 	Host *Host
+
+	mu sync.Mutex // one Ensure at a time
 }
 
 // Kubeconfig is the path of the kubeconfig.
@@ -99,6 +101,8 @@ func (c *Credentials) Good(now time.Time) bool {
 // Ensure writes the kubeconfig, and a new token where there is none that is good
 // for long enough. It returns when the token is to be renewed.
 func (c *Credentials) Ensure(ctx context.Context) (due time.Time, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	node, err := c.Kube.CoreV1().Nodes().Get(ctx, c.Node, metav1.GetOptions{})
 	if err != nil {
 		return due, fmt.Errorf("reading node %s: %w", c.Node, err)
@@ -151,7 +155,20 @@ func (c *Credentials) fits(t *token, node types.UID) bool {
 		t.Kubernetes.Node.Name == c.Node && t.Kubernetes.Node.UID == node
 }
 
-func (c *Credentials) writeKubeconfig() error {
+// Drift says what is not as Ensure leaves it, as far as can be seen from here.
+func (c *Credentials) Drift() ([]string, error) {
+	data, err := c.kubeconfig()
+	if err != nil {
+		return nil, err
+	}
+	drift, err := differs(c.Kubeconfig(), dataSum(data), secretMode)
+	if err == nil && !c.Good(time.Now()) {
+		drift = append(drift, c.tokenPath()+" has no token that is good")
+	}
+	return drift, err
+}
+
+func (c *Credentials) kubeconfig() ([]byte, error) {
 	const name = "crd-ipam"
 	config := clientcmdapi.NewConfig()
 	config.Clusters[name] = &clientcmdapi.Cluster{Server: c.Server, CertificateAuthorityData: c.CA}
@@ -160,14 +177,16 @@ func (c *Credentials) writeKubeconfig() error {
 	config.AuthInfos[name] = &clientcmdapi.AuthInfo{TokenFile: tokenName}
 	config.Contexts[name] = &clientcmdapi.Context{Cluster: name, AuthInfo: name}
 	config.CurrentContext = name
-	data, err := clientcmd.Write(*config)
+	return clientcmd.Write(*config)
+}
+
+func (c *Credentials) writeKubeconfig() error {
+	data, err := c.kubeconfig()
 	if err != nil {
 		return err
 	}
-	if now, err := os.ReadFile(c.Kubeconfig()); err == nil && bytes.Equal(now, data) {
-		if drift, err := differs(c.Kubeconfig(), dataSum(data), secretMode); err == nil && len(drift) == 0 {
-			return nil
-		}
+	if drift, err := differs(c.Kubeconfig(), dataSum(data), secretMode); err == nil && len(drift) == 0 {
+		return nil
 	}
 	if err := c.Host.note(c.Kubeconfig(), dataSum(data)); err != nil {
 		return err

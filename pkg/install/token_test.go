@@ -109,13 +109,13 @@ func TestEnsureKeepsAGoodToken(t *testing.T) {
 		},
 	} {
 		n := len(i.requests)
-		was := *c
+		node, account := c.Node, c.ServiceAccount
 		change()
 		_, _ = c.Ensure(t.Context())
 		if name != "of another node" && len(i.requests) != n+1 { // which does not exist
 			t.Errorf("%s: it was kept", name)
 		}
-		*c = was
+		c.Node, c.ServiceAccount = node, account
 		ensure(t, c)
 	}
 }

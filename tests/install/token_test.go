@@ -1,0 +1,196 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package install
+
+import (
+	"encoding/json"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+)
+
+// pluginRules is what the plugin needs.
+var pluginRules = []rbacv1.PolicyRule{
+	{APIGroups: []string{v1alpha1.GroupName}, Resources: []string{"ippools", "cidrpools"}, Verbs: []string{"get"}},
+	{APIGroups: []string{v1alpha1.GroupName}, Resources: []string{"ipallocations"}, Verbs: []string{"get", "list", "create", "delete"}},
+}
+
+// tokenHost is a host whose plugin uses a token of service account "plugin".
+func tokenHost(t *testing.T) (*host, []string) {
+	t.Helper()
+	c := newCluster(t)
+	h := c.host(t, "node-"+c.ns, "")
+	if _, err := c.kube.CoreV1().ServiceAccounts(c.ns).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "plugin"}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.allow(t, "plugin", rbacv1.Subject{Kind: "ServiceAccount", Namespace: c.ns, Name: "plugin"}, pluginRules)
+	installer := rbacv1.Subject{Kind: "User", APIGroup: rbacv1.GroupName, Name: "installer-" + c.ns}
+	c.allow(t, "token", installer, tokenRules("plugin"))
+	_, err := c.kube.RbacV1().ClusterRoles().Create(t.Context(), &rbacv1.ClusterRole{
+		ObjectMeta: metav1.ObjectMeta{Name: c.ns},
+		Rules:      []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"nodes"}, Verbs: []string{"get"}}},
+	}, metav1.CreateOptions{})
+	if err == nil {
+		_, err = c.kube.RbacV1().ClusterRoleBindings().Create(t.Context(), &rbacv1.ClusterRoleBinding{
+			ObjectMeta: metav1.ObjectMeta{Name: c.ns}, Subjects: []rbacv1.Subject{installer},
+			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: c.ns},
+		}, metav1.CreateOptions{})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.makeNode(t)
+	fixture.IPPool(t, c.client, c.ns, "mine", v1alpha1.IPPoolSpec{Subnet: "10.7.0.0/24", PerNodeBlockSize: 10}, h.name)
+	return h, []string{"--cni-kubeconfig=", "--token-service-account=plugin", "--token-server=" + env.Config.Host, "--token-lifetime=1h"}
+}
+
+func (h *host) makeNode(t *testing.T) *corev1.Node {
+	t.Helper()
+	node, err := h.kube.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: h.name}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return node
+}
+
+func needNodeTokens(t *testing.T) {
+	t.Helper()
+	if env.Minor < 31 {
+		t.Skipf("1.%d does not bind tokens to nodes: see TestTokenOfAnOldServer", env.Minor)
+	}
+}
+
+// whoami asks the API server whom the kubeconfig on the host is.
+func (h *host) whoami(t *testing.T) (*authenticationv1.UserInfo, error) {
+	t.Helper()
+	config, err := clientcmd.BuildConfigFromFlags("", h.path("conf/nv-ipam.kubeconfig"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kube, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	review, err := kube.AuthenticationV1().SelfSubjectReviews().Create(t.Context(), &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
+	if err != nil {
+		return nil, err
+	}
+	return &review.Status.UserInfo, nil
+}
+
+func TestToken(t *testing.T) {
+	needNodeTokens(t)
+	h, args := tokenHost(t)
+	h.mustRun(t, append(args, "--once")...)
+	user, err := h.whoami(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if user.Username != "system:serviceaccount:"+h.ns+":plugin" || strings.Join(user.Extra["authentication.kubernetes.io/node-name"], ",") != h.name {
+		t.Errorf("the API server takes the plugin for %+v", user)
+	}
+	for _, name := range []string{"conf/nv-ipam.kubeconfig", "conf/nv-ipam.token"} {
+		if info, err := os.Stat(h.path(name)); err != nil || info.Mode() != 0o600 {
+			t.Errorf("%s: %v, %v", name, info, err)
+		}
+	}
+	var conf struct{ Kubeconfig string }
+	if err := json.Unmarshal([]byte(h.read(t, "conf/nv-ipam.conf")), &conf); err != nil || conf.Kubeconfig != h.path("conf/nv-ipam.kubeconfig") {
+		t.Errorf("nv-ipam.conf names kubeconfig %q, %v", conf.Kubeconfig, err)
+	}
+	got, err := h.call(t.Context(), "ADD", "c1", "", "mine", "ippool")
+	if err != nil || got != "10.7.0.1" {
+		t.Errorf("ADD with the token: %s, %v", got, err)
+	}
+
+	// A restart keeps a good token.
+	before := h.read(t, "conf/nv-ipam.token")
+	h.mustRun(t, append(args, "--once")...)
+	if h.read(t, "conf/nv-ipam.token") != before {
+		t.Error("a good token was not kept")
+	}
+	// A Node that is made anew takes the token with it.
+	if err := h.kube.CoreV1().Nodes().Delete(t.Context(), h.name, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	node := h.makeNode(t)
+	h.mustRun(t, append(args, "--once")...)
+	user, err = h.whoami(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(user.Extra["authentication.kubernetes.io/node-uid"], ","); got != string(node.UID) {
+		t.Errorf("the token is of node %s, not of %s", got, node.UID)
+	}
+	h.mustRun(t, "--uninstall")
+	for _, name := range []string{"conf/nv-ipam.kubeconfig", "conf/nv-ipam.token"} {
+		if _, err := os.Stat(h.path(name)); err == nil {
+			t.Errorf("%s is still there", name)
+		}
+	}
+}
+
+// Who installs may ask for that one account's token: without it there is no
+// plugin that could not work.
+func TestTokenRefused(t *testing.T) {
+	needNodeTokens(t)
+	h, args := tokenHost(t)
+	_, log, err := h.run(t, append(args, "--once", "--token-service-account=default")...)
+	if err == nil || !strings.Contains(log, "forbidden") || h.isInstalled(t) {
+		t.Errorf("%v, installed %t\n%s", err, h.isInstalled(t), log)
+	}
+}
+
+func TestTokenOfAnOldServer(t *testing.T) {
+	if env.Minor >= 31 {
+		t.Skipf("1.%d binds tokens to nodes: see TestToken", env.Minor)
+	}
+	h, args := tokenHost(t)
+	_, log, err := h.run(t, append(args, "--once")...)
+	if err == nil || !strings.Contains(log, "does not bind tokens to nodes") || h.isInstalled(t) {
+		t.Errorf("%v, installed %t\n%s", err, h.isInstalled(t), log)
+	}
+}
+
+func TestStayRepairsTheToken(t *testing.T) {
+	needNodeTokens(t)
+	h, args := tokenHost(t)
+	probes := freePort(t)
+	cmd := h.ipamNode(t, append(args, "--check-interval=50ms", "--health-probe-bind-address="+probes)...)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	eventually(t, "ready", func() bool { return status(probes, "readyz") == http.StatusOK })
+	if err := os.WriteFile(h.path("conf/nv-ipam.token"), []byte("spoilt"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a new token", func() bool { return h.read(t, "conf/nv-ipam.token") != "spoilt" })
+	if err := os.Remove(h.path("conf/nv-ipam.kubeconfig")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a new kubeconfig", func() bool { _, err := os.Stat(h.path("conf/nv-ipam.kubeconfig")); return err == nil })
+	eventually(t, "ready again", func() bool { return status(probes, "readyz") == http.StatusOK })
+	if _, err := h.whoami(t); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("after SIGTERM: %v", err)
+	}
+}
