@@ -69,9 +69,9 @@ func newCluster(t *testing.T) *cluster {
 	return c
 }
 
-// install applies role and policy as an overlay does, and waits until the policy
-// is in force.
-func (c *cluster) install(t *testing.T) {
+// overlay writes what a person would to apply role and policy in the namespace,
+// and returns its directory.
+func (c *cluster) overlay(t *testing.T) string {
 	t.Helper()
 	root, err := testenv.Root()
 	if err != nil {
@@ -89,11 +89,17 @@ func (c *cluster) install(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(overlay), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := env.Kubectl(t.Context(), "apply", "-k", dir); err != nil {
+	return dir
+}
+
+// install applies role and policy, and waits until the policy is in force.
+func (c *cluster) install(t *testing.T) {
+	t.Helper()
+	if out, err := env.Kubectl(t.Context(), "apply", "-k", c.overlay(t)); err != nil {
 		t.Fatal(err, out)
 	}
 	a := c.node(t, "a")
-	err = wait.PollUntilContextTimeout(t.Context(), 50*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+	err := wait.PollUntilContextTimeout(t.Context(), 50*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
 		_, err := a.IPAllocations(c.ns).Create(ctx, allocation("canary", "10.9.9.9", "b"), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 		return err != nil && strings.Contains(err.Error(), "ValidatingAdmissionPolicy '"+role+"'"), nil
 	})

@@ -282,6 +282,15 @@ func TestNodeWithALongName(t *testing.T) {
 	}
 }
 
+// An empty name is none, which Go's types do not send.
+func TestEmptyPodName(t *testing.T) {
+	c := newCluster(t)
+	body := `{"apiVersion":"nv-ipam.nvidia.com/v1alpha1","kind":"IPAllocation","metadata":{"name":"p.10.0.0.1"},"spec":{
+		"poolRef":{"kind":"IPPool","name":"p"},"address":"10.0.0.1","nodeName":"a","containerID":"c1","interfaceName":"net1","podRef":{"name":"","namespace":"ml"}}}`
+	err := c.node(t, "a").RESTClient().Post().Namespace(c.ns).Resource("ipallocations").Body([]byte(body)).Do(t.Context()).Error()
+	want(t, err, namesBoth)
+}
+
 // What a node may write beside its own name is for the CRD to say, as for anybody.
 func TestNamesAreTheCRDs(t *testing.T) {
 	c := newCluster(t)

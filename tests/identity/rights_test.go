@@ -79,6 +79,31 @@ func (c *cluster) may(t *testing.T, what *authorizationv1.ResourceAttributes) bo
 	return answer.Status.Allowed
 }
 
+// Applied again, nothing changes: neither kubectl nor a GitOps tool finds drift.
+func TestApplyAgain(t *testing.T) {
+	c := newCluster(t)
+	dir := c.overlay(t)
+	for range 2 {
+		out, err := env.Kubectl(t.Context(), "apply", "-k", dir)
+		if err != nil || strings.Count(out, " unchanged\n") != 4 || strings.Count(out, "\n") != 4 {
+			t.Errorf("got %v:\n%s", err, out)
+		}
+	}
+	generation := func() string {
+		t.Helper()
+		out, err := env.Kubectl(t.Context(), "get", "validatingadmissionpolicies", role, "-o", "jsonpath={.metadata.generation}")
+		if err != nil || out == "" {
+			t.Fatal(err, out)
+		}
+		return out
+	}
+	before := generation()
+	// Without force: what the server has completed must be no conflict either.
+	if out, err := env.Kubectl(t.Context(), "apply", "--server-side", "-k", dir); err != nil || generation() != before {
+		t.Errorf("generation %s, before %s, %v:\n%s", generation(), before, err, out)
+	}
+}
+
 // A node with a real certificate, by request.
 func TestReading(t *testing.T) {
 	c := newCluster(t)
