@@ -132,13 +132,13 @@ func TestUninstallLeavesWhatIsNotOurs(t *testing.T) {
 
 func TestDrift(t *testing.T) {
 	for name, change := range map[string]func(t *testing.T, h *Host){
-		"binary gone":        func(t *testing.T, h *Host) { _ = os.Remove(h.Binary()) },
+		"binary gone":        func(_ *testing.T, h *Host) { _ = os.Remove(h.Binary()) },
 		"binary of another":  func(t *testing.T, h *Host) { write(t, h.Binary(), newPlugin, 0o755) },
 		"binary's mode":      func(t *testing.T, h *Host) { write(t, h.Binary(), plugin, 0o700) },
-		"binary is a link":   func(t *testing.T, h *Host) { _ = os.Remove(h.Binary()); _ = os.Symlink(h.Source, h.Binary()) },
-		"configuration gone": func(t *testing.T, h *Host) { _ = os.RemoveAll(h.ConfDir) },
+		"binary is a link":   func(_ *testing.T, h *Host) { _ = os.Remove(h.Binary()); _ = os.Symlink(h.Source, h.Binary()) },
+		"configuration gone": func(_ *testing.T, h *Host) { _ = os.RemoveAll(h.ConfDir) },
 		"configuration":      func(t *testing.T, h *Host) { write(t, h.Conf(), "{}", 0o600) },
-		"readable by all":    func(t *testing.T, h *Host) { _ = os.Chmod(h.Conf(), 0o644) },
+		"readable by all":    func(_ *testing.T, h *Host) { _ = os.Chmod(h.Conf(), 0o644) },
 		"new image":          func(t *testing.T, h *Host) { write(t, h.Source, newPlugin, 0o600) },
 		"new settings":       func(_ *testing.T, h *Host) { h.Settings.LogLevel = "debug" },
 	} {
