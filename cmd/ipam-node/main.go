@@ -136,7 +136,7 @@ func (o *options) hostFlags(fs *flag.FlagSet) {
 
 func (o *options) migrationFlags(fs *flag.FlagSet) {
 	fs.StringVar(&o.storeFile, "store-file", "/var/lib/cni/nv-ipam/store", "nv-ipam's node store, which is migrated and never changed")
-	fs.StringVar(&o.migrate, "migrate", migrateAuto, "auto: what has not been migrated yet; force: everything again; only: claim what the store has and exit, nv-ipam goes on serving; never")
+	fs.StringVar(&o.migrate, "migrate", migrateAuto, "auto: what has not been migrated yet; force: also where it is done, so that conflicts are tried again; only: claim what the store has and exit, nv-ipam goes on serving; never")
 	fs.BoolVar(&o.dryRun, "migrate-dry-run", false, "print what the migration would do, change nothing, and exit")
 	fs.DurationVar(&o.settle, "migrate-settle", 0, "for how long nv-ipam's store must not have changed after the plugin was replaced; 0 is --cni-daemon-call-timeout and a second")
 }

@@ -30,7 +30,7 @@ import (
 // more was released by the plugin: nv-ipam's store never learns of that.
 func (m *Migrator) migrate(ctx context.Context, e Entry, journal *Journal) (Outcome, error) {
 	out := Outcome{Entry: e, Detail: m.odd(e)}
-	if !m.Force && journal.Switched && m.released(e, journal) {
+	if journal.Switched && m.released(e, journal) {
 		out.Result = Released
 		return out, nil
 	}

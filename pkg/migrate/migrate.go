@@ -21,8 +21,8 @@ type Migrator struct {
 	Claimer *claim.Claimer
 	// StoreFile is nv-ipam's. It is only read.
 	StoreFile string
-	// Force tries every entry again, whatever the journal says, and goes on where
-	// the namespace has none of the store's pools.
+	// Force runs also where the journal says that all is done, so that conflicts are
+	// tried again, and where the namespace has none of the store's pools.
 	Force bool
 	// Settle is for how long the store must not have changed after the switch:
 	// longer than nv-ipam's call timeout.

@@ -44,7 +44,7 @@ func (m *Migrator) Plan(ctx context.Context) (*Journal, error) {
 // plan is migrate without the doing.
 func (m *Migrator) plan(ctx context.Context, e Entry, journal *Journal) (Outcome, error) {
 	out := Outcome{Entry: e, Detail: m.odd(e), Result: Claimed}
-	if !m.Force && journal.Switched && m.released(e, journal) {
+	if journal.Switched && m.released(e, journal) {
 		out.Result = Released
 		return out, nil
 	}

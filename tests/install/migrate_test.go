@@ -153,11 +153,29 @@ func TestMigration(t *testing.T) {
 	}
 	// The pod that has lost goes, and nobody else's address with it.
 	d.del(t, "c-db-c")
-	// The one that holds it goes: then it is free, and force gives it to whoever is left.
+	// The one that holds it goes: then it is free.
 	b.del(t, "c-db-b")
 	if got := d.add(t, "c4", ";IP=192.168.0.7"); got != "192.168.0.7" {
 		t.Errorf("the static address is not free: %s", got)
 	}
+}
+
+// The holder goes, and the other pod, which answers on the address still, is given
+// it by force.
+func TestConflictSolved(t *testing.T) {
+	c := newCluster(t)
+	b := c.host(t, "node-b", withEntry(t, emptyStore, "db-b", "192.168.0.7"))
+	d := c.host(t, "node-c", withEntry(t, emptyStore, "db-c", "192.168.0.7"))
+	b.mustRun(t, "--once")
+	d.mustRun(t, "--once")
+	b.del(t, "c-db-b")
+	c.wantHeld(t, "")
+	if _, log := d.mustRun(t, "--once", "--migrate=force"); !strings.Contains(log, "1 claimed") || !strings.Contains(log, " 0 conflicts") {
+		t.Error(log)
+	}
+	c.wantHeld(t, "pool1 192.168.0.7 node-c default/db-c")
+	d.del(t, "c-db-c")
+	c.wantHeld(t, "")
 }
 
 // An allocation is made as the plugin makes them.
@@ -211,9 +229,10 @@ func TestDelOfMigratedPods(t *testing.T) {
 			// Another run does not bring them back, though nv-ipam's store has them.
 			h.mustRun(t, "--once")
 			h.write(t, "bin/nv-ipam", nvIpam, 0o755)
-			_, log := h.mustRun(t, "--once")
-			if !strings.Contains(log, "4 released since") {
-				t.Errorf("log %s", log)
+			for _, how := range []string{"auto", "force"} {
+				if _, log := h.mustRun(t, "--once", "--migrate="+how); !strings.Contains(log, "4 released since") {
+					t.Errorf("%s: %s", how, log)
+				}
 			}
 			c.wantHeld(t, "pool1 192.168.0.102 kind-worker default/web-1", "rail1 10.60.1.2 kind-worker ml/train-0")
 		})
@@ -601,6 +620,10 @@ func TestRollback(t *testing.T) {
 	h.mustRun(t, "--uninstall")
 	if h.read(t, "data/store") != sampleStore(t) {
 		t.Error("nv-ipam's store is not what it was")
+	}
+	// Somebody has tidied up, too early.
+	if err := c.client.IPAllocations(c.ns).Delete(t.Context(), "pool1.192.168.0.101", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
 	}
 	h.write(t, "bin/nv-ipam", nvIpam, 0o755)
 	h.write(t, "data/store", withEntry(t, sampleStore(t), "meanwhile", "192.168.0.110"), 0o644)
