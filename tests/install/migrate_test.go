@@ -542,8 +542,13 @@ func TestAddDuringTheSwitch(t *testing.T) {
 		}
 	})
 	h.mustRun(t, "--once")
-	if a := <-added; a.err != nil || a.addr != "192.168.0.105" {
-		t.Errorf("the ADD was given %s, %v", a.addr, a.err)
+	select {
+	case a := <-added:
+		if a.err != nil || a.addr != "192.168.0.105" {
+			t.Errorf("the ADD was given %s, %v", a.addr, a.err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("what nv-ipam gave last was not claimed, or the ADD waits for ever")
 	}
 	if !strings.Contains(c.held(t), "pool1 192.168.0.104 kind-worker default/late") {
 		t.Errorf("held\n%s", c.held(t))
