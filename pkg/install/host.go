@@ -104,7 +104,11 @@ func (h *Host) note(path, sum string) error {
 		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 			r.Dirs = append(r.Dirs, dir)
 		}
-		if err := os.MkdirAll(dir, 0o755); err != nil {
+		mode := fs.FileMode(0o755)
+		if dir == h.DataDir {
+			mode = 0o700 // as the plugin makes it
+		}
+		if err := os.MkdirAll(dir, mode); err != nil {
 			return err
 		}
 	}
