@@ -109,7 +109,11 @@ func (c *Claimer) rebuild(ctx context.Context) ([]v1alpha1.IPAllocation, error) 
 			if err != nil {
 				return err
 			}
-			all = append(all, page.Items...)
+			for _, a := range page.Items {
+				if a.Spec.NodeName == c.Node { // a label can say anything
+					all = append(all, a)
+				}
+			}
 			if opts.Continue = page.Continue; opts.Continue == "" {
 				return nil
 			}

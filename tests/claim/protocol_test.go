@@ -603,6 +603,20 @@ func TestCollect(t *testing.T) {
 	c.wantHeld(t, "10.0.0.11", "10.0.0.5")
 }
 
+// A label is a hint for lists; whose an allocation is stands in its spec.
+func TestCollectBelievesNoLabel(t *testing.T) {
+	c := newCluster(t, 10, "a", "b")
+	c.hold(t, "p", "10.0.0.11", "b", "on-b")
+	patch := []byte(`{"metadata":{"labels":{"` + v1alpha1.LabelNode + `":"a"}},"spec":{"networkName":"net"}}`)
+	if _, err := c.client.IPAllocations(c.ns).Patch(t.Context(), "p.10.0.0.11", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := newNode(t, c.ns, "a").Collect(t.Context(), "net", nil); err != nil {
+		t.Fatal(err)
+	}
+	c.wantHeld(t, "10.0.0.11")
+}
+
 func TestReady(t *testing.T) {
 	c := newCluster(t, 10, "a")
 	n := newNode(t, c.ns, "a")
