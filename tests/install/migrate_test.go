@@ -93,7 +93,7 @@ const emptyStore = `{"version":1,"checksum":1,"pools":{}}`
 func TestMigration(t *testing.T) {
 	c := newCluster(t)
 	worker := c.host(t, "kind-worker", sampleStore(t))
-	b := c.host(t, "node-b", withEntry(t, withEntry(t, emptyStore, "db-b", "192.168.0.7"), "b-1", "192.168.0.201"))
+	b := c.host(t, "node-b", withEntry(t, withEntry(t, emptyStore, "db-b", "192.168.0.7"), "b-1", "192.168.0.221"))
 	d := c.host(t, "node-c", withEntry(t, withEntry(t, emptyStore, "db-c", "192.168.0.7"), "c-1", "192.168.1.45"))
 
 	for _, h := range []*host{worker, b} {
@@ -116,7 +116,7 @@ func TestMigration(t *testing.T) {
 		"pool1 192.168.0.101 kind-worker default/web-0",
 		"pool1 192.168.0.102 kind-worker default/web-1",
 		"pool1 192.168.0.103 kind-worker ml/train-0",
-		"pool1 192.168.0.201 node-b default/b-1",
+		"pool1 192.168.0.221 node-b default/b-1",
 		"pool1 192.168.0.5 kind-worker default/static-ip-pod1",
 		"pool1 192.168.0.7 node-b default/db-b",
 		"pool1 192.168.1.45 node-c default/c-1",
@@ -141,11 +141,11 @@ func TestMigration(t *testing.T) {
 		t.Errorf("%d events after more runs", len(c.events(t)))
 	}
 
-	// nv-ipam stopped at .103 and .201, and goes on from there.
+	// nv-ipam stopped at .103 and .221: it goes on from there, though .201 is free.
 	if got := worker.add(t, "c1", ""); got != "192.168.0.104" {
 		t.Errorf("kind-worker gives %s", got)
 	}
-	if got := b.add(t, "c2", ""); got != "192.168.0.202" {
+	if got := b.add(t, "c2", ""); got != "192.168.0.222" {
 		t.Errorf("node-b gives %s", got)
 	}
 	if _, err := d.call(t.Context(), "ADD", "c3", ";IP=192.168.0.7", "pool1", "ippool"); err == nil || !strings.Contains(err.Error(), "held by pod default/db-b on node node-b") {
