@@ -201,6 +201,30 @@ func TestMigratedAllocation(t *testing.T) {
 	if got := h.read(t, "data/store"); got != sampleStore(t) {
 		t.Error("the store was changed")
 	}
+	h.hintHasAll(t)
+	entry, err := os.Readlink(h.path("data/claims/pool1/192.168.0.5"))
+	if want := static + "/net1/" + string(a.UID); err != nil || entry != want {
+		t.Errorf("the hint has %q, %v, want %q", entry, err, want)
+	}
+	// Whether that is all that the node holds is for the plugin to find out.
+	if _, err := os.Stat(h.path("data/complete")); err == nil {
+		t.Error("the hint is called complete")
+	}
+}
+
+// hintHasAll checks that the hint holds at least what the node holds.
+func (h *host) hintHasAll(t *testing.T) {
+	t.Helper()
+	list, err := h.client.IPAllocations(h.ns).List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range list.Items {
+		entry, err := os.Readlink(h.path(filepath.Join("data/claims", a.Spec.PoolRef.Name, a.Spec.Address)))
+		if err != nil || !strings.HasPrefix(entry, a.Spec.ContainerID+"/net1/") {
+			t.Errorf("the hint has %q, %v for %s", entry, err, a.Name)
+		}
+	}
 }
 
 // Pods that started under nv-ipam are released by the plugin's DEL, whatever it
@@ -462,6 +486,7 @@ func TestKilledAndRunAgain(t *testing.T) {
 				if h.isInstalled(t) {
 					t.Error("it was switched before all was claimed")
 				}
+				h.hintHasAll(t)
 				p.set(nil, nil)
 				h.mustRun(t, "--once")
 				c.wantHeld(t, sampleHeld...)
