@@ -91,16 +91,6 @@ func versions(t *testing.T, env *testenv.Env, o overlay) []string {
 }
 
 func removeAll(t *testing.T, env *testenv.Env, o overlay) {
-	// A CRD that is deleted while its storage is still being set up, within a second
-	// or two, is tried again by the API server only after minutes.
-	for _, plural := range []string{"ippools", "cidrpools", "ipallocations"} {
-		until(t, func() string {
-			if _, err := env.Kubectl(t.Context(), "get", "--raw", "/apis/nv-ipam.nvidia.com/v1alpha1/"+plural+"?resourceVersion=0"); err != nil {
-				return err.Error()
-			}
-			return ""
-		})
-	}
 	kubectl(t, env, "delete", "-k", o.dir(t))
 	if left := kubectl(t, env, "get", "-k", o.dir(t), "--ignore-not-found"); left != "" {
 		t.Errorf("left after kubectl delete -k:\n%s", left)
