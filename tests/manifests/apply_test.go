@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
 
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
@@ -91,6 +92,16 @@ func versions(t *testing.T, env *testenv.Env, o overlay) []string {
 }
 
 func removeAll(t *testing.T, env *testenv.Env, o overlay) {
+	// A CRD that is deleted while its storage is still being set up, within a second
+	// or two, is tried again by the API server only after minutes.
+	for _, plural := range []string{"ippools", "cidrpools", "ipallocations"} {
+		until(t, func() string {
+			if _, err := env.Kubectl(t.Context(), "get", "--raw", "/apis/nv-ipam.nvidia.com/v1alpha1/"+plural+"?resourceVersion=0"); err != nil {
+				return err.Error()
+			}
+			return ""
+		})
+	}
 	kubectl(t, env, "delete", "-k", o.dir(t))
 	if left := kubectl(t, env, "get", "-k", o.dir(t), "--ignore-not-found"); left != "" {
 		t.Errorf("left after kubectl delete -k:\n%s", left)
@@ -136,6 +147,53 @@ func installNetworkOperator(t *testing.T, env *testenv.Env, namespace string) {
 		apply(t, env, string(data))
 	}
 	kubectl(t, env, "wait", "--for=condition=Established", "crd", "--all")
+}
+
+// With the component, what a node asks of this API group is in a queue of its own,
+// and what else it asks is not.
+func TestPriorityAndFairness(t *testing.T) {
+	env := start(t)
+	dir := t.TempDir()
+	rel, err := filepath.Rel(dir, filepath.Join(root(t), "manifests"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kustomization := "resources: [" + rel + "/overlays/k8s-1.30]\ncomponents: [" + rel + "/components/priority-and-fairness]\n"
+	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(kustomization), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	kubectl(t, env, "apply", "-k", dir)
+	for _, line := range strings.Split(kubectl(t, env, "apply", "-k", dir), "\n") {
+		if strings.Contains(line, "flowcontrol") && !strings.HasSuffix(line, " unchanged") {
+			t.Errorf("second apply: %s", line)
+		}
+	}
+	ours := kubectl(t, env, "get", "flowschema", "crd-ipam", "-o", "jsonpath={.metadata.uid}")
+	node, err := env.UserConfig("system:node:node-a", testenv.NodesGroup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := rest.HTTPClientFor(node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	schema := func(path string) string {
+		resp, err := client.Get(node.Host + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		return resp.Header.Get("X-Kubernetes-PF-FlowSchema-UID")
+	}
+	until(t, func() string {
+		if got := schema("/apis/nv-ipam.nvidia.com/v1alpha1/namespaces/kube-system/ipallocations"); got != ours {
+			return "allocations are in flow schema " + got
+		}
+		return ""
+	})
+	if schema("/api/v1/nodes/node-a") == ours {
+		t.Error("nodes are in the plugin's flow schema")
+	}
 }
 
 // kustomize refers to copies of the CRDs; see manifests/base/crds.

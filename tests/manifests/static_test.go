@@ -174,3 +174,24 @@ func TestNetworkOperatorLeavesOursAlone(t *testing.T) {
 		}
 	}
 }
+
+// What network-operator 26.7 starts our image with.
+func TestNetworkOperatorsArguments(t *testing.T) {
+	for command, args := range map[string][]string{
+		"ipam-controller": {"--leader-elect=true", "--leader-elect-namespace=n", "--ippools-namespace=n", "--webhook=true"},
+		"ipam-node": {
+			"--node-name=node-a", "--v=1", "--logging-format=json", "--bind-address=unix:///var/lib/cni/nv-ipam/daemon.sock",
+			"--store-file=/var/lib/cni/nv-ipam/store", "--cni-daemon-socket=unix:///var/lib/cni/nv-ipam/daemon.sock",
+			"--cni-daemon-call-timeout=5", "--cni-bin-dir=/opt/cni/bin", "--cni-conf-dir=/etc/cni/net.d/nv-ipam.d",
+			"--cni-log-file=/var/log/nv-ipam-cni.log", "--cni-log-level=info", "--ippools-namespace=n",
+		},
+	} {
+		path, err := testenv.Binary(command)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command(path, append(args, "--version")...).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", command, err, out)
+		}
+	}
+}
