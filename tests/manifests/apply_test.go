@@ -92,8 +92,9 @@ func versions(t *testing.T, env *testenv.Env, o overlay) []string {
 }
 
 func removeAll(t *testing.T, env *testenv.Env, o overlay) {
-	// A CRD that is deleted while its storage is still being set up, within a second
-	// or two, is tried again by the API server only after minutes.
+	// The server sets up a CRD's storage at the first request for one of its objects.
+	// Where that is the server's own, to delete them with the CRD, it fails ("storage
+	// is (re)initializing"), and now and then it is tried again only after minutes.
 	for _, plural := range []string{"ippools", "cidrpools", "ipallocations"} {
 		until(t, func() string {
 			if _, err := env.Kubectl(t.Context(), "get", "--raw", "/apis/nv-ipam.nvidia.com/v1alpha1/"+plural+"?resourceVersion=0"); err != nil {
