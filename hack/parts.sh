@@ -6,8 +6,15 @@
 #   assets          a directory with etcd, kube-apiserver and kubectl side by
 #                   side, as envtest wants it; KUBEBUILDER_ASSETS, where it is
 #                   set, wins and nothing is built
-#   etcd, kube-apiserver, kubectl    one of those
+#   etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kubectl,
+#   kubelet         one of those
 #   cni             the CNI plugins
+#   containerd      containerd, its shim and ctr
+#   multus          multus, the thin plugin
+#   network-operator    the controller of MacvlanNetwork, with its manifests
+#   pause           the sandbox container's program; needs gcc
+#   debian          runc, bash-static and busybox-static, unpacked, not installed;
+#                   needs apt-get and dpkg-deb
 #   golangci-lint   the linter
 # Prints, for each PART, the directory that holds it, and nothing else, on
 # stdout; progress goes to stderr.
@@ -32,15 +39,17 @@ version() {
 #            version is another directory
 #   packages what go builds, and binaries, the names of the results
 #   flags    more arguments of go build
+#   make     a function that builds it, where go build of the packages does not
 describe() {
 	flags=(-trimpath -ldflags "-s -w")
+	make=go_build
 	case $1 in
 	etcd)
 		module=$hack/parts/etcd
 		dir=$cache/etcd-$(version "$module" go.etcd.io/etcd/server/v3)
 		packages=(go.etcd.io/etcd/server/v3)
 		;;
-	kube-apiserver | kube-controller-manager | kube-proxy | kube-scheduler | kubectl | kubelet)
+	kube-apiserver | kube-controller-manager | kube-scheduler | kubectl | kubelet)
 		module=$hack/parts/kube-$KUBE
 		[ -d "$module" ] || { say "KUBE=$KUBE: there is no $module"; return 1; }
 		local v
@@ -53,6 +62,35 @@ describe() {
 		module=$hack/parts/cni
 		dir=$cache/cni-$(version "$module" github.com/containernetworking/plugins)
 		mapfile -t packages < <(awk '/^\)/ {on = 0} on {print $1} /^tool \(/ {on = 1}' "$module/go.mod")
+		;;
+	containerd)
+		module=$hack/parts/containerd
+		dir=$cache/containerd-$(version "$module" github.com/containerd/containerd/v2)
+		packages=(github.com/containerd/containerd/v2/cmd/{containerd,containerd-shim-runc-v2,ctr})
+		flags+=(-tags no_btrfs,no_devmapper,no_zfs)
+		;;
+	multus)
+		module=$hack/parts/multus
+		dir=$cache/multus-$(version "$module" gopkg.in/k8snetworkplumbingwg/multus-cni.v4)
+		packages=(gopkg.in/k8snetworkplumbingwg/multus-cni.v4/cmd/multus)
+		;;
+	network-operator)
+		module=$hack/parts/network-operator
+		dir=$cache/network-operator-$(version "$module" github.com/Mellanox/network-operator)
+		packages=(github.com/crd-ipam/crd-ipam/hack/parts/network-operator)
+		make=network_operator
+		;;
+	pause)
+		module=$hack/parts/kube-$KUBE
+		dir=$cache/pause-$(version "$module" k8s.io/kubernetes)
+		packages=(pause)
+		make=pause
+		;;
+	debian)
+		# Of the release of Debian that this machine has.
+		dir=$cache/debian-$(. /etc/os-release && echo "$VERSION_ID")
+		packages=(runc bash-static busybox)
+		make=debian
 		;;
 	golangci-lint)
 		module=$hack/lint
@@ -88,16 +126,14 @@ build() {
 	exec 9>"$cache/lock"
 	flock -n 9 || { say "waiting for another build to finish"; flock 9; }
 	if ! built; then # by that other one
-		local start=$SECONDS i
+		local start=$SECONDS
 		say "building $1 (${dir##*/}); the first time this takes from seconds to some minutes"
 		rm -rf "$cache"/.build.* # of one that was killed
 		tmp=$(mktemp -d "$cache/.build.XXXXXX")
 		heartbeat "$1" 9>&- &
 		beat=$!
 		trap 'kill "$beat" 2>/dev/null || true; rm -rf "$tmp"' EXIT
-		for i in "${!packages[@]}"; do
-			(cd "$module" && go build "${flags[@]}" -o "$tmp/${binaries[$i]}" "${packages[$i]}") 9>&-
-		done
+		"$make" "$tmp" 9>&-
 		# Only whole files get here, and a rename is all or nothing.
 		mkdir -p "$dir"
 		mv "$tmp"/* "$dir"
@@ -108,6 +144,48 @@ build() {
 		say "built $1 in $((SECONDS - start)) s"
 	fi
 	exec 9>&-
+}
+
+# go_build TO builds the packages into the directory TO.
+go_build() {
+	local i
+	for i in "${!packages[@]}"; do
+		(cd "$module" && go build "${flags[@]}" -o "$1/${binaries[$i]}" "${packages[$i]}")
+	done
+}
+
+# source_of MODULE: the directory of a module's source.
+source_of() {
+	(cd "$module" && go mod download "$1" && go list -m -f '{{.Dir}}' "$1")
+}
+
+# network_operator TO: with the templates that it fills in, and the CRDs.
+network_operator() {
+	go_build "$1"
+	local source
+	source=$(source_of github.com/Mellanox/network-operator)
+	cp -r --no-preserve=mode "$source/manifests" "$source/deployment/network-operator/crds" "$1"
+}
+
+pause() {
+	local source
+	source=$(source_of k8s.io/kubernetes)
+	gcc -Os -Wall -static -DVERSION="${dir##*-}" -o "$1/pause" "$source/build/pause/linux/pause.c"
+}
+
+# debian TO: what is in no Go module, from Debian's packages.
+debian() {
+	local deb b
+	(
+		cd "$1"
+		apt-get download runc bash-static busybox-static >&2 || { # no lists of packages yet
+			apt-get update >&2
+			apt-get download runc bash-static busybox-static >&2
+		}
+		for deb in *.deb; do dpkg-deb -x "$deb" root; done
+		for b in "${packages[@]}"; do find root -type f -path "*bin/$b" -exec mv {} . \;; done
+		rm -r root ./*.deb
+	)
 }
 
 # heartbeat PART says every 30 s that it is still being built. It ends with this

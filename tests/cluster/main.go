@@ -1,0 +1,99 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// cluster brings up the cluster that the end-to-end tests use, for whoever wants
+// to look around in one: see docs/cluster.md.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"syscall"
+
+	"github.com/crd-ipam/crd-ipam/tests/internal/cluster"
+)
+
+const usage = `usage: cluster COMMAND
+  up                   bring the cluster up, or what of it does not run
+  down                 end it and remove all of it
+  load ARCHIVE         import an image archive on all nodes
+  exec NODE COMMAND... run a command on a node
+  crash NODE           kill the node, as if its power had gone
+  start NODE           boot it again
+  stop-apiserver       kill the API server and keep it down
+  start-apiserver      let it start again
+  logs DIR             copy the logs of all parts to DIR
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := run(ctx, cluster.Open(), os.Args[1:])
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit):
+		os.Exit(exit.ExitCode())
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "cluster:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, c *cluster.Cluster, args []string) error {
+	if len(args) == 0 {
+		return errors.New(usage)
+	}
+	command, args := args[0], args[1:]
+	switch {
+	case command == "up" && len(args) == 0:
+		return up(ctx, c)
+	case command == "down" && len(args) == 0:
+		return c.Down()
+	case command == "load" && len(args) == 1:
+		return c.Load(ctx, args[0])
+	case command == "logs" && len(args) == 1:
+		return c.CollectLogs(ctx, args[0])
+	case command == "stop-apiserver" && len(args) == 0:
+		return c.StopAPIServer()
+	case command == "start-apiserver" && len(args) == 0:
+		return c.StartAPIServer(ctx)
+	case len(args) == 0:
+		return errors.New(usage)
+	}
+	node := c.Node(args[0])
+	if node == nil {
+		return fmt.Errorf("no node %s", args[0])
+	}
+	switch {
+	case command == "exec" && len(args) > 1:
+		return execute(ctx, node, args[1:])
+	case command == "crash" && len(args) == 1:
+		return node.Crash()
+	case command == "start" && len(args) == 1:
+		return errors.Join(node.Start(), node.AwaitReady(ctx))
+	}
+	return errors.New(usage)
+}
+
+func up(ctx context.Context, c *cluster.Cluster) error {
+	if err := c.Up(ctx, os.Stdout); err != nil {
+		return fmt.Errorf("%w\nlogs are in %s", err, c.Dir())
+	}
+	fmt.Printf("\nexport KUBECONFIG=%s\n", c.Kubeconfig())
+	out, err := c.Kubectl(ctx, "get", "nodes")
+	fmt.Print(out)
+	return err
+}
+
+func execute(ctx context.Context, node *cluster.Node, args []string) error {
+	cmd, err := node.Command(ctx, args...)
+	if err != nil {
+		return err
+	}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	return cmd.Run()
+}
