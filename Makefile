@@ -15,6 +15,8 @@ API_TESTS ?= ./internal/testenv/... ./claim/... ./controller/... ./crd/... ./ide
 # TESTFLAGS go to every go test, as in: make test TESTFLAGS='-run Race -v'
 TESTFLAGS ?=
 FUZZTIME ?= 30s
+# BENCHFLAGS are those of tests/perf; -write needs all phases.
+BENCHFLAGS ?= -write
 # IMAGE is the image's name, and the one that the manifests have: see
 # manifests/base/kustomization.yaml.
 IMAGE ?= ghcr.io/crd-ipam/crd-ipam:dev
@@ -68,9 +70,8 @@ root:
 	@[ "$$(id -u)" = 0 ] || { echo "make demo needs root to make network namespaces: run sudo make demo" >&2; exit 1; }
 
 .PHONY: bench
-bench: build ## Run the benchmarks
-	go test -run '^$$' -bench . -benchmem $(TESTFLAGS) ./...
-	@$(with_parts) set -x; go test -run '^$$' -bench . -count=1 -timeout 60m $(TESTFLAGS) ./...
+bench: build ## Measure what addresses cost, in under 20 minutes, and write docs/benchmarks.md (BENCHFLAGS chooses phases)
+	@$(with_parts) CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w" -o ../bin/bench/ ./perf/...; exec ../bin/bench/perf $(BENCHFLAGS)
 
 .PHONY: generate
 generate: ## Write what is generated from apis/

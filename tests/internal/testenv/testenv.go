@@ -46,6 +46,9 @@ type Options struct {
 	Audit bool
 	// NoCRDs leaves the server without this project's CRDs.
 	NoCRDs bool
+	// Durable makes etcd flush every write to the disk, as it does in production,
+	// and lets it grow to 8 GiB: for measurements.
+	Durable bool
 }
 
 // Env is a running API server.
@@ -133,6 +136,9 @@ func (e *Env) configure(assets string, o Options) (err error) {
 	etcd := &envtest.Etcd{}
 	e.envtest.ControlPlane.Etcd = etcd
 	etcd.Out, etcd.Err = e.log, e.log
+	if o.Durable {
+		etcd.Configure().Disable("unsafe-no-fsync").Set("quota-backend-bytes", "8589934592")
+	}
 	etcd.DataDir = filepath.Join(e.Dir, "etcd-data")
 	if err := os.Mkdir(etcd.DataDir, 0o700); err != nil {
 		return err
@@ -208,10 +214,21 @@ func (e *Env) Stop() error {
 	return errors.Join(append(errs, e.guard.release(), os.RemoveAll(e.Dir))...)
 }
 
+// EtcdURL is where etcd answers, without authentication.
+func (e *Env) EtcdURL() string { return e.envtest.ControlPlane.Etcd.URL.String() }
+
 // StopAPIServer stops the API server alone: connections are refused until
 // StartAPIServer. What it stores stays in etcd.
 func (e *Env) StopAPIServer() error {
 	if err := e.envtest.ControlPlane.APIServer.Stop(); err != nil {
+		return err
+	}
+	return e.guard.forget("kube-apiserver")
+}
+
+// KillAPIServer is StopAPIServer with kill -9: no request is finished.
+func (e *Env) KillAPIServer() error {
+	if err := e.guard.kill("kube-apiserver"); err != nil {
 		return err
 	}
 	return e.guard.forget("kube-apiserver")

@@ -1,0 +1,415 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/scheme"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/tests/internal/simnode"
+)
+
+const (
+	leaks = 1000
+	// grace is shorter than anybody would have it, so that it does not hide what
+	// the controller itself takes.
+	grace = 5 * time.Second
+	// restTime is how long the controller is watched while nothing happens.
+	restTime = 30 * time.Second
+)
+
+// manager is a running controller.
+type manager struct {
+	process *simnode.Process
+	pid     int
+	probes  string
+	started time.Time
+}
+
+// controller measures the controller in a large cluster.
+func (b *bench) controller() error {
+	if err := b.haveAllocations(b.total); err != nil {
+		return err
+	}
+	b.say("creating %d nodes and %d pods", b.nodes, b.total)
+	if err := b.createNodes(b.nodes); err != nil {
+		return err
+	}
+	if err := b.createPods(b.total); err != nil {
+		return err
+	}
+	t := b.table("Controller", fmt.Sprintf("%s nodes, %d pools with a block for each of them, %s allocations and as many pods. The time to reclaim counts from the end of the grace period. Writes are those to pools, allocations, events and leases.",
+		thousands(b.nodes), poolCount, thousands(b.total)),
+		"seconds", "CPU s", "resident MiB", "peak MiB", "API requests", "API writes")
+	m, err := b.startController()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = m.process.Stop() }() // again, where all went well
+
+	steps := []struct {
+		name string
+		run  func(*manager) error
+	}{
+		{"start, until in sync with allocations and pods", b.ready},
+		{"carve the pools", func(*manager) error { return b.carvePools() }},
+		{"a node joins", func(*manager) error { return b.join() }},
+		{"at rest", func(*manager) error { return b.pause(restTime) }},
+		{fmt.Sprintf("reclaim %s leaks", thousands(leaks)), func(*manager) error { return b.leak() }},
+	}
+	for _, s := range steps {
+		if err := b.step(t, s.name, m, s.run); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	if err := m.process.Stop(); err != nil {
+		return fmt.Errorf("the controller ended with: %w", err)
+	}
+	if m, err = b.startController(); err != nil {
+		return err
+	}
+	defer func() { _ = m.process.Stop() }() // it is not needed any more
+	if err := b.step(t, "start anew, until in sync with all of it", m, b.ready); err != nil {
+		return err
+	}
+	if err := b.step(t, "at rest after that", m, func(*manager) error { return b.pause(restTime) }); err != nil {
+		return err
+	}
+	last := t.Rows[len(t.Rows)-1].Values
+	b.target("controller, peak memory", *last[3], 1024, " MiB")
+	b.target("controller, CPU at rest", 100**last[1]/restTime.Seconds(), 1, " %")
+	return nil
+}
+
+// step measures what the controller needs for one thing.
+func (b *bench) step(t *table, name string, m *manager, run func(*manager) error) error {
+	before, err := b.requests()
+	if err != nil {
+		return err
+	}
+	cpu, err := m.cpu()
+	if err != nil {
+		return err
+	}
+	begin := time.Now()
+	if err := run(m); err != nil {
+		return err
+	}
+	elapsed := time.Since(begin)
+	if name == fmt.Sprintf("reclaim %s leaks", thousands(leaks)) {
+		elapsed -= grace
+	}
+	used, err := m.cpu()
+	if err != nil {
+		return err
+	}
+	after, err := b.requests()
+	if err != nil {
+		return err
+	}
+	sent := after.since(before)
+	now, peak, err := m.memory()
+	if err != nil {
+		return err
+	}
+	t.add(name, elapsed.Seconds(), (used - cpu).Seconds(), now, peak, float64(sent.sum("", "")), float64(sent.writes("")))
+	b.say("%s: %.1f s, %.2f s of CPU, %.0f MiB, %v", name, elapsed.Seconds(), (used - cpu).Seconds(), now, sent)
+	return nil
+}
+
+func (b *bench) startController() (*manager, error) {
+	probe, err := net.Listen("tcp", "127.0.0.1:0") // a port that is free
+	if err != nil {
+		return nil, err
+	}
+	m := &manager{probes: probe.Addr().String(), started: time.Now()}
+	probe.Close()
+	log, err := os.OpenFile(filepath.Join(b.env.Dir, "controller.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close() // the controller has its own
+	cmd := exec.Command(b.options.controller, "--kubeconfig="+b.env.Kubeconfig, "--ippools-namespace="+clusterNamespace,
+		"--leader-elect=true", "--leader-elect-namespace="+clusterNamespace, "--reclaim-grace="+grace.String(),
+		"--health-probe-bind-address="+m.probes, "--metrics-bind-address=0")
+	cmd.Stdout, cmd.Stderr = log, log
+	if m.process, err = simnode.StartProcess(cmd); err != nil {
+		return nil, err
+	}
+	m.pid = cmd.Process.Pid
+	return m, nil
+}
+
+// ready waits until the controller leads and has seen the cluster.
+func (b *bench) ready(m *manager) error {
+	return b.until("the controller is in sync", func() (bool, error) {
+		resp, err := http.Get("http://" + m.probes + "/readyz")
+		if err != nil { // not listening yet
+			return false, m.alive()
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return false, m.alive()
+		}
+		// While it waits for the lease it is ready, too.
+		lease, err := b.kube.CoordinationV1().Leases(clusterNamespace).List(b.ctx, metav1.ListOptions{})
+		if err != nil {
+			return false, err
+		}
+		for _, l := range lease.Items {
+			if l.Spec.RenewTime != nil && l.Spec.RenewTime.After(m.started) {
+				return true, nil
+			}
+		}
+		return false, nil
+	})
+}
+
+// clockTick is what /proc counts CPU time in, on every architecture Go runs on.
+const clockTick = 10 * time.Millisecond
+
+func (m *manager) alive() error {
+	select {
+	case <-m.process.Done():
+		return errors.New("the controller has ended")
+	default:
+		return nil
+	}
+}
+
+// cpu returns the CPU time of the controller so far.
+func (m *manager) cpu() (time.Duration, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", m.pid))
+	if err != nil {
+		return 0, err
+	}
+	// Behind the name, which may have spaces, the 12th and 13th.
+	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	var ticks int
+	for _, f := range fields[11:13] {
+		n, err := strconv.Atoi(f)
+		if err != nil {
+			return 0, err
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * clockTick, nil
+}
+
+// memory returns what is resident now, and at most so far, in MiB.
+func (m *manager) memory() (now, peak float64, err error) {
+	path := fmt.Sprintf("/proc/%d/status", m.pid)
+	for name, into := range map[string]*float64{"VmRSS": &now, "VmHWM": &peak} {
+		if _, err := fmt.Sscan(field(path, name), into); err != nil {
+			return 0, 0, fmt.Errorf("%s of %s: %w", name, path, err)
+		}
+		*into /= 1024
+	}
+	return now, peak, nil
+}
+
+func (b *bench) createNodes(n int) error {
+	_, _, err := atOnce(30, n, func(i int) (sample, error) { return sample{}, b.createNode(hostName(i)) })
+	return err
+}
+
+func (b *bench) createNode(name string) error {
+	_, err := b.kube.CoreV1().Nodes().Create(b.ctx, &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{
+			corev1.LabelHostname: name, corev1.LabelOSStable: "linux", corev1.LabelArchStable: "amd64",
+			corev1.LabelTopologyZone: "zone-1", corev1.LabelInstanceTypeStable: "large",
+		}},
+		Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "KubeletReady"}}},
+	}, metav1.CreateOptions{})
+	return err
+}
+
+func podKey(i int) string { return "/registry/pods/" + clusterNamespace + "/" + podName(i) }
+
+// createPods makes the pods that hold the allocations: one through the API, the
+// others are copies of it in etcd, for a pod's UID is not ours to choose.
+func (b *bench) createPods(n int) error {
+	pod, err := b.kube.CoreV1().Pods(clusterNamespace).Create(b.ctx, examplePod(), metav1.CreateOptions{})
+	if err != nil {
+		return err
+	}
+	if err := b.kube.CoreV1().Pods(clusterNamespace).Delete(b.ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: new(int64)}); err != nil {
+		return err
+	}
+	pod.ResourceVersion = ""
+	pod.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Pod"))
+	encoder := protobuf.NewSerializer(scheme.Scheme, scheme.Scheme)
+	err = b.store(n, func(i int) (kv, error) {
+		node, _, _ := place(i)
+		p := pod.DeepCopy()
+		p.Name, p.UID, p.Spec.NodeName = podName(i), types.UID(podUID(i)), node
+		p.Status.Phase = corev1.PodRunning
+		var value bytes.Buffer
+		err := encoder.Encode(p, &value)
+		return kv{Key: []byte(podKey(i)), Value: value.Bytes()}, err
+	})
+	if err != nil {
+		return err
+	}
+	return b.until("the API server has seen the pods", func() (bool, error) {
+		list, err := b.metadata.Resource(corev1.SchemeGroupVersion.WithResource("pods")).Namespace(clusterNamespace).List(b.ctx, metav1.ListOptions{Limit: 1})
+		return err == nil && list.RemainingItemCount != nil && int(*list.RemainingItemCount) == n-1, err
+	})
+}
+
+func examplePod() *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Name:   "example",
+			Labels: map[string]string{"app": "example", "pod-template-hash": "5d4f8c7b9d"},
+			Annotations: map[string]string{
+				"k8s.v1.cni.cncf.io/networks":       "net",
+				"k8s.v1.cni.cncf.io/network-status": strings.Repeat(`{"name":"net","interface":"net1","ips":["10.0.0.1"],"mac":"02:00:00:00:00:01","dns":{}}`, 4),
+			},
+		},
+		Spec: corev1.PodSpec{
+			NodeName: hostName(0),
+			Containers: []corev1.Container{{
+				Name: "main", Image: "registry.example.com/team/application:v1.2.3",
+				Env: []corev1.EnvVar{{Name: "ONE", Value: "1"}, {Name: "TWO", Value: "2"}},
+				Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{
+					corev1.ResourceCPU: resource.MustParse("100m"), corev1.ResourceMemory: resource.MustParse("128Mi"),
+				}},
+			}},
+		},
+	}
+}
+
+// carvePools creates the pools and waits until each node has its block in all.
+func (b *bench) carvePools() error {
+	_, _, err := atOnce(10, poolCount, func(p int) (sample, error) {
+		_, err := b.ipam.IPPools(clusterNamespace).Create(b.ctx, &v1alpha1.IPPool{
+			ObjectMeta: metav1.ObjectMeta{Name: poolName(p)},
+			Spec:       v1alpha1.IPPoolSpec{Subnet: fmt.Sprintf("10.%d.0.0/15", 2*p), PerNodeBlockSize: podsPerNode},
+		}, metav1.CreateOptions{})
+		return sample{}, err
+	})
+	if err != nil {
+		return err
+	}
+	if err := b.carved(nil); err != nil {
+		return err
+	}
+	return b.complete(b.nodes)
+}
+
+// carved waits until the controller has written the blocks of all pools, after
+// what it had written before.
+func (b *bench) carved(before map[string]string) error {
+	return b.until("all pools are carved", func() (bool, error) {
+		now, err := b.carvings()
+		if err != nil {
+			return false, err
+		}
+		done := 0
+		for pool, carving := range now {
+			if carving != before[pool] {
+				done++
+			}
+		}
+		return done == poolCount, nil
+	})
+}
+
+// carvings returns what the controller calls the blocks that it has written, by
+// pool. It reads metadata only: the blocks themselves are 50 MB.
+func (b *bench) carvings() (map[string]string, error) {
+	list, err := b.metadata.Resource(poolsResource).Namespace(clusterNamespace).List(b.ctx, metav1.ListOptions{ResourceVersion: "0"})
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]string{}
+	for _, p := range list.Items {
+		for _, f := range p.ManagedFields {
+			if strings.HasPrefix(f.Manager, v1alpha1.BlocksManagerPrefix) {
+				out[p.Name] = f.Manager
+			}
+		}
+	}
+	return out, nil
+}
+
+// complete checks that every pool is ready and has a block for each node.
+func (b *bench) complete(nodes int) error {
+	for p := range poolCount {
+		err := b.until(poolName(p)+" is ready", func() (bool, error) {
+			obj, err := b.ipam.IPPools(clusterNamespace).Get(b.ctx, poolName(p), metav1.GetOptions{ResourceVersion: "0"})
+			if err != nil {
+				return false, err
+			}
+			if got := len(obj.Status.Allocations); got != nodes {
+				return false, fmt.Errorf("pool %s has %d blocks for %d nodes", obj.Name, got, nodes)
+			}
+			return meta.IsStatusConditionTrue(obj.Status.Conditions, "Ready"), nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// join adds a node and waits until it has its block in all pools.
+func (b *bench) join() error {
+	before, err := b.carvings()
+	if err != nil {
+		return err
+	}
+	if err := b.createNode(hostName(b.nodes)); err != nil {
+		return err
+	}
+	if err := b.carved(before); err != nil {
+		return err
+	}
+	return b.complete(b.nodes + 1)
+}
+
+func (b *bench) pause(d time.Duration) error {
+	select {
+	case <-b.ctx.Done():
+		return b.ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// leak takes pods away and waits until their addresses are free, and no others.
+func (b *bench) leak() error {
+	for i := range leaks {
+		var answer struct{}
+		if err := b.etcd("deleterange", kv{Key: []byte(podKey(i))}, &answer); err != nil {
+			return err
+		}
+	}
+	return b.until("the leaks are reclaimed", func() (bool, error) {
+		held, err := b.count(clusterNamespace)
+		if err == nil && held < b.total-leaks {
+			err = fmt.Errorf("%d allocations are left, want %d", held, b.total-leaks)
+		}
+		return held == b.total-leaks, err
+	})
+}
