@@ -49,6 +49,9 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 	if err := c.awaitOpen(ctx); err != nil {
 		return nil, err
 	}
+	if err := c.settleOwn(ctx, req.Attachment); err != nil {
+		return nil, err
+	}
 	c.settleDebts(ctx, debtsPerCall)
 	if !c.Hint.Complete() {
 		if _, err := c.rebuild(ctx); err != nil {
@@ -144,7 +147,8 @@ func (c *Claimer) tryCandidates(ctx context.Context, req Request, b *pool.Block,
 	c.hintFailed("reading what is being released", err)
 	collisions := 0
 	for addr := range b.Candidates(last) {
-		if _, taken := listed[addr]; taken || unsettled[Name(b.Pool.Name, addr)] {
+		// What is being released may be free already; the list says so.
+		if _, taken := listed[addr]; taken || listed == nil && unsettled[Name(b.Pool.Name, addr)] != nil {
 			continue
 		}
 		free, err := c.Hint.Hold(b.Pool.Name, addr, req.Attachment)
@@ -179,7 +183,7 @@ func (c *Claimer) create(ctx context.Context, req Request, b *pool.Block, addr n
 	case err == nil:
 		c.hintFailed("entering a claim", c.Hint.Set(held))
 		return held, nil
-	case errors.Is(err, ErrUnavailable): // nobody knows whether the create was carried out
+	case errors.Is(err, errUnanswered):
 		return Held{}, errors.Join(fmt.Errorf("claiming %s: %w", addr, err), c.giveBack(ctx, []Held{held}))
 	default:
 		c.hintFailed("letting go of an address", c.Hint.Drop(held))
@@ -188,23 +192,29 @@ func (c *Claimer) create(ctx context.Context, req Request, b *pool.Block, addr n
 }
 
 // post creates an allocation, and reports whether that made it: it may have been
-// the attachment's before.
+// the attachment's before. The error is errUnanswered where the allocation may be
+// there nevertheless.
 func (c *Claimer) post(ctx context.Context, alloc *v1alpha1.IPAllocation, att Attachment) (uid types.UID, created bool, err error) {
 	client := c.Client.IPAllocations(c.Namespace)
+	unanswered := false
 	err = retry(ctx, func() error {
 		made, err := client.Create(ctx, alloc, metav1.CreateOptions{})
 		if err == nil {
 			uid, created = made.UID, true
 			return nil
 		}
+		if !refused(err) {
+			unanswered = true
+		}
 		if !apierrors.IsAlreadyExists(err) {
 			return err
 		}
 		holder, err := client.Get(ctx, alloc.Name, metav1.GetOptions{})
 		switch {
-		case apierrors.IsNotFound(err): // released between the two requests
+		case notFound(err): // released between the two requests
 			return apierrors.NewServerTimeout(v1alpha1.Resource("ipallocations"), "create", 0)
 		case err != nil:
+			unanswered = true // the holder may be this very attachment
 			return err
 		case attachmentOf(holder) != att:
 			addr, _ := netip.ParseAddr(alloc.Spec.Address) // made from one
@@ -213,6 +223,9 @@ func (c *Claimer) post(ctx context.Context, alloc *v1alpha1.IPAllocation, att At
 		uid = holder.UID
 		return nil
 	})
+	if unanswered && err != nil && !isInUse(err) {
+		err = fmt.Errorf("%w, %w", err, errUnanswered)
+	}
 	return uid, created, err
 }
 

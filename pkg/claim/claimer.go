@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -22,7 +23,8 @@ import (
 // Claimer claims addresses for the containers of one node. Any number of them
 // may run at once, in one process or in many.
 type Claimer struct {
-	// Client of the API server. It should neither throttle nor retry for long.
+	// Client of the API server. It should neither throttle nor retry: both is done
+	// here, within the time of the call.
 	Client clientv1alpha1.NvIpamV1alpha1Interface
 	// Namespace of the pools and of their allocations.
 	Namespace string
@@ -45,8 +47,9 @@ func contextForCleanup(ctx context.Context) (context.Context, context.CancelFunc
 	return context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 }
 
-// retry calls f until it succeeds, fails for good, or ctx ends; then the error is
-// ErrUnavailable with the last cause.
+// retry calls f until it succeeds, fails for good, or ctx would end before the
+// next try; then the error is ErrUnavailable with the last cause. It waits at
+// least as long as the API server asks for.
 func retry(ctx context.Context, f func() error) error {
 	backoff := wait.Backoff{Duration: 50 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 8, Cap: 2 * time.Second}
 	for {
@@ -54,10 +57,17 @@ func retry(ctx context.Context, f func() error) error {
 		if err == nil || !transient(err) {
 			return err
 		}
+		pause := backoff.Step()
+		if seconds, ok := apierrors.SuggestsClientDelay(err); ok {
+			pause += time.Duration(seconds) * time.Second
+		}
+		if end, ok := ctx.Deadline(); ok && time.Until(end) < pause {
+			return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%w: %w", ErrUnavailable, err)
-		case <-time.After(backoff.Step()):
+		case <-time.After(pause):
 		}
 	}
 }

@@ -7,9 +7,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"net/url"
+	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
@@ -32,6 +35,12 @@ var (
 	ErrUnavailable = errors.New("API server unavailable")
 	// ErrNotHeld: the attachment does not hold an address of the pool.
 	ErrNotHeld = errors.New("not found")
+
+	// errUnanswered: a create was sent, and whether it was carried out is not
+	// known.
+	errUnanswered = errors.New("a create may have been carried out")
+	// errMayCome: a create that was never answered has made nothing, so far.
+	errMayCome = errors.New("a create may still be carried out")
 )
 
 // InUseError says that somebody else holds an address.
@@ -63,24 +72,54 @@ func notHeld(ref v1alpha1.PoolReference) error {
 	return fmt.Errorf("reservation for pool %q, poolType %q %w", ref.Name, pool.Type(ref.Kind), ErrNotHeld)
 }
 
+// notFound reports whether the API server says that there is no such object. A
+// proxy's 404 page, or that of a server without the CRDs, says nothing about it.
+func notFound(err error) bool {
+	return apierrors.IsNotFound(err) && !apierrors.IsUnexpectedServerError(err)
+}
+
+// refused reports whether the API server says that it has not carried out a
+// request. Any other error leaves that open.
+func refused(err error) bool {
+	var answer apierrors.APIStatus
+	if !errors.As(err, &answer) || apierrors.IsUnexpectedServerError(err) || errors.Is(err, ErrUnavailable) {
+		return false
+	}
+	code := answer.Status().Code
+	return code >= http.StatusBadRequest && code < http.StatusInternalServerError
+}
+
 // transient reports whether the same request may succeed a little later: the
-// server is away, overloaded or restarting. What it refused for good, and a
-// collision, are not.
+// server is away, overloaded or restarting, or something else answers in its
+// place. What it refused for good, and a collision, are not.
 func transient(err error) bool {
 	switch {
+	case apierrors.IsNotFound(err):
+		return !notFound(err)
 	case apierrors.IsServerTimeout(err), apierrors.IsTimeout(err), apierrors.IsTooManyRequests(err),
 		apierrors.IsServiceUnavailable(err), apierrors.IsInternalError(err), apierrors.IsResourceExpired(err):
 		return true
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return true
-	case utilnet.IsConnectionRefused(err), utilnet.IsConnectionReset(err), utilnet.IsProbableEOF(err), utilnet.IsHTTP2ConnectionLost(err):
+	case utilnet.IsConnectionRefused(err), utilnet.IsConnectionReset(err), utilnet.IsProbableEOF(err), utilnet.IsHTTP2ConnectionLost(err),
+		errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), isStreamError(err):
 		return true
 	}
 	// Certificate errors come as url.Error too, but do not heal by themselves.
+	var alert *net.OpError
+	if errors.As(err, &alert) && alert.Op == "remote error" { // the other side's about ours
+		return false
+	}
 	var netErr net.Error
 	var urlErr *url.Error
 	if errors.As(err, &urlErr) {
 		err = urlErr.Err
 	}
 	return errors.As(err, &netErr)
+}
+
+// isStreamError reports whether the server broke off an HTTP/2 answer. Two
+// packages have the type, and neither is worth linking for it.
+func isStreamError(err error) bool {
+	return strings.Contains(err.Error(), "stream error: stream ID")
 }

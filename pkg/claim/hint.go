@@ -235,7 +235,7 @@ func (h *Hint) Rebuild(all []Held) error {
 		return err
 	}
 	for _, held := range all {
-		if unsettled[held.key()] {
+		if slices.ContainsFunc(unsettled[held.key()], func(r Held) bool { return r.Attachment == held.Attachment }) {
 			continue
 		}
 		if err := h.Set(held); err != nil {
@@ -266,7 +266,7 @@ func (h *Hint) Sync(poolName string, at time.Time, inside func(netip.Addr) bool,
 		return err
 	}
 	for addr, ours := range listed {
-		if ours && !known[addr] && !unsettled[Name(poolName, addr)] {
+		if ours && !known[addr] && unsettled[Name(poolName, addr)] == nil {
 			h.forget() // somebody has been in the directory
 		}
 		if !inside(addr) {
@@ -294,9 +294,11 @@ func (h *Hint) stale(held Held, at time.Time) bool {
 
 // young reports whether an entry may belong to a call that is still under way.
 // A clock that was set back does not make an entry young for ever.
-func (h *Hint) young(parts ...string) bool {
+func (h *Hint) young(parts ...string) bool { return h.younger(settleTime, parts...) }
+
+func (h *Hint) younger(age time.Duration, parts ...string) bool {
 	info, err := os.Lstat(h.path(parts...))
-	return err == nil && time.Since(info.ModTime()).Abs() < settleTime
+	return err == nil && time.Since(info.ModTime()).Abs() < age
 }
 
 // Releasing enters a release that is about to be carried out, and takes the
@@ -314,7 +316,25 @@ func (h *Hint) Owe(held Held) error {
 	if err := os.MkdirAll(h.path("owed"), 0o700); err != nil {
 		return err
 	}
-	return os.Rename(h.path("releasing", noteName(held)), h.path("owed", noteName(held)))
+	err := os.Rename(h.path("releasing", noteName(held)), h.path("owed", noteName(held)))
+	if errors.Is(err, fs.ErrNotExist) { // struck by another process meanwhile
+		err = h.link(held.text(held.UID), "owed", noteName(held))
+	}
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	h.flush("owed")
+	h.flush()
+	return nil
+}
+
+// flush makes a directory's entries survive a loss of power where the file system
+// can do that; where it cannot, the entries are as good as ever.
+func (h *Hint) flush(parts ...string) {
+	if dir, err := os.Open(h.path(parts...)); err == nil {
+		_ = dir.Sync()
+		_ = dir.Close()
+	}
 }
 
 // Paid strikes a release that was carried out.
@@ -336,6 +356,19 @@ func (h *Hint) Debts() ([]Held, error) {
 		}
 	}
 	return owed, err
+}
+
+// releases returns all releases that are owed or under way.
+func (h *Hint) releases() ([]Held, error) {
+	owed, err := h.notes("owed")
+	releasing, err2 := h.notes("releasing")
+	return append(owed, releasing...), errors.Join(err, err2)
+}
+
+// releaseYounger reports whether the note of a release is there and younger than
+// age.
+func (h *Hint) releaseYounger(held Held, age time.Duration) bool {
+	return h.younger(age, "owed", noteName(held)) || h.younger(age, "releasing", noteName(held))
 }
 
 func (h *Hint) notes(dir string) ([]Held, error) {
@@ -361,20 +394,15 @@ func (h *Hint) notes(dir string) ([]Held, error) {
 	return out, nil
 }
 
-// unsettled returns the names of the allocations whose release is under way or
-// owed: no longer this node's to use, and not yet free.
-func (h *Hint) unsettled() (map[string]bool, error) {
-	out := map[string]bool{}
-	for _, dir := range []string{"releasing", "owed"} {
-		releases, err := h.notes(dir)
-		if err != nil {
-			return nil, err
-		}
-		for _, held := range releases {
-			out[held.key()] = true
-		}
+// unsettled returns the releases that are under way or owed, by the name of the
+// allocation: no longer this node's to use, and not yet free.
+func (h *Hint) unsettled() (map[string][]Held, error) {
+	releases, err := h.releases()
+	out := map[string][]Held{}
+	for _, held := range releases {
+		out[held.key()] = append(out[held.key()], held)
 	}
-	return out, nil
+	return out, err
 }
 
 // key is the name of the allocation.

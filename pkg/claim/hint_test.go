@@ -142,7 +142,7 @@ func TestRelease(t *testing.T) {
 	if got, err := h.FindIn("p", podA); err != nil || len(got) != 0 {
 		t.Errorf("an ADD would use an address that is being released: %v, %v", got, err)
 	}
-	if un, err := h.unsettled(); err != nil || !un[held.key()] {
+	if un, err := h.unsettled(); err != nil || un[held.key()] == nil {
 		t.Errorf("unsettled = %v, %v: the address looks free", un, err)
 	}
 	debts := func() []Held { d, err := h.Debts(); must(t, err); return d }

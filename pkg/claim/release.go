@@ -7,18 +7,22 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"math"
+	"math/rand/v2"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 )
 
 // Release gives back all that the attachment holds. Nothing held is success, and
-// so is an API server that is away: then the release is owed, and the next call
-// on this node carries it out. It returns ErrUnavailable where it could neither
-// release nor note that.
+// so is a release that could only be noted, because the API server is away or
+// refuses it: then it is owed, and later calls on this node try again. It returns
+// an error where it could neither release nor note that.
 func (c *Claimer) Release(ctx context.Context, att Attachment) error {
 	c.settleDebts(ctx, debtsPerCall)
 	held, err := c.held(ctx, att)
@@ -28,68 +32,149 @@ func (c *Claimer) Release(ctx context.Context, att Attachment) error {
 	return c.releaseAll(ctx, held)
 }
 
+// ReleaseLater is Release for a call that has nothing to ask the API server with:
+// what the hint has of the attachment is owed. It returns why where the hint may
+// not have all.
+func (c *Claimer) ReleaseLater(att Attachment, why error) error {
+	if !c.Hint.Complete() {
+		return why
+	}
+	found, err := c.Hint.Find(att)
+	if err != nil {
+		return errors.Join(why, err)
+	}
+	for _, held := range found {
+		if err := errors.Join(c.Hint.Releasing(held), c.owe(held, why)); err != nil {
+			return errors.Join(why, err)
+		}
+	}
+	return nil
+}
+
 // releasePatience is how long a release waits for an API server that is away
 // before it is owed.
 const releasePatience = 2 * time.Second
 
 // releaseAll notes each release, carries it out, and strikes the note. It tries
-// them all whatever happens to one.
+// them all whatever happens to one, but waits for the API server only once.
 func (c *Claimer) releaseAll(ctx context.Context, all []Held) error {
 	var errs []error
+	patience := releasePatience
 	for _, held := range all {
-		if err := c.release(ctx, held); err != nil {
+		away, err := c.release(ctx, held, patience)
+		if err != nil {
 			errs = append(errs, fmt.Errorf("releasing %s of pool %s: %w", held.Address, held.Pool, err))
+		}
+		if away {
+			patience = 0
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (c *Claimer) release(ctx context.Context, held Held) error {
+// release releases one address, or owes it where that takes longer than patience.
+// Where it cannot be noted, it takes all the time there is. It reports whether
+// the API server was away.
+func (c *Claimer) release(ctx context.Context, held Held, patience time.Duration) (away bool, err error) {
 	noted := c.Hint.Releasing(held)
 	c.hintFailed("noting a release", noted)
 	if noted == nil {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, releasePatience)
+		ctx, cancel = context.WithTimeout(ctx, patience)
 		defer cancel()
 	}
-	err := c.delete(ctx, held)
+	uid, err := c.uidOf(ctx, held)
 	if err == nil {
+		err = c.delete(ctx, held, uid)
+	}
+	switch {
+	case err == nil:
 		c.hintFailed("striking a release", c.Hint.Paid(held))
 		c.Log.Info("released", "address", held.Address, "pool", held.Pool, "container", held.ContainerID, "interface", held.Interface)
-		return nil
+		return false, nil
+	case noted == nil:
+		return errors.Is(err, ErrUnavailable), c.owe(held, err)
+	case errors.Is(err, errMayCome): // and if it comes, the controller reclaims it
+		return false, nil
+	default:
+		return errors.Is(err, ErrUnavailable), err
 	}
-	if noted == nil {
-		noted = c.Hint.Owe(held)
-	}
-	if noted == nil && errors.Is(err, ErrUnavailable) {
-		c.Log.Warn("release is owed until the API server is back", "address", held.Address, "pool", held.Pool, "error", err)
-		return nil
-	}
-	return err
 }
 
-// delete deletes the allocation if it is still the attachment's own: the UID is
-// a precondition, so that a late release never frees what somebody else has
-// claimed since.
-func (c *Claimer) delete(ctx context.Context, held Held) error {
-	client := c.Client.IPAllocations(c.Namespace)
-	return retry(ctx, func() error {
-		if held.UID == "" { // its create was never answered
-			alloc, err := client.Get(ctx, held.key(), metav1.GetOptions{})
-			if apierrors.IsNotFound(err) || err == nil && attachmentOf(alloc) != held.Attachment {
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-			held.UID = alloc.UID
+// owe leaves a noted release to later calls.
+func (c *Claimer) owe(held Held, why error) error {
+	if err := c.Hint.Owe(held); err != nil {
+		c.hintFailed("owing a release", err)
+		return errors.Join(why, err)
+	}
+	level := slog.LevelWarn
+	if errors.Is(why, errMayCome) {
+		level = slog.LevelInfo
+	}
+	c.Log.Log(context.Background(), level, "release is owed", "address", held.Address, "pool", held.Pool, "container", held.ContainerID, "interface", held.Interface, "error", why)
+	return nil
+}
+
+// uidOf returns the UID of the allocation that the attachment holds, empty where
+// it holds none. It asks the API server only where the create was never answered,
+// and then there may be none yet: errMayCome.
+func (c *Claimer) uidOf(ctx context.Context, held Held) (types.UID, error) {
+	if held.UID != "" {
+		return held.UID, nil
+	}
+	var uid types.UID
+	err := retry(ctx, func() error {
+		alloc, err := c.Client.IPAllocations(c.Namespace).Get(ctx, held.key(), metav1.GetOptions{})
+		if err == nil && attachmentOf(alloc) == held.Attachment {
+			uid = alloc.UID
 		}
-		err := client.Delete(ctx, held.key(), metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &held.UID}})
-		if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+		return err
+	})
+	if notFound(err) {
+		return "", errMayCome
+	}
+	return uid, err
+}
+
+// delete deletes the allocation if it is still the one with that UID, so that a
+// late release never frees what somebody else has claimed since.
+func (c *Claimer) delete(ctx context.Context, held Held, uid types.UID) error {
+	if uid == "" {
+		return nil
+	}
+	return retry(ctx, func() error {
+		err := c.Client.IPAllocations(c.Namespace).Delete(ctx, held.key(), metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
+		if notFound(err) || apierrors.IsConflict(err) && !apierrors.IsUnexpectedServerError(err) {
 			return nil
 		}
 		return err
 	})
+}
+
+// settleOwn carries out what earlier calls for this attachment owe, before it
+// claims anew: nobody must find that note afterwards and release what the
+// attachment holds by then.
+func (c *Claimer) settleOwn(ctx context.Context, att Attachment) error {
+	notes, err := c.Hint.releases()
+	c.hintFailed("reading what is owed", err)
+	for _, held := range notes {
+		if held.Attachment != att {
+			continue
+		}
+		uid, err := c.uidOf(ctx, held)
+		if err == nil {
+			err = c.delete(ctx, held, uid)
+		}
+		if err != nil && !errors.Is(err, errMayCome) {
+			return fmt.Errorf("releasing %s of pool %s, which this container has held before: %w", held.Address, held.Pool, err)
+		}
+		err = c.Hint.Paid(held)
+		c.hintFailed("striking a release", err)
+		if err != nil && held.UID == "" { // the note would go for a new claim as well
+			return fmt.Errorf("striking the release of %s: %w", held.Address, err)
+		}
+	}
+	return nil
 }
 
 // A call settles a few of the releases that earlier calls owe, and does not wait
@@ -97,25 +182,63 @@ func (c *Claimer) delete(ctx context.Context, held Held) error {
 const (
 	debtsPerCall = 16
 	debtsTimeout = 2 * time.Second
+	// debtLife is how long a release is tried again that the API server refuses,
+	// as it does for a node whose name has changed. After that it is left to the
+	// controller.
+	debtLife = 24 * time.Hour
 )
 
-// settleDebts carries out up to most releases that earlier calls could not.
+// settleDebts carries out up to most releases that earlier calls could not, any of
+// them: one that is refused again and again does not keep the others waiting.
 func (c *Claimer) settleDebts(ctx context.Context, most int) {
 	debts, err := c.Hint.Debts()
 	c.hintFailed("reading what is owed", err)
 	if len(debts) == 0 {
 		return
 	}
+	rand.Shuffle(len(debts), func(i, j int) { debts[i], debts[j] = debts[j], debts[i] })
 	ctx, cancel := context.WithTimeout(ctx, debtsTimeout)
 	defer cancel()
+	var refusal error
 	for _, held := range debts[:min(len(debts), most)] {
-		if err := c.delete(ctx, held); err != nil {
-			c.Log.Warn("release is still owed", "address", held.Address, "pool", held.Pool, "error", err)
-			return
+		err := c.settle(ctx, held)
+		if err != nil {
+			refusal = err
 		}
+		if err != nil && (!refused(err) || apierrors.IsUnauthorized(err)) { // the same for all
+			break
+		}
+	}
+	if refusal != nil {
+		c.Log.Warn("releases are still owed", "owed", len(debts), "error", refusal)
+	}
+}
+
+// settle carries out one release that an earlier call could not.
+func (c *Claimer) settle(ctx context.Context, held Held) error {
+	uid, err := c.uidOf(ctx, held)
+	if errors.Is(err, errMayCome) {
+		if !c.Hint.releaseYounger(held, settleTime) {
+			c.hintFailed("striking a release", c.Hint.Paid(held))
+		}
+		return nil
+	}
+	if err == nil && held.UID == "" && !c.Hint.releaseYounger(held, math.MaxInt64) {
+		return nil // struck by the attachment itself, which may hold it anew
+	}
+	if err == nil {
+		err = c.delete(ctx, held, uid)
+	}
+	switch {
+	case err == nil:
 		c.hintFailed("striking a release", c.Hint.Paid(held))
 		c.Log.Info("released what was owed", "address", held.Address, "pool", held.Pool)
+	case refused(err) && !c.Hint.releaseYounger(held, debtLife):
+		c.hintFailed("striking a release", c.Hint.Paid(held))
+		c.Log.Warn("release is given up and left to the controller", "address", held.Address, "pool", held.Pool, "error", err)
+		return nil
 	}
+	return err
 }
 
 // Check reports whether the attachment holds an address of each pool: nil,
@@ -143,7 +266,7 @@ func (c *Claimer) checkIn(ctx context.Context, ref v1alpha1.PoolReference, helds
 			alloc, err = c.Client.IPAllocations(c.Namespace).Get(ctx, held.key(), metav1.GetOptions{})
 			return err
 		})
-		if err != nil && !apierrors.IsNotFound(err) {
+		if err != nil && !notFound(err) {
 			return fmt.Errorf("reading allocation %s: %w", held.key(), err)
 		}
 		if err == nil && attachmentOf(alloc) == held.Attachment && alloc.Spec.PoolRef == ref {
@@ -179,7 +302,7 @@ func (c *Claimer) Collect(ctx context.Context, network string, valid []Attachmen
 // pools; nil where it does, even if a pool does not exist.
 func (c *Claimer) Ready(ctx context.Context, pools []v1alpha1.PoolReference) error {
 	for _, ref := range pools {
-		if _, err := c.poolMetadata(ctx, ref); err != nil && !apierrors.IsNotFound(err) {
+		if _, err := c.poolMetadata(ctx, ref); err != nil && !notFound(err) {
 			return err
 		}
 	}

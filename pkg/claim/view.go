@@ -10,7 +10,6 @@ import (
 	"sort"
 	"strings"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 
@@ -27,7 +26,7 @@ import (
 func (c *Claimer) block(ctx context.Context, ref v1alpha1.PoolReference) (*pool.Block, error) {
 	if view := c.Hint.LoadView(ref); view != nil {
 		meta, err := c.poolMetadata(ctx, ref)
-		if err != nil && !apierrors.IsNotFound(err) {
+		if err != nil && !notFound(err) {
 			return nil, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
 		}
 		if err == nil && version(meta) == view.Version {
@@ -44,7 +43,7 @@ func (c *Claimer) block(ctx context.Context, ref v1alpha1.PoolReference) (*pool.
 		return err
 	})
 	switch {
-	case apierrors.IsNotFound(err):
+	case notFound(err):
 		return nil, poolNotFound(ref, fmt.Sprintf("there is no %s %s/%s", ref.Kind, c.Namespace, ref.Name))
 	case err != nil:
 		return nil, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)

@@ -51,6 +51,8 @@ type wire struct {
 	requests []string // "POST ipallocations", "GET ippools/pool1", ...
 	// lose, where it is set, says what becomes of a request.
 	lose func(req *http.Request) loss
+	// answer, where it is set and returns something, answers in the server's place.
+	answer func(req *http.Request) *http.Response
 }
 
 type loss int
@@ -59,6 +61,7 @@ const (
 	nothing  loss = iota
 	request       // the server never sees it
 	response      // the server carries it out, the client never learns
+	half          // the server carries it out, the client reads half of the answer
 
 	killedBefore // the process dies before it sends the request
 	killedAfter  // the process dies before it reads the answer
@@ -81,7 +84,14 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 	if w.lose != nil {
 		lost = w.lose(req)
 	}
+	var answer *http.Response
+	if w.answer != nil {
+		answer = w.answer(req)
+	}
 	w.mu.Unlock()
+	if answer != nil {
+		return answer, nil
+	}
 	switch lost {
 	case request:
 		return nil, errLost
@@ -97,7 +107,26 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 		_ = resp.Body.Close()
 		return nil, errLost
 	}
+	if err == nil && lost == half {
+		resp.Body = &halfBody{resp.Body, resp.ContentLength / 2}
+	}
 	return resp, err
+}
+
+// halfBody is an answer in the middle of which the connection breaks.
+type halfBody struct {
+	io.ReadCloser
+
+	left int64
+}
+
+func (b *halfBody) Read(p []byte) (int, error) {
+	if b.left <= 0 {
+		return 0, io.ErrUnexpectedEOF
+	}
+	n, err := b.ReadCloser.Read(p[:min(int64(len(p)), b.left)])
+	b.left -= int64(n)
+	return n, err
 }
 
 // take returns the requests since the last call.
@@ -113,6 +142,12 @@ func (w *wire) setLose(f func(req *http.Request) loss) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.lose = f
+}
+
+func (w *wire) setAnswer(f func(req *http.Request) *http.Response) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.answer = f
 }
 
 // loseFirst loses the first request with a method.

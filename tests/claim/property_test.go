@@ -213,7 +213,10 @@ func (w *world) end(rt *rapid.T) {
 		rt.Errorf("%s leaked: %+v", a.Spec.Address, a.Spec)
 	}
 	for _, n := range w.nodes {
-		if debts, err := claim.NewHint(n.dir).Debts(); err != nil || len(debts) > 0 {
+		debts, err := claim.NewHint(n.dir).Debts()
+		// One without a UID is kept for a while: its create may still be carried out.
+		debts = slices.DeleteFunc(debts, func(held claim.Held) bool { return held.UID == "" })
+		if err != nil || len(debts) > 0 {
 			rt.Errorf("node %s still owes %v, %v", n.Node, debts, err)
 		}
 	}

@@ -137,7 +137,7 @@ func TestLostAnswer(t *testing.T) {
 	for _, tc := range []struct {
 		name string
 		what loss
-	}{{"request", request}, {"response", response}} {
+	}{{"request", request}, {"response", response}, {"half of the response", half}} {
 		t.Run("of a create: "+tc.name, func(t *testing.T) {
 			c := newCluster(t, 10, "a")
 			n := newNode(t, c.ns, "a")

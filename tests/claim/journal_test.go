@@ -1,0 +1,312 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package claim
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/crd-ipam/crd-ipam/pkg/claim"
+)
+
+// page is what a proxy answers, or a server that knows nothing of the resource.
+func page(req *http.Request, code int, contentType, body string) *http.Response {
+	return &http.Response{
+		StatusCode: code, Header: http.Header{"Content-Type": {contentType}}, Body: io.NopCloser(strings.NewReader(body)),
+		ContentLength: int64(len(body)), Request: req, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+	}
+}
+
+// forbidden is the API server's refusal.
+func forbidden(req *http.Request) *http.Response {
+	return page(req, http.StatusForbidden, "application/json",
+		`{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","message":"no","code":403}`)
+}
+
+// refuse answers a method for the names that bad selects.
+func refuse(method string, bad func(name string) bool) func(*http.Request) *http.Response {
+	return func(req *http.Request) *http.Response {
+		if req.Method != method || !bad(req.URL.Path[strings.LastIndexByte(req.URL.Path, '/')+1:]) {
+			return nil
+		}
+		return forbidden(req)
+	}
+}
+
+func all(string) bool { return true }
+
+// owed returns what a node owes.
+func (n *node) owed(t *testing.T) []claim.Held {
+	t.Helper()
+	debts, err := n.Hint.Debts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return debts
+}
+
+// settled makes calls until the node owes no more than some, and fails when that
+// takes too many.
+func (n *node) settled(t *testing.T, some, calls int) {
+	t.Helper()
+	for i := 0; len(n.owed(t)) > some && i < calls; i++ {
+		n.restart()
+		n.mustDel(t, "never-added")
+	}
+	if len(n.owed(t)) <= some {
+		return
+	}
+	t.Fatalf("after %d calls %d releases are owed, want %d", calls, len(n.owed(t)), some)
+}
+
+// A page of a proxy is no word of the API server's: the address is still held.
+func TestProxysPageReleasesNothing(t *testing.T) {
+	for _, tc := range []struct {
+		code              int
+		contentType, body string
+	}{
+		{http.StatusNotFound, "text/html", "<html>404</html>"},
+		{http.StatusNotFound, "text/plain; charset=utf-8", "404 page not found"},
+		{http.StatusConflict, "text/html", "<html>409</html>"},
+		{http.StatusBadGateway, "text/html", "<html>502</html>"},
+	} {
+		t.Run(fmt.Sprint(tc.code, " ", tc.contentType), func(t *testing.T) {
+			c := newCluster(t, 3, "a")
+			n := newNode(t, c.ns, "a")
+			n.mustAdd(t, "pod1", ippool("p"))
+			n.wire.setAnswer(func(req *http.Request) *http.Response { return page(req, tc.code, tc.contentType, tc.body) })
+			n.mustDel(t, "pod1")
+			if _, err := n.add(shortly(t), "pod2", ippool("p")); err == nil || errors.Is(err, claim.ErrPoolNotFound) {
+				t.Errorf("ADD: %v", err)
+			}
+			n.wire.setAnswer(nil)
+			c.wantHeld(t, "10.0.0.1")
+			n.settled(t, 0, 1)
+			c.wantHeld(t)
+		})
+	}
+}
+
+// What the API server refuses to delete is owed: the pod can go, and its address
+// stays held.
+func TestRefusedReleaseIsOwed(t *testing.T) {
+	c := newCluster(t, 3, "a")
+	n := newNode(t, c.ns, "a")
+	n.mustAdd(t, "pod1", ippool("p"))
+	n.wire.setAnswer(refuse(http.MethodDelete, all))
+	n.mustDel(t, "pod1")
+	c.wantHeld(t, "10.0.0.1")
+	n.wire.setAnswer(nil)
+	n.settled(t, 0, 1)
+	c.wantHeld(t)
+}
+
+// More releases than one call settles are refused for ever: the others are
+// settled nevertheless.
+func TestRefusedReleaseDoesNotKeepOthersWaiting(t *testing.T) {
+	const refused, good = 40, 4
+	c := newCluster(t, refused+good, "a")
+	n := newNode(t, c.ns, "a")
+	for i := range refused + good {
+		n.mustAdd(t, fmt.Sprint("pod", i), ippool("p"))
+	}
+	n.wire.setAnswer(refuse(http.MethodDelete, all))
+	for i := range refused + good {
+		n.mustDel(t, fmt.Sprint("pod", i))
+	}
+	fine := map[string]bool{"p.10.0.0.3": true, "p.10.0.0.17": true, "p.10.0.0.30": true, "p.10.0.0.44": true}
+	n.wire.setAnswer(refuse(http.MethodDelete, func(name string) bool { return !fine[name] }))
+	n.settled(t, refused, 200)
+}
+
+// After a day the controller has had time enough.
+func TestRefusedReleaseIsGivenUp(t *testing.T) {
+	c := newCluster(t, 3, "a")
+	n := newNode(t, c.ns, "a")
+	n.mustAdd(t, "pod1", ippool("p"))
+	n.wire.setAnswer(refuse(http.MethodDelete, all))
+	n.mustDel(t, "pod1")
+	n.mustDel(t, "never-added")
+	if len(n.owed(t)) != 1 {
+		t.Fatalf("owed %v", n.owed(t))
+	}
+	ageNotes(t, n.dir, 25*time.Hour)
+	n.wire.setAnswer(nil)
+	n.wire.setLose(down)
+	n.mustDel(t, "never-added")
+	if len(n.owed(t)) != 1 {
+		t.Fatal("given up although the API server was away and has refused nothing")
+	}
+	n.wire.setLose(nil)
+	n.wire.setAnswer(refuse(http.MethodDelete, all))
+	n.mustDel(t, "never-added")
+	if len(n.owed(t)) != 0 {
+		t.Errorf("still owed: %v", n.owed(t))
+	}
+	c.wantHeld(t, "10.0.0.1")
+}
+
+func ageNotes(t *testing.T, dir string, age time.Duration) {
+	t.Helper()
+	notes, err := filepath.Glob(filepath.Join(dir, "owed", "*"))
+	if err != nil || len(notes) == 0 {
+		t.Fatalf("no notes: %v", err)
+	}
+	for _, n := range notes {
+		lutimes(t, n, time.Now().Add(-age))
+	}
+}
+
+// A container that comes back while its earlier release is owed must not find the
+// old claim and take it for its own: the release would take it away.
+func TestContainerThatComesBackOutlivesItsOwedRelease(t *testing.T) {
+	const containers = 60
+	c := newCluster(t, containers, "a")
+	n := newNode(t, c.ns, "a")
+	before := map[string]types.UID{}
+	for i := range containers {
+		n.mustAdd(t, fmt.Sprint("pod", i), ippool("p"), fmt.Sprint("10.0.0.", i+1))
+	}
+	n.wire.setAnswer(refuse(http.MethodDelete, all))
+	for i := range containers {
+		n.mustDel(t, fmt.Sprint("pod", i))
+	}
+	n.wire.setAnswer(nil)
+	for i := range 3 {
+		name := fmt.Sprint("p.10.0.0.", i+1)
+		before[name] = c.uid(t, name)
+		n.restart()
+		n.mustAdd(t, fmt.Sprint("pod", i), ippool("p"), fmt.Sprint("10.0.0.", i+1))
+		if c.uid(t, name) == before[name] {
+			t.Errorf("%s is the claim whose release is owed", name)
+		}
+	}
+	n.settled(t, 0, 10)
+	c.wantHeld(t, "10.0.0.1", "10.0.0.2", "10.0.0.3")
+}
+
+func (c *cluster) uid(t *testing.T, name string) types.UID {
+	t.Helper()
+	a, err := c.client.IPAllocations(c.ns).Get(t.Context(), name, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a.UID
+}
+
+// A create that nobody answered may be carried out after the DEL: then it is taken
+// back by a later call.
+func TestCreateThatIsCarriedOutLate(t *testing.T) {
+	c := newCluster(t, 3, "a", "b")
+	n := newNode(t, c.ns, "a")
+	n.mustAdd(t, "pod0", ippool("p"))
+	n.wire.setLose(func(req *http.Request) loss {
+		if req.Method == http.MethodPost {
+			return request
+		}
+		return nothing
+	})
+	if _, err := n.add(shortly(t), "pod1", ippool("p")); !errors.Is(err, claim.ErrUnavailable) {
+		t.Fatalf("error %v", err)
+	}
+	n.wire.setLose(nil)
+	n.restart()
+	n.mustDel(t, "pod1")
+	c.hold(t, "p", "10.0.0.2", "a", "pod1") // now it comes
+	n.restart()
+	n.mustDel(t, "never-added")
+	c.wantHeld(t, "10.0.0.1")
+
+	t.Run("but what the container has claimed anew stays", func(t *testing.T) {
+		n.wire.setLose(func(req *http.Request) loss {
+			if req.Method == http.MethodPost {
+				return request
+			}
+			return nothing
+		})
+		if _, err := n.add(shortly(t), "pod2", ippool("p"), "10.0.0.3"); !errors.Is(err, claim.ErrUnavailable) {
+			t.Fatalf("error %v", err)
+		}
+		n.wire.setLose(nil)
+		n.mustAdd(t, "pod2", ippool("p"), "10.0.0.3")
+		n.restart()
+		n.mustDel(t, "never-added")
+		c.wantHeld(t, "10.0.0.1", "10.0.0.3")
+	})
+}
+
+// What is owed keeps no address from others that the API server says is free.
+func TestOwedReleaseKeepsNoFreeAddress(t *testing.T) {
+	c := newCluster(t, 3, "a")
+	n := newNode(t, c.ns, "a")
+	for i := range 3 {
+		n.mustAdd(t, fmt.Sprint("pod", i), ippool("p"))
+	}
+	n.wire.setAnswer(refuse(http.MethodDelete, all))
+	n.mustDel(t, "pod1")
+	c.free(t, "p", "10.0.0.2") // the controller was faster
+	if got := n.mustAdd(t, "pod3", ippool("p")); got != "10.0.0.2" {
+		t.Errorf("got %s", got)
+	}
+	n.wire.setAnswer(nil)
+	n.settled(t, 0, 1)
+	c.wantHeld(t, "10.0.0.1", "10.0.0.2", "10.0.0.3")
+}
+
+// However much a node owes, a call does a little of it and goes on.
+func TestThousandsOwed(t *testing.T) {
+	const owed = 2000
+	c := newCluster(t, 10, "a")
+	n := newNode(t, c.ns, "a")
+	n.mustAdd(t, "pod0", ippool("p"))
+	for i := range owed {
+		held := claim.Held{Attachment: pod(fmt.Sprint("gone", i)), Pool: "p", Address: netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), UID: types.UID(fmt.Sprint("uid", i))}
+		if err := errors.Join(n.Hint.Releasing(held), n.Hint.Owe(held)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.wire.take()
+	n.restart() // as after a reboot: another process, the same disk
+	n.mustAdd(t, "pod1", ippool("p"))
+	deletes, _ := count(n.wire.take(), http.MethodDelete, "")
+	if left := len(n.owed(t)); deletes == 0 || deletes > 16 || left != owed-deletes {
+		t.Errorf("an ADD made %d deletes and left %d of %d", deletes, left, owed)
+	}
+	n.settled(t, owed-10*16, 20)
+	c.wantHeld(t, "10.0.0.1", "10.0.0.2")
+}
+
+// A call whose credentials cannot be used notes the release where the hint has
+// all, and says why it cannot where not.
+func TestReleaseLater(t *testing.T) {
+	c := newCluster(t, 3, "a")
+	n := newNode(t, c.ns, "a")
+	n.mustAdd(t, "pod1", ippool("p"))
+	n.mustAdd(t, "pod2", ippool("p"))
+	n.wire.take()
+	why := errors.New("no credentials")
+	if err := n.ReleaseLater(pod("never-added"), why); err != nil {
+		t.Error(err)
+	}
+	if err := n.ReleaseLater(pod("pod1"), why); err != nil {
+		t.Error(err)
+	}
+	wantRequests(t, n)
+	n.settled(t, 0, 1)
+	c.wantHeld(t, "10.0.0.2")
+	n.loseHint(t)
+	if err := n.ReleaseLater(pod("pod2"), why); !errors.Is(err, why) {
+		t.Errorf("error %v", err)
+	}
+}
