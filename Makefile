@@ -17,6 +17,9 @@ TESTFLAGS ?=
 FUZZTIME ?= 30s
 # BENCHFLAGS are those of tests/perf; -write needs all phases.
 BENCHFLAGS ?= -write
+# CHAOS are the arguments of make chaos: how many attachments at once, how often.
+# make test runs the same, with fewer of them.
+CHAOS ?= -attachments 1000 -rounds 3
 # IMAGE is the image's name, and the one that the manifests have: see
 # manifests/base/kustomization.yaml.
 IMAGE ?= ghcr.io/crd-ipam/crd-ipam:dev
@@ -60,6 +63,10 @@ fuzz: ## Fuzz what comes from outside, FUZZTIME (30s) for each target
 	go test -run '^$$' -fuzz FuzzConfiguration -fuzztime $(FUZZTIME) ./pkg/cni
 	go test -run '^$$' -fuzz FuzzCNIArgs -fuzztime $(FUZZTIME) ./pkg/cni
 	go test -run '^$$' -fuzz FuzzNameIsInjective -fuzztime $(FUZZTIME) ./pkg/claim
+
+.PHONY: chaos
+chaos: build ## Run 1,000 attachments while API server, controllers and plugins are killed; CHAOS='-attachments 1000 -rounds 3 -seed N'
+	@$(with_parts) set -x; go test ./chaos -run TestChaos -count=1 -v -timeout 30m $(TESTFLAGS) -args $(CHAOS)
 
 .PHONY: demo
 demo: root build ## Show what it does, on a real API server on this machine (as root)

@@ -11,7 +11,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
+	"time"
 )
 
 // A guard kills the components and removes their directory when this process
@@ -51,6 +54,27 @@ func (g *guard) wrap(binary string) (string, error) {
 	path := filepath.Join(g.dir, name)
 	script := fmt.Sprintf("#!/bin/sh\necho $$ >'%s.pid'\nexec '%s' \"$@\"\n", path, binary)
 	return path, os.WriteFile(path, []byte(script), 0o700)
+}
+
+// kill kills a component and returns when it is gone: reaped by its parent, who
+// waits for it.
+func (g *guard) kill(name string) error {
+	data, err := os.ReadFile(filepath.Join(g.dir, name+".pid"))
+	if err != nil {
+		return err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil {
+		return err
+	}
+	for err == nil {
+		err = syscall.Kill(pid, syscall.SIGKILL)
+		time.Sleep(10 * time.Millisecond) // between two polls
+	}
+	if errors.Is(err, syscall.ESRCH) {
+		return nil
+	}
+	return err
 }
 
 // forget is for a component that has ended: its process ID may be another's soon.

@@ -129,8 +129,8 @@ func TestRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	for range 2 {
-		if err := env.StopAPIServer(); err != nil {
+	for _, stop := range []func() error{env.StopAPIServer, env.KillAPIServer, env.StopAPIServer} {
+		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := allocs.Get(t.Context(), "pool1.10.0.0.1", metav1.GetOptions{}); !errors.Is(err, syscall.ECONNREFUSED) {

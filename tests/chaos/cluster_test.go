@@ -1,0 +1,205 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package chaos
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/bits"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
+)
+
+const poolName = "p"
+
+// cluster is nodes with role and policy in force, and one pool.
+type cluster struct {
+	ns     string
+	kube   kubernetes.Interface
+	ipam   clientv1alpha1.NvIpamV1alpha1Interface
+	live   ledger
+	counts counts
+}
+
+func newCluster(ctx context.Context, t *testing.T) *cluster {
+	t.Helper()
+	kube, err := kubernetes.NewForConfig(env.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &cluster{ns: env.Namespace(t), kube: kube, ipam: fixture.Client(t, env.Config)}
+	if out, err := env.Kubectl(ctx, "apply", "-k", c.overlay(t)); err != nil {
+		t.Fatal(err, out)
+	}
+	for i := range nodes {
+		if _, err := kube.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: nodeName(i)}}, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := c.ipam.IPPools(c.ns).Create(ctx, fullPool(*attachments), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func nodeName(i int) string { return fmt.Sprintf("node-%d", i) }
+
+// fullPool is the smallest pool with room for blocks of n addresses in all. The
+// last tenth of every block is kept for those who ask for it.
+func fullPool(n int) *v1alpha1.IPPool {
+	block := n / nodes
+	return &v1alpha1.IPPool{
+		ObjectMeta: metav1.ObjectMeta{Name: poolName},
+		Spec: v1alpha1.IPPoolSpec{
+			Subnet:            netip.PrefixFrom(netip.MustParseAddr("10.0.0.0"), 32-bits.Len(uint(n+1))).String(),
+			PerNodeBlockSize:  block,
+			PerNodeExclusions: []v1alpha1.ExcludeIndexRange{{StartIndex: int32(block - block/10), EndIndex: int32(block - 1)}},
+		},
+	}
+}
+
+// overlay writes what a person would to apply the plugin's role and policy in
+// the namespace, and returns its directory.
+func (c *cluster) overlay(t *testing.T) string {
+	t.Helper()
+	root, err := testenv.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	var resources []string
+	for _, part := range []string{"plugin", "policy"} {
+		path, err := filepath.Rel(dir, filepath.Join(root, "manifests", "base", part))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resources = append(resources, path)
+	}
+	data, err := json.Marshal(map[string]any{"namespace": c.ns, "resources": resources})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// blocks waits until the controller has given every node its block, and returns
+// their first addresses by node.
+func (c *cluster) blocks(ctx context.Context, t *testing.T) map[string]netip.Addr {
+	t.Helper()
+	for {
+		p, err := c.ipam.IPPools(c.ns).Get(ctx, poolName, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(p.Status.Allocations) == nodes {
+			first := map[string]netip.Addr{}
+			for _, a := range p.Status.Allocations {
+				first[a.NodeName] = netip.MustParseAddr(a.StartIP)
+			}
+			return first
+		}
+		if !pause(ctx, 100*time.Millisecond) {
+			t.Fatalf("only %d nodes have a block", len(p.Status.Allocations))
+		}
+	}
+}
+
+// allocations returns the container that holds each address.
+func (c *cluster) allocations(ctx context.Context) (map[string]string, error) {
+	list, err := c.ipam.IPAllocations(c.ns).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	held := map[string]string{}
+	for _, a := range list.Items {
+		held[a.Spec.Address] = a.Spec.ContainerID
+	}
+	return held, nil
+}
+
+// watch compares what is live with what is held, again and again.
+func (c *cluster) watch(ctx context.Context, t *testing.T) {
+	for pause(ctx, 500*time.Millisecond) {
+		before := c.live.snapshot()
+		listed, err := c.allocations(ctx)
+		if err != nil { // the API server is away
+			continue
+		}
+		for _, wrong := range compare(before, listed, c.live.snapshot()) {
+			t.Error(wrong)
+		}
+		c.counts.looks.Add(1)
+	}
+}
+
+// wantAllHeld wants every address of the pool to be held by the container that
+// answers on it.
+func (c *cluster) wantAllHeld(ctx context.Context, t *testing.T) {
+	t.Helper()
+	live := c.live.snapshot()
+	if len(live) != *attachments {
+		t.Errorf("%d containers are live, want %d", len(live), *attachments)
+	}
+	listed := c.mustList(ctx, t)
+	for _, wrong := range compare(live, listed, live) {
+		t.Error(wrong)
+	}
+	if len(listed) != *attachments {
+		t.Errorf("%d addresses are held, want %d", len(listed), *attachments)
+	}
+}
+
+// wantNoneHeld waits until everything is given back: by plugins that owe it, or
+// by the controller.
+func (c *cluster) wantNoneHeld(ctx context.Context, t *testing.T) {
+	t.Helper()
+	for {
+		listed := c.mustList(ctx, t)
+		if len(listed) == 0 {
+			return
+		}
+		if !pause(ctx, 200*time.Millisecond) {
+			t.Fatalf("%d addresses leaked: %v", len(listed), listed)
+		}
+	}
+}
+
+// mustList lists as soon as the API server answers.
+func (c *cluster) mustList(ctx context.Context, t *testing.T) (listed map[string]string) {
+	t.Helper()
+	err := insist(ctx, func() (err error) {
+		listed, err = c.allocations(ctx)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return listed
+}
+
+// insist calls f until it succeeds or ctx ends: the API server comes back.
+func insist(ctx context.Context, f func() error) error {
+	for {
+		err := f()
+		if err == nil || !pause(ctx, 200*time.Millisecond) {
+			return err
+		}
+	}
+}

@@ -1,0 +1,144 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package chaos
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
+)
+
+// controllers are two replicas, each started again whenever it ends, as a
+// Deployment's are.
+type controllers struct {
+	log    string
+	counts *counts
+	end    context.CancelFunc
+	all    sync.WaitGroup
+
+	mu      sync.Mutex
+	running []*os.Process // by replica
+}
+
+func (c *cluster) startControllers(t *testing.T) *controllers {
+	t.Helper()
+	binary, err := testenv.Binary("ipam-controller")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const replicas = 2
+	ctx, end := context.WithCancel(context.Background())
+	cs := &controllers{log: filepath.Join(t.TempDir(), "controllers.log"), counts: &c.counts, end: end, running: make([]*os.Process, replicas)}
+	for i := range replicas {
+		cs.all.Go(func() {
+			for ctx.Err() == nil {
+				cs.run(ctx, t, i, binary, "--kubeconfig="+env.Kubeconfig, "--ippools-namespace="+c.ns,
+					"--leader-elect", "--leader-elect-namespace="+c.ns, "--reclaim-grace=2s",
+					"--health-probe-bind-address=0", "--metrics-bind-address=0")
+				pause(ctx, 500*time.Millisecond) // CrashLoopBackOff begins with ten seconds
+			}
+		})
+	}
+	t.Cleanup(func() { cs.stop(t) })
+	return cs
+}
+
+// run runs one replica until it ends, one way or another.
+func (cs *controllers) run(ctx context.Context, t *testing.T, replica int, binary string, args ...string) {
+	log, err := os.OpenFile(cs.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer log.Close()
+	cmd := exec.CommandContext(ctx, binary, args...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 30 * time.Second
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		t.Error(err)
+		return
+	}
+	cs.set(replica, cmd.Process)
+	err = cmd.Wait()
+	cs.set(replica, nil)
+	if exit := (*exec.ExitError)(nil); ctx.Err() == nil && errors.As(err, &exit) && exit.Exited() {
+		cs.counts.controllerEnd.Add(1) // its lease was lost
+	}
+}
+
+func (cs *controllers) set(replica int, p *os.Process) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	cs.running[replica] = p
+}
+
+func (cs *controllers) kill(r *rand.Rand) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	if p := cs.running[r.IntN(len(cs.running))]; p != nil && p.Kill() == nil {
+		cs.counts.controllerKills.Add(1)
+	}
+}
+
+func (cs *controllers) stop(t *testing.T) {
+	t.Helper()
+	cs.end()
+	cs.all.Wait()
+	if data, err := os.ReadFile(cs.log); t.Failed() && err == nil {
+		t.Logf("the controllers said:\n%s", data[max(0, len(data)-20_000):])
+	}
+}
+
+// reclaimed returns how many addresses the controllers say that they have taken
+// back.
+func (cs *controllers) reclaimed(t *testing.T) int {
+	t.Helper()
+	data, err := os.ReadFile(cs.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(string(data), "msg=Reclaimed ")
+}
+
+// disturb kills a controller, restarts or kills the API server, in turn and at
+// random times, until ctx ends; the API server runs then. In between there has
+// to be time for a new leader now and then: a lease lasts fifteen seconds, and
+// a full pool waits for what only the leader takes back.
+func (c *cluster) disturb(ctx context.Context, t *testing.T, cs *controllers) {
+	r := random(0)
+	for n := 0; pause(ctx, pick(r, 5*time.Second, 15*time.Second)); n++ {
+		switch n % 4 {
+		case 0, 2:
+			cs.kill(r)
+		case 1:
+			c.restart(ctx, t, r, env.StopAPIServer, &c.counts.serverRestarts)
+		case 3:
+			c.restart(ctx, t, r, env.KillAPIServer, &c.counts.serverKills)
+		}
+	}
+}
+
+func (c *cluster) restart(ctx context.Context, t *testing.T, r *rand.Rand, stop func() error, count *atomic.Int64) {
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	pause(ctx, pick(r, 0, 3*time.Second))
+	if err := env.StartAPIServer(); err != nil {
+		t.Error(err)
+	}
+	count.Add(1)
+}
