@@ -26,6 +26,7 @@ const (
 	reasonNoFreeRanges   = "NoFreeRanges"
 	reasonReclaimed      = "Reclaimed"
 	reasonSpecInUse      = "EarlierSpecInUse"
+	reasonReclaimUnknown = "UnknownReclaimAnnotation"
 )
 
 // named is how many nodes, or pools, a condition names before it only counts.
@@ -37,6 +38,7 @@ type outcome struct {
 	allocations any
 	ready       metav1.Condition
 	unserved    []string // nodes that there was no room for, by name
+	blocks      []size   // nil where the specification is invalid
 }
 
 // reconcilePool gives the nodes their blocks of a pool.
@@ -55,12 +57,15 @@ func (c *Controller) reconcilePool(ctx context.Context, ref v1alpha1.PoolReferen
 	if !found {
 		delete(c.reported, ref)
 		delete(c.overlapping, ref)
+		delete(c.counted, ref)
 		c.misfitting.Delete(ref)
+		c.censuses.Delete(ref)
 		return nil
 	}
 	view := kind.view(obj)
 	before := view.status.Conditions
-	overlap := c.overlap(view)
+	others := c.overlapsWith(view)
+	overlap := overlapping(view, others)
 	holds := func(node string) bool { return c.holds(ref, node) }
 	held, _ := c.allocations.ByIndex(byPool, poolKey(ref)) // fails for unknown indexes only
 	out := blocks(kind, view, c.nodes.List(), held, holds)
@@ -70,11 +75,14 @@ func (c *Controller) reconcilePool(ctx context.Context, ref v1alpha1.PoolReferen
 		c.misfitting.Delete(ref)
 	}
 
+	census := census{ready: out.ready, overlaps: len(others), unserved: len(out.unserved), blocks: out.blocks, held: int64(len(held))}
+	c.censuses.Store(ref, census)
+
 	view, err := c.writeAllocations(ctx, kind, view, out.allocations)
 	if err != nil {
 		return err
 	}
-	if err := c.writeConditions(ctx, kind, view, out.ready, overlap); err != nil {
+	if err := c.writeRest(ctx, kind, view, census, overlap); err != nil {
 		return err
 	}
 	c.report(view, meta.FindStatusCondition(before, v1alpha1.ConditionReady), out)
@@ -100,7 +108,7 @@ func blocks(kind poolKind, view *poolView, nodes, held []any, holds func(node st
 		}
 	}
 	assigned, unserved := parsed.Carve(view.blocks, selected, holds)
-	out := outcome{allocations: kind.allocations(assigned), unserved: unserved}
+	out := outcome{allocations: kind.allocations(assigned), unserved: unserved, blocks: sizes(parsed, assigned)}
 	if len(unserved) > 0 {
 		out.ready = notReady(reasonNoFreeRanges, noRoom(unserved))
 		return out
@@ -165,15 +173,21 @@ type report struct {
 	uid      types.UID
 	ready    metav1.Condition
 	unserved []string
+	optOut   string
 }
 
 // report records what is new since the last time as events. After a restart,
 // the condition as it was before tells what has been said already.
 func (c *Controller) report(view *poolView, before *metav1.Condition, out outcome) {
 	last, known := c.reported[view.ref]
-	c.reported[view.ref] = report{uid: view.meta.UID, ready: out.ready, unserved: out.unserved}
+	optOut := optOut(view.meta.Annotations)
+	c.reported[view.ref] = report{uid: view.meta.UID, ready: out.ready, unserved: out.unserved, optOut: optOut}
 	if last.uid != view.meta.UID {
 		last, known = report{}, false
+	}
+	if value := view.meta.Annotations[v1alpha1.AnnotationReclaim]; optOut != last.optOut && optOut != "" && value != v1alpha1.ReclaimDisabled {
+		c.recorder.Eventf(view.object(), corev1.EventTypeWarning, reasonReclaimUnknown,
+			"no address is reclaimed: annotation %s is %q, want %q or %q", v1alpha1.AnnotationReclaim, value, v1alpha1.ReclaimEnabled, v1alpha1.ReclaimDisabled)
 	}
 	if !known && before != nil && same(*before, out.ready) {
 		return

@@ -308,15 +308,28 @@ func TestTriggers(t *testing.T) {
 		{"node is declared dead", func(w *world) {
 			w.onNode().OnUpdate(node(corev1.ConditionUnknown), node(corev1.ConditionUnknown, corev1.TaintNodeOutOfService))
 		}, 0, 1},
-		{"pod goes", func(w *world) { w.onPod().OnDelete(pod("uid", claimed, nil)) }, 0, 1},
-		{"pod comes", func(w *world) { w.onPod().OnAdd(pod("uid", claimed, nil), false) }, 0, 1},
-		{"pod changes", func(w *world) { w.onPod().OnUpdate(pod("uid", claimed, nil), pod("uid", claimed, nil)) }, 0, 0},
-		{"pod is replaced while the watch is down", func(w *world) { w.onPod().OnUpdate(pod("uid", claimed, nil), pod("new", claimed, nil)) }, 0, 1},
-		{"one of a node's addresses goes", func(w *world) { w.onAllocation().OnDelete(allocation()) }, 0, 0},
+		{"pod goes", func(w *world) { w.onPod().OnDelete(pod(podUID, claimed, nil)) }, 0, 1},
+		{"pod comes", func(w *world) { w.onPod().OnAdd(pod(podUID, claimed, nil), false) }, 0, 1},
+		{"pod changes", func(w *world) { w.onPod().OnUpdate(pod(podUID, claimed, nil), pod(podUID, claimed, nil)) }, 0, 0},
+		{"pod is replaced while the watch is down", func(w *world) { w.onPod().OnUpdate(pod(podUID, claimed, nil), pod("new", claimed, nil)) }, 0, 1},
+		{"one of a node's addresses goes", func(w *world) { w.onAllocation().OnDelete(allocation()) }, 0, 1},
 		{"a node's last address goes", func(w *world) {
 			_ = w.allocations.Delete(allocation())
 			w.onAllocation().OnDelete(allocation())
-		}, 1, 0},
+		}, 1, 1},
+		{"node that answers is declared dead", func(w *world) {
+			w.onNode().OnUpdate(node(corev1.ConditionTrue), node(corev1.ConditionTrue, corev1.TaintNodeOutOfService))
+		}, 0, 1},
+		{"another container of the pod claims", func(w *world) {
+			later := allocation(func(a *v1alpha1.IPAllocation) { a.Name = "pool1.192.168.0.12" })
+			_ = w.allocations.Add(later)
+			w.onAllocation().OnAdd(later, false)
+		}, 0, 2},
+		{"reclaim is disabled", func(w *world) {
+			after := ippool(nil)
+			after.Annotations = map[string]string{v1alpha1.AnnotationReclaim: v1alpha1.ReclaimDisabled}
+			w.onPool(v1alpha1.PoolKindIPPool).OnUpdate(ippool(nil), after)
+		}, 1, 1},
 		{"allocation comes", func(w *world) { w.onAllocation().OnAdd(allocation(), false) }, 0, 1},
 		{"pool comes", func(w *world) { w.onPool(v1alpha1.PoolKindIPPool).OnAdd(ippool(nil), false) }, 1, 0},
 	} {
@@ -348,8 +361,10 @@ func TestThin(t *testing.T) {
 		{Manager: v1alpha1.BlocksManagerPrefix + "x", Operation: "Apply", Subresource: "status", FieldsV1: metav1.NewFieldsV1("{}")},
 	}
 	p := ippool([]v1alpha1.Allocation{{NodeName: "a"}})
-	p.ManagedFields, p.Annotations = fields, map[string]string{"kubectl.kubernetes.io/last-applied-configuration": "{}"}
+	p.ManagedFields = fields
+	p.Annotations = map[string]string{"kubectl.kubernetes.io/last-applied-configuration": "{}", v1alpha1.AnnotationReclaim: "disabled"}
 	want := ippool([]v1alpha1.Allocation{{NodeName: "a"}})
+	want.Annotations = map[string]string{v1alpha1.AnnotationReclaim: "disabled"}
 	want.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: v1alpha1.BlocksManagerPrefix + "x", Operation: "Apply", Subresource: "status"}}
 	for range 2 { // it may come twice
 		got, err := thin(p)

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/informers"
@@ -56,6 +57,11 @@ type Options struct {
 	Settle time.Duration
 	// Resync is how often everything is examined again. 0 stands for 5 min.
 	Resync time.Duration
+	// Usage is how often at most a pool's status is written only because another
+	// number of its addresses is used. 0 stands for 1 min.
+	Usage time.Duration
+	// Metrics is where the controller's metrics are registered, nil for nowhere.
+	Metrics prometheus.Registerer
 }
 
 // Controller keeps pools and allocations in order. Run it once.
@@ -80,7 +86,11 @@ type Controller struct {
 	pruned   map[v1alpha1.PoolKind]bool        // likewise
 	// overlapping is what was last said about a pool's overlaps; likewise.
 	overlapping map[v1alpha1.PoolReference]string
+	counted     map[v1alpha1.PoolReference]time.Time // used was last written; likewise
+	countless   map[v1alpha1.PoolKind]bool           // the CRD has no used; likewise
 	seen        sightings
+	censuses    sync.Map // v1alpha1.PoolReference to census
+	metrics     *metrics
 	// misfitting are the pools with blocks or addresses of an earlier spec.
 	misfitting sync.Map
 	synced     atomic.Bool
@@ -94,6 +104,9 @@ func New(clients Clients, opts Options) *Controller {
 	if opts.Resync == 0 {
 		opts.Resync = 5 * time.Minute
 	}
+	if opts.Usage == 0 {
+		opts.Usage = time.Minute
+	}
 	c := &Controller{
 		opts:    opts,
 		clients: clients,
@@ -105,8 +118,14 @@ func New(clients Clients, opts Options) *Controller {
 		pruned:   map[v1alpha1.PoolKind]bool{},
 
 		overlapping: map[v1alpha1.PoolReference]string{},
+		counted:     map[v1alpha1.PoolReference]time.Time{},
+		countless:   map[v1alpha1.PoolKind]bool{},
+		metrics:     newMetrics(),
 	}
 	c.kinds = poolKinds(clients.IPAM.NvIpamV1alpha1(), c.ipam.NvIpam().V1alpha1(), opts.Namespace)
+	if opts.Metrics != nil {
+		opts.Metrics.MustRegister(append(c.metrics.all, c)...)
+	}
 	return c
 }
 
@@ -122,8 +141,8 @@ func (c *Controller) Run(ctx context.Context) error {
 	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: c.clients.Kube.CoreV1().Events(c.opts.Namespace)})
 	c.recorder = broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: name})
 
-	c.pools = newQueue[v1alpha1.PoolReference]()
-	c.suspects = newQueue[string]()
+	c.pools = newQueue[v1alpha1.PoolReference](queuePools, c.metrics)
+	c.suspects = newQueue[string](queueSuspects, c.metrics)
 	defer c.ipam.Shutdown()
 	defer c.meta.Shutdown()
 	defer c.kube.Shutdown()
@@ -145,9 +164,9 @@ func (c *Controller) Run(ctx context.Context) error {
 	klog.FromContext(ctx).Info("Controller started", "namespace", c.opts.Namespace, "reclaimGrace", c.opts.ReclaimGrace.String())
 
 	var workers sync.WaitGroup
-	workers.Go(func() { work(ctx, c.pools, c.reconcilePool) })
+	workers.Go(func() { work(ctx, c.pools, c.reconcilePool, c.metrics.errors.WithLabelValues(queuePools)) })
 	for range reclaimWorkers {
-		workers.Go(func() { work(ctx, c.suspects, c.examine) })
+		workers.Go(func() { work(ctx, c.suspects, c.examine, c.metrics.errors.WithLabelValues(queueSuspects)) })
 	}
 	<-ctx.Done()
 	c.pools.ShutDown()
@@ -157,13 +176,14 @@ func (c *Controller) Run(ctx context.Context) error {
 	return nil
 }
 
-func newQueue[T comparable]() workqueue.TypedRateLimitingInterface[T] {
-	return workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[T]())
+func newQueue[T comparable](name string, m workqueue.MetricsProvider) workqueue.TypedRateLimitingInterface[T] {
+	return workqueue.NewTypedRateLimitingQueueWithConfig(workqueue.DefaultTypedControllerRateLimiter[T](),
+		workqueue.TypedRateLimitingQueueConfig[T]{Name: name, MetricsProvider: m})
 }
 
 // work handles the items of queue one after the other until ctx ends or the
 // queue is shut down. An item that failed comes back later, and later each time.
-func work[T comparable](ctx context.Context, queue workqueue.TypedRateLimitingInterface[T], handle func(context.Context, T) error) {
+func work[T comparable](ctx context.Context, queue workqueue.TypedRateLimitingInterface[T], handle func(context.Context, T) error, errors prometheus.Counter) {
 	for ctx.Err() == nil {
 		item, shutdown := queue.Get()
 		if shutdown {
@@ -178,6 +198,7 @@ func work[T comparable](ctx context.Context, queue workqueue.TypedRateLimitingIn
 			klog.FromContext(ctx).V(2).Info("Object has changed or gone meanwhile, will retry", "item", item, "err", err)
 			queue.AddRateLimited(item)
 		default:
+			errors.Inc()
 			klog.FromContext(ctx).Error(err, "Failed, will retry", "item", item)
 			queue.AddRateLimited(item)
 		}

@@ -17,12 +17,8 @@ import (
 
 const reasonOverlap = "SubnetsOverlap"
 
-// overlap returns the condition that says which other pools have addresses in
-// common with this one, or nil where none has. It is no error: two pools may be
-// for two networks that never meet. But an address is given once in each pool, so
-// where they are one network, it is given twice.
-func (c *Controller) overlap(view *poolView) *metav1.Condition {
-	var others []string
+// overlapsWith names the other pools that have addresses in common with this one.
+func (c *Controller) overlapsWith(view *poolView) (others []string) {
 	for _, kind := range c.kinds {
 		for _, obj := range kind.informer.GetIndexer().List() {
 			other := kind.view(obj)
@@ -32,10 +28,17 @@ func (c *Controller) overlap(view *poolView) *metav1.Condition {
 			}
 		}
 	}
+	slices.Sort(others)
+	return others
+}
+
+// overlapping returns the condition that says so, or nil where there are none. It
+// is no error: two pools may be for two networks that never meet. But an address
+// is given once in each pool, so where they are one network, it is given twice.
+func overlapping(view *poolView, others []string) *metav1.Condition {
 	if len(others) == 0 {
 		return nil
 	}
-	slices.Sort(others)
 	message := fmt.Sprintf("%s overlaps with %s", view.subnet, enumerate(others))
 	return &metav1.Condition{Type: v1alpha1.ConditionOverlapping, Status: metav1.ConditionTrue, Reason: reasonOverlap, Message: message}
 }

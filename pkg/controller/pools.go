@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/client-go/tools/cache"
@@ -21,6 +22,7 @@ import (
 // poolKind is all that differs between IPPools and CIDRPools here.
 type poolKind struct {
 	informer cache.SharedIndexInformer
+	resource schema.GroupVersionResource
 	// view reads an object of the informer.
 	view func(obj any) *poolView
 	// patch writes the status and reads the answer.
@@ -45,23 +47,38 @@ type poolView struct {
 }
 
 // object names the pool in an event.
-func (v *poolView) object() *corev1.ObjectReference {
+func (v *poolView) object() *corev1.ObjectReference { return reference(v.ref, v.meta) }
+
+// reference names a pool in an event.
+func reference(ref v1alpha1.PoolReference, pool metav1.Object) *corev1.ObjectReference {
 	return &corev1.ObjectReference{
-		APIVersion: v1alpha1.GroupVersion.String(), Kind: string(v.ref.Kind),
-		Namespace: v.meta.Namespace, Name: v.meta.Name, UID: v.meta.UID, ResourceVersion: v.meta.ResourceVersion,
+		APIVersion: v1alpha1.GroupVersion.String(), Kind: string(ref.Kind),
+		Namespace: pool.GetNamespace(), Name: pool.GetName(), UID: pool.GetUID(), ResourceVersion: pool.GetResourceVersion(),
 	}
+}
+
+// pool returns the metadata of a pool in the cache, nil where it is not there: a
+// view reads all of its blocks, which may be thousands.
+func (c *Controller) pool(ref v1alpha1.PoolReference) metav1.Object {
+	obj, found, _ := c.kinds[ref.Kind].informer.GetIndexer().GetByKey(c.opts.Namespace + "/" + ref.Name) // never fails
+	if !found {
+		return nil
+	}
+	return obj.(metav1.Object)
 }
 
 func poolKinds(client clients.NvIpamV1alpha1Interface, informer informers.Interface, namespace string) map[v1alpha1.PoolKind]poolKind {
 	return map[v1alpha1.PoolKind]poolKind{
 		v1alpha1.PoolKindIPPool: {
 			informer:    informer.IPPools().Informer(),
+			resource:    v1alpha1.SchemeGroupVersion.WithResource("ippools"),
 			view:        func(obj any) *poolView { return viewIPPool(obj.(*v1alpha1.IPPool)) },
 			patch:       statusPatcher(client.IPPools(namespace).Patch, viewIPPool),
 			allocations: func(a []pool.Assignment) any { return pool.IPPoolAllocations(a) },
 		},
 		v1alpha1.PoolKindCIDRPool: {
 			informer:    informer.CIDRPools().Informer(),
+			resource:    v1alpha1.SchemeGroupVersion.WithResource("cidrpools"),
 			view:        func(obj any) *poolView { return viewCIDRPool(obj.(*v1alpha1.CIDRPool)) },
 			patch:       statusPatcher(client.CIDRPools(namespace).Patch, viewCIDRPool),
 			allocations: func(a []pool.Assignment) any { return pool.CIDRPoolAllocations(a) },

@@ -34,7 +34,7 @@ func allocation(change ...func(*v1alpha1.IPAllocation)) *v1alpha1.IPAllocation {
 		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "pool1.192.168.0.11", UID: "allocation", ResourceVersion: "7", CreationTimestamp: metav1.NewTime(claimed)},
 		Spec: v1alpha1.IPAllocationSpec{
 			PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "pool1"}, Address: "192.168.0.11", NodeName: "node",
-			PodRef:      v1alpha1.PodReference{Namespace: "default", Name: "pod", UID: "uid"},
+			PodRef:      v1alpha1.PodReference{Namespace: "default", Name: "pod", UID: podUID},
 			ContainerID: "container", InterfaceName: "net1",
 		},
 	}
@@ -64,62 +64,162 @@ func node(ready corev1.ConditionStatus, taints ...string) *corev1.Node {
 	return n
 }
 
+// podUID is one that the API server could have given, staticUID one of the
+// kubelet's.
+const (
+	podUID    = "7d0c9a3e-1111-4222-8333-444455556666"
+	staticUID = "0123456789abcdef0123456789abcdef"
+)
+
 // The numbers are those of the type verdict.
 func TestDecide(t *testing.T) {
-	withoutUID := func(a *v1alpha1.IPAllocation) { a.Spec.PodRef.UID = "" }
-	mirror := map[string]string{annotationConfigMirror: "uid", annotationConfigHash: "uid"}
-	same := pod("uid", claimed, nil)
+	withUID := func(uid types.UID) func(*v1alpha1.IPAllocation) {
+		return func(a *v1alpha1.IPAllocation) { a.Spec.PodRef.UID = uid }
+	}
+	withoutUID, static := withUID(""), withUID(staticUID)
+	mirror := map[string]string{annotationConfigMirror: staticUID, annotationConfigHash: staticUID}
+	otherMirror := map[string]string{annotationConfigMirror: "x", annotationConfigHash: "x"}
+	same := pod(podUID, claimed, nil)
 	up, down := node(corev1.ConditionTrue), node(corev1.ConditionUnknown)
+	before, after := claimed.Add(-time.Hour), claimed.Add(time.Hour)
+	// another is a claim for the same place by another container.
+	another := func(version string, created time.Time) *v1alpha1.IPAllocation {
+		return allocation(func(a *v1alpha1.IPAllocation) {
+			a.ResourceVersion, a.CreationTimestamp, a.Spec.ContainerID = version, metav1.NewTime(created), "another"
+		})
+	}
+	const off = "nv-ipam.nvidia.com/reclaim=disabled"
 
 	for _, tc := range []struct {
 		name  string
 		alloc *v1alpha1.IPAllocation
-		pod   *metav1.PartialObjectMetadata
-		node  *corev1.Node
+		e     evidence
 		want  verdict
+		word  string
 	}{
-		{"1 no attachment", allocation(func(a *v1alpha1.IPAllocation) { a.Spec.ContainerID, a.Spec.InterfaceName = "", "" }), nil, up, keep},
-		{"1 no pod named", allocation(func(a *v1alpha1.IPAllocation) { a.Spec.PodRef = v1alpha1.PodReference{} }), nil, nil, keep},
-		{"2 pod exists", allocation(), same, up, keep},
-		{"2 pod exists, its node does not answer", allocation(), same, down, keep},
-		{"2 pod exists, its node is gone", allocation(), same, nil, keep},
-		{"3 mirror of the static pod", allocation(), pod("other", claimed, mirror), up, keep},
-		{"3 mirror of another static pod", allocation(), pod("other", claimed, map[string]string{annotationConfigMirror: "x", annotationConfigHash: "x"}), up, suspect},
-		{"3 a hash without a mirror is nobody's word", allocation(), pod("other", claimed, map[string]string{annotationConfigHash: "uid"}), up, suspect},
-		{"4 no UID, pod is older", allocation(withoutUID), pod("other", claimed.Add(-time.Hour), nil), up, keep},
-		{"4 no UID, pod of the same second", allocation(withoutUID), pod("other", claimed, nil), up, keep},
-		{"4 no UID, mirror without a hash", allocation(withoutUID), pod("other", claimed.Add(time.Hour), map[string]string{annotationConfigMirror: ""}), up, suspect},
-		{"5 pod gone, Ready is unknown", allocation(), nil, down, hold},
-		{"5 pod gone, taint unreachable", allocation(), nil, node(corev1.ConditionTrue, corev1.TaintNodeUnreachable), hold},
-		{"5 another UID, Ready is unknown", allocation(), pod("other", claimed, nil), down, hold},
-		{"5 no UID, pod is younger, Ready is unknown", allocation(withoutUID), pod("other", claimed.Add(time.Hour), nil), down, hold},
-		{"6 pod gone", allocation(), nil, up, suspect},
-		{"6 pod gone, node is not ready but answers", allocation(), nil, node(corev1.ConditionFalse, corev1.TaintNodeNotReady), suspect},
-		{"6 pod gone, node that has never reported", allocation(), nil, &corev1.Node{}, suspect},
-		{"6 pod gone, node gone", allocation(), nil, nil, suspect},
-		{"6 pod gone, node out of service", allocation(), nil, node(corev1.ConditionUnknown, corev1.TaintNodeUnreachable, corev1.TaintNodeOutOfService), suspect},
-		{"6 another UID", allocation(), pod("other", claimed, nil), up, suspect},
-		{"6 no UID, pod gone", allocation(withoutUID), nil, up, suspect},
-		{"6 no UID, pod is younger", allocation(withoutUID), pod("other", claimed.Add(time.Second), nil), up, suspect},
+		{"1 no attachment", allocation(func(a *v1alpha1.IPAllocation) { a.Spec.ContainerID, a.Spec.InterfaceName = "", "" }), evidence{node: up}, keep, wordInUse},
+		{"1 no pod named", allocation(func(a *v1alpha1.IPAllocation) { a.Spec.PodRef = v1alpha1.PodReference{} }), evidence{}, keep, wordInUse},
+		{"2 pod exists", allocation(), evidence{pod: same, node: up}, keep, wordInUse},
+		{"2 pod exists, its node does not answer", allocation(), evidence{pod: same, node: down}, keep, wordInUse},
+		{"2 pod exists, its node is gone", allocation(), evidence{pod: same}, keep, wordInUse},
+		{"3 mirror of the static pod", allocation(static), evidence{pod: pod("other", claimed, mirror), node: up}, keep, wordInUse},
+		{"3 mirror of another static pod, older", allocation(static), evidence{pod: pod("other", before, otherMirror), node: up}, hold, wordPodUnknown},
+		{"3 mirror of another static pod, of the same second", allocation(static), evidence{pod: pod("other", claimed, otherMirror), node: up}, hold, wordPodUnknown},
+		{"3 a hash without a mirror is nobody's word", allocation(static), evidence{pod: pod("other", after, map[string]string{annotationConfigHash: staticUID}), node: up}, hold, wordPodUnknown},
+		{"4 no UID, pod is older", allocation(withoutUID), evidence{pod: pod("other", before, nil), node: up}, keep, wordInUse},
+		{"4 no UID, pod of the same second", allocation(withoutUID), evidence{pod: pod("other", claimed, nil), node: up}, keep, wordInUse},
+		{"5 another container came later", allocation(), evidence{pod: same, node: up, rival: another("8", after)}, suspect, wordSandboxReplaced},
+		{"5 another container came later, its node does not answer", allocation(), evidence{pod: same, node: down, rival: another("8", after)}, suspect, wordSandboxReplaced},
+		{"5 another container of the static pod came later", allocation(static), evidence{pod: pod("other", claimed, mirror), node: up, rival: another("8", after)}, suspect, wordSandboxReplaced},
+		{"5 another container came earlier", allocation(), evidence{pod: same, node: up, rival: another("6", before)}, keep, wordInUse},
+		{"5 another container in the same second", allocation(), evidence{pod: same, node: up, rival: another("8", claimed)}, hold, wordSandboxUnclear},
+		{"5 later, but by the resource version earlier", allocation(), evidence{pod: same, node: up, rival: another("6", after)}, hold, wordSandboxUnclear},
+		{"5 earlier, but by the resource version later", allocation(), evidence{pod: same, node: up, rival: another("8", before)}, hold, wordSandboxUnclear},
+		{"5 later, by a longer resource version", allocation(), evidence{pod: same, node: up, rival: another("10", after)}, suspect, wordSandboxReplaced},
+		{"5 a resource version that is no number", allocation(), evidence{pod: same, node: up, rival: another("x", after)}, hold, wordSandboxUnclear},
+		{"6 pod gone, Ready is unknown", allocation(), evidence{node: down}, hold, wordNodeUnreachable},
+		{"6 pod gone, taint unreachable", allocation(), evidence{node: node(corev1.ConditionTrue, corev1.TaintNodeUnreachable)}, hold, wordNodeUnreachable},
+		{"6 another UID, Ready is unknown", allocation(), evidence{pod: pod("other", claimed, nil), node: down}, hold, wordNodeUnreachable},
+		{"6 no UID, pod is younger, Ready is unknown", allocation(withoutUID), evidence{pod: pod("other", after, nil), node: down}, hold, wordNodeUnreachable},
+		{"7 no UID, pod gone", allocation(withoutUID), evidence{node: up}, hold, wordPodUnknown},
+		{"7 no UID, pod is younger", allocation(withoutUID), evidence{pod: pod("other", after, nil), node: up}, hold, wordPodUnknown},
+		{"7 no UID, mirror without a hash", allocation(withoutUID), evidence{pod: pod("other", after, map[string]string{annotationConfigMirror: ""}), node: up}, hold, wordPodUnknown},
+		{"7 static pod without a mirror", allocation(static), evidence{node: up}, hold, wordPodUnknown},
+		{"7 a UID of nobody's", allocation(withUID("uid")), evidence{node: up}, hold, wordPodUnknown},
+		{"7 a UID in other brackets", allocation(withUID("{" + podUID + "}")), evidence{node: up}, hold, wordPodUnknown},
+		{"7 36 characters, no UID", allocation(withUID("7d0c9a3e-1111-4222-8333-44445555666x")), evidence{node: up}, hold, wordPodUnknown},
+		{"7 mirror of a later static pod", allocation(static), evidence{pod: pod("other", after, otherMirror), node: up}, suspect, wordPodReplaced},
+		{"8 pod gone", allocation(), evidence{node: up}, suspect, wordPodGone},
+		{"8 pod gone, node is not ready but answers", allocation(), evidence{node: node(corev1.ConditionFalse, corev1.TaintNodeNotReady)}, suspect, wordPodGone},
+		{"8 pod gone, node that has never reported", allocation(), evidence{node: &corev1.Node{}}, suspect, wordPodGone},
+		{"8 pod gone, node gone", allocation(), evidence{}, suspect, wordPodGone},
+		{"8 pod gone, node out of service", allocation(), evidence{node: node(corev1.ConditionUnknown, corev1.TaintNodeUnreachable, corev1.TaintNodeOutOfService)}, suspect, wordPodGone},
+		{"8 another UID", allocation(), evidence{pod: pod("other", claimed, nil), node: up}, suspect, wordPodReplaced},
+		{"8 pod gone, another container came later", allocation(), evidence{node: up, rival: another("8", after)}, suspect, wordPodGone},
+		{"8 no UID, node gone", allocation(withoutUID), evidence{}, suspect, wordPodGone},
+		{"8 static pod, node gone", allocation(static), evidence{}, suspect, wordPodGone},
+		{"8 static pod, node out of service", allocation(static), evidence{node: node(corev1.ConditionUnknown, corev1.TaintNodeOutOfService)}, suspect, wordPodGone},
+		{"9 disabled, pod gone", allocation(), evidence{node: up, optOut: off}, hold, wordReclaimDisabled},
+		{"9 disabled, node gone", allocation(), evidence{optOut: off}, hold, wordReclaimDisabled},
+		{"9 disabled, another container came later", allocation(), evidence{pod: same, node: up, rival: another("8", after), optOut: off}, hold, wordReclaimDisabled},
+		{"9 disabled, pod exists", allocation(), evidence{pod: same, node: up, optOut: off}, keep, wordInUse},
+		{"9 disabled, node does not answer", allocation(), evidence{node: down, optOut: off}, hold, wordNodeUnreachable},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			if got, reason := decide(tc.alloc, tc.pod, tc.node); got != tc.want || reason == "" {
-				t.Errorf("got %v (%s), want %v", got, reason, tc.want)
+			if got, why := decide(tc.alloc, tc.e); got != tc.want || why.word != tc.word || why.text == "" {
+				t.Errorf("got %v, %+v, want %v, %s", got, why, tc.want, tc.word)
 			}
 			// What the caches keep decides as the whole objects do.
-			thinPod, thinNode := tc.pod, tc.node
-			if tc.pod != nil {
-				obj, _ := thin(tc.pod)
-				thinPod = obj.(*metav1.PartialObjectMetadata)
+			if tc.e.pod != nil {
+				obj, _ := thin(tc.e.pod)
+				tc.e.pod = obj.(*metav1.PartialObjectMetadata)
 			}
-			if tc.node != nil {
-				obj, _ := thin(tc.node)
-				thinNode = obj.(*corev1.Node)
+			if tc.e.node != nil {
+				obj, _ := thin(tc.e.node)
+				tc.e.node = obj.(*corev1.Node)
 			}
-			if got, _ := decide(tc.alloc, thinPod, thinNode); got != tc.want {
+			if got, _ := decide(tc.alloc, tc.e); got != tc.want {
 				t.Errorf("from the caches: got %v, want %v", got, tc.want)
 			}
 		})
+	}
+}
+
+// Anything but the two values that are known is the safe one of them.
+func TestOptOut(t *testing.T) {
+	for value, want := range map[string]string{
+		"enabled": "", "disabled": "nv-ipam.nvidia.com/reclaim=disabled", "": "nv-ipam.nvidia.com/reclaim=", "Enabled": "nv-ipam.nvidia.com/reclaim=Enabled",
+	} {
+		if got := optOut(map[string]string{v1alpha1.AnnotationReclaim: value}); got != want {
+			t.Errorf("%q: got %q, want %q", value, got, want)
+		}
+	}
+	if got := optOut(map[string]string{"other": "disabled"}); got != "" {
+		t.Errorf("without the annotation: %q", got)
+	}
+}
+
+// Who is a rival, and which of several.
+func TestRival(t *testing.T) {
+	w := newWorld(t, Options{})
+	add := func(name, version string, change func(*v1alpha1.IPAllocation)) *v1alpha1.IPAllocation {
+		a := allocation(change, func(a *v1alpha1.IPAllocation) { a.Name, a.ResourceVersion = name, version })
+		if err := w.allocations.Add(a); err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	other := func(change func(*v1alpha1.IPAllocation)) func(*v1alpha1.IPAllocation) {
+		return func(a *v1alpha1.IPAllocation) { a.Spec.ContainerID = "other"; change(a) }
+	}
+	first := add("first", "7", func(*v1alpha1.IPAllocation) {})
+	for name, change := range map[string]func(*v1alpha1.IPAllocation){
+		"same container":  func(*v1alpha1.IPAllocation) {},
+		"reservation":     func(a *v1alpha1.IPAllocation) { a.Spec.ContainerID = "" },
+		"other interface": other(func(a *v1alpha1.IPAllocation) { a.Spec.InterfaceName = "net2" }),
+		"other pod":       other(func(a *v1alpha1.IPAllocation) { a.Spec.PodRef.UID = "x" }),
+		"other node":      other(func(a *v1alpha1.IPAllocation) { a.Spec.NodeName = "x" }),
+		"other pool":      other(func(a *v1alpha1.IPAllocation) { a.Spec.PoolRef.Name = "x" }),
+		"other kind":      other(func(a *v1alpha1.IPAllocation) { a.Spec.PoolRef.Kind = v1alpha1.PoolKindCIDRPool }),
+	} {
+		add(name, "8", change)
+	}
+	if got := w.rival(first); got != nil {
+		t.Errorf("%s is one", got.Name)
+	}
+	for i, name := range []string{"middle", "last"} {
+		add(name, []string{"9", "10"}[i], other(func(a *v1alpha1.IPAllocation) {
+			a.CreationTimestamp = metav1.NewTime(claimed.Add(time.Duration(i+1) * time.Minute))
+		}))
+	}
+	if got := w.rival(first); got == nil || got.Name != "last" {
+		t.Errorf("got %+v, want the last", got)
+	}
+	for _, obj := range w.allocations.List() {
+		obj.(*v1alpha1.IPAllocation).Spec.PodRef.UID = ""
+	}
+	if got := w.rival(first); got != nil {
+		t.Errorf("without a UID %s is one", got.Name)
 	}
 }
 
@@ -149,7 +249,7 @@ func newWorld(t *testing.T, opts Options) *world {
 		t.Fatal(err)
 	}
 	w.recorder = w.events
-	w.pools, w.suspects = newQueue[v1alpha1.PoolReference](), newQueue[string]()
+	w.pools, w.suspects = newQueue[v1alpha1.PoolReference](queuePools, w.metrics), newQueue[string](queueSuspects, w.metrics)
 	t.Cleanup(w.pools.ShutDown)
 	t.Cleanup(w.suspects.ShutDown)
 	return w
@@ -164,6 +264,11 @@ func (w *world) leak(t *testing.T) {
 	if err := w.ipam.Tracker().Add(a); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// suspected makes the allocation one that was a suspect since.
+func (w *world) suspected(since time.Time) {
+	w.seen.note(leaked, sighting{uid: "allocation", verdict: suspect, word: wordPodGone, since: since})
 }
 
 func (w *world) deletes() (out []clienttesting.DeleteActionImpl) {
@@ -196,11 +301,11 @@ func TestReclaim(t *testing.T) {
 		step(0, 0)
 		step(59*time.Second, 0)
 		// It was seen alive meanwhile: the grace begins anew.
-		if err := w.pods.Add(pod("uid", claimed, nil)); err != nil {
+		if err := w.pods.Add(pod(podUID, claimed, nil)); err != nil {
 			t.Fatal(err)
 		}
 		step(time.Second, 0)
-		if err := w.pods.Delete(pod("uid", claimed, nil)); err != nil {
+		if err := w.pods.Delete(pod(podUID, claimed, nil)); err != nil {
 			t.Fatal(err)
 		}
 		step(time.Second, 0)
@@ -223,7 +328,7 @@ func TestReclaimComesBack(t *testing.T) {
 		defer w.pools.ShutDown()
 		defer w.suspects.ShutDown()
 		w.leak(t)
-		go work(ctx, w.suspects, w.examine)
+		go work(ctx, w.suspects, w.examine, w.metrics.errors.WithLabelValues(queueSuspects))
 		w.onAllocation().OnAdd(allocation(), false)
 		time.Sleep(59 * time.Second)
 		synctest.Wait()
@@ -286,7 +391,7 @@ func TestReclaimNotYoung(t *testing.T) {
 func TestReclaimConfirms(t *testing.T) {
 	notFound := apierrors.NewNotFound(schema.GroupResource{Resource: "pods"}, "pod")
 	proxy := apierrors.NewGenericServerResponse(404, "get", schema.GroupResource{Resource: "pods"}, "pod", "<html>", 0, true)
-	alive := pod("uid", claimed, nil)
+	alive := pod(podUID, claimed, nil)
 	for _, tc := range []struct {
 		name    string
 		pod     *metav1.PartialObjectMetadata
@@ -311,7 +416,7 @@ func TestReclaimConfirms(t *testing.T) {
 			w.leak(t)
 			w.meta.PrependReactor("get", "pods", func(clienttesting.Action) (bool, runtime.Object, error) { return true, tc.pod, tc.podErr })
 			w.kube.PrependReactor("get", "nodes", func(clienttesting.Action) (bool, runtime.Object, error) { return true, tc.node, tc.nodeErr })
-			w.seen.first("allocation", time.Now().Add(-time.Hour))
+			w.suspected(time.Now().Add(-time.Hour))
 			err := w.examine(t.Context(), leaked)
 			if (err != nil) != tc.fails {
 				t.Errorf("error %v, want one: %v", err, tc.fails)
@@ -329,7 +434,7 @@ func TestReclaimIsSaid(t *testing.T) {
 	if err := w.kinds[v1alpha1.PoolKindIPPool].informer.GetIndexer().Add(ippool(nil)); err != nil {
 		t.Fatal(err)
 	}
-	w.seen.first("allocation", time.Now().Add(-time.Hour))
+	w.suspected(time.Now().Add(-time.Hour))
 	if err := w.examine(t.Context(), leaked); err != nil {
 		t.Fatal(err)
 	}

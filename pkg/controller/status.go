@@ -11,11 +11,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"time"
 
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/klog/v2"
+	"k8s.io/utils/ptr"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 )
@@ -24,8 +27,8 @@ import (
 //
 //	allocations         applied by v1alpha1.BlocksManagerPrefix + hash of them:
 //	                    a plugin sees in the metadata when they change
-//	conditions and      patched by "ipam-controller": they change more often,
-//	observedGeneration  and are no business of a plugin's
+//	the rest            patched by "ipam-controller": it changes more often, and
+//	                    is no business of a plugin's
 //
 // Allocations come first: the API requires them in a status. Both carry the
 // resource version that they were computed from, so that a cache which is behind
@@ -79,40 +82,72 @@ func applied(entries []metav1.ManagedFieldsEntry, manager string) bool {
 	})
 }
 
-// writeConditions patches the conditions where they have changed; without an
-// overlap there is none to speak of. nv-ipam's
-// own CRDs have no conditions and the API server drops them: nothing is written
-// then after the first try.
-func (c *Controller) writeConditions(ctx context.Context, kind poolKind, view *poolView, ready metav1.Condition, overlap *metav1.Condition) error {
-	if c.pruned[view.ref.Kind] {
+// writeRest patches the conditions and the counts where they have changed; only
+// for a new count of used addresses, not often. Without an overlap there is none
+// to speak of. nv-ipam's own CRDs have neither, and the API server drops them:
+// nothing is written then after the first try.
+func (c *Controller) writeRest(ctx context.Context, kind poolKind, view *poolView, census census, overlap *metav1.Condition) error {
+	ref := view.ref
+	if c.pruned[ref.Kind] {
 		return nil
 	}
-	ready.ObservedGeneration = view.meta.Generation
-	conditions := slices.Clone(view.status.Conditions) // the cache's
-	changed := meta.SetStatusCondition(&conditions, ready)
-	if overlap == nil {
-		changed = meta.RemoveStatusCondition(&conditions, v1alpha1.ConditionOverlapping) || changed
-	} else {
-		overlap.ObservedGeneration = view.meta.Generation
-		changed = meta.SetStatusCondition(&conditions, *overlap) || changed
-	}
-	if !changed && view.status.ObservedGeneration == view.meta.Generation {
+	want := c.rest(view, census, overlap)
+	now := time.Now()
+	switch recount := !c.countless[ref.Kind] && !ptr.Equal(want.Used, view.status.Used); {
+	case !c.same(ref.Kind, want, view.status):
+	case !recount:
 		return nil
+	default:
+		if wait := c.counted[ref].Add(c.opts.Usage).Sub(now); wait > 0 {
+			c.pools.AddAfter(ref, wait)
+			return nil
+		}
 	}
 	body, err := json.Marshal(map[string]any{
 		"metadata": map[string]string{"resourceVersion": view.meta.ResourceVersion},
-		"status":   v1alpha1.PoolStatus{ObservedGeneration: view.meta.Generation, Conditions: conditions},
+		"status":   want,
 	})
 	if err != nil {
 		return err
 	}
 	view, err = kind.patch(ctx, view.meta.Name, types.MergePatchType, body, metav1.PatchOptions{FieldManager: name})
 	if err != nil {
-		return fmt.Errorf("patch status.conditions: %w", err)
+		return fmt.Errorf("patch the pool's conditions and counts: %w", err)
 	}
-	if meta.FindStatusCondition(view.status.Conditions, ready.Type) == nil {
-		c.pruned[view.ref.Kind] = true
-		klog.FromContext(ctx).Info("The installed CRD has no status.conditions: see events and the log instead", "kind", view.ref.Kind)
+	c.counted[ref] = now
+	c.countless[ref.Kind] = view.status.Used == nil
+	if len(view.status.Conditions) == 0 {
+		c.pruned[ref.Kind] = true
+		klog.FromContext(ctx).Info("The installed CRD has no status.conditions: see events and the log instead", "kind", ref.Kind)
 	}
 	return nil
+}
+
+// rest is what a pool's status ought to be, but for its blocks.
+func (c *Controller) rest(view *poolView, census census, overlap *metav1.Condition) v1alpha1.PoolStatus {
+	want := v1alpha1.PoolStatus{
+		ObservedGeneration: view.meta.Generation,
+		Conditions:         slices.Clone(view.status.Conditions), // the cache's
+		Capacity:           view.status.Capacity,
+		Used:               &census.held,
+	}
+	if census.blocks != nil {
+		want.Capacity = new(census.capacity())
+	}
+	census.ready.ObservedGeneration = view.meta.Generation
+	meta.SetStatusCondition(&want.Conditions, census.ready)
+	if overlap == nil {
+		meta.RemoveStatusCondition(&want.Conditions, v1alpha1.ConditionOverlapping)
+	} else {
+		overlap.ObservedGeneration = view.meta.Generation
+		meta.SetStatusCondition(&want.Conditions, *overlap)
+	}
+	return want
+}
+
+// same reports whether two statuses differ in nothing but the count of used
+// addresses, as far as the installed CRD has the fields.
+func (c *Controller) same(kind v1alpha1.PoolKind, a v1alpha1.PoolStatus, b *v1alpha1.PoolStatus) bool {
+	return a.ObservedGeneration == b.ObservedGeneration && equality.Semantic.DeepEqual(a.Conditions, b.Conditions) &&
+		(c.countless[kind] || ptr.Equal(a.Capacity, b.Capacity))
 }

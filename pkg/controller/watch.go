@@ -91,8 +91,12 @@ func (c *Controller) onPool(kind v1alpha1.PoolKind) cache.ResourceEventHandler {
 		},
 		UpdateFunc: func(before, after any) {
 			reconcile(after, c.opts.Settle)
-			if before.(metav1.Object).GetGeneration() != after.(metav1.Object).GetGeneration() {
+			old, pool := before.(metav1.Object), after.(metav1.Object)
+			if old.GetGeneration() != pool.GetGeneration() {
 				c.reconcileAllPools()
+			}
+			if old.GetAnnotations()[v1alpha1.AnnotationReclaim] != pool.GetAnnotations()[v1alpha1.AnnotationReclaim] {
+				c.examineIndexed(byPool, poolKey(v1alpha1.PoolReference{Kind: kind, Name: pool.GetName()}))
 			}
 		},
 		DeleteFunc: func(obj any) {
@@ -112,7 +116,7 @@ func (c *Controller) onNode() cache.ResourceEventHandler {
 			if !equality.Semantic.DeepEqual(old.Labels, node.Labels) {
 				c.reconcileAllPools()
 			}
-			if unreachable(old) != unreachable(node) {
+			if unreachable(old) != unreachable(node) || outOfService(old) != outOfService(node) {
 				c.examineIndexed(byNode, node.Name)
 			}
 		},
@@ -144,19 +148,28 @@ func (c *Controller) onPod() cache.ResourceEventHandler {
 	}
 }
 
-// onAllocation examines each allocation, also at every resync, and reconciles a
-// pool when a node has given back its last address of it, for which alone its
-// block may have been kept, or when what was given back may be what did not fit.
+// onAllocation examines each allocation, also at every resync, and with a new one
+// those of the same pod, of which it may be the successor. It reconciles a pool
+// when a node has given back its last address of it, for which alone its block
+// may have been kept, or when what was given back may be what did not fit; for
+// the count of used addresses alone, not often.
 func (c *Controller) onAllocation() cache.ResourceEventHandler {
 	examine := func(obj any) {
-		if key, err := cache.MetaNamespaceKeyFunc(obj); err == nil {
+		if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj); err == nil {
 			c.suspects.Add(key)
 		}
 	}
 	return cache.ResourceEventHandlerFuncs{
-		AddFunc:    examine,
+		AddFunc: func(obj any) {
+			examine(obj)
+			if a := obj.(*v1alpha1.IPAllocation); a.Spec.PodRef.UID != "" {
+				c.examineIndexed(byPod, holder(a))
+			}
+			c.pools.AddAfter(obj.(*v1alpha1.IPAllocation).Spec.PoolRef, c.opts.Usage)
+		},
 		UpdateFunc: func(_, obj any) { examine(obj) },
 		DeleteFunc: func(obj any) {
+			examine(obj) // forgets it
 			if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 				obj = gone.Obj
 			}
@@ -164,7 +177,7 @@ func (c *Controller) onAllocation() cache.ResourceEventHandler {
 			if !ok {
 				return
 			}
-			c.seen.forget(a.UID)
+			c.pools.AddAfter(a.Spec.PoolRef, c.opts.Usage)
 			if _, misfits := c.misfitting.Load(a.Spec.PoolRef); misfits || !c.holds(a.Spec.PoolRef, a.Spec.NodeName) {
 				c.pools.AddAfter(a.Spec.PoolRef, c.opts.Settle)
 			}
@@ -215,9 +228,9 @@ func thin(obj any) (any, error) {
 	case *v1alpha1.IPAllocation:
 		o.ManagedFields, o.Annotations, o.Labels = nil, nil, nil
 	case *v1alpha1.IPPool:
-		o.ManagedFields, o.Annotations = blocksManagers(o.ManagedFields), nil
+		o.ManagedFields, o.Annotations = blocksManagers(o.ManagedFields), reclaimAnnotation(o.Annotations)
 	case *v1alpha1.CIDRPool:
-		o.ManagedFields, o.Annotations = blocksManagers(o.ManagedFields), nil
+		o.ManagedFields, o.Annotations = blocksManagers(o.ManagedFields), reclaimAnnotation(o.Annotations)
 	}
 	return obj, nil
 }
@@ -239,6 +252,14 @@ func mirrorAnnotations(annotations map[string]string) map[string]string {
 		annotationConfigMirror: annotations[annotationConfigMirror],
 		annotationConfigHash:   annotations[annotationConfigHash],
 	}
+}
+
+func reclaimAnnotation(annotations map[string]string) map[string]string {
+	value, found := annotations[v1alpha1.AnnotationReclaim]
+	if !found {
+		return nil
+	}
+	return map[string]string{v1alpha1.AnnotationReclaim: value}
 }
 
 // blocksManagers are the names of the managers that applied status.allocations.

@@ -57,6 +57,22 @@ func (p *Pool) Block(a Assignment) *Block {
 	return &Block{Pool: p.Ref, Subnet: subnet, Range: r, Usable: usable.Ranges(), Gateway: a.Gateway, Routes: p.routes}
 }
 
+// MaxSize is the greatest size that is told: every JSON reader knows integers up
+// to it, and an int64 has room for the sum of many.
+const MaxSize = 1<<53 - 1
+
+// Size returns how many addresses are usable, at most MaxSize.
+func (b *Block) Size() int64 {
+	sum := new(big.Int)
+	for _, r := range b.Usable {
+		sum.Add(sum, distance(r.From(), r.To())).Add(sum, one)
+	}
+	if sum.Cmp(big.NewInt(MaxSize)) > 0 {
+		return MaxSize
+	}
+	return sum.Int64()
+}
+
 // open returns the parts of the block r that no per-node exclusion covers.
 func (p *Pool) open(r netipx.IPRange) []netipx.IPRange {
 	if len(p.perNode) == 0 {

@@ -39,6 +39,9 @@ func TestMain(m *testing.M) { os.Exit(testenv.Run(m, &env, testenv.Options{})) }
 // needs to see that something did not happen.
 const grace = 2 * time.Second
 
+// gone is the UID of a pod that the API server may have had.
+const gone = "7d0c9a3e-1111-4222-8333-444455556666"
+
 // cluster is a namespace for pools in a cluster without nodes.
 type cluster struct {
 	ns   string
@@ -304,4 +307,26 @@ func (c *cluster) deletePod(t *testing.T, name string) {
 	if err := c.kube.CoreV1().Pods(c.ns).Delete(t.Context(), name, metav1.DeleteOptions{GracePeriodSeconds: new(int64)}); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// nextSecond waits until the server's clock, by which objects are created, shows
+// another second.
+func (c *cluster) nextSecond(t *testing.T) {
+	t.Helper()
+	now := func() metav1.Time {
+		p, err := c.kube.CoreV1().Pods(c.ns).Create(t.Context(), &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Name: "clock"}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "i"}}},
+		}, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p.CreationTimestamp
+	}
+	first := now()
+	until(t, func() string {
+		if n := now(); !first.Before(&n) {
+			return "the server's clock stands still"
+		}
+		return ""
+	})
 }

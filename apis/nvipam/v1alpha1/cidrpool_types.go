@@ -22,6 +22,8 @@ import (
 // +kubebuilder:printcolumn:name="CIDR",type="string",JSONPath=`.spec.cidr`
 // +kubebuilder:printcolumn:name="Gateway index",type="string",JSONPath=`.spec.gatewayIndex`
 // +kubebuilder:printcolumn:name="Per Node Network Prefix",type="integer",JSONPath=`.spec.perNodeNetworkPrefix`
+// +kubebuilder:printcolumn:name="Capacity",type="integer",JSONPath=`.status.capacity`,priority=1
+// +kubebuilder:printcolumn:name="Used",type="integer",JSONPath=`.status.used`,priority=1
 // +kubebuilder:printcolumn:name="Ready",type="string",JSONPath=`.status.conditions[?(@.type=="Ready")].status`,priority=1
 type CIDRPool struct {
 	metav1.TypeMeta   `json:",inline"`

@@ -23,6 +23,16 @@ const ConditionReady = "Ready"
 // pool's, and absent otherwise.
 const ConditionOverlapping = "Overlapping"
 
+// AnnotationReclaim on a pool says whether the controller may take back addresses
+// whose pods are gone. With ReclaimDisabled, or any other value that it does not
+// know, it never does. It is for pools whose addresses are also given to
+// containers without a pod, under the names and UIDs of pods that never were.
+const (
+	AnnotationReclaim = "nv-ipam.nvidia.com/reclaim"
+	ReclaimEnabled    = "enabled" // as without the annotation
+	ReclaimDisabled   = "disabled"
+)
+
 // BlocksManagerPrefix begins the name of the field manager that owns a pool's
 // status.allocations; the rest is a hash of them. It makes metadata.managedFields
 // change exactly when the blocks do, so that a plugin which keeps its block on

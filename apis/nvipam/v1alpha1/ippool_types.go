@@ -24,6 +24,8 @@ import (
 // +kubebuilder:printcolumn:name="Subnet",type="string",JSONPath=`.spec.subnet`
 // +kubebuilder:printcolumn:name="Gateway",type="string",JSONPath=`.spec.gateway`
 // +kubebuilder:printcolumn:name="Block Size",type="integer",JSONPath=`.spec.perNodeBlockSize`
+// +kubebuilder:printcolumn:name="Capacity",type="integer",JSONPath=`.status.capacity`,priority=1
+// +kubebuilder:printcolumn:name="Used",type="integer",JSONPath=`.status.used`,priority=1
 // +kubebuilder:printcolumn:name="Ready",type="string",JSONPath=`.status.conditions[?(@.type=="Ready")].status`,priority=1
 type IPPool struct {
 	metav1.TypeMeta   `json:",inline"`
@@ -102,6 +104,15 @@ type PoolStatus struct {
 	// observedGeneration is the metadata.generation that this status is about.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// capacity is how many addresses the blocks of all nodes have that may be
+	// handed out: without the gateway and what is excluded. 9007199254740991
+	// (2^53-1) stands for as many or more.
+	// +optional
+	Capacity *int64 `json:"capacity,omitempty"`
+	// used is how many addresses of the pool are held, requested ones and those
+	// outside of the blocks included. It may be some minutes old.
+	// +optional
+	Used *int64 `json:"used,omitempty"`
 	// conditions: Ready.
 	// +listType=map
 	// +listMapKey=type

@@ -1,0 +1,192 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/workqueue"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+)
+
+// The workqueues' names.
+const (
+	queuePools    = "pools"
+	queueSuspects = "suspects"
+)
+
+// metricsPrefix begins the name of every metric of this project.
+const metricsPrefix = "crd_ipam_"
+
+// What is known from the caches is counted when it is asked for (Collect), and
+// costs nothing in between.
+var (
+	poolLabels = []string{"kind", "pool"}
+
+	descReady    = desc("pool_ready", "1 where the pool's Ready condition is true, else 0, with its reason.", append(poolLabels, "reason")...)
+	descCapacity = desc("pool_capacity", "Addresses that the blocks of all nodes have to hand out.", poolLabels...)
+	descUsed     = desc("pool_used", "Addresses of the pool that are held.", poolLabels...)
+	descBlocks   = desc("pool_blocks", "Nodes that have a block.", poolLabels...)
+	descFull     = desc("pool_blocks_full", "Nodes whose block has no address left.", poolLabels...)
+	descUnserved = desc("pool_nodes_without_block", "Nodes that the pool has no room for.", poolLabels...)
+	descOverlaps = desc("pool_overlaps", "Other pools that have addresses in common with this one.", poolLabels...)
+	descOrphans  = desc("allocations_without_pool", "Allocations whose pool does not exist.")
+	descHeld     = desc("held", "Allocations whose pod is not there and which are not taken back, by reason.", "reason")
+	descSuspects = desc("suspects", "Allocations that look leaked and are taken back when the grace is over, by reason.", "reason")
+)
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(metricsPrefix+name, help, labels, nil)
+}
+
+// metrics are counted as things happen.
+type metrics struct {
+	all       []prometheus.Collector
+	reclaimed *prometheus.CounterVec
+	spared    prometheus.Counter
+	errors    *prometheus.CounterVec
+
+	// Of workqueues, by name.
+	depth, unfinished, longest *prometheus.GaugeVec
+	adds, retries              *prometheus.CounterVec
+	latency, duration          *prometheus.HistogramVec
+}
+
+func newMetrics() *metrics {
+	m := &metrics{}
+	gauge := func(name, help string) *prometheus.GaugeVec {
+		return add(m, prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: metricsPrefix + name, Help: help}, []string{"name"}))
+	}
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return add(m, prometheus.NewCounterVec(prometheus.CounterOpts{Name: metricsPrefix + name, Help: help}, labels))
+	}
+	histogram := func(name, help string) *prometheus.HistogramVec {
+		opts := prometheus.HistogramOpts{Name: metricsPrefix + name, Help: help, Buckets: prometheus.ExponentialBuckets(0.001, 4, 9)}
+		return add(m, prometheus.NewHistogramVec(opts, []string{"name"}))
+	}
+	m.reclaimed = counter("reclaimed_total", "Allocations that were taken back, by reason.", "reason")
+	m.spared = counter("spared_total", "Suspects that a live look found alive or to be held.").WithLabelValues()
+	m.errors = counter("errors_total", "Failed examinations and reconciliations, which are tried again, by workqueue.", "queue")
+
+	m.depth = gauge("workqueue_depth", "Items that wait.")
+	m.adds = counter("workqueue_adds_total", "Items that were added.", "name")
+	m.latency = histogram("workqueue_queue_duration_seconds", "How long items waited.")
+	m.duration = histogram("workqueue_work_duration_seconds", "How long items took.")
+	m.unfinished = gauge("workqueue_unfinished_work_seconds", "How long the items in work have taken so far, summed up.")
+	m.longest = gauge("workqueue_longest_running_processor_seconds", "How long the longest item in work has taken so far.")
+	m.retries = counter("workqueue_retries_total", "Items that were added again after a failure.", "name")
+
+	for _, word := range suspectWords {
+		m.reclaimed.WithLabelValues(word)
+	}
+	return m
+}
+
+func add[T prometheus.Collector](m *metrics, c T) T {
+	m.all = append(m.all, c)
+	return c
+}
+
+// The methods of workqueue.MetricsProvider.
+
+func (m *metrics) NewDepthMetric(name string) workqueue.GaugeMetric {
+	return m.depth.WithLabelValues(name)
+}
+
+func (m *metrics) NewAddsMetric(name string) workqueue.CounterMetric {
+	return m.adds.WithLabelValues(name)
+}
+
+func (m *metrics) NewLatencyMetric(name string) workqueue.HistogramMetric {
+	return m.latency.WithLabelValues(name)
+}
+
+func (m *metrics) NewWorkDurationMetric(name string) workqueue.HistogramMetric {
+	return m.duration.WithLabelValues(name)
+}
+
+func (m *metrics) NewUnfinishedWorkSecondsMetric(name string) workqueue.SettableGaugeMetric {
+	return m.unfinished.WithLabelValues(name)
+}
+
+func (m *metrics) NewLongestRunningProcessorSecondsMetric(name string) workqueue.SettableGaugeMetric {
+	return m.longest.WithLabelValues(name)
+}
+
+func (m *metrics) NewRetriesMetric(name string) workqueue.CounterMetric {
+	return m.retries.WithLabelValues(name)
+}
+
+// Describe is part of prometheus.Collector.
+func (c *Controller) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		descReady, descCapacity, descUsed, descBlocks, descFull, descUnserved, descOverlaps, descOrphans, descHeld, descSuspects,
+	} {
+		ch <- d
+	}
+}
+
+// Collect counts what the caches hold; a replica that does not lead has none.
+func (c *Controller) Collect(ch chan<- prometheus.Metric) {
+	if !c.Synced() {
+		return
+	}
+	gauge := func(d *prometheus.Desc, value int64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(value), labels...)
+	}
+	held, total := c.countHeld()
+	var orphans int64
+	for ref, n := range total {
+		if c.kinds[ref.Kind].informer == nil || c.pool(ref) == nil {
+			orphans += n
+		}
+	}
+	gauge(descOrphans, orphans)
+	c.censuses.Range(func(key, value any) bool {
+		ref, census := key.(v1alpha1.PoolReference), value.(census)
+		kind, pool := string(ref.Kind), ref.Name
+		gauge(descReady, isTrue(census.ready), kind, pool, census.ready.Reason)
+		gauge(descUsed, total[ref], kind, pool)
+		gauge(descUnserved, int64(census.unserved), kind, pool)
+		gauge(descOverlaps, int64(census.overlaps), kind, pool)
+		if census.blocks != nil {
+			gauge(descCapacity, census.capacity(), kind, pool)
+			gauge(descBlocks, int64(len(census.blocks)), kind, pool)
+			gauge(descFull, int64(census.full(held[ref])), kind, pool)
+		}
+		return true
+	})
+	seen := c.seen.count()
+	for _, word := range holdWords {
+		gauge(descHeld, int64(seen[tally{hold, word}]), word)
+	}
+	for _, word := range suspectWords {
+		gauge(descSuspects, int64(seen[tally{suspect, word}]), word)
+	}
+}
+
+// countHeld counts the addresses that each node holds of each pool, and all
+// together.
+func (c *Controller) countHeld() (byNode map[v1alpha1.PoolReference]map[string]int64, total map[v1alpha1.PoolReference]int64) {
+	byNode, total = map[v1alpha1.PoolReference]map[string]int64{}, map[v1alpha1.PoolReference]int64{}
+	for _, obj := range c.allocations.List() {
+		spec := &obj.(*v1alpha1.IPAllocation).Spec
+		nodes := byNode[spec.PoolRef]
+		if nodes == nil {
+			nodes = map[string]int64{}
+			byNode[spec.PoolRef] = nodes
+		}
+		nodes[spec.NodeName]++
+		total[spec.PoolRef]++
+	}
+	return byNode, total
+}
+
+func isTrue(c metav1.Condition) int64 {
+	if c.Status == metav1.ConditionTrue {
+		return 1
+	}
+	return 0
+}
