@@ -63,7 +63,9 @@ func Open() *Cluster {
 	return c
 }
 
-func (c *Cluster) path(elem ...string) string { return filepath.Join(append([]string{c.dir}, elem...)...) }
+func (c *Cluster) path(elem ...string) string {
+	return filepath.Join(append([]string{c.dir}, elem...)...)
+}
 
 // Dir is where the cluster's state is.
 func (c *Cluster) Dir() string { return c.dir }
@@ -83,9 +85,18 @@ func (c *Cluster) Node(name string) *Node {
 // Running reports whether the control plane runs.
 func (c *Cluster) Running() bool { return c.control.pid() != 0 }
 
-// program finds a program in the directories of CLUSTER_PATH.
+// programs are the directories of the programs that the cluster is made of: those
+// of CLUSTER_PATH, or those that it was brought up with.
+func (c *Cluster) programs() string {
+	if dirs := os.Getenv("CLUSTER_PATH"); dirs != "" {
+		return dirs
+	}
+	dirs, _ := os.ReadFile(c.path("programs")) // nothing is found then, which is an error
+	return string(dirs)
+}
+
 func (c *Cluster) program(name string) (string, error) {
-	dirs := os.Getenv("CLUSTER_PATH")
+	dirs := c.programs()
 	for _, dir := range filepath.SplitList(dirs) {
 		if path := filepath.Join(dir, name); isFile(path) {
 			return path, nil
@@ -139,11 +150,6 @@ func (c *Cluster) Up(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	for _, n := range c.Nodes {
-		for _, image := range []string{"pause.tar", "tools.tar"} {
-			if err := n.Load(ctx, c.path(image)); err != nil {
-				return err
-			}
-		}
 		if err := n.AwaitReady(ctx); err != nil {
 			return err
 		}
@@ -169,6 +175,9 @@ func (c *Cluster) create(server string) error {
 	if err := write(c.path("kube-apiserver"), server); err != nil {
 		return err
 	}
+	if err := write(c.path("programs"), c.programs()); err != nil {
+		return err
+	}
 	ca, err := newAuthority()
 	if err != nil {
 		return err
@@ -181,7 +190,7 @@ func (c *Cluster) create(server string) error {
 			return err
 		}
 	}
-	if err := c.writeImages(); err != nil {
+	if err := c.publishImages(); err != nil {
 		return err
 	}
 	services, err := c.controlPlaneServices()
@@ -227,20 +236,10 @@ func (c *Cluster) Down() error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	if err := c.awaitLinkGone(); err != nil {
+	if err := removeHostLink(); err != nil {
 		return err
 	}
 	return os.RemoveAll(c.dir)
-}
-
-// awaitLinkGone waits until the kernel has removed the namespaces' links.
-func (c *Cluster) awaitLinkGone() error {
-	return poll(context.Background(), time.Minute, "link "+hostLink+" to go", func() error {
-		if _, err := net.InterfaceByName(hostLink); err == nil {
-			return errors.New("it is still there")
-		}
-		return nil
-	})
 }
 
 func (c *Cluster) awaitAPIServer(ctx context.Context) error {

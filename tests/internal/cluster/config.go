@@ -35,7 +35,7 @@ func (c *Cluster) controlPlaneServices() ([]service, error) {
 		// Until its CRDs are there it ends, and is started again.
 		"network-operator": "",
 	}
-	var services []service
+	services := []service{{Name: "registry", Args: []string{self, registryName, c.path("registry")}}}
 	for _, name := range []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "network-operator"} {
 		path, err := c.program(name)
 		if err != nil {
@@ -55,6 +55,9 @@ func containerdConfig(runc string) string {
 
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
 sandbox = %q
+
+[plugins.'io.containerd.cri.v1.images'.registry]
+config_path = "/etc/containerd/certs.d"
 
 [plugins.'io.containerd.cri.v1.runtime']
 restrict_oom_score_adj = true

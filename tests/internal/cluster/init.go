@@ -14,13 +14,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// initName is what a program that links this package is called as when it is to
-// be the first process of a machine.
-const initName = "crd-ipam-cluster-init"
+// A program that links this package is something else when its first argument is
+// one of these: the first process of a machine, or the registry.
+const (
+	initName     = "crd-ipam-cluster-init"
+	registryName = "crd-ipam-cluster-registry"
+	self         = "/proc/self/exe"
+)
 
 func init() {
-	if len(os.Args) == 2 && os.Args[0] == initName {
-		fmt.Fprintln(os.Stderr, "init:", runInit(os.Args[1]))
+	if len(os.Args) != 3 || os.Args[0] != self {
+		return
+	}
+	switch os.Args[1] {
+	case initName:
+		fmt.Fprintln(os.Stderr, "init:", runInit(os.Args[2]))
+		os.Exit(1)
+	case registryName:
+		fmt.Fprintln(os.Stderr, "registry:", serveRegistry(os.Args[2]))
 		os.Exit(1)
 	}
 }

@@ -47,7 +47,9 @@ type service struct {
 	Env  []string `json:"env,omitempty"`
 }
 
-func (m *machine) path(elem ...string) string { return filepath.Join(append([]string{m.dir}, elem...)...) }
+func (m *machine) path(elem ...string) string {
+	return filepath.Join(append([]string{m.dir}, elem...)...)
+}
 
 // start boots the machine. connect is called when its network namespace exists
 // and before anything runs in it.
@@ -77,8 +79,8 @@ func (m *machine) start(s spec, connect func(pid int) error) error {
 	defer wait.Close()
 	defer proceed.Close()
 	cmd := &exec.Cmd{
-		Path:   "/proc/self/exe",
-		Args:   []string{initName, m.path("spec.json")},
+		Path:   self,
+		Args:   []string{self, initName, m.path("spec.json")},
 		Env:    os.Environ(),
 		Dir:    "/",
 		Stdin:  wait,

@@ -36,10 +36,10 @@ const (
 	nodeLinkName = "eth0"
 )
 
-func nodeIP(i int) string      { return fmt.Sprintf("10.213.77.%d", 11+i) }
-func podSubnet(i int) string   { return fmt.Sprintf("10.244.%d.0/24", i) }
-func inNetns(pid int) string   { return fmt.Sprintf("/proc/%d/ns/net", pid) }
-func peerName(i int) string    { return fmt.Sprintf("node%d", i) }
+func nodeIP(i int) string    { return fmt.Sprintf("10.213.77.%d", 11+i) }
+func podSubnet(i int) string { return fmt.Sprintf("10.244.%d.0/24", i) }
+func inNetns(pid int) string { return fmt.Sprintf("/proc/%d/ns/net", pid) }
+func peerName(i int) string  { return fmt.Sprintf("node%d", i) }
 
 // connectControlPlane makes the bridge, and the link to it from the host.
 func connectControlPlane(pid, nodes int) error {
@@ -77,6 +77,19 @@ func connectControlPlane(pid, nodes int) error {
 		}
 		return nil
 	})
+}
+
+// removeHostLink does what the kernel would do anyway, some time after the control
+// plane's namespace has gone.
+func removeHostLink() error {
+	link, err := netlink.LinkByName(hostLink)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	return err
 }
 
 // connectNode links node number i of several to the control plane's bridge.

@@ -83,7 +83,7 @@ func (n *Node) Command(ctx context.Context, args ...string) (*exec.Cmd, error) {
 }
 
 func (n *Node) env() []string {
-	return []string{"PATH=" + os.Getenv("CLUSTER_PATH") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	return []string{"PATH=" + n.cluster.programs() + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 }
 
 // Load imports an image archive, once containerd answers.
@@ -120,17 +120,18 @@ func (n *Node) writeDisk(ca *authority) error {
 		return err
 	}
 	files := map[string]string{
-		"/etc/hosts":                    "127.0.0.1 localhost\n::1 localhost\n" + nodeIP(n.index) + " " + n.Name + "\n",
-		"/etc/hostname":                 n.Name + "\n",
-		"/etc/machine-id":               fmt.Sprintf("%032x\n", n.index+1),
-		"/etc/passwd":                   "root:x:0:0:root:/root:/bin/sh\n",
-		"/etc/group":                    "root:x:0:\n",
-		"/etc/nsswitch.conf":            "hosts: files\n",
-		"/etc/resolv.conf":              "",
-		"/etc/containerd/config.toml":   containerdConfig(runc),
-		"/etc/kubernetes/kubelet.yaml":  kubeletConfig(n.Name),
-		"/etc/kubernetes/pki/ca.crt":    string(ca.certPEM),
-		"/etc/cni/net.d/00-multus.conf": multusConfig(podSubnet(n.index)),
+		"/etc/hosts":                  "127.0.0.1 localhost\n::1 localhost\n" + nodeIP(n.index) + " " + n.Name + "\n",
+		"/etc/hostname":               n.Name + "\n",
+		"/etc/machine-id":             fmt.Sprintf("%032x\n", n.index+1),
+		"/etc/passwd":                 "root:x:0:0:root:/root:/bin/sh\n",
+		"/etc/group":                  "root:x:0:\n",
+		"/etc/nsswitch.conf":          "hosts: files\n",
+		"/etc/resolv.conf":            "",
+		"/etc/containerd/config.toml": containerdConfig(runc),
+		"/etc/containerd/certs.d/_default/hosts.toml": hostsTOML,
+		"/etc/kubernetes/kubelet.yaml":                kubeletConfig(n.Name),
+		"/etc/kubernetes/pki/ca.crt":                  string(ca.certPEM),
+		"/etc/cni/net.d/00-multus.conf":               multusConfig(podSubnet(n.index)),
 	}
 	for path, content := range files {
 		if err := write(n.Disk(path), content); err != nil {
