@@ -12,8 +12,6 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
-	"net"
-	"net/http"
 	"os"
 	"os/signal"
 	"sync/atomic"
@@ -25,6 +23,7 @@ import (
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/transport"
 	"k8s.io/klog/v2"
 
 	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned"
@@ -39,6 +38,7 @@ type options struct {
 	electNamespace string
 	kubeconfig     string
 	probes         string
+	metrics        string
 	verbosity      int
 	logFormat      string
 }
@@ -73,7 +73,7 @@ func parse(args []string) (*options, error) {
 	fs.StringVar(&o.electNamespace, "leader-elect-namespace", "kube-system", "namespace of the lease")
 	fs.StringVar(&o.kubeconfig, "kubeconfig", "", "path of a kubeconfig; default is $KUBECONFIG, then the pod's service account")
 	fs.StringVar(&o.probes, "health-probe-bind-address", ":8081", "address that /healthz and /readyz are served on; empty or 0 serves nothing")
-	fs.String("metrics-bind-address", ":8080", "accepted for compatibility; there are no metrics yet")
+	fs.StringVar(&o.metrics, "metrics-bind-address", ":8080", "address that /metrics is served on; empty or 0 serves nothing")
 	webhook := fs.Bool("webhook", false, "accepted for compatibility; pools are validated by their CRDs and by admission policies, which need no webhook")
 	fs.IntVar(&o.verbosity, "v", 0, "verbosity of the log: 0 what was done, 2 what was retried, 4 every decision")
 	fs.StringVar(&o.logFormat, "logging-format", "text", "text or json")
@@ -124,22 +124,29 @@ func (o *options) setUpLog() {
 }
 
 func run(ctx context.Context, o *options) error {
-	clients, err := connect(o.kubeconfig)
+	var leading atomic.Bool
+	m := newMetrics(leading.Load)
+	clients, err := connect(o.kubeconfig, m.count)
 	if err != nil {
 		return err
 	}
+	o.Metrics = m
 	c := controller.New(clients, o.Options)
-	var leading atomic.Bool
 	work := func(ctx context.Context) error {
 		leading.Store(true)
 		return c.Run(ctx)
 	}
 	ready := func() bool { return c.Synced() || o.elect && !leading.Load() } // or standing by
-	stop, err := serveProbes(o.probes, ready)
+	stopProbes, err := serve(o.probes, probes(ready))
 	if err != nil {
 		return err
 	}
-	defer stop()
+	defer stopProbes()
+	stopMetrics, err := serve(o.metrics, m.handler())
+	if err != nil {
+		return err
+	}
+	defer stopMetrics()
 	klog.InfoS("Starting", "version", version)
 	if !o.elect {
 		return work(ctx)
@@ -151,7 +158,8 @@ func run(ctx context.Context, o *options) error {
 	return controller.Lead(ctx, clients.Kube, o.electNamespace, host+"_"+string(uuid.NewUUID()), work)
 }
 
-func connect(kubeconfig string) (c controller.Clients, err error) {
+// connect returns clients whose requests go through wrap.
+func connect(kubeconfig string, wrap transport.WrapperFunc) (c controller.Clients, err error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = kubeconfig
 	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
@@ -159,7 +167,10 @@ func connect(kubeconfig string) (c controller.Clients, err error) {
 		return c, err
 	}
 	config.UserAgent = "ipam-controller/" + version
-	config.QPS, config.Burst = 50, 100
+	// A handful of workers with one request each cannot do harm; where the server
+	// is busy, it says so (API priority and fairness).
+	config.QPS = -1
+	config.Wrap(wrap)
 	protobuf := rest.CopyConfig(config) // what custom resources do not speak
 	protobuf.AcceptContentTypes, protobuf.ContentType = "application/vnd.kubernetes.protobuf,application/json", "application/vnd.kubernetes.protobuf"
 	if c.IPAM, err = versioned.NewForConfig(config); err != nil {
@@ -170,31 +181,4 @@ func connect(kubeconfig string) (c controller.Clients, err error) {
 	}
 	c.Kube, err = kubernetes.NewForConfig(protobuf)
 	return c, err
-}
-
-// serveProbes answers the kubelet until stop is called.
-func serveProbes(address string, ready func() bool) (stop func(), err error) {
-	if address == "" || address == "0" {
-		return func() {}, nil
-	}
-	listener, err := net.Listen("tcp", address)
-	if err != nil {
-		return nil, err
-	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if !ready() {
-			http.Error(w, "waiting for the caches", http.StatusServiceUnavailable)
-			return
-		}
-		fmt.Fprintln(w, "ok")
-	})
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
-	go func() {
-		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			klog.ErrorS(err, "Probes are not served any more")
-		}
-	}()
-	return func() { _ = server.Close() }, nil
 }

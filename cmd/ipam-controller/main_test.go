@@ -9,12 +9,12 @@ import "testing"
 func TestControllerFlags(t *testing.T) {
 	o, err := parse([]string{
 		"--leader-elect=true", "--leader-elect-namespace=ns", "--ippools-namespace=ns", "--webhook=true",
-		"--kubeconfig=/k", "--health-probe-bind-address=:8081", "--metrics-bind-address=:8080", "--v=2", "--logging-format=json",
+		"--kubeconfig=/k", "--health-probe-bind-address=:8081", "--metrics-bind-address=:8082", "--v=2", "--logging-format=json",
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !o.elect || o.electNamespace != "ns" || o.Namespace != "ns" || o.kubeconfig != "/k" || o.probes != ":8081" || o.verbosity != 2 {
+	if !o.elect || o.electNamespace != "ns" || o.Namespace != "ns" || o.kubeconfig != "/k" || o.probes != ":8081" || o.metrics != ":8082" || o.verbosity != 2 {
 		t.Errorf("options = %+v", o)
 	}
 	for _, bad := range [][]string{
