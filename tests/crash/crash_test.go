@@ -1,0 +1,451 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package crash
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/claim"
+)
+
+// subject is the container that the killed call is about.
+const subject = "c1"
+
+// scenario is a call that is killed at every step.
+type scenario struct {
+	name   string
+	before func(t *testing.T, m *machine)
+	killed func(m *machine) call
+	// refused says that the call, left alone, ends with an error.
+	refused bool
+	// debtors are containers whose release is owed.
+	debtors []string
+	// steps and states are some that must have been reached; see hintAndAPI.
+	steps, states []string
+}
+
+// What the hint and the API server may have of a container: see hintAndAPI.
+const (
+	nothing    = "hint [], API 0"
+	entered    = "hint [claims without UID], API 0"
+	unanswered = "hint [claims without UID], API 1"
+	claimed    = "hint [claims], API 1"
+	noted      = "hint [claims, releasing], API 1"
+	releasing  = "hint [releasing], API 1"
+	released   = "hint [releasing], API 0"
+)
+
+var scenarios = []scenario{
+	{
+		name:   "ADD",
+		before: func(t *testing.T, m *machine) { m.add(t, "c0") },
+		killed: func(*machine) call { return call{verb: "ADD", container: subject} },
+		steps: []string{"openat log", "symlinkat data/claims/p/ADDRESS", "connect socket", "write socket: data",
+			"renameat data/claims/p/ADDRESS", "renameat data/pools/ippool.p.last", "write stdout"},
+		states: []string{nothing, entered, unanswered, claimed},
+	},
+	{
+		name:   "ADD with an empty hint",
+		before: func(*testing.T, *machine) {},
+		killed: func(*machine) call { return call{verb: "ADD", container: subject} },
+		steps:  []string{"openat data/complete", "renameat data/pools/ippool.p.json", "symlinkat data/claims/p/ADDRESS"},
+		states: []string{nothing, entered, unanswered, claimed},
+	},
+	{
+		name:   "ADD of a requested address",
+		before: func(t *testing.T, m *machine) { m.add(t, "c0") },
+		killed: requested,
+		steps:  []string{"symlinkat data/claims/p/ADDRESS", "renameat data/claims/p/ADDRESS", "write stdout"},
+		states: []string{nothing, entered, unanswered, claimed},
+	},
+	{
+		name: "ADD of a requested address whose entry is another's",
+		before: func(t *testing.T, m *machine) {
+			m.add(t, "c0")
+			if ok, err := m.hint.Hold(m.p, m.address(2), claim.Attachment{ContainerID: "died", Interface: "net1"}); !ok || err != nil {
+				t.Fatal(ok, err)
+			}
+		},
+		killed: requested,
+		steps:  []string{"symlinkat data/claiming/p.ADDRESS@HASH", "renameat data/claims/p/ADDRESS", "unlinkat data/claiming/p.ADDRESS@HASH"},
+		states: []string{"hint [claiming without UID], API 0", "hint [claiming without UID], API 1", "hint [claiming without UID, claims], API 1", claimed},
+	},
+	{
+		name:   "ADD with two pools",
+		before: func(t *testing.T, m *machine) { m.add(t, "c0") },
+		killed: func(*machine) call { return call{verb: "ADD", container: subject, pools: "p,q"} },
+		steps:  []string{"symlinkat data/claims/p/ADDRESS", "symlinkat data/claims/q/ADDRESS", "renameat data/claims/q/ADDRESS"},
+		states: []string{"hint [claims, claims without UID], API 1", "hint [claims, claims without UID], API 2", "hint [claims], API 2"},
+	},
+	{
+		name: "ADD where the second pool is exhausted",
+		before: func(t *testing.T, m *machine) {
+			m.add(t, "c0")
+			m.mustRun(t, call{verb: "ADD", container: "all-of-q", pools: "q"})
+		},
+		killed:  func(*machine) call { return call{verb: "ADD", container: subject, pools: "p,q"} },
+		refused: true,
+		steps:   []string{"symlinkat data/releasing/p.ADDRESS@HASH", "unlinkat data/claims/p/ADDRESS", "unlinkat data/releasing/p.ADDRESS@HASH"},
+		states:  []string{unanswered, claimed, noted, releasing, released, nothing},
+	},
+	{
+		name: "ADD among addresses that others hold",
+		before: func(t *testing.T, m *machine) {
+			m.add(t, "c0")
+			m.foreign(t, 3)
+		},
+		killed: func(*machine) call { return call{verb: "ADD", container: subject} },
+		steps:  []string{"unlinkat data/claims/p/ADDRESS", "symlinkat data/claims/p/ADDRESS", "renameat data/claims/p/ADDRESS"},
+		states: []string{nothing, entered, unanswered, claimed},
+	},
+	{
+		name: "ADD that carries out owed releases",
+		before: func(t *testing.T, m *machine) {
+			m.add(t, "c0", "d1", "d2")
+			m.owe(t, "d1", "d2")
+		},
+		killed:  func(*machine) call { return call{verb: "ADD", container: subject} },
+		debtors: []string{"d1", "d2"},
+		steps:   []string{"unlinkat data/owed/p.ADDRESS@HASH", "symlinkat data/claims/p/ADDRESS"},
+		states:  []string{nothing, entered, unanswered, claimed},
+	},
+	{
+		name:   "DEL",
+		before: func(t *testing.T, m *machine) { m.add(t, "c0", subject) },
+		killed: func(*machine) call { return call{verb: "DEL", container: subject} },
+		steps: []string{"symlinkat data/releasing/p.ADDRESS@HASH", "unlinkat data/claims/p/ADDRESS", "connect socket", "write socket: data",
+			"unlinkat data/releasing/p.ADDRESS@HASH"},
+		states: []string{claimed, noted, releasing, released, nothing},
+	},
+	{
+		name: "DEL of two addresses",
+		before: func(t *testing.T, m *machine) {
+			m.mustRun(t, call{verb: "ADD", container: subject, pools: "p,q"})
+		},
+		killed: func(*machine) call { return call{verb: "DEL", container: subject} },
+		steps:  []string{"symlinkat data/releasing/p.ADDRESS@HASH", "symlinkat data/releasing/q.ADDRESS@HASH"},
+		states: []string{"hint [claims], API 2", "hint [claims, releasing], API 2", claimed, released, nothing},
+	},
+	{
+		name: "GC",
+		before: func(t *testing.T, m *machine) {
+			m.add(t, "c0", subject)
+			delete(m.live, subject) // its DEL was lost
+		},
+		killed: (*machine).gc,
+		steps: []string{"renameat data/claims/p/ADDRESS", "openat data/complete", "symlinkat data/releasing/p.ADDRESS@HASH",
+			"unlinkat data/releasing/p.ADDRESS@HASH"},
+		states: []string{claimed, noted, releasing, released, nothing},
+	},
+	{
+		name:   "CHECK",
+		before: func(t *testing.T, m *machine) { m.add(t, "c0", subject) },
+		killed: func(*machine) call { return call{verb: "CHECK", container: subject} },
+		steps:  []string{"write socket: data"},
+		states: []string{claimed},
+	},
+}
+
+func requested(m *machine) call {
+	return call{verb: "ADD", container: subject, ip: m.address(2).String()}
+}
+
+// foreign lets another node claim addresses of this one's block, right after
+// those that it holds.
+func (m *machine) foreign(t *testing.T, n int) {
+	t.Helper()
+	for i := range n {
+		addr := m.address(1 + i)
+		_, err := m.client.IPAllocations(m.ns).Create(t.Context(), &v1alpha1.IPAllocation{
+			ObjectMeta: metav1.ObjectMeta{Name: claim.Name(m.p, addr), Labels: map[string]string{
+				v1alpha1.LabelPool: m.p, v1alpha1.LabelNode: m.neighbour(),
+			}},
+			Spec: v1alpha1.IPAllocationSpec{
+				PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: m.p}, Address: addr.String(),
+				NodeName: m.neighbour(), ContainerID: "foreign", InterfaceName: "net1",
+			},
+		}, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (m *machine) neighbour() string { return "neighbour-of-" + m.node }
+
+// owe leaves the release of what the containers hold to the next call, as a DEL
+// does when the API server is away.
+func (m *machine) owe(t *testing.T, containers ...string) {
+	t.Helper()
+	for _, c := range containers {
+		delete(m.live, c)
+		held, err := m.hint.Find(claim.Attachment{ContainerID: c, Interface: "net1"})
+		if err != nil || len(held) != 1 {
+			t.Fatalf("%s holds %v, %v", c, held, err)
+		}
+		if err := m.hint.Releasing(held[0]); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.hint.Owe(held[0]); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// run is one call that was killed, and what is known after it.
+type run struct {
+	*machine
+	scenario
+	n   int
+	out outcome
+	// after are the allocations that this node had after the kill, and state is
+	// what the hint and the API server had of the subject.
+	after map[string]bool
+	state string
+	// noted are the allocations that the hint then said have to be deleted.
+	noted map[string]bool
+	// abandoned are containers of which the runtime will not speak again.
+	abandoned map[string]bool
+	// again says that the killed call was repeated.
+	again bool
+}
+
+// sequels are the ways in which things may go on.
+type sequel struct {
+	name string
+	play func(t *testing.T, r *run)
+}
+
+var sequels = []sequel{
+	{"DEL, and a new container", func(t *testing.T, r *run) {
+		r.del(t, subject)
+		r.replace(t)
+	}},
+	{"the same call again", func(t *testing.T, r *run) {
+		r.again = true
+		c := r.killed(r.machine)
+		if err := r.call(t, c); (err != nil) != r.refused {
+			t.Fatalf("again, %s %s: %v", c.verb, c.container, err)
+		}
+		r.del(t, subject)
+	}},
+	{"calls of others only", func(t *testing.T, r *run) {
+		if _, alive := r.live[subject]; !alive {
+			r.abandoned[subject] = true
+		}
+		r.add(t, "o1")
+		r.del(t, "o1")
+		r.age(t)
+		r.add(t, "o2")
+		r.del(t, "o2")
+		if r.n%2 == 0 { // else it is left to the controller
+			r.mustRun(t, r.gc())
+			r.abandoned = nil
+		}
+	}},
+	{"reboot", func(t *testing.T, r *run) {
+		r.age(t)
+		r.del(t, append(slices.Sorted(maps.Keys(r.live)), subject)...)
+		r.replace(t)
+	}},
+	{"the hint is lost", func(t *testing.T, r *run) {
+		if err := os.RemoveAll(r.data()); err != nil {
+			t.Fatal(err)
+		}
+		r.noted = nil
+		for _, d := range r.debtors {
+			r.abandoned[d] = true
+		}
+		r.del(t, subject)
+		r.replace(t)
+	}},
+}
+
+// replace adds the pod's next container.
+func (r *run) replace(t *testing.T) {
+	t.Helper()
+	c := r.killed(r.machine)
+	if c.verb != "ADD" || r.refused {
+		c = call{verb: "ADD"}
+	}
+	c.container = "c2"
+	r.mustRun(t, c)
+}
+
+// tally counts what happened.
+type tally struct {
+	mu             sync.Mutex
+	faults, runs   int
+	steps, states  map[string]int
+	late, deserted int
+}
+
+func (y *tally) note(r *run) {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	y.runs++
+	if !r.out.killed {
+		return
+	}
+	y.faults++
+	last := r.out.steps[len(r.out.steps)-1]
+	y.steps[last.String()]++
+	y.states[r.state]++
+}
+
+func newTally() *tally { return &tally{steps: map[string]int{}, states: map[string]int{}} }
+
+func (y *tally) add(o *tally) {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	y.faults += o.faults
+	y.runs += o.runs
+	y.late += o.late
+	y.deserted += o.deserted
+	for step, n := range o.steps {
+		y.steps[step] += n
+	}
+}
+
+func lines(m map[string]int) string {
+	var b strings.Builder
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		fmt.Fprintf(&b, "%5d %s\n", m[k], k)
+	}
+	return b.String()
+}
+
+// The plugin is killed at every step of every call. Whatever happens next, no
+// address is given twice; none is lost that is not the controller's to find; and
+// none stays blocked by what the dead process left in the hint.
+func TestCrashPoints(t *testing.T) {
+	seed, _ := strconv.ParseUint(os.Getenv("CRASH_SEED"), 10, 64)
+	all := os.Getenv("CRASH") == "all"
+	chosen := func(n, sequel int) bool {
+		return all || rand.New(rand.NewPCG(seed, uint64(n))).IntN(len(sequels)) == sequel
+	}
+	t.Logf("CRASH_SEED=%d, all sequels: %t", seed, all)
+	c, total := newCluster(t), newTally()
+	t.Run("plugin", func(t *testing.T) {
+		for _, s := range scenarios {
+			t.Run(s.name, func(t *testing.T) {
+				t.Parallel()
+				y := newTally()
+				c.everyStep(t, s, y, chosen)
+				total.add(y)
+				t.Logf("killed %d times, at %d different steps\n%sleft behind:\n%s", y.faults, len(y.steps), lines(y.steps), lines(y.states))
+				s.wasCovered(t, y)
+			})
+		}
+	})
+	t.Run("controller", func(t *testing.T) {
+		c.reclaim(t)
+		c.recarve(t)
+		for _, m := range c.left {
+			m.age(t)
+			m.fill(t)
+		}
+	})
+	t.Logf("%d runs, %d of them killed, at %d different steps; %d addresses were left to the controller, and %d more by a create that was carried out late",
+		total.runs, total.faults, len(total.steps), total.deserted, total.late)
+}
+
+// wasCovered fails where the call was not killed where it matters.
+func (s scenario) wasCovered(t *testing.T, y *tally) {
+	t.Helper()
+	for _, step := range s.steps {
+		if y.steps[step] == 0 {
+			t.Errorf("was never killed at %q", step)
+		}
+	}
+	for _, state := range s.states {
+		if y.states[state] == 0 {
+			t.Errorf("was never killed so that it left %q", state)
+		}
+	}
+}
+
+// everyStep kills the scenario's call at its first step, at its second, and so
+// on until it ends before that.
+func (c *cluster) everyStep(t *testing.T, s scenario, y *tally, chosen func(n, sequel int) bool) {
+	t.Helper()
+	for n, ended := 1, false; !ended; n++ {
+		for i, q := range sequels {
+			if chosen(n, i) {
+				ended = c.killAt(t, s, y, n, q) || ended
+			}
+			if t.Failed() {
+				return
+			}
+		}
+	}
+}
+
+// killAt kills the scenario's call at its n-th step and plays a sequel. It
+// reports whether the call ended before that.
+func (c *cluster) killAt(t *testing.T, s scenario, y *tally, n int, q sequel) bool {
+	t.Helper()
+	r := &run{machine: c.machine(t), scenario: s, n: n, after: map[string]bool{}, abandoned: map[string]bool{}}
+	defer func() {
+		if t.Failed() {
+			t.Logf("at step %d, after %v, which left %s; then %s", n, r.out.steps[max(0, len(r.out.steps)-4):], r.state, q.name)
+		}
+	}()
+	s.before(t, r.machine)
+	r.out = r.crash(t, s.killed(r.machine), n)
+	if !r.out.killed && (r.out.code != 0) != s.refused {
+		t.Fatalf("left alone: exit code %d, %s", r.out.code, r.out.stdout)
+	}
+	held := r.held(t)
+	for _, a := range held {
+		r.after[a.Name] = true
+	}
+	r.state = r.hintAndAPI(t, subject, held)
+	r.noted = r.notes(t)
+	y.note(r)
+	q.play(t, r)
+	r.end(t, y)
+	return !r.out.killed
+}
+
+// end deletes what lives and looks at what is left.
+func (r *run) end(t *testing.T, y *tally) {
+	t.Helper()
+	r.del(t, slices.Sorted(maps.Keys(r.live))...)
+	left := r.held(t)
+	for _, a := range left {
+		switch who := a.Spec.ContainerID; {
+		case r.abandoned[who] && !r.noted[a.Name]:
+			y.deserted++
+		case who == subject && !r.again && !r.after[a.Name]:
+			// Nobody but the dead process has asked for it: its create was carried
+			// out so late that the DEL found nothing.
+			y.late++
+		default:
+			t.Errorf("%s of %s is left", a.Name, who)
+		}
+	}
+	r.clear(t, r.neighbour())
+	if len(left) > 0 {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.left = append(r.left, r.machine)
+		return
+	}
+	r.fill(t)
+	if err := os.RemoveAll(r.dir); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,479 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package crash kills the plugin at every step of what it does and plays what a
+// runtime does next.
+//
+// A step is the entry or the exit of a system call that changes something outside
+// of the process: a file, a lock, a connection. They are found by tracing the
+// plugin as it ships, so that nothing has to be built into it and no step can be
+// forgotten.
+//
+// By default one of the ways in which things may go on is played for each step:
+// CRASH_SEED, a number, chooses which. CRASH=all plays them all, which takes five
+// times as long.
+package crash
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"golang.org/x/sys/unix"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned"
+	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/pkg/controller"
+	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
+)
+
+var env *testenv.Env
+
+func TestMain(m *testing.M) { os.Exit(testenv.Run(m, &env, testenv.Options{})) }
+
+// Sizes of a node's blocks in the pools p and q.
+const (
+	blockP = 6
+	blockQ = 1
+)
+
+// cluster is a namespace with pools that are carved for as many nodes as are
+// asked for: each run has one to itself.
+type cluster struct {
+	ns     string
+	client *clientv1alpha1.NvIpamV1alpha1Client
+	plugin string // a copy: a build may replace the other under way
+	dir    string
+
+	mu    sync.Mutex
+	batch *batch
+	// carved are the blocks of all pools.
+	carved map[string][]v1alpha1.Allocation
+	// left are the machines on which something is left to the controller.
+	left []*machine
+}
+
+// batch is a pair of pools.
+type batch struct {
+	p, q  string
+	first map[string]netip.Addr // of each node's block in p
+	nodes []string              // that nobody has yet
+}
+
+func newCluster(t *testing.T) *cluster {
+	t.Helper()
+	c := &cluster{ns: env.Namespace(t), client: fixture.Client(t, env.Config), dir: t.TempDir(), carved: map[string][]v1alpha1.Allocation{}}
+	built, err := testenv.Binary("nv-ipam")
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(built)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.plugin = filepath.Join(c.dir, "nv-ipam")
+	if err := os.WriteFile(c.plugin, data, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// node returns a node that nobody has used, and its pools.
+func (c *cluster) node(t *testing.T) (string, *batch) {
+	t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.batch == nil || len(c.batch.nodes) == 0 {
+		c.batch = c.carve(t)
+	}
+	b := c.batch
+	node := b.nodes[0]
+	b.nodes = b.nodes[1:]
+	return node, b
+}
+
+func (c *cluster) carve(t *testing.T) *batch {
+	t.Helper()
+	const nodes = 200
+	n := len(c.carved) / 2
+	b := &batch{p: fmt.Sprint("p", n), q: fmt.Sprint("q", n), first: map[string]netip.Addr{}}
+	for i := range nodes {
+		b.nodes = append(b.nodes, fmt.Sprintf("n%d-%d", n, i))
+	}
+	c.pool(t, b.q, v1alpha1.IPPoolSpec{Subnet: fmt.Sprintf("11.%d.0.0/16", n), PerNodeBlockSize: blockQ}, b.nodes)
+	c.pool(t, b.p, v1alpha1.IPPoolSpec{Subnet: fmt.Sprintf("10.%d.0.0/16", n), PerNodeBlockSize: blockP}, b.nodes)
+	for _, a := range c.carved[b.p] {
+		b.first[a.NodeName] = netip.MustParseAddr(a.StartIP)
+	}
+	return b
+}
+
+func (c *cluster) pool(t *testing.T, name string, spec v1alpha1.IPPoolSpec, nodes []string) {
+	t.Helper()
+	fixture.IPPool(t, c.client, c.ns, name, spec, nodes...)
+	obj, err := c.client.IPPools(c.ns).Get(t.Context(), name, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.carved[name] = obj.Status.Allocations
+}
+
+// machine is a node: its disk, its pools, and what its runtime believes.
+type machine struct {
+	*cluster
+	*batch
+	node string
+	dir  string
+	hint *claim.Hint
+	// live are the addresses that the plugin has told a container which is still
+	// there.
+	live map[string][]string
+}
+
+func (c *cluster) machine(t *testing.T) *machine {
+	t.Helper()
+	node, b := c.node(t)
+	m := &machine{cluster: c, batch: b, node: node, dir: filepath.Join(c.dir, node), live: map[string][]string{}}
+	if err := os.Mkdir(m.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	m.hint = claim.NewHint(m.data())
+	settings, err := json.Marshal(map[string]any{
+		"kubeconfig": env.Kubeconfig, "poolsNamespace": c.ns, "nodeName": node,
+		"dataDir": m.data(), "logFile": filepath.Join(m.dir, "log"), "logLevel": "info",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(m.dir, "nv-ipam.conf"), settings, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// address returns one of the node's block in p.
+func (m *machine) address(index int) netip.Addr {
+	addr := m.first[m.node]
+	for range index {
+		addr = addr.Next()
+	}
+	return addr
+}
+
+func (m *machine) data() string { return filepath.Join(m.dir, "data") }
+
+// call is one call of the plugin.
+type call struct {
+	verb, container string
+	pools           string // "p" where empty
+	ip              string // requested
+	valid           any    // attachments, for GC
+}
+
+// input is what a runtime gives the plugin for a call.
+func (m *machine) input(t *testing.T, c call) (environ []string, stdin []byte) {
+	t.Helper()
+	pools := strings.NewReplacer("p", m.p, "q", m.q).Replace(c.pools)
+	if pools == "" {
+		pools = m.p
+	}
+	conf := map[string]any{
+		"cniVersion": "1.1.0", "name": "net", "type": "macvlan",
+		"ipam": map[string]any{"type": "nv-ipam", "confDir": m.dir, "poolName": pools},
+	}
+	if c.verb == "GC" {
+		conf["cni.dev/valid-attachments"] = c.valid
+	}
+	stdin, err := json.Marshal(conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=" + c.container + ";K8S_POD_UID=uid-of-" + c.container
+	if c.ip != "" {
+		args += ";IP=" + c.ip
+	}
+	return []string{
+		"CNI_COMMAND=" + c.verb, "CNI_CONTAINERID=" + c.container, "CNI_IFNAME=net1", "CNI_ARGS=" + args,
+		// Without the main plugin, skel has to be told that this is no mistake.
+		"CNI_NETNS=/proc/self/ns/net", "CNI_NETNS_OVERRIDE=1", "CNI_PATH=" + filepath.Dir(m.plugin),
+	}, stdin
+}
+
+// crash runs the plugin and kills it at its n-th step, where it comes so far.
+func (m *machine) crash(t *testing.T, c call, n int) outcome {
+	t.Helper()
+	if c.verb == "DEL" { // the container is going, whatever becomes of the call
+		delete(m.live, c.container)
+	}
+	environ, stdin := m.input(t, c)
+	out := trace(t, m.plugin, environ, stdin, m.dir, n)
+	if c.verb == "ADD" && !out.killed && out.code == 0 {
+		m.told(t, c.container, out.stdout)
+	}
+	m.check(t)
+	return out
+}
+
+// call runs the plugin to its end.
+func (m *machine) call(t *testing.T, c call) *types.Error {
+	t.Helper()
+	if c.verb == "DEL" {
+		delete(m.live, c.container)
+	}
+	cmd := exec.Command(m.plugin)
+	var stdin []byte
+	cmd.Env, stdin = m.input(t, c)
+	cmd.Stdin = bytes.NewReader(stdin)
+	out, err := cmd.Output()
+	if err == nil {
+		if c.verb == "ADD" {
+			m.told(t, c.container, out)
+		}
+		m.check(t)
+		return nil
+	}
+	m.check(t)
+	cniErr := &types.Error{}
+	if json.Unmarshal(out, cniErr) != nil {
+		t.Fatalf("%s %s: %v, and no CNI error: %q", c.verb, c.container, err, out)
+	}
+	return cniErr
+}
+
+func (m *machine) mustRun(t *testing.T, c call) {
+	t.Helper()
+	if cniErr := m.call(t, c); cniErr != nil {
+		t.Fatalf("%s %s: %v", c.verb, c.container, cniErr)
+	}
+}
+
+func (m *machine) add(t *testing.T, containers ...string) {
+	t.Helper()
+	for _, c := range containers {
+		m.mustRun(t, call{verb: "ADD", container: c})
+	}
+}
+
+func (m *machine) del(t *testing.T, containers ...string) {
+	t.Helper()
+	for _, c := range containers {
+		m.mustRun(t, call{verb: "DEL", container: c})
+	}
+}
+
+// gc says which containers are there.
+func (m *machine) gc() call {
+	valid := []map[string]string{}
+	for c := range m.live {
+		valid = append(valid, map[string]string{"containerID": c, "ifname": "net1"})
+	}
+	return call{verb: "GC", valid: valid}
+}
+
+// told notes the addresses that a container was told.
+func (m *machine) told(t *testing.T, container string, stdout []byte) {
+	t.Helper()
+	raw, err := types100.NewResult(stdout)
+	if err != nil {
+		t.Fatalf("%v: %s", err, stdout)
+	}
+	result, err := types100.GetResult(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.live[container] = nil
+	for _, ip := range result.IPs {
+		m.live[container] = append(m.live[container], ip.Address.IP.String())
+	}
+}
+
+// held returns this node's allocations in the API server.
+func (m *machine) held(t *testing.T) []v1alpha1.IPAllocation {
+	t.Helper()
+	list, err := m.client.IPAllocations(m.ns).List(t.Context(), metav1.ListOptions{LabelSelector: selector(m.node)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list.Items
+}
+
+func selector(node string) string { return labels.Set{v1alpha1.LabelNode: node}.String() }
+
+// check fails where an address was told to two containers, or is not held by the
+// container that was told it.
+func (m *machine) check(t *testing.T) {
+	t.Helper()
+	holder := map[string]string{}
+	for _, a := range m.held(t) {
+		holder[a.Spec.Address] = a.Spec.ContainerID + "/" + a.Spec.InterfaceName
+	}
+	owner := map[string]string{}
+	for container, addrs := range m.live {
+		for _, a := range addrs {
+			if other, ok := owner[a]; ok {
+				t.Fatalf("%s was told to %s and to %s", a, other, container)
+			}
+			owner[a] = container
+			if holder[a] != container+"/net1" {
+				t.Fatalf("%s was told %s, which the API server says is held by %q", container, a, holder[a])
+			}
+		}
+	}
+}
+
+// entries walks the links of the hint, which are its entries.
+func (m *machine) entries(t *testing.T, f func(path, text string)) {
+	t.Helper()
+	err := filepath.WalkDir(m.data(), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.Type() != fs.ModeSymlink {
+			return err
+		}
+		text, err := os.Readlink(path)
+		f(path, text)
+		return err
+	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+}
+
+// hintAndAPI is what the hint and the API server have of a container.
+func (m *machine) hintAndAPI(t *testing.T, container string, held []v1alpha1.IPAllocation) string {
+	t.Helper()
+	in := map[string]bool{}
+	m.entries(t, func(path, text string) {
+		if !strings.HasPrefix(text, container+"/") || strings.Contains(path, ".tmp") {
+			return
+		}
+		rel, _ := filepath.Rel(m.data(), path)
+		what, _, _ := strings.Cut(rel, "/")
+		if strings.HasSuffix(text, "/") {
+			what += " without UID"
+		}
+		in[what] = true
+	})
+	n := 0
+	for _, a := range held {
+		if a.Spec.ContainerID == container {
+			n++
+		}
+	}
+	return fmt.Sprintf("hint [%s], API %d", strings.Join(slices.Sorted(maps.Keys(in)), ", "), n)
+}
+
+// notes returns the allocations that the hint says have to be deleted.
+func (m *machine) notes(t *testing.T) map[string]bool {
+	t.Helper()
+	noted := map[string]bool{}
+	m.entries(t, func(path, _ string) {
+		if dir := filepath.Base(filepath.Dir(path)); dir == "releasing" || dir == "owed" {
+			name, _, _ := strings.Cut(filepath.Base(path), "@")
+			noted[name] = true
+		}
+	})
+	return noted
+}
+
+// age makes everything in the hint older than any call can be.
+func (m *machine) age(t *testing.T) {
+	t.Helper()
+	old := unix.NsecToTimeval(time.Now().Add(-time.Hour).UnixNano())
+	m.entries(t, func(path, _ string) {
+		if err := unix.Lutimes(path, []unix.Timeval{old, old}); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// fill checks that every address of the node's blocks can be given: nothing in
+// the hint is in the way. It expects that nothing is held, and leaves it so.
+func (m *machine) fill(t *testing.T) {
+	t.Helper()
+	c := &claim.Claimer{Client: m.client, Namespace: m.ns, Node: m.node, Hint: m.hint, Log: slog.New(slog.DiscardHandler)}
+	for name, size := range map[string]int{m.p: blockP, m.q: blockQ} {
+		for i := range size {
+			_, err := c.Allocate(t.Context(), claim.Request{
+				Attachment: claim.Attachment{ContainerID: fmt.Sprint("fill", i), Interface: "net1"},
+				Pools:      []v1alpha1.PoolReference{{Kind: v1alpha1.PoolKindIPPool, Name: name}},
+			})
+			if err != nil {
+				t.Errorf("%d of %d addresses of %s could be given: %v", i, size, name, err)
+				break
+			}
+		}
+	}
+	m.clear(t, m.node)
+}
+
+// clear deletes what a node holds, behind the plugin's back.
+func (m *machine) clear(t *testing.T, node string) {
+	t.Helper()
+	err := m.client.IPAllocations(m.ns).DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: selector(node)})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// reclaim runs the controller until it has freed all that was left to it.
+func (c *cluster) reclaim(t *testing.T) {
+	t.Helper()
+	ipam, err1 := versioned.NewForConfig(env.Config)
+	kube, err2 := kubernetes.NewForConfig(env.Config)
+	pods, err3 := metadata.NewForConfig(env.Config)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		clients := controller.Clients{IPAM: ipam, Kube: kube, Metadata: pods}
+		ended <- controller.New(clients, controller.Options{Namespace: c.ns, ReclaimGrace: time.Second}).Run(ctx)
+	}()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) { // between two polls
+		held := fixture.Addresses(t, c.client, c.ns)
+		if len(held) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the controller has not freed %v", held)
+		}
+	}
+}
+
+// recarve gives the nodes their blocks back, which the controller has taken: it
+// knows of no such nodes.
+func (c *cluster) recarve(t *testing.T) {
+	t.Helper()
+	for name, blocks := range c.carved {
+		fixture.ApplyBlocks(t, c.client, c.ns, name, "test", blocks)
+	}
+}
