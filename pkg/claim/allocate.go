@@ -195,12 +195,11 @@ func (c *Claimer) create(ctx context.Context, req Request, b *pool.Block, addr n
 // the attachment's before. The error is errUnanswered where the allocation may be
 // there nevertheless.
 func (c *Claimer) post(ctx context.Context, alloc *v1alpha1.IPAllocation, att Attachment) (uid types.UID, created bool, err error) {
-	client := c.Client.IPAllocations(c.Namespace)
 	unanswered := false
 	err = retry(ctx, func() error {
-		made, err := client.Create(ctx, alloc, metav1.CreateOptions{})
+		made, err := c.createAllocation(ctx, alloc)
 		if err == nil {
-			uid, created = made.UID, true
+			uid, created = made, true
 			return nil
 		}
 		if !refused(err) {
@@ -209,7 +208,7 @@ func (c *Claimer) post(ctx context.Context, alloc *v1alpha1.IPAllocation, att At
 		if !apierrors.IsAlreadyExists(err) {
 			return err
 		}
-		holder, err := client.Get(ctx, alloc.Name, metav1.GetOptions{})
+		holder, err := c.getAllocation(ctx, alloc.Name)
 		switch {
 		case notFound(err): // released between the two requests
 			return apierrors.NewServerTimeout(v1alpha1.Resource("ipallocations"), "create", 0)
@@ -246,6 +245,7 @@ func (c *Claimer) giveBack(ctx context.Context, helds []Held) error {
 
 func (c *Claimer) allocation(req Request, b *pool.Block, addr netip.Addr) *v1alpha1.IPAllocation {
 	return &v1alpha1.IPAllocation{
+		TypeMeta: metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: "IPAllocation"},
 		ObjectMeta: metav1.ObjectMeta{
 			Name:      Name(b.Pool.Name, addr),
 			Namespace: c.Namespace,
@@ -281,8 +281,8 @@ func (c *Claimer) syncPool(ctx context.Context, b *pool.Block) (map[netip.Addr]b
 		at = time.Now()
 		next := ""
 		for {
-			page, err := c.listNames(ctx, selector, next)
-			if err != nil {
+			var page names
+			if err := c.listAllocations(ctx, selector, next, metadataOnlyList, &page); err != nil {
 				return err
 			}
 			for _, item := range page.Items {
@@ -312,12 +312,4 @@ type names struct {
 			Labels map[string]string `json:"labels"`
 		} `json:"metadata"`
 	} `json:"items"`
-}
-
-func (c *Claimer) listNames(ctx context.Context, selector, next string) (*names, error) {
-	page := &names{}
-	return page, decode(c.Client.RESTClient().Get().Namespace(c.Namespace).Resource("ipallocations").
-		Param("labelSelector", selector).Param("limit", fmt.Sprint(pageSize)).Param("continue", next).
-		SetHeader("Accept", "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1").
-		Do(ctx), page)
 }

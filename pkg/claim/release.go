@@ -13,7 +13,6 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
@@ -124,7 +123,7 @@ func (c *Claimer) uidOf(ctx context.Context, held Held) (types.UID, error) {
 	}
 	var uid types.UID
 	err := retry(ctx, func() error {
-		alloc, err := c.Client.IPAllocations(c.Namespace).Get(ctx, held.key(), metav1.GetOptions{})
+		alloc, err := c.getAllocation(ctx, held.key())
 		if err == nil && attachmentOf(alloc) == held.Attachment {
 			uid = alloc.UID
 		}
@@ -143,7 +142,7 @@ func (c *Claimer) delete(ctx context.Context, held Held, uid types.UID) error {
 		return nil
 	}
 	return retry(ctx, func() error {
-		err := c.Client.IPAllocations(c.Namespace).Delete(ctx, held.key(), metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
+		err := c.deleteAllocation(ctx, held.key(), uid)
 		if notFound(err) || apierrors.IsConflict(err) && !apierrors.IsUnexpectedServerError(err) {
 			return nil
 		}
@@ -244,6 +243,7 @@ func (c *Claimer) settle(ctx context.Context, held Held) error {
 // Check reports whether the attachment holds an address of each pool: nil,
 // ErrNotHeld or ErrUnavailable.
 func (c *Claimer) Check(ctx context.Context, att Attachment, pools []v1alpha1.PoolReference) error {
+	c.settleDebts(ctx, debtsPerCall)
 	held, err := c.held(ctx, att)
 	if err != nil {
 		return err
@@ -263,7 +263,7 @@ func (c *Claimer) checkIn(ctx context.Context, ref v1alpha1.PoolReference, helds
 		}
 		var alloc *v1alpha1.IPAllocation
 		err := retry(ctx, func() (err error) {
-			alloc, err = c.Client.IPAllocations(c.Namespace).Get(ctx, held.key(), metav1.GetOptions{})
+			alloc, err = c.getAllocation(ctx, held.key())
 			return err
 		})
 		if err != nil && !notFound(err) {
@@ -299,12 +299,14 @@ func (c *Claimer) Collect(ctx context.Context, network string, valid []Attachmen
 }
 
 // Ready reports whether the API server answers and lets this node read the
-// pools; nil where it does, even if a pool does not exist.
+// pools; nil where it does, even if a pool does not exist. A node on which nothing
+// else happens settles by it what it owes.
 func (c *Claimer) Ready(ctx context.Context, pools []v1alpha1.PoolReference) error {
 	for _, ref := range pools {
 		if _, err := c.poolMetadata(ctx, ref); err != nil && !notFound(err) {
 			return err
 		}
 	}
+	c.settleDebts(ctx, debtsPerCall)
 	return nil
 }

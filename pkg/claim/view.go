@@ -5,13 +5,11 @@ package claim
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"sort"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/rest"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
@@ -62,15 +60,15 @@ func (c *Claimer) block(ctx context.Context, ref v1alpha1.PoolReference) (*pool.
 // readPool reads a pool whole. This and poolMetadata are where the kinds differ.
 func (c *Claimer) readPool(ctx context.Context, ref v1alpha1.PoolReference) (*pool.Pool, []pool.Assignment, *metav1.ObjectMeta, error) {
 	if ref.Kind == v1alpha1.PoolKindCIDRPool {
-		obj, err := c.Client.CIDRPools(c.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
-		if err != nil {
+		obj := &v1alpha1.CIDRPool{}
+		if err := c.get(ctx, cidrPools, ref.Name, obj); err != nil {
 			return nil, nil, nil, err
 		}
 		parsed, errs := pool.FromCIDRPool(obj)
 		return parsed, pool.CIDRPoolAssignments(obj.Status.Allocations), &obj.ObjectMeta, pool.Invalid(ref, errs)
 	}
-	obj, err := c.Client.IPPools(c.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
-	if err != nil {
+	obj := &v1alpha1.IPPool{}
+	if err := c.get(ctx, ipPools, ref.Name, obj); err != nil {
 		return nil, nil, nil, err
 	}
 	parsed, errs := pool.FromIPPool(obj)
@@ -80,32 +78,18 @@ func (c *Claimer) readPool(ctx context.Context, ref v1alpha1.PoolReference) (*po
 // poolMetadata reads a pool's metadata from the API server's watch cache, which
 // may be some milliseconds behind: harmless, since a create decides.
 func (c *Claimer) poolMetadata(ctx context.Context, ref v1alpha1.PoolReference) (*metav1.ObjectMeta, error) {
-	resource := "ippools"
+	resource := ipPools
 	if ref.Kind == v1alpha1.PoolKindCIDRPool {
-		resource = "cidrpools"
+		resource = cidrPools
 	}
 	var obj struct {
 		Metadata metav1.ObjectMeta `json:"metadata"`
 	}
 	err := retry(ctx, func() error {
 		return decode(c.Client.RESTClient().Get().Namespace(c.Namespace).Resource(resource).Name(ref.Name).
-			Param("resourceVersion", "0").
-			SetHeader("Accept", "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1").
-			Do(ctx), &obj)
+			Param("resourceVersion", "0").SetHeader("Accept", metadataOnly).Do(ctx), &obj)
 	})
 	return &obj.Metadata, err
-}
-
-// decode reads an answer of which the client's scheme knows no type.
-func decode(result rest.Result, into any) error {
-	if err := result.Error(); err != nil { // says more than the error of Raw
-		return err
-	}
-	data, err := result.Raw()
-	if err != nil {
-		return err
-	}
-	return json.Unmarshal(data, into)
 }
 
 // version tells whether a node's view of a pool still holds: it changes with the
