@@ -101,6 +101,7 @@ func run(ctx context.Context, o options) (err error) {
 		}
 		b.say("phase %s", p.name)
 		if err := p.run(b); err != nil {
+			fmt.Println(b.report.markdown()) // as far as it came
 			return fmt.Errorf("phase %s: %w", p.name, err)
 		}
 	}

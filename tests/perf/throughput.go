@@ -75,7 +75,7 @@ func (b *bench) scenarios() ([]scenario, error) {
 	hosts := func(disk string, n int, pool func(i int) string) ([]*host, error) {
 		var out []*host
 		for i := range hostCount {
-			h, err := b.host(i%n, fmt.Sprintf("%s-%d", disk, i/n), pool(i))
+			h, err := b.host(i%n, disk, pool(i))
 			if err != nil {
 				return nil, err
 			}
@@ -156,7 +156,7 @@ func (b *bench) burst() error {
 	if err := b.clear(); err != nil {
 		return err
 	}
-	if err := b.pool("burst", blocksOf("10.40.0.0/22", all/hostCount), hostNames(hostCount)); err != nil {
+	if err := b.pool("burst", v1alpha1.IPPoolSpec{Subnet: "10.40.0.0/22", PerNodeBlockSize: all / hostCount}, hostNames(hostCount)); err != nil {
 		return err
 	}
 	hosts, err := b.oneEach("burst", "burst")
