@@ -96,6 +96,10 @@ lint: ## Run go vet, golangci-lint and a syntax check of the scripts
 	@lint=$$(hack/parts.sh golangci-lint)/golangci-lint; set -x; ok=true; \
 	"$$lint" run ./... || ok=false; cd tests; "$$lint" run ./... || ok=false; $$ok
 
+.PHONY: vulncheck
+vulncheck: ## Look up what ships in Go's vulnerability database, where that can be reached (GOVULNDB)
+	hack/vulncheck.sh
+
 .PHONY: clean
 clean: ## Remove what was built here; the real components stay in the cache
 	rm -rf bin
