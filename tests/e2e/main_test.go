@@ -1,0 +1,160 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package e2e runs pods on a real cluster (tests/internal/cluster) on which
+// crd-ipam is installed by its own manifests and image. make e2e runs it.
+//
+// Each test has a namespace, networks and pools of its own; the walkthrough's are
+// the walkthrough's. After each, nothing may be allocated any more.
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/crd-ipam/crd-ipam/tests/internal/cluster"
+	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
+)
+
+// poolsNamespace is where crd-ipam is installed, and the pools are.
+const poolsNamespace = "nvidia-network-operator"
+
+var (
+	c *cluster.Cluster
+	// walkthroughOnly is for clusters of a version that the other tests are not for.
+	walkthroughOnly = os.Getenv("E2E_WALKTHROUGH_ONLY") != ""
+)
+
+func TestMain(m *testing.M) {
+	if os.Getenv("CLUSTER_PATH") == "" {
+		fmt.Println("SKIP: tests on a real cluster are run by make e2e, which sets CLUSTER_PATH")
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, m)
+	stop()
+	os.Exit(code)
+}
+
+func run(ctx context.Context, m *testing.M) int {
+	c = cluster.Open()
+	keep := c.Running() || os.Getenv("KEEP") == "1"
+	code := 1
+	err := setUp(ctx)
+	if err == nil {
+		code = m.Run()
+	} else {
+		fmt.Fprintln(os.Stderr, "FAIL:", err)
+	}
+	if code != 0 {
+		to := filepath.Join(os.Getenv("E2E_LOGS"), "e2e-"+time.Now().Format("20060102-150405"))
+		fmt.Fprintf(os.Stderr, "the logs of all parts are in %s (%v)\n", to, c.CollectLogs(ctx, to))
+	}
+	if keep {
+		fmt.Printf("The cluster still runs: export KUBECONFIG=%s\n", c.Kubeconfig())
+		return code
+	}
+	defer phase("cluster down")()
+	if err := takeDown(); err != nil {
+		fmt.Fprintln(os.Stderr, "FAIL: taking the cluster down:", err)
+		return 1
+	}
+	return code
+}
+
+// phase prints how long something took.
+func phase(name string) func() {
+	start := time.Now()
+	return func() { fmt.Printf("e2e: %s: %.0f s\n", name, time.Since(start).Seconds()) }
+}
+
+func setUp(ctx context.Context) error {
+	done := phase("cluster up")
+	if err := c.Up(ctx, os.Stdout); err != nil {
+		return err
+	}
+	done()
+	defer phase("crd-ipam installed")()
+	root, err := testenv.Root()
+	if err != nil {
+		return err
+	}
+	if err := c.Load(ctx, filepath.Join(root, "bin", "image-amd64.docker.tar")); err != nil {
+		return err
+	}
+	return install(ctx)
+}
+
+// install applies this project's manifests and waits until all of it runs.
+func install(ctx context.Context) error {
+	if out, err := c.Kubectl(ctx, "create", "namespace", poolsNamespace); err != nil && !strings.Contains(err.Error(), "AlreadyExists") {
+		return fmt.Errorf("%w\n%s", err, out)
+	}
+	if _, err := c.Kubectl(ctx, "apply", "-k", overlay()); err != nil {
+		return err
+	}
+	return installed(ctx)
+}
+
+func overlay() string {
+	if walkthroughOnly {
+		return "testdata/install-1.30"
+	}
+	return "testdata/install"
+}
+
+func installed(ctx context.Context) error {
+	for _, workload := range []string{"daemonset/nv-ipam-node", "deployment/nv-ipam-controller"} {
+		if _, err := c.Kubectl(ctx, "rollout", "status", "-n", poolsNamespace, "--timeout=3m", workload); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// takeDown ends the cluster and looks for what is left of it.
+func takeDown() error {
+	if err := c.Down(); err != nil {
+		return err
+	}
+	if _, err := os.Stat(c.Dir()); !os.IsNotExist(err) {
+		return fmt.Errorf("%s is still there (%v)", c.Dir(), err)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	cgroups, err := filepath.Glob("/sys/fs/cgroup/*/crd-ipam-cluster")
+	if err != nil {
+		return err
+	}
+	processes, err := exec.Command("pgrep", "--full", "--list-full", c.Dir()).Output()
+	if code := exitCode(err); code > 1 { // 1 is "none found"
+		return err
+	}
+	if strings.Contains(string(mounts), c.Dir()) || len(cgroups) > 0 || len(processes) > 0 {
+		return fmt.Errorf("left behind: cgroups %v, processes %q, or mounts:\n%s", cgroups, processes, mounts)
+	}
+	return nil
+}
+
+func exitCode(err error) int {
+	if exit, ok := err.(*exec.ExitError); ok {
+		return exit.ExitCode()
+	}
+	if err != nil {
+		return -1
+	}
+	return 0
+}
+
+// ctx is for what is done when a test's own context has ended.
+func ctx() context.Context { return context.Background() }
