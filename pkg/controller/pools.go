@@ -67,18 +67,22 @@ func (c *Controller) pool(ref v1alpha1.PoolReference) metav1.Object {
 	return obj.(metav1.Object)
 }
 
+func resource(name string) schema.GroupVersionResource {
+	return schema.GroupVersionResource{Group: v1alpha1.GroupVersion.Group, Version: v1alpha1.GroupVersion.Version, Resource: name}
+}
+
 func poolKinds(client clients.NvIpamV1alpha1Interface, informer informers.Interface, namespace string) map[v1alpha1.PoolKind]poolKind {
 	return map[v1alpha1.PoolKind]poolKind{
 		v1alpha1.PoolKindIPPool: {
 			informer:    informer.IPPools().Informer(),
-			resource:    v1alpha1.SchemeGroupVersion.WithResource("ippools"),
+			resource:    resource("ippools"),
 			view:        func(obj any) *poolView { return viewIPPool(obj.(*v1alpha1.IPPool)) },
 			patch:       statusPatcher(client.IPPools(namespace).Patch, viewIPPool),
 			allocations: func(a []pool.Assignment) any { return pool.IPPoolAllocations(a) },
 		},
 		v1alpha1.PoolKindCIDRPool: {
 			informer:    informer.CIDRPools().Informer(),
-			resource:    v1alpha1.SchemeGroupVersion.WithResource("cidrpools"),
+			resource:    resource("cidrpools"),
 			view:        func(obj any) *poolView { return viewCIDRPool(obj.(*v1alpha1.CIDRPool)) },
 			patch:       statusPatcher(client.CIDRPools(namespace).Patch, viewCIDRPool),
 			allocations: func(a []pool.Assignment) any { return pool.CIDRPoolAllocations(a) },

@@ -47,6 +47,7 @@ type cluster struct {
 	ns   string
 	ipam clientv1alpha1.NvIpamV1alpha1Interface
 	kube kubernetes.Interface
+	log  *logBuffer // nil for the standard one
 }
 
 func newCluster(t *testing.T) *cluster {
@@ -63,19 +64,41 @@ func newCluster(t *testing.T) *cluster {
 	return c
 }
 
+// wrapper stands between a client and the API server.
+type wrapper func(next http.RoundTripper) http.RoundTripper
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
+// gated is a wrapper that lets a request pass where gate returns no error.
+func gated(gate func(*http.Request) error) wrapper {
+	return func(next http.RoundTripper) http.RoundTripper {
+		return roundTripper(func(req *http.Request) (*http.Response, error) {
+			if err := gate(req); err != nil {
+				return nil, err
+			}
+			return next.RoundTrip(req)
+		})
+	}
+}
+
 // connect returns clients on connections of their own, which done closes, and
-// the writes that go over them.
-func connect(t *testing.T, config *rest.Config, gate func(*http.Request) error) (controller.Clients, *writes, func()) {
+// the writes that go over them. wrap may be nil.
+func connect(t *testing.T, config *rest.Config, wrap wrapper) (controller.Clients, *writes, func()) {
 	t.Helper()
 	config = rest.CopyConfig(config)
 	config.QPS = -1
 	config.Proxy = http.ProxyFromEnvironment // keeps client-go from sharing the transport
-	w := &writes{gate: gate}
+	w := &writes{}
 	transport, err := rest.HTTPClientFor(config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.next = transport.Transport
+	w.base, w.next = transport.Transport, transport.Transport
+	if wrap != nil {
+		w.next = wrap(w.base)
+	}
 	client := &http.Client{Transport: w}
 	ipam, err := versioned.NewForConfigAndClient(config, client)
 	if err != nil {
@@ -89,24 +112,18 @@ func connect(t *testing.T, config *rest.Config, gate func(*http.Request) error) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	return controller.Clients{IPAM: ipam, Kube: kube, Metadata: meta}, w, func() { utilnet.CloseIdleConnectionsFor(w.next) }
+	return controller.Clients{IPAM: ipam, Kube: kube, Metadata: meta}, w, func() { utilnet.CloseIdleConnectionsFor(w.base) }
 }
 
 // writes counts what a client changes; what was refused is not counted.
 type writes struct {
-	next http.RoundTripper
-	gate func(*http.Request) error
+	base, next http.RoundTripper
 
 	mu  sync.Mutex
 	all []string // "PATCH ippools/pool1/status"
 }
 
 func (w *writes) RoundTrip(req *http.Request) (*http.Response, error) {
-	if w.gate != nil {
-		if err := w.gate(req); err != nil {
-			return nil, err
-		}
-	}
 	resp, err := w.next.RoundTrip(req)
 	if req.Method != http.MethodGet && err == nil && resp.StatusCode < 300 {
 		_, what, _ := strings.Cut(req.URL.Path, "/namespaces/")
@@ -133,17 +150,18 @@ func (w *writes) of(resource string) (out []string) {
 // run runs a controller until stop, or the end of the test.
 func (c *cluster) run(t *testing.T, opts controller.Options) (w *writes, stop func()) {
 	t.Helper()
-	return c.runGated(t, opts, nil)
+	return c.runBehind(t, opts, nil)
 }
 
-func (c *cluster) runGated(t *testing.T, opts controller.Options, gate func(*http.Request) error) (w *writes, stop func()) {
+// runBehind runs a controller whose requests go through wrap.
+func (c *cluster) runBehind(t *testing.T, opts controller.Options, wrap wrapper) (w *writes, stop func()) {
 	t.Helper()
-	clients, w, done := connect(t, env.Config, gate)
+	clients, w, done := connect(t, env.Config, wrap)
 	opts.Namespace = c.ns
 	if opts.ReclaimGrace == 0 {
 		opts.ReclaimGrace = grace
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(c.log.to(context.Background()))
 	ended := make(chan error, 1)
 	go func() { ended <- controller.New(clients, opts).Run(ctx) }()
 	stop = sync.OnceFunc(func() {
@@ -160,7 +178,7 @@ func (c *cluster) runGated(t *testing.T, opts controller.Options, gate func(*htt
 // until waits until check says "".
 func until(t *testing.T, check func() string) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(90 * time.Second)
 	for {
 		missing := check()
 		if missing == "" {
@@ -255,11 +273,17 @@ func (c *cluster) wantEvent(t *testing.T, part string) {
 // hold creates the allocation of an address by a pod on a node.
 func (c *cluster) hold(t *testing.T, poolName, address, node string, pod v1alpha1.PodReference) {
 	t.Helper()
+	c.holdIn(t, "sandbox-"+pod.Name, poolName, address, node, pod)
+}
+
+// holdIn is hold in a certain container of the pod.
+func (c *cluster) holdIn(t *testing.T, container, poolName, address, node string, pod v1alpha1.PodReference) {
+	t.Helper()
 	a := &v1alpha1.IPAllocation{
 		ObjectMeta: metav1.ObjectMeta{Name: poolName + "." + address},
 		Spec: v1alpha1.IPAllocationSpec{
 			PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: poolName}, Address: address, NodeName: node,
-			PodRef: pod, ContainerID: "sandbox-" + pod.Name, InterfaceName: "net1",
+			PodRef: pod, ContainerID: container, InterfaceName: "net1",
 		},
 	}
 	if _, err := c.ipam.IPAllocations(c.ns).Create(t.Context(), a, metav1.CreateOptions{}); err != nil {

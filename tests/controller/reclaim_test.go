@@ -128,7 +128,7 @@ func TestReclaimNeedsAnAnswer(t *testing.T) {
 		return nil
 	}
 	c.hold(t, "pool1", "192.168.0.101", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "leaked", UID: gone})
-	c.runGated(t, controller.Options{}, gate)
+	c.runBehind(t, controller.Options{}, gated(gate))
 	until(t, func() string {
 		if asked.Load() < 5 {
 			return "the API server was not asked"
@@ -227,7 +227,7 @@ func TestStopWaits(t *testing.T) {
 		}
 		return nil
 	}
-	_, stop := c.runGated(t, controller.Options{}, gate)
+	_, stop := c.runBehind(t, controller.Options{}, gated(gate))
 	<-writing
 	stop()
 	if !ended.Load() {
@@ -245,7 +245,7 @@ func TestStops(t *testing.T) {
 	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
 	stop()
 	until(t, func() string {
-		utilnet.CloseIdleConnectionsFor(w.next) // is idle when its last stream has been reset
+		utilnet.CloseIdleConnectionsFor(w.base) // is idle when its last stream has been reset
 		if err := goleak.Find(before); err != nil {
 			return err.Error()
 		}
