@@ -58,6 +58,7 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 			return nil, err
 		}
 	}
+	before := c.claimedBefore(req)
 	blocks := make([]*pool.Block, len(req.Pools))
 	for i, ref := range req.Pools {
 		b, err := c.block(ctx, ref)
@@ -74,7 +75,7 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 	claims := make([]Claim, 0, len(blocks))
 	var helds []Held
 	for i, b := range blocks {
-		held, err := c.claim(ctx, req, b, wanted[i])
+		held, err := c.claim(ctx, req, b, wanted[i], before)
 		if err != nil {
 			return nil, errors.Join(err, c.giveBack(ctx, helds))
 		}
@@ -84,15 +85,16 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 	return claims, nil
 }
 
-// claim claims the wanted address of a block, or any where that is zero.
-func (c *Claimer) claim(ctx context.Context, req Request, b *pool.Block, wanted netip.Addr) (Held, error) {
+// claim claims the wanted address of a block, or any where that is zero; then
+// rather the one that the attachment has before.
+func (c *Claimer) claim(ctx context.Context, req Request, b *pool.Block, wanted netip.Addr, before func(*pool.Block) netip.Addr) (Held, error) {
 	if wanted.IsValid() {
 		err := c.Hint.HoldRequested(Held{Attachment: req.Attachment, Pool: b.Pool.Name, Address: wanted})
 		c.hintFailed("holding an address", err)
 		return c.create(ctx, req, b, wanted)
 	}
-	if before := c.claimedBefore(req, b); before.IsValid() {
-		held, err := c.create(ctx, req, b, before)
+	if addr := before(b); addr.IsValid() {
+		held, err := c.create(ctx, req, b, addr)
 		if !isInUse(err) {
 			return held, err
 		}
@@ -100,17 +102,31 @@ func (c *Claimer) claim(ctx context.Context, req Request, b *pool.Block, wanted 
 	return c.claimAny(ctx, req, b)
 }
 
-// claimedBefore returns the address that this very attachment already has in the
-// pool: an ADD whose answer was lost is asked again, and must not take a second.
-func (c *Claimer) claimedBefore(req Request, b *pool.Block) netip.Addr {
-	found, err := c.Hint.FindIn(b.Pool.Name, req.Attachment)
-	c.hintFailed("finding the attachment", err)
-	for _, held := range found {
-		if b.Range.Contains(held.Address) {
-			return held.Address
+// claimedBefore finds out which addresses this very attachment already has: an
+// ADD whose answer was lost is asked again, and must not take others. It looks at
+// every entry of the pools, which takes the longer the fuller a block is: so that
+// goes on while the connection to the API server is made, and the function that
+// it returns waits for the end.
+func (c *Claimer) claimedBefore(req Request) func(*pool.Block) netip.Addr {
+	var all []Held
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for _, ref := range req.Pools {
+			found, err := c.Hint.FindIn(ref.Name, req.Attachment)
+			c.hintFailed("finding the attachment", err)
+			all = append(all, found...)
 		}
+	}()
+	return func(b *pool.Block) netip.Addr {
+		<-done
+		for _, held := range all {
+			if held.Pool == b.Pool.Name && b.Range.Contains(held.Address) {
+				return held.Address
+			}
+		}
+		return netip.Addr{}
 	}
-	return netip.Addr{}
 }
 
 // maxCollisions is how many addresses in a row may turn out to be held by others

@@ -1,0 +1,76 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package claim
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
+)
+
+// pinned is what calls do over and over, with the number of allocations that it
+// may make at most.
+func pinned(tb testing.TB) []struct {
+	name   string
+	allocs float64
+	run    func()
+} {
+	h := NewHint(tb.TempDir())
+	attached := func(i int) Attachment {
+		return Attachment{ContainerID: fmt.Sprintf("%064x", i), Interface: "net1"}
+	}
+	a := addr1
+	const full = 250
+	for i := range full {
+		if err := h.Set(Held{Attachment: attached(i), Pool: "p", Address: a, UID: "9d9a3f0e-2a5c-4f0e-8a53-0d3f0c6f6a11"}); err != nil {
+			tb.Fatal(err)
+		}
+		a = a.Next()
+	}
+	next := Held{Attachment: attached(full), Pool: "p", Address: a}
+	ref := v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "p"}
+	if err := h.SaveView(ref, &View{Version: "1", Block: &pool.Block{Pool: ref, Subnet: netip.MustParsePrefix("10.0.0.0/16")}}); err != nil {
+		tb.Fatal(err)
+	}
+	name4, name6 := Name("p", addr1), Name("p", addr6)
+	return []struct {
+		name   string
+		allocs float64
+		run    func()
+	}{
+		{"name of an IPv4 address", 2, func() { Name("p", addr1) }},
+		{"name of an IPv6 address", 3, func() { Name("p", addr6) }},
+		{"parse the name of an IPv4 address", 4, func() { _, _, _ = ParseName(name4) }},
+		{"parse the name of an IPv6 address", 5, func() { _, _, _ = ParseName(name6) }},
+		{"enter an address and drop it", 31, func() {
+			_, _ = h.Hold("p", a, next.Attachment)
+			_ = h.Drop(next)
+		}},
+		{"hold an address that is taken", 7, func() { _, _ = h.Hold("p", addr1, next.Attachment) }},
+		{"find one among 250", 790, func() { _, _ = h.Find(attached(7)) }},
+		{"load the view of a pool", 21, func() { h.LoadView(ref) }},
+	}
+}
+
+func TestAllocationsArePinned(t *testing.T) {
+	for _, p := range pinned(t) {
+		if got := testing.AllocsPerRun(5, p.run); got > p.allocs {
+			t.Errorf("%s: %v allocations, want at most %v", p.name, got, p.allocs)
+		}
+	}
+}
+
+func BenchmarkPinned(b *testing.B) {
+	for _, p := range pinned(b) {
+		b.Run(p.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				p.run()
+			}
+		})
+	}
+}
