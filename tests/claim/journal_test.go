@@ -183,9 +183,12 @@ func TestContainerThatComesBackOutlivesItsOwedRelease(t *testing.T) {
 		n.mustDel(t, fmt.Sprint("pod", i))
 	}
 	n.wire.setAnswer(nil)
-	for i := range 3 {
+	for i := range 3 { // all of them first: a call settles some of the others' releases, too
 		name := fmt.Sprint("p.10.0.0.", i+1)
 		before[name] = c.uid(t, name)
+	}
+	for i := range 3 {
+		name := fmt.Sprint("p.10.0.0.", i+1)
 		n.restart()
 		n.mustAdd(t, fmt.Sprint("pod", i), ippool("p"), fmt.Sprint("10.0.0.", i+1))
 		if c.uid(t, name) == before[name] {
