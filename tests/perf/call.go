@@ -23,6 +23,7 @@ import (
 type host struct {
 	b          *bench
 	node, pool string
+	plugin     string
 	kubeconfig string
 	dir        string
 	stdin      []byte
@@ -31,7 +32,7 @@ type host struct {
 // host returns node i with a disk of its own for what is measured with that
 // pool; hosts of the same name share a disk.
 func (b *bench) host(i int, disk, pool string) (*host, error) {
-	h := &host{b: b, node: hostName(i), pool: pool, kubeconfig: b.kubeconfigs[i], dir: filepath.Join(b.env.Dir, "hosts", disk+"-"+hostName(i))}
+	h := &host{b: b, node: hostName(i), pool: pool, plugin: b.plugin, kubeconfig: b.kubeconfigs[i], dir: filepath.Join(b.env.Dir, "hosts", disk+"-"+hostName(i))}
 	return h, h.configure(h.kubeconfig)
 }
 
@@ -87,14 +88,14 @@ func (h *host) command(verb, container, args string) *exec.Cmd {
 	if args != "" {
 		args = ";" + args
 	}
-	cmd := exec.CommandContext(h.b.ctx, h.b.plugin)
+	cmd := exec.CommandContext(h.b.ctx, h.plugin)
 	cmd.Env = []string{
 		"CNI_COMMAND=" + verb, "CNI_CONTAINERID=" + container, "CNI_IFNAME=net1",
 		"CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod-" + container[:10] +
 			";K8S_POD_INFRA_CONTAINER_ID=" + container + ";K8S_POD_UID=9d9a3f0e-2a5c-4f0e-8a53-0d3f0c6f6a11" + args,
 		// The plugin alone, without the main plugin that enters the container's
 		// namespace: skel has to be told that this is no mistake.
-		"CNI_NETNS=/proc/self/ns/net", "CNI_NETNS_OVERRIDE=1", "CNI_PATH=" + filepath.Dir(h.b.plugin),
+		"CNI_NETNS=/proc/self/ns/net", "CNI_NETNS_OVERRIDE=1", "CNI_PATH=" + filepath.Dir(h.plugin),
 	}
 	cmd.Stdin = bytes.NewReader(h.stdin)
 	return cmd

@@ -35,33 +35,52 @@ func (b *bench) calls() error {
 		return err
 	}
 	containers := b.attached(b.options.calls)
-	verb := func(name string) *variant {
-		return &variant{name: name, call: func(i int) (sample, error) { return h.call(name, containers[i], "") }}
+	verb := func(h *host, verb, name string) *variant {
+		return &variant{name: name, call: func(i int) (sample, error) { return h.call(verb, containers[i], "") }}
 	}
-	floor, add := b.floorVariant(), verb("ADD")
-	variants := []*variant{floor, add, verb("CHECK"), verb("DEL")}
+	floor, add := b.floorVariant(), verb(h, "ADD", "ADD")
+	variants := []*variant{floor, add, verb(h, "CHECK", "CHECK"), verb(h, "DEL", "DEL")}
+	for _, path := range strings.FieldsFunc(b.also, func(r rune) bool { return r == ',' }) {
+		other, err := b.other(path)
+		if err != nil {
+			return err
+		}
+		variants = append(variants, verb(other, "ADD", "ADD of "+filepath.Base(path)), verb(other, "DEL", "DEL of "+filepath.Base(path)))
+	}
 	if err := inTurns(len(containers), variants); err != nil {
 		return err
 	}
-
 	t := b.table("One call at a time", fmt.Sprintf("%d of each, in turns. First byte: from the start of the process until its first byte on the connection. The plugin works under the role and the admission policy of a node, with its certificate, as the floor does.", len(containers)),
 		"p50 ms", "p90 ms", "p99 ms", "× floor (p50)", "requests", "writes", "CPU ms", "peak MiB", "first byte ms")
-	extra, err := b.extras(h)
+	extras, err := b.extras(h)
 	if err != nil {
 		return err
 	}
 	for i, v := range variants {
-		x := extra[i]
+		x := extra{none, none, none, none} // measured of this build only
+		if i < len(extras) {
+			x = extras[i]
+		}
 		t.add(v.name, v.walls.p50(), v.walls.p90(), v.walls.p99(), v.walls.p50()/floor.walls.p50(), x.requests, x.writes, v.cpus.p50(), x.peak, x.firstByte)
 		b.say("%s: p50 %.1f ms, %.2f × floor, first byte %.1f ms, peak %.1f MiB", v.name, v.walls.p50(), v.walls.p50()/floor.walls.p50(), x.firstByte, x.peak)
 	}
 	b.target("ADD, p50 to the floor's", add.walls.p50()/floor.walls.p50(), 1.3, " ×")
 	b.target("ADD, p99 to its p50", add.walls.p99()/add.walls.p50(), 2, " ×")
-	b.target("ADD, requests", extra[1].requests, 2, "")
-	b.target("ADD, writes", extra[1].writes, 1, "")
-	b.target("ADD, peak memory", extra[1].peak, 25, " MiB")
-	b.target("ADD, first byte on the wire", extra[1].firstByte, 8, " ms")
+	b.target("ADD, requests", extras[1].requests, 2, "")
+	b.target("ADD, writes", extras[1].writes, 1, "")
+	b.target("ADD, peak memory", extras[1].peak, 25, " MiB")
+	b.target("ADD, first byte on the wire", extras[1].firstByte, 8, " ms")
 	return nil
+}
+
+// other returns a host that has another build of the plugin.
+func (b *bench) other(path string) (*host, error) {
+	h, err := b.host(1, "calls-"+filepath.Base(path), "calls")
+	if err != nil {
+		return nil, err
+	}
+	h.plugin = path
+	return h, h.warmUp()
 }
 
 // warmUp makes the first call of a node, which reads more than the next ones.

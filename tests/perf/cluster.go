@@ -189,7 +189,17 @@ func (b *bench) createNamespace(name string) error {
 
 // until polls for something that happens by itself.
 func (b *bench) until(what string, done func() (bool, error)) error {
-	err := wait.PollUntilContextTimeout(b.ctx, 20*time.Millisecond, patience, true, func(context.Context) (bool, error) { return done() })
+	return b.poll(20*time.Millisecond, what, done)
+}
+
+// rarely is until for what takes seconds and where to look is work for the API
+// server.
+func (b *bench) rarely(what string, done func() (bool, error)) error {
+	return b.poll(250*time.Millisecond, what, done)
+}
+
+func (b *bench) poll(interval time.Duration, what string, done func() (bool, error)) error {
+	err := wait.PollUntilContextTimeout(b.ctx, interval, patience, true, func(context.Context) (bool, error) { return done() })
 	if err != nil {
 		return fmt.Errorf("waiting until %s: %w", what, err)
 	}

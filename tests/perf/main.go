@@ -53,6 +53,7 @@ var phases = []struct {
 type options struct {
 	only       string
 	plugin     string
+	also       string
 	controller string
 	write      bool
 	calls      int
@@ -65,6 +66,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.only, "only", "", "phases to run, separated by commas; all where empty")
 	flag.StringVar(&o.plugin, "plugin", "", "plugin to measure; bin/nv-ipam where empty")
+	flag.StringVar(&o.also, "also", "", "other builds of the plugin, separated by commas, whose ADD and DEL are measured in turns with the others")
 	flag.StringVar(&o.controller, "controller", "", "controller to measure; bin/ipam-controller where empty")
 	flag.BoolVar(&o.write, "write", false, "write docs/benchmarks.md and docs/benchmarks.json; needs all phases")
 	flag.IntVar(&o.calls, "calls", 300, "calls of each kind, where one is made at a time")

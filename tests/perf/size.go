@@ -6,8 +6,8 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net/netip"
 	"strings"
 
@@ -17,11 +17,13 @@ import (
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
-	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
 // sizeLimit is how much dearer an ADD may be at any size than at the smallest.
 const sizeLimit = 1.2
+
+// fullBlock is the size of the blocks that are filled.
+const fullBlock = 1000
 
 // sized is a pool of some size.
 type sized struct {
@@ -33,13 +35,12 @@ type sized struct {
 
 // sizes are compared within each group, with its first.
 func sizes(nodes int) []sized {
-	const block = 1000
 	var out []sized
 	for i, n := range []int{3, 500, nodes} {
 		out = append(out, sized{group: "nodes in the pool", name: fmt.Sprintf("nodes-%d", n), nodes: n, spec: blocksOf(fmt.Sprintf("10.%d.0.0/12", 64+16*i), 100)})
 	}
 	for i, percent := range []int{0, 50, 90, 99} {
-		out = append(out, sized{group: "block of 1,000, filled to", name: fmt.Sprintf("fill-%d", percent), nodes: 1, filled: block * percent / 100, spec: blocksOf(fmt.Sprintf("10.%d.0.0/16", 240+i), block)})
+		out = append(out, sized{group: "block of 1,000, filled to", name: fmt.Sprintf("fill-%d", percent), nodes: 1, filled: fullBlock * percent / 100, spec: v1alpha1.IPPoolSpec{Subnet: fmt.Sprintf("10.%d.0.0/16", 240+i), PerNodeBlockSize: fullBlock}})
 	}
 	for _, v6 := range []sized{
 		{name: "ipv4-24", spec: blocksOf("10.250.0.0/24", 16)},
@@ -94,15 +95,16 @@ func (b *bench) pools() error {
 	return nil
 }
 
-// addAndDel fills a block and returns an ADD that is measured, and undone by a
-// DEL that is not.
+// addAndDel fills a block and returns what is measured in it.
 func (b *bench) addAndDel(s sized) (*variant, error) {
 	h, err := b.host(0, s.name, s.name)
 	if err != nil {
 		return nil, err
 	}
-	if err := h.fill(s.filled); err != nil {
-		return nil, err
+	if s.filled > 0 {
+		if err := h.fill(s.filled); err != nil {
+			return nil, err
+		}
 	}
 	if err := h.warmUp(); err != nil {
 		return nil, err
@@ -110,6 +112,7 @@ func (b *bench) addAndDel(s sized) (*variant, error) {
 	return h.undone(s.name), nil
 }
 
+// undone is an ADD that is measured, and undone by a DEL that is not.
 func (h *host) undone(name string) *variant {
 	containers := h.b.attached(h.b.options.calls)
 	return &variant{name: name, call: func(i int) (sample, error) {
@@ -121,7 +124,8 @@ func (h *host) undone(name string) *variant {
 	}}
 }
 
-// fill claims n addresses for the node, by the plugin's own code but without a
+// fill claims all addresses of the block and gives some of them back, here and
+// there, until n are held. It does so by the plugin's own code but without a
 // process for each.
 func (h *host) fill(n int) error {
 	config, err := clientcmd.BuildConfigFromFlags("", h.kubeconfig)
@@ -135,17 +139,28 @@ func (h *host) fill(n int) error {
 	}
 	c := &claim.Claimer{
 		Client: client, Namespace: namespace, Node: h.node, Hint: claim.NewHint(h.dataDir()),
-		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Log: slog.New(slog.DiscardHandler),
 	}
-	containers := h.b.attached(n)
-	_, _, err = atOnce(8, n, func(i int) (sample, error) {
+	attachments := make([]claim.Attachment, fullBlock)
+	for i := range attachments {
+		attachments[i] = claim.Attachment{ContainerID: h.b.container(), Interface: "net1"}
+	}
+	_, _, err = atOnce(8, len(attachments), func(i int) (sample, error) {
 		_, err := c.Allocate(h.b.ctx, claim.Request{
-			Attachment: claim.Attachment{ContainerID: containers[i], Interface: "net1"},
+			Attachment: attachments[i],
 			Pools:      []v1alpha1.PoolReference{{Kind: v1alpha1.PoolKindIPPool, Name: h.pool}},
-			Want:       pool.Want{}, Network: "net",
-			Pod: v1alpha1.PodReference{Namespace: "default", Name: "pod-" + containers[i][:10]},
+			Network:    "net",
+			Pod:        v1alpha1.PodReference{Namespace: "default", Name: "pod-" + attachments[i].ContainerID[:10]},
 		})
 		return sample{}, err
+	})
+	if err != nil {
+		return err
+	}
+	shuffle := rand.New(rand.NewPCG(1, 2)) // the same in every run
+	shuffle.Shuffle(len(attachments), func(i, j int) { attachments[i], attachments[j] = attachments[j], attachments[i] })
+	_, _, err = atOnce(8, len(attachments)-n, func(i int) (sample, error) {
+		return sample{}, c.Release(h.b.ctx, attachments[i])
 	})
 	return err
 }
