@@ -19,7 +19,9 @@ export GOWORK=off
 
 bin=${XDG_CACHE_HOME:-$HOME/.cache}/crd-ipam/codegen
 mkdir -p "$bin"
-(cd "$root/hack/tools" && go build -o "$bin/" tool)
+for tools in tools tools/client-gen; do
+	(cd "$root/hack/$tools" && go build -o "$bin/" tool)
+done
 
 cd "$root"
 # Written beside the tree and then swapped, so that what has no source any more

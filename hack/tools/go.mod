@@ -3,7 +3,6 @@ module github.com/crd-ipam/crd-ipam/hack/tools
 go 1.26.0
 
 tool (
-	k8s.io/code-generator/cmd/client-gen
 	k8s.io/code-generator/cmd/deepcopy-gen
 	k8s.io/code-generator/cmd/informer-gen
 	k8s.io/code-generator/cmd/lister-gen

@@ -6,14 +6,15 @@
 package v1alpha1
 
 import (
-	context "context"
+	"context"
+	"time"
 
-	nvipamv1alpha1 "github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	v1alpha1 "github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	scheme "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/scheme"
 	v1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	types "k8s.io/apimachinery/pkg/types"
 	watch "k8s.io/apimachinery/pkg/watch"
-	gentype "k8s.io/client-go/gentype"
+	rest "k8s.io/client-go/rest"
 )
 
 // CIDRPoolsGetter has a method to return a CIDRPoolInterface.
@@ -24,34 +25,158 @@ type CIDRPoolsGetter interface {
 
 // CIDRPoolInterface has methods to work with CIDRPool resources.
 type CIDRPoolInterface interface {
-	Create(ctx context.Context, cIDRPool *nvipamv1alpha1.CIDRPool, opts v1.CreateOptions) (*nvipamv1alpha1.CIDRPool, error)
-	Update(ctx context.Context, cIDRPool *nvipamv1alpha1.CIDRPool, opts v1.UpdateOptions) (*nvipamv1alpha1.CIDRPool, error)
-	// Add a +genclient:noStatus comment above the type to avoid generating UpdateStatus().
-	UpdateStatus(ctx context.Context, cIDRPool *nvipamv1alpha1.CIDRPool, opts v1.UpdateOptions) (*nvipamv1alpha1.CIDRPool, error)
+	Create(ctx context.Context, cIDRPool *v1alpha1.CIDRPool, opts v1.CreateOptions) (*v1alpha1.CIDRPool, error)
+	Update(ctx context.Context, cIDRPool *v1alpha1.CIDRPool, opts v1.UpdateOptions) (*v1alpha1.CIDRPool, error)
+	UpdateStatus(ctx context.Context, cIDRPool *v1alpha1.CIDRPool, opts v1.UpdateOptions) (*v1alpha1.CIDRPool, error)
 	Delete(ctx context.Context, name string, opts v1.DeleteOptions) error
 	DeleteCollection(ctx context.Context, opts v1.DeleteOptions, listOpts v1.ListOptions) error
-	Get(ctx context.Context, name string, opts v1.GetOptions) (*nvipamv1alpha1.CIDRPool, error)
-	List(ctx context.Context, opts v1.ListOptions) (*nvipamv1alpha1.CIDRPoolList, error)
+	Get(ctx context.Context, name string, opts v1.GetOptions) (*v1alpha1.CIDRPool, error)
+	List(ctx context.Context, opts v1.ListOptions) (*v1alpha1.CIDRPoolList, error)
 	Watch(ctx context.Context, opts v1.ListOptions) (watch.Interface, error)
-	Patch(ctx context.Context, name string, pt types.PatchType, data []byte, opts v1.PatchOptions, subresources ...string) (result *nvipamv1alpha1.CIDRPool, err error)
+	Patch(ctx context.Context, name string, pt types.PatchType, data []byte, opts v1.PatchOptions, subresources ...string) (result *v1alpha1.CIDRPool, err error)
 	CIDRPoolExpansion
 }
 
 // cIDRPools implements CIDRPoolInterface
 type cIDRPools struct {
-	*gentype.ClientWithList[*nvipamv1alpha1.CIDRPool, *nvipamv1alpha1.CIDRPoolList]
+	client rest.Interface
+	ns     string
 }
 
 // newCIDRPools returns a CIDRPools
 func newCIDRPools(c *NvIpamV1alpha1Client, namespace string) *cIDRPools {
 	return &cIDRPools{
-		gentype.NewClientWithList[*nvipamv1alpha1.CIDRPool, *nvipamv1alpha1.CIDRPoolList](
-			"cidrpools",
-			c.RESTClient(),
-			scheme.ParameterCodec,
-			namespace,
-			func() *nvipamv1alpha1.CIDRPool { return &nvipamv1alpha1.CIDRPool{} },
-			func() *nvipamv1alpha1.CIDRPoolList { return &nvipamv1alpha1.CIDRPoolList{} },
-		),
+		client: c.RESTClient(),
+		ns:     namespace,
 	}
+}
+
+// Get takes name of the cIDRPool, and returns the corresponding cIDRPool object, and an error if there is any.
+func (c *cIDRPools) Get(ctx context.Context, name string, options v1.GetOptions) (result *v1alpha1.CIDRPool, err error) {
+	result = &v1alpha1.CIDRPool{}
+	err = c.client.Get().
+		Namespace(c.ns).
+		Resource("cidrpools").
+		Name(name).
+		VersionedParams(&options, scheme.ParameterCodec).
+		Do(ctx).
+		Into(result)
+	return
+}
+
+// List takes label and field selectors, and returns the list of CIDRPools that match those selectors.
+func (c *cIDRPools) List(ctx context.Context, opts v1.ListOptions) (result *v1alpha1.CIDRPoolList, err error) {
+	var timeout time.Duration
+	if opts.TimeoutSeconds != nil {
+		timeout = time.Duration(*opts.TimeoutSeconds) * time.Second
+	}
+	result = &v1alpha1.CIDRPoolList{}
+	err = c.client.Get().
+		Namespace(c.ns).
+		Resource("cidrpools").
+		VersionedParams(&opts, scheme.ParameterCodec).
+		Timeout(timeout).
+		Do(ctx).
+		Into(result)
+	return
+}
+
+// Watch returns a watch.Interface that watches the requested cIDRPools.
+func (c *cIDRPools) Watch(ctx context.Context, opts v1.ListOptions) (watch.Interface, error) {
+	var timeout time.Duration
+	if opts.TimeoutSeconds != nil {
+		timeout = time.Duration(*opts.TimeoutSeconds) * time.Second
+	}
+	opts.Watch = true
+	return c.client.Get().
+		Namespace(c.ns).
+		Resource("cidrpools").
+		VersionedParams(&opts, scheme.ParameterCodec).
+		Timeout(timeout).
+		Watch(ctx)
+}
+
+// Create takes the representation of a cIDRPool and creates it.  Returns the server's representation of the cIDRPool, and an error, if there is any.
+func (c *cIDRPools) Create(ctx context.Context, cIDRPool *v1alpha1.CIDRPool, opts v1.CreateOptions) (result *v1alpha1.CIDRPool, err error) {
+	result = &v1alpha1.CIDRPool{}
+	err = c.client.Post().
+		Namespace(c.ns).
+		Resource("cidrpools").
+		VersionedParams(&opts, scheme.ParameterCodec).
+		Body(cIDRPool).
+		Do(ctx).
+		Into(result)
+	return
+}
+
+// Update takes the representation of a cIDRPool and updates it. Returns the server's representation of the cIDRPool, and an error, if there is any.
+func (c *cIDRPools) Update(ctx context.Context, cIDRPool *v1alpha1.CIDRPool, opts v1.UpdateOptions) (result *v1alpha1.CIDRPool, err error) {
+	result = &v1alpha1.CIDRPool{}
+	err = c.client.Put().
+		Namespace(c.ns).
+		Resource("cidrpools").
+		Name(cIDRPool.Name).
+		VersionedParams(&opts, scheme.ParameterCodec).
+		Body(cIDRPool).
+		Do(ctx).
+		Into(result)
+	return
+}
+
+// UpdateStatus was generated because the type contains a Status member.
+// Add a +genclient:noStatus comment above the type to avoid generating UpdateStatus().
+func (c *cIDRPools) UpdateStatus(ctx context.Context, cIDRPool *v1alpha1.CIDRPool, opts v1.UpdateOptions) (result *v1alpha1.CIDRPool, err error) {
+	result = &v1alpha1.CIDRPool{}
+	err = c.client.Put().
+		Namespace(c.ns).
+		Resource("cidrpools").
+		Name(cIDRPool.Name).
+		SubResource("status").
+		VersionedParams(&opts, scheme.ParameterCodec).
+		Body(cIDRPool).
+		Do(ctx).
+		Into(result)
+	return
+}
+
+// Delete takes name of the cIDRPool and deletes it. Returns an error if one occurs.
+func (c *cIDRPools) Delete(ctx context.Context, name string, opts v1.DeleteOptions) error {
+	return c.client.Delete().
+		Namespace(c.ns).
+		Resource("cidrpools").
+		Name(name).
+		Body(&opts).
+		Do(ctx).
+		Error()
+}
+
+// DeleteCollection deletes a collection of objects.
+func (c *cIDRPools) DeleteCollection(ctx context.Context, opts v1.DeleteOptions, listOpts v1.ListOptions) error {
+	var timeout time.Duration
+	if listOpts.TimeoutSeconds != nil {
+		timeout = time.Duration(*listOpts.TimeoutSeconds) * time.Second
+	}
+	return c.client.Delete().
+		Namespace(c.ns).
+		Resource("cidrpools").
+		VersionedParams(&listOpts, scheme.ParameterCodec).
+		Timeout(timeout).
+		Body(&opts).
+		Do(ctx).
+		Error()
+}
+
+// Patch applies the patch and returns the patched cIDRPool.
+func (c *cIDRPools) Patch(ctx context.Context, name string, pt types.PatchType, data []byte, opts v1.PatchOptions, subresources ...string) (result *v1alpha1.CIDRPool, err error) {
+	result = &v1alpha1.CIDRPool{}
+	err = c.client.Patch(pt).
+		Namespace(c.ns).
+		Resource("cidrpools").
+		Name(name).
+		SubResource(subresources...).
+		VersionedParams(&opts, scheme.ParameterCodec).
+		Body(data).
+		Do(ctx).
+		Into(result)
+	return
 }

@@ -6,14 +6,15 @@
 package v1alpha1
 
 import (
-	context "context"
+	"context"
+	"time"
 
-	nvipamv1alpha1 "github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	v1alpha1 "github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	scheme "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/scheme"
 	v1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	types "k8s.io/apimachinery/pkg/types"
 	watch "k8s.io/apimachinery/pkg/watch"
-	gentype "k8s.io/client-go/gentype"
+	rest "k8s.io/client-go/rest"
 )
 
 // IPAllocationsGetter has a method to return a IPAllocationInterface.
@@ -24,32 +25,141 @@ type IPAllocationsGetter interface {
 
 // IPAllocationInterface has methods to work with IPAllocation resources.
 type IPAllocationInterface interface {
-	Create(ctx context.Context, iPAllocation *nvipamv1alpha1.IPAllocation, opts v1.CreateOptions) (*nvipamv1alpha1.IPAllocation, error)
-	Update(ctx context.Context, iPAllocation *nvipamv1alpha1.IPAllocation, opts v1.UpdateOptions) (*nvipamv1alpha1.IPAllocation, error)
+	Create(ctx context.Context, iPAllocation *v1alpha1.IPAllocation, opts v1.CreateOptions) (*v1alpha1.IPAllocation, error)
+	Update(ctx context.Context, iPAllocation *v1alpha1.IPAllocation, opts v1.UpdateOptions) (*v1alpha1.IPAllocation, error)
 	Delete(ctx context.Context, name string, opts v1.DeleteOptions) error
 	DeleteCollection(ctx context.Context, opts v1.DeleteOptions, listOpts v1.ListOptions) error
-	Get(ctx context.Context, name string, opts v1.GetOptions) (*nvipamv1alpha1.IPAllocation, error)
-	List(ctx context.Context, opts v1.ListOptions) (*nvipamv1alpha1.IPAllocationList, error)
+	Get(ctx context.Context, name string, opts v1.GetOptions) (*v1alpha1.IPAllocation, error)
+	List(ctx context.Context, opts v1.ListOptions) (*v1alpha1.IPAllocationList, error)
 	Watch(ctx context.Context, opts v1.ListOptions) (watch.Interface, error)
-	Patch(ctx context.Context, name string, pt types.PatchType, data []byte, opts v1.PatchOptions, subresources ...string) (result *nvipamv1alpha1.IPAllocation, err error)
+	Patch(ctx context.Context, name string, pt types.PatchType, data []byte, opts v1.PatchOptions, subresources ...string) (result *v1alpha1.IPAllocation, err error)
 	IPAllocationExpansion
 }
 
 // iPAllocations implements IPAllocationInterface
 type iPAllocations struct {
-	*gentype.ClientWithList[*nvipamv1alpha1.IPAllocation, *nvipamv1alpha1.IPAllocationList]
+	client rest.Interface
+	ns     string
 }
 
 // newIPAllocations returns a IPAllocations
 func newIPAllocations(c *NvIpamV1alpha1Client, namespace string) *iPAllocations {
 	return &iPAllocations{
-		gentype.NewClientWithList[*nvipamv1alpha1.IPAllocation, *nvipamv1alpha1.IPAllocationList](
-			"ipallocations",
-			c.RESTClient(),
-			scheme.ParameterCodec,
-			namespace,
-			func() *nvipamv1alpha1.IPAllocation { return &nvipamv1alpha1.IPAllocation{} },
-			func() *nvipamv1alpha1.IPAllocationList { return &nvipamv1alpha1.IPAllocationList{} },
-		),
+		client: c.RESTClient(),
+		ns:     namespace,
 	}
+}
+
+// Get takes name of the iPAllocation, and returns the corresponding iPAllocation object, and an error if there is any.
+func (c *iPAllocations) Get(ctx context.Context, name string, options v1.GetOptions) (result *v1alpha1.IPAllocation, err error) {
+	result = &v1alpha1.IPAllocation{}
+	err = c.client.Get().
+		Namespace(c.ns).
+		Resource("ipallocations").
+		Name(name).
+		VersionedParams(&options, scheme.ParameterCodec).
+		Do(ctx).
+		Into(result)
+	return
+}
+
+// List takes label and field selectors, and returns the list of IPAllocations that match those selectors.
+func (c *iPAllocations) List(ctx context.Context, opts v1.ListOptions) (result *v1alpha1.IPAllocationList, err error) {
+	var timeout time.Duration
+	if opts.TimeoutSeconds != nil {
+		timeout = time.Duration(*opts.TimeoutSeconds) * time.Second
+	}
+	result = &v1alpha1.IPAllocationList{}
+	err = c.client.Get().
+		Namespace(c.ns).
+		Resource("ipallocations").
+		VersionedParams(&opts, scheme.ParameterCodec).
+		Timeout(timeout).
+		Do(ctx).
+		Into(result)
+	return
+}
+
+// Watch returns a watch.Interface that watches the requested iPAllocations.
+func (c *iPAllocations) Watch(ctx context.Context, opts v1.ListOptions) (watch.Interface, error) {
+	var timeout time.Duration
+	if opts.TimeoutSeconds != nil {
+		timeout = time.Duration(*opts.TimeoutSeconds) * time.Second
+	}
+	opts.Watch = true
+	return c.client.Get().
+		Namespace(c.ns).
+		Resource("ipallocations").
+		VersionedParams(&opts, scheme.ParameterCodec).
+		Timeout(timeout).
+		Watch(ctx)
+}
+
+// Create takes the representation of a iPAllocation and creates it.  Returns the server's representation of the iPAllocation, and an error, if there is any.
+func (c *iPAllocations) Create(ctx context.Context, iPAllocation *v1alpha1.IPAllocation, opts v1.CreateOptions) (result *v1alpha1.IPAllocation, err error) {
+	result = &v1alpha1.IPAllocation{}
+	err = c.client.Post().
+		Namespace(c.ns).
+		Resource("ipallocations").
+		VersionedParams(&opts, scheme.ParameterCodec).
+		Body(iPAllocation).
+		Do(ctx).
+		Into(result)
+	return
+}
+
+// Update takes the representation of a iPAllocation and updates it. Returns the server's representation of the iPAllocation, and an error, if there is any.
+func (c *iPAllocations) Update(ctx context.Context, iPAllocation *v1alpha1.IPAllocation, opts v1.UpdateOptions) (result *v1alpha1.IPAllocation, err error) {
+	result = &v1alpha1.IPAllocation{}
+	err = c.client.Put().
+		Namespace(c.ns).
+		Resource("ipallocations").
+		Name(iPAllocation.Name).
+		VersionedParams(&opts, scheme.ParameterCodec).
+		Body(iPAllocation).
+		Do(ctx).
+		Into(result)
+	return
+}
+
+// Delete takes name of the iPAllocation and deletes it. Returns an error if one occurs.
+func (c *iPAllocations) Delete(ctx context.Context, name string, opts v1.DeleteOptions) error {
+	return c.client.Delete().
+		Namespace(c.ns).
+		Resource("ipallocations").
+		Name(name).
+		Body(&opts).
+		Do(ctx).
+		Error()
+}
+
+// DeleteCollection deletes a collection of objects.
+func (c *iPAllocations) DeleteCollection(ctx context.Context, opts v1.DeleteOptions, listOpts v1.ListOptions) error {
+	var timeout time.Duration
+	if listOpts.TimeoutSeconds != nil {
+		timeout = time.Duration(*listOpts.TimeoutSeconds) * time.Second
+	}
+	return c.client.Delete().
+		Namespace(c.ns).
+		Resource("ipallocations").
+		VersionedParams(&listOpts, scheme.ParameterCodec).
+		Timeout(timeout).
+		Body(&opts).
+		Do(ctx).
+		Error()
+}
+
+// Patch applies the patch and returns the patched iPAllocation.
+func (c *iPAllocations) Patch(ctx context.Context, name string, pt types.PatchType, data []byte, opts v1.PatchOptions, subresources ...string) (result *v1alpha1.IPAllocation, err error) {
+	result = &v1alpha1.IPAllocation{}
+	err = c.client.Patch(pt).
+		Namespace(c.ns).
+		Resource("ipallocations").
+		Name(name).
+		SubResource(subresources...).
+		VersionedParams(&opts, scheme.ParameterCodec).
+		Body(data).
+		Do(ctx).
+		Into(result)
+	return
 }

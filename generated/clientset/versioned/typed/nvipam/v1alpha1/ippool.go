@@ -6,14 +6,15 @@
 package v1alpha1
 
 import (
-	context "context"
+	"context"
+	"time"
 
-	nvipamv1alpha1 "github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	v1alpha1 "github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	scheme "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/scheme"
 	v1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	types "k8s.io/apimachinery/pkg/types"
 	watch "k8s.io/apimachinery/pkg/watch"
-	gentype "k8s.io/client-go/gentype"
+	rest "k8s.io/client-go/rest"
 )
 
 // IPPoolsGetter has a method to return a IPPoolInterface.
@@ -24,34 +25,158 @@ type IPPoolsGetter interface {
 
 // IPPoolInterface has methods to work with IPPool resources.
 type IPPoolInterface interface {
-	Create(ctx context.Context, iPPool *nvipamv1alpha1.IPPool, opts v1.CreateOptions) (*nvipamv1alpha1.IPPool, error)
-	Update(ctx context.Context, iPPool *nvipamv1alpha1.IPPool, opts v1.UpdateOptions) (*nvipamv1alpha1.IPPool, error)
-	// Add a +genclient:noStatus comment above the type to avoid generating UpdateStatus().
-	UpdateStatus(ctx context.Context, iPPool *nvipamv1alpha1.IPPool, opts v1.UpdateOptions) (*nvipamv1alpha1.IPPool, error)
+	Create(ctx context.Context, iPPool *v1alpha1.IPPool, opts v1.CreateOptions) (*v1alpha1.IPPool, error)
+	Update(ctx context.Context, iPPool *v1alpha1.IPPool, opts v1.UpdateOptions) (*v1alpha1.IPPool, error)
+	UpdateStatus(ctx context.Context, iPPool *v1alpha1.IPPool, opts v1.UpdateOptions) (*v1alpha1.IPPool, error)
 	Delete(ctx context.Context, name string, opts v1.DeleteOptions) error
 	DeleteCollection(ctx context.Context, opts v1.DeleteOptions, listOpts v1.ListOptions) error
-	Get(ctx context.Context, name string, opts v1.GetOptions) (*nvipamv1alpha1.IPPool, error)
-	List(ctx context.Context, opts v1.ListOptions) (*nvipamv1alpha1.IPPoolList, error)
+	Get(ctx context.Context, name string, opts v1.GetOptions) (*v1alpha1.IPPool, error)
+	List(ctx context.Context, opts v1.ListOptions) (*v1alpha1.IPPoolList, error)
 	Watch(ctx context.Context, opts v1.ListOptions) (watch.Interface, error)
-	Patch(ctx context.Context, name string, pt types.PatchType, data []byte, opts v1.PatchOptions, subresources ...string) (result *nvipamv1alpha1.IPPool, err error)
+	Patch(ctx context.Context, name string, pt types.PatchType, data []byte, opts v1.PatchOptions, subresources ...string) (result *v1alpha1.IPPool, err error)
 	IPPoolExpansion
 }
 
 // iPPools implements IPPoolInterface
 type iPPools struct {
-	*gentype.ClientWithList[*nvipamv1alpha1.IPPool, *nvipamv1alpha1.IPPoolList]
+	client rest.Interface
+	ns     string
 }
 
 // newIPPools returns a IPPools
 func newIPPools(c *NvIpamV1alpha1Client, namespace string) *iPPools {
 	return &iPPools{
-		gentype.NewClientWithList[*nvipamv1alpha1.IPPool, *nvipamv1alpha1.IPPoolList](
-			"ippools",
-			c.RESTClient(),
-			scheme.ParameterCodec,
-			namespace,
-			func() *nvipamv1alpha1.IPPool { return &nvipamv1alpha1.IPPool{} },
-			func() *nvipamv1alpha1.IPPoolList { return &nvipamv1alpha1.IPPoolList{} },
-		),
+		client: c.RESTClient(),
+		ns:     namespace,
 	}
+}
+
+// Get takes name of the iPPool, and returns the corresponding iPPool object, and an error if there is any.
+func (c *iPPools) Get(ctx context.Context, name string, options v1.GetOptions) (result *v1alpha1.IPPool, err error) {
+	result = &v1alpha1.IPPool{}
+	err = c.client.Get().
+		Namespace(c.ns).
+		Resource("ippools").
+		Name(name).
+		VersionedParams(&options, scheme.ParameterCodec).
+		Do(ctx).
+		Into(result)
+	return
+}
+
+// List takes label and field selectors, and returns the list of IPPools that match those selectors.
+func (c *iPPools) List(ctx context.Context, opts v1.ListOptions) (result *v1alpha1.IPPoolList, err error) {
+	var timeout time.Duration
+	if opts.TimeoutSeconds != nil {
+		timeout = time.Duration(*opts.TimeoutSeconds) * time.Second
+	}
+	result = &v1alpha1.IPPoolList{}
+	err = c.client.Get().
+		Namespace(c.ns).
+		Resource("ippools").
+		VersionedParams(&opts, scheme.ParameterCodec).
+		Timeout(timeout).
+		Do(ctx).
+		Into(result)
+	return
+}
+
+// Watch returns a watch.Interface that watches the requested iPPools.
+func (c *iPPools) Watch(ctx context.Context, opts v1.ListOptions) (watch.Interface, error) {
+	var timeout time.Duration
+	if opts.TimeoutSeconds != nil {
+		timeout = time.Duration(*opts.TimeoutSeconds) * time.Second
+	}
+	opts.Watch = true
+	return c.client.Get().
+		Namespace(c.ns).
+		Resource("ippools").
+		VersionedParams(&opts, scheme.ParameterCodec).
+		Timeout(timeout).
+		Watch(ctx)
+}
+
+// Create takes the representation of a iPPool and creates it.  Returns the server's representation of the iPPool, and an error, if there is any.
+func (c *iPPools) Create(ctx context.Context, iPPool *v1alpha1.IPPool, opts v1.CreateOptions) (result *v1alpha1.IPPool, err error) {
+	result = &v1alpha1.IPPool{}
+	err = c.client.Post().
+		Namespace(c.ns).
+		Resource("ippools").
+		VersionedParams(&opts, scheme.ParameterCodec).
+		Body(iPPool).
+		Do(ctx).
+		Into(result)
+	return
+}
+
+// Update takes the representation of a iPPool and updates it. Returns the server's representation of the iPPool, and an error, if there is any.
+func (c *iPPools) Update(ctx context.Context, iPPool *v1alpha1.IPPool, opts v1.UpdateOptions) (result *v1alpha1.IPPool, err error) {
+	result = &v1alpha1.IPPool{}
+	err = c.client.Put().
+		Namespace(c.ns).
+		Resource("ippools").
+		Name(iPPool.Name).
+		VersionedParams(&opts, scheme.ParameterCodec).
+		Body(iPPool).
+		Do(ctx).
+		Into(result)
+	return
+}
+
+// UpdateStatus was generated because the type contains a Status member.
+// Add a +genclient:noStatus comment above the type to avoid generating UpdateStatus().
+func (c *iPPools) UpdateStatus(ctx context.Context, iPPool *v1alpha1.IPPool, opts v1.UpdateOptions) (result *v1alpha1.IPPool, err error) {
+	result = &v1alpha1.IPPool{}
+	err = c.client.Put().
+		Namespace(c.ns).
+		Resource("ippools").
+		Name(iPPool.Name).
+		SubResource("status").
+		VersionedParams(&opts, scheme.ParameterCodec).
+		Body(iPPool).
+		Do(ctx).
+		Into(result)
+	return
+}
+
+// Delete takes name of the iPPool and deletes it. Returns an error if one occurs.
+func (c *iPPools) Delete(ctx context.Context, name string, opts v1.DeleteOptions) error {
+	return c.client.Delete().
+		Namespace(c.ns).
+		Resource("ippools").
+		Name(name).
+		Body(&opts).
+		Do(ctx).
+		Error()
+}
+
+// DeleteCollection deletes a collection of objects.
+func (c *iPPools) DeleteCollection(ctx context.Context, opts v1.DeleteOptions, listOpts v1.ListOptions) error {
+	var timeout time.Duration
+	if listOpts.TimeoutSeconds != nil {
+		timeout = time.Duration(*listOpts.TimeoutSeconds) * time.Second
+	}
+	return c.client.Delete().
+		Namespace(c.ns).
+		Resource("ippools").
+		VersionedParams(&listOpts, scheme.ParameterCodec).
+		Timeout(timeout).
+		Body(&opts).
+		Do(ctx).
+		Error()
+}
+
+// Patch applies the patch and returns the patched iPPool.
+func (c *iPPools) Patch(ctx context.Context, name string, pt types.PatchType, data []byte, opts v1.PatchOptions, subresources ...string) (result *v1alpha1.IPPool, err error) {
+	result = &v1alpha1.IPPool{}
+	err = c.client.Patch(pt).
+		Namespace(c.ns).
+		Resource("ippools").
+		Name(name).
+		SubResource(subresources...).
+		VersionedParams(&opts, scheme.ParameterCodec).
+		Body(data).
+		Do(ctx).
+		Into(result)
+	return
 }

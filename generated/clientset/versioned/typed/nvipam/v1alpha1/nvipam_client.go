@@ -6,10 +6,10 @@
 package v1alpha1
 
 import (
-	http "net/http"
+	"net/http"
 
-	nvipamv1alpha1 "github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	scheme "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/scheme"
+	v1alpha1 "github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned/scheme"
 	rest "k8s.io/client-go/rest"
 )
 
@@ -42,7 +42,9 @@ func (c *NvIpamV1alpha1Client) IPPools(namespace string) IPPoolInterface {
 // where httpClient was generated with rest.HTTPClientFor(c).
 func NewForConfig(c *rest.Config) (*NvIpamV1alpha1Client, error) {
 	config := *c
-	setConfigDefaults(&config)
+	if err := setConfigDefaults(&config); err != nil {
+		return nil, err
+	}
 	httpClient, err := rest.HTTPClientFor(&config)
 	if err != nil {
 		return nil, err
@@ -54,7 +56,9 @@ func NewForConfig(c *rest.Config) (*NvIpamV1alpha1Client, error) {
 // Note the http client provided takes precedence over the configured transport values.
 func NewForConfigAndClient(c *rest.Config, h *http.Client) (*NvIpamV1alpha1Client, error) {
 	config := *c
-	setConfigDefaults(&config)
+	if err := setConfigDefaults(&config); err != nil {
+		return nil, err
+	}
 	client, err := rest.RESTClientForConfigAndClient(&config, h)
 	if err != nil {
 		return nil, err
@@ -77,15 +81,17 @@ func New(c rest.Interface) *NvIpamV1alpha1Client {
 	return &NvIpamV1alpha1Client{c}
 }
 
-func setConfigDefaults(config *rest.Config) {
-	gv := nvipamv1alpha1.SchemeGroupVersion
+func setConfigDefaults(config *rest.Config) error {
+	gv := v1alpha1.SchemeGroupVersion
 	config.GroupVersion = &gv
 	config.APIPath = "/apis"
-	config.NegotiatedSerializer = rest.CodecFactoryForGeneratedClient(scheme.Scheme, scheme.Codecs).WithoutConversion()
+	config.NegotiatedSerializer = scheme.Codecs.WithoutConversion()
 
 	if config.UserAgent == "" {
 		config.UserAgent = rest.DefaultKubernetesUserAgent()
 	}
+
+	return nil
 }
 
 // RESTClient returns a RESTClient that is used to communicate

@@ -6,32 +6,123 @@
 package fake
 
 import (
+	"context"
+
 	v1alpha1 "github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	nvipamv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
-	gentype "k8s.io/client-go/gentype"
+	v1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	labels "k8s.io/apimachinery/pkg/labels"
+	types "k8s.io/apimachinery/pkg/types"
+	watch "k8s.io/apimachinery/pkg/watch"
+	testing "k8s.io/client-go/testing"
 )
 
-// fakeCIDRPools implements CIDRPoolInterface
-type fakeCIDRPools struct {
-	*gentype.FakeClientWithList[*v1alpha1.CIDRPool, *v1alpha1.CIDRPoolList]
+// FakeCIDRPools implements CIDRPoolInterface
+type FakeCIDRPools struct {
 	Fake *FakeNvIpamV1alpha1
+	ns   string
 }
 
-func newFakeCIDRPools(fake *FakeNvIpamV1alpha1, namespace string) nvipamv1alpha1.CIDRPoolInterface {
-	return &fakeCIDRPools{
-		gentype.NewFakeClientWithList[*v1alpha1.CIDRPool, *v1alpha1.CIDRPoolList](
-			fake.Fake,
-			namespace,
-			v1alpha1.SchemeGroupVersion.WithResource("cidrpools"),
-			v1alpha1.SchemeGroupVersion.WithKind("CIDRPool"),
-			func() *v1alpha1.CIDRPool { return &v1alpha1.CIDRPool{} },
-			func() *v1alpha1.CIDRPoolList { return &v1alpha1.CIDRPoolList{} },
-			func(dst, src *v1alpha1.CIDRPoolList) { dst.ListMeta = src.ListMeta },
-			func(list *v1alpha1.CIDRPoolList) []*v1alpha1.CIDRPool { return gentype.ToPointerSlice(list.Items) },
-			func(list *v1alpha1.CIDRPoolList, items []*v1alpha1.CIDRPool) {
-				list.Items = gentype.FromPointerSlice(items)
-			},
-		),
-		fake,
+var cidrpoolsResource = v1alpha1.SchemeGroupVersion.WithResource("cidrpools")
+
+var cidrpoolsKind = v1alpha1.SchemeGroupVersion.WithKind("CIDRPool")
+
+// Get takes name of the cIDRPool, and returns the corresponding cIDRPool object, and an error if there is any.
+func (c *FakeCIDRPools) Get(ctx context.Context, name string, options v1.GetOptions) (result *v1alpha1.CIDRPool, err error) {
+	obj, err := c.Fake.
+		Invokes(testing.NewGetAction(cidrpoolsResource, c.ns, name), &v1alpha1.CIDRPool{})
+
+	if obj == nil {
+		return nil, err
 	}
+	return obj.(*v1alpha1.CIDRPool), err
+}
+
+// List takes label and field selectors, and returns the list of CIDRPools that match those selectors.
+func (c *FakeCIDRPools) List(ctx context.Context, opts v1.ListOptions) (result *v1alpha1.CIDRPoolList, err error) {
+	obj, err := c.Fake.
+		Invokes(testing.NewListAction(cidrpoolsResource, cidrpoolsKind, c.ns, opts), &v1alpha1.CIDRPoolList{})
+
+	if obj == nil {
+		return nil, err
+	}
+
+	label, _, _ := testing.ExtractFromListOptions(opts)
+	if label == nil {
+		label = labels.Everything()
+	}
+	list := &v1alpha1.CIDRPoolList{ListMeta: obj.(*v1alpha1.CIDRPoolList).ListMeta}
+	for _, item := range obj.(*v1alpha1.CIDRPoolList).Items {
+		if label.Matches(labels.Set(item.Labels)) {
+			list.Items = append(list.Items, item)
+		}
+	}
+	return list, err
+}
+
+// Watch returns a watch.Interface that watches the requested cIDRPools.
+func (c *FakeCIDRPools) Watch(ctx context.Context, opts v1.ListOptions) (watch.Interface, error) {
+	return c.Fake.
+		InvokesWatch(testing.NewWatchAction(cidrpoolsResource, c.ns, opts))
+
+}
+
+// Create takes the representation of a cIDRPool and creates it.  Returns the server's representation of the cIDRPool, and an error, if there is any.
+func (c *FakeCIDRPools) Create(ctx context.Context, cIDRPool *v1alpha1.CIDRPool, opts v1.CreateOptions) (result *v1alpha1.CIDRPool, err error) {
+	obj, err := c.Fake.
+		Invokes(testing.NewCreateAction(cidrpoolsResource, c.ns, cIDRPool), &v1alpha1.CIDRPool{})
+
+	if obj == nil {
+		return nil, err
+	}
+	return obj.(*v1alpha1.CIDRPool), err
+}
+
+// Update takes the representation of a cIDRPool and updates it. Returns the server's representation of the cIDRPool, and an error, if there is any.
+func (c *FakeCIDRPools) Update(ctx context.Context, cIDRPool *v1alpha1.CIDRPool, opts v1.UpdateOptions) (result *v1alpha1.CIDRPool, err error) {
+	obj, err := c.Fake.
+		Invokes(testing.NewUpdateAction(cidrpoolsResource, c.ns, cIDRPool), &v1alpha1.CIDRPool{})
+
+	if obj == nil {
+		return nil, err
+	}
+	return obj.(*v1alpha1.CIDRPool), err
+}
+
+// UpdateStatus was generated because the type contains a Status member.
+// Add a +genclient:noStatus comment above the type to avoid generating UpdateStatus().
+func (c *FakeCIDRPools) UpdateStatus(ctx context.Context, cIDRPool *v1alpha1.CIDRPool, opts v1.UpdateOptions) (*v1alpha1.CIDRPool, error) {
+	obj, err := c.Fake.
+		Invokes(testing.NewUpdateSubresourceAction(cidrpoolsResource, "status", c.ns, cIDRPool), &v1alpha1.CIDRPool{})
+
+	if obj == nil {
+		return nil, err
+	}
+	return obj.(*v1alpha1.CIDRPool), err
+}
+
+// Delete takes name of the cIDRPool and deletes it. Returns an error if one occurs.
+func (c *FakeCIDRPools) Delete(ctx context.Context, name string, opts v1.DeleteOptions) error {
+	_, err := c.Fake.
+		Invokes(testing.NewDeleteActionWithOptions(cidrpoolsResource, c.ns, name, opts), &v1alpha1.CIDRPool{})
+
+	return err
+}
+
+// DeleteCollection deletes a collection of objects.
+func (c *FakeCIDRPools) DeleteCollection(ctx context.Context, opts v1.DeleteOptions, listOpts v1.ListOptions) error {
+	action := testing.NewDeleteCollectionAction(cidrpoolsResource, c.ns, listOpts)
+
+	_, err := c.Fake.Invokes(action, &v1alpha1.CIDRPoolList{})
+	return err
+}
+
+// Patch applies the patch and returns the patched cIDRPool.
+func (c *FakeCIDRPools) Patch(ctx context.Context, name string, pt types.PatchType, data []byte, opts v1.PatchOptions, subresources ...string) (result *v1alpha1.CIDRPool, err error) {
+	obj, err := c.Fake.
+		Invokes(testing.NewPatchSubresourceAction(cidrpoolsResource, c.ns, name, pt, data, subresources...), &v1alpha1.CIDRPool{})
+
+	if obj == nil {
+		return nil, err
+	}
+	return obj.(*v1alpha1.CIDRPool), err
 }

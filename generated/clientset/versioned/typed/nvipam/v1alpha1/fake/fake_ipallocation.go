@@ -6,34 +6,111 @@
 package fake
 
 import (
+	"context"
+
 	v1alpha1 "github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	nvipamv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
-	gentype "k8s.io/client-go/gentype"
+	v1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	labels "k8s.io/apimachinery/pkg/labels"
+	types "k8s.io/apimachinery/pkg/types"
+	watch "k8s.io/apimachinery/pkg/watch"
+	testing "k8s.io/client-go/testing"
 )
 
-// fakeIPAllocations implements IPAllocationInterface
-type fakeIPAllocations struct {
-	*gentype.FakeClientWithList[*v1alpha1.IPAllocation, *v1alpha1.IPAllocationList]
+// FakeIPAllocations implements IPAllocationInterface
+type FakeIPAllocations struct {
 	Fake *FakeNvIpamV1alpha1
+	ns   string
 }
 
-func newFakeIPAllocations(fake *FakeNvIpamV1alpha1, namespace string) nvipamv1alpha1.IPAllocationInterface {
-	return &fakeIPAllocations{
-		gentype.NewFakeClientWithList[*v1alpha1.IPAllocation, *v1alpha1.IPAllocationList](
-			fake.Fake,
-			namespace,
-			v1alpha1.SchemeGroupVersion.WithResource("ipallocations"),
-			v1alpha1.SchemeGroupVersion.WithKind("IPAllocation"),
-			func() *v1alpha1.IPAllocation { return &v1alpha1.IPAllocation{} },
-			func() *v1alpha1.IPAllocationList { return &v1alpha1.IPAllocationList{} },
-			func(dst, src *v1alpha1.IPAllocationList) { dst.ListMeta = src.ListMeta },
-			func(list *v1alpha1.IPAllocationList) []*v1alpha1.IPAllocation {
-				return gentype.ToPointerSlice(list.Items)
-			},
-			func(list *v1alpha1.IPAllocationList, items []*v1alpha1.IPAllocation) {
-				list.Items = gentype.FromPointerSlice(items)
-			},
-		),
-		fake,
+var ipallocationsResource = v1alpha1.SchemeGroupVersion.WithResource("ipallocations")
+
+var ipallocationsKind = v1alpha1.SchemeGroupVersion.WithKind("IPAllocation")
+
+// Get takes name of the iPAllocation, and returns the corresponding iPAllocation object, and an error if there is any.
+func (c *FakeIPAllocations) Get(ctx context.Context, name string, options v1.GetOptions) (result *v1alpha1.IPAllocation, err error) {
+	obj, err := c.Fake.
+		Invokes(testing.NewGetAction(ipallocationsResource, c.ns, name), &v1alpha1.IPAllocation{})
+
+	if obj == nil {
+		return nil, err
 	}
+	return obj.(*v1alpha1.IPAllocation), err
+}
+
+// List takes label and field selectors, and returns the list of IPAllocations that match those selectors.
+func (c *FakeIPAllocations) List(ctx context.Context, opts v1.ListOptions) (result *v1alpha1.IPAllocationList, err error) {
+	obj, err := c.Fake.
+		Invokes(testing.NewListAction(ipallocationsResource, ipallocationsKind, c.ns, opts), &v1alpha1.IPAllocationList{})
+
+	if obj == nil {
+		return nil, err
+	}
+
+	label, _, _ := testing.ExtractFromListOptions(opts)
+	if label == nil {
+		label = labels.Everything()
+	}
+	list := &v1alpha1.IPAllocationList{ListMeta: obj.(*v1alpha1.IPAllocationList).ListMeta}
+	for _, item := range obj.(*v1alpha1.IPAllocationList).Items {
+		if label.Matches(labels.Set(item.Labels)) {
+			list.Items = append(list.Items, item)
+		}
+	}
+	return list, err
+}
+
+// Watch returns a watch.Interface that watches the requested iPAllocations.
+func (c *FakeIPAllocations) Watch(ctx context.Context, opts v1.ListOptions) (watch.Interface, error) {
+	return c.Fake.
+		InvokesWatch(testing.NewWatchAction(ipallocationsResource, c.ns, opts))
+
+}
+
+// Create takes the representation of a iPAllocation and creates it.  Returns the server's representation of the iPAllocation, and an error, if there is any.
+func (c *FakeIPAllocations) Create(ctx context.Context, iPAllocation *v1alpha1.IPAllocation, opts v1.CreateOptions) (result *v1alpha1.IPAllocation, err error) {
+	obj, err := c.Fake.
+		Invokes(testing.NewCreateAction(ipallocationsResource, c.ns, iPAllocation), &v1alpha1.IPAllocation{})
+
+	if obj == nil {
+		return nil, err
+	}
+	return obj.(*v1alpha1.IPAllocation), err
+}
+
+// Update takes the representation of a iPAllocation and updates it. Returns the server's representation of the iPAllocation, and an error, if there is any.
+func (c *FakeIPAllocations) Update(ctx context.Context, iPAllocation *v1alpha1.IPAllocation, opts v1.UpdateOptions) (result *v1alpha1.IPAllocation, err error) {
+	obj, err := c.Fake.
+		Invokes(testing.NewUpdateAction(ipallocationsResource, c.ns, iPAllocation), &v1alpha1.IPAllocation{})
+
+	if obj == nil {
+		return nil, err
+	}
+	return obj.(*v1alpha1.IPAllocation), err
+}
+
+// Delete takes name of the iPAllocation and deletes it. Returns an error if one occurs.
+func (c *FakeIPAllocations) Delete(ctx context.Context, name string, opts v1.DeleteOptions) error {
+	_, err := c.Fake.
+		Invokes(testing.NewDeleteActionWithOptions(ipallocationsResource, c.ns, name, opts), &v1alpha1.IPAllocation{})
+
+	return err
+}
+
+// DeleteCollection deletes a collection of objects.
+func (c *FakeIPAllocations) DeleteCollection(ctx context.Context, opts v1.DeleteOptions, listOpts v1.ListOptions) error {
+	action := testing.NewDeleteCollectionAction(ipallocationsResource, c.ns, listOpts)
+
+	_, err := c.Fake.Invokes(action, &v1alpha1.IPAllocationList{})
+	return err
+}
+
+// Patch applies the patch and returns the patched iPAllocation.
+func (c *FakeIPAllocations) Patch(ctx context.Context, name string, pt types.PatchType, data []byte, opts v1.PatchOptions, subresources ...string) (result *v1alpha1.IPAllocation, err error) {
+	obj, err := c.Fake.
+		Invokes(testing.NewPatchSubresourceAction(ipallocationsResource, c.ns, name, pt, data, subresources...), &v1alpha1.IPAllocation{})
+
+	if obj == nil {
+		return nil, err
+	}
+	return obj.(*v1alpha1.IPAllocation), err
 }

@@ -16,15 +16,15 @@ type FakeNvIpamV1alpha1 struct {
 }
 
 func (c *FakeNvIpamV1alpha1) CIDRPools(namespace string) v1alpha1.CIDRPoolInterface {
-	return newFakeCIDRPools(c, namespace)
+	return &FakeCIDRPools{c, namespace}
 }
 
 func (c *FakeNvIpamV1alpha1) IPAllocations(namespace string) v1alpha1.IPAllocationInterface {
-	return newFakeIPAllocations(c, namespace)
+	return &FakeIPAllocations{c, namespace}
 }
 
 func (c *FakeNvIpamV1alpha1) IPPools(namespace string) v1alpha1.IPPoolInterface {
-	return newFakeIPPools(c, namespace)
+	return &FakeIPPools{c, namespace}
 }
 
 // RESTClient returns a RESTClient that is used to communicate
