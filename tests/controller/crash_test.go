@@ -26,22 +26,26 @@ import (
 
 // crash lets a controller die at a request: before it is sent, or after it was
 // carried out, but before the answer is there. Nothing gets through afterwards.
-// Lists and watches, by which a controller only learns, are not counted.
 type crash struct {
-	at    int // 1 is the first request
+	what  string // the operation to die at
+	at    int    // how often it has come then; 0 is never
 	after bool
 	died  chan struct{}
 
-	mu   sync.Mutex
-	n    int
-	what string // the request
+	mu    sync.Mutex
+	dead  bool
+	count map[string]int // by operation
+}
+
+func newCrash(what string, at int, after bool) *crash {
+	return &crash{what: what, at: at, after: after, died: make(chan struct{}), count: map[string]int{}}
 }
 
 var errCrashed = errors.New("the controller is dead")
 
 func (c *crash) wrap(next http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(req *http.Request) (*http.Response, error) {
-		switch dies, dead := c.next(req); {
+		switch dies, dead := c.next(operation(req)); {
 		case dead:
 			return nil, errCrashed
 		case !dies:
@@ -60,24 +64,19 @@ func (c *crash) wrap(next http.RoundTripper) http.RoundTripper {
 
 // next counts a request, and says whether it is the one to die at, and whether
 // that is past.
-func (c *crash) next(req *http.Request) (dies, dead bool) {
+func (c *crash) next(what string) (dies, dead bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.what != "" {
-		return false, true
+	if c.dead || what == "" {
+		return false, c.dead
 	}
-	what := operation(req)
-	if what == "" {
-		return false, false
-	}
-	if c.n++; c.n == c.at {
-		c.what = what
-		return true, false
-	}
-	return false, false
+	c.count[what]++
+	c.dead = what == c.what && c.count[what] == c.at
+	return c.dead, false
 }
 
-// operation names a request, as "PATCH ippools (apply)"; "" for lists and watches.
+// operation names a request, as "PATCH ippools (apply)"; "" for lists and watches,
+// by which a controller only learns.
 func operation(req *http.Request) string {
 	parts := strings.Split(strings.Trim(req.URL.Path, "/"), "/")
 	i := slices.Index(parts, "namespaces")
@@ -239,24 +238,28 @@ func TestCrashPoints(t *testing.T) {
 		base.node(t, n, nil)
 	}
 	opts := controller.Options{ReclaimGrace: 50 * time.Millisecond, Settle: 10 * time.Millisecond}
+	// Without a crash, for how many there are of each operation.
+	s, whole := newScene(t, base), newCrash("", 0, false)
+	_, stop := s.runBehind(t, opts, whole.wrap)
+	s.diesOrEnds(t, whole)
+	stop()
+	s.end(t)
+
 	died := map[string]int{}
-	for _, after := range []bool{false, true} {
-		for at := 1; ; at++ {
-			s := newScene(t, base)
-			k := &crash{at: at, after: after, died: make(chan struct{})}
+	for what, n := range whole.count {
+		for i := range 2 * n {
+			at, after := i/2+1, i%2 == 1
+			s, k := newScene(t, base), newCrash(what, at, after)
 			_, stop := s.runBehind(t, opts, k.wrap)
-			if !s.diesOrEnds(t, k) { // it has got through
-				stop()
-				s.end(t)
-				break
+			if s.diesOrEnds(t, k) {
+				died[what]++
 			}
 			stop()
-			died[k.what]++
 			_, stop = s.run(t, opts)
 			s.end(t)
 			stop()
 			if t.Failed() {
-				t.Fatalf("it died at request %d, %s, after it: %v", at, k.what, after)
+				t.Fatalf("it died at request %d, %s, after it: %v", at, what, after)
 			}
 		}
 	}
