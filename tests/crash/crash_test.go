@@ -4,7 +4,9 @@
 package crash
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -271,6 +273,22 @@ var sequels = []sequel{
 		r.del(t, subject)
 		r.replace(t)
 	}},
+	{"power loss", func(t *testing.T, r *run) {
+		// Nothing of what the call wrote had reached the disk.
+		if err := os.RemoveAll(r.data()); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.CopyFS(r.data(), os.DirFS(r.saved())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		r.age(t) // until the node is back
+		r.noted = r.notes(t)
+		if r.killed(r.machine).verb == "ADD" { // of which the node knows nothing
+			r.abandoned[subject] = true
+		}
+		r.del(t, append(slices.Sorted(maps.Keys(r.live)), subject)...)
+		r.add(t, "c2") // any address: the other waits for the controller
+	}},
 }
 
 // replace adds the pod's next container.
@@ -332,11 +350,18 @@ func lines(m map[string]int) string {
 // none stays blocked by what the dead process left in the hint.
 func TestCrashPoints(t *testing.T) {
 	seed, _ := strconv.ParseUint(os.Getenv("CRASH_SEED"), 10, 64)
-	all := os.Getenv("CRASH") == "all"
-	chosen := func(n, sequel int) bool {
-		return all || rand.New(rand.NewPCG(seed, uint64(n))).IntN(len(sequels)) == sequel
+	which := os.Getenv("CRASH")
+	known := func(q sequel) bool { return q.name == which }
+	if which != "" && which != "all" && !slices.ContainsFunc(sequels, known) {
+		t.Fatalf("CRASH=%q is no sequel", which)
 	}
-	t.Logf("CRASH_SEED=%d, all sequels: %t", seed, all)
+	chosen := func(n, sequel int) bool {
+		if which == "" {
+			return rand.New(rand.NewPCG(seed, uint64(n))).IntN(len(sequels)) == sequel
+		}
+		return which == "all" || which == sequels[sequel].name
+	}
+	t.Logf("CRASH=%q CRASH_SEED=%d", which, seed)
 	c, total := newCluster(t), newTally()
 	t.Run("plugin", func(t *testing.T) {
 		for _, s := range scenarios {
@@ -383,10 +408,11 @@ func (s scenario) wasCovered(t *testing.T, y *tally) {
 // on until it ends before that.
 func (c *cluster) everyStep(t *testing.T, s scenario, y *tally, chosen func(n, sequel int) bool) {
 	t.Helper()
+	b := c.carve(t)
 	for n, ended := 1, false; !ended; n++ {
 		for i, q := range sequels {
 			if chosen(n, i) {
-				ended = c.killAt(t, s, y, n, q) || ended
+				ended = c.killAt(t, b, s, y, n, q) || ended
 			}
 			if t.Failed() {
 				return
@@ -397,15 +423,16 @@ func (c *cluster) everyStep(t *testing.T, s scenario, y *tally, chosen func(n, s
 
 // killAt kills the scenario's call at its n-th step and plays a sequel. It
 // reports whether the call ended before that.
-func (c *cluster) killAt(t *testing.T, s scenario, y *tally, n int, q sequel) bool {
+func (c *cluster) killAt(t *testing.T, b *batch, s scenario, y *tally, n int, q sequel) bool {
 	t.Helper()
-	r := &run{machine: c.machine(t), scenario: s, n: n, after: map[string]bool{}, abandoned: map[string]bool{}}
+	r := &run{machine: c.machine(t, b), scenario: s, n: n, after: map[string]bool{}, abandoned: map[string]bool{}}
 	defer func() {
 		if t.Failed() {
 			t.Logf("at step %d, after %v, which left %s; then %s", n, r.out.steps[max(0, len(r.out.steps)-4):], r.state, q.name)
 		}
 	}()
 	s.before(t, r.machine)
+	r.save(t)
 	r.out = r.crash(t, s.killed(r.machine), n)
 	if !r.out.killed && (r.out.code != 0) != s.refused {
 		t.Fatalf("left alone: exit code %d, %s", r.out.code, r.out.stdout)

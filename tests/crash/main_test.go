@@ -10,8 +10,8 @@
 // forgotten.
 //
 // By default one of the ways in which things may go on is played for each step:
-// CRASH_SEED, a number, chooses which. CRASH=all plays them all, which takes five
-// times as long.
+// CRASH_SEED, a number, chooses which. CRASH="power loss" plays that one for each
+// step, and CRASH=all plays them all, which takes six times as long.
 package crash
 
 import (
@@ -60,23 +60,21 @@ const (
 	blockQ = 1
 )
 
-// cluster is a namespace with pools that are carved for as many nodes as are
-// asked for: each run has one to itself.
+// cluster is a namespace with pools.
 type cluster struct {
 	ns     string
 	client *clientv1alpha1.NvIpamV1alpha1Client
 	plugin string // a copy: a build may replace the other under way
 	dir    string
 
-	mu    sync.Mutex
-	batch *batch
+	mu sync.Mutex
 	// carved are the blocks of all pools.
 	carved map[string][]v1alpha1.Allocation
 	// left are the machines on which something is left to the controller.
 	left []*machine
 }
 
-// batch is a pair of pools.
+// batch is a pair of pools, carved for many nodes: each run has one to itself.
 type batch struct {
 	p, q  string
 	first map[string]netip.Addr // of each node's block in p
@@ -101,23 +99,11 @@ func newCluster(t *testing.T) *cluster {
 	return c
 }
 
-// node returns a node that nobody has used, and its pools.
-func (c *cluster) node(t *testing.T) (string, *batch) {
-	t.Helper()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.batch == nil || len(c.batch.nodes) == 0 {
-		c.batch = c.carve(t)
-	}
-	b := c.batch
-	node := b.nodes[0]
-	b.nodes = b.nodes[1:]
-	return node, b
-}
-
 func (c *cluster) carve(t *testing.T) *batch {
 	t.Helper()
-	const nodes = 200
+	const nodes = 1000
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	n := len(c.carved) / 2
 	b := &batch{p: fmt.Sprint("p", n), q: fmt.Sprint("q", n), first: map[string]netip.Addr{}}
 	for i := range nodes {
@@ -153,9 +139,13 @@ type machine struct {
 	live map[string][]string
 }
 
-func (c *cluster) machine(t *testing.T) *machine {
+func (c *cluster) machine(t *testing.T, b *batch) *machine {
 	t.Helper()
-	node, b := c.node(t)
+	if len(b.nodes) == 0 {
+		t.Fatal("more runs than nodes")
+	}
+	node := b.nodes[0]
+	b.nodes = b.nodes[1:]
 	m := &machine{cluster: c, batch: b, node: node, dir: filepath.Join(c.dir, node), live: map[string][]string{}}
 	if err := os.Mkdir(m.dir, 0o700); err != nil {
 		t.Fatal(err)
@@ -184,6 +174,16 @@ func (m *machine) address(index int) netip.Addr {
 }
 
 func (m *machine) data() string { return filepath.Join(m.dir, "data") }
+
+// save keeps a copy of the hint as it is.
+func (m *machine) save(t *testing.T) {
+	t.Helper()
+	if err := os.CopyFS(m.saved(), os.DirFS(m.data())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+}
+
+func (m *machine) saved() string { return filepath.Join(m.dir, "saved") }
 
 // call is one call of the plugin.
 type call struct {
