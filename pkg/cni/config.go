@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -34,6 +35,20 @@ const (
 	defaultNamespace = "kube-system"
 	// defaultDataDir is nv-ipam's as well: its file there is called "store".
 	defaultDataDir = "/var/lib/cni/nv-ipam"
+)
+
+// What is larger than these is a mistake, or worse: stdin and nv-ipam.conf in
+// bytes, where a GC names some thousand attachments, and CNI_ARGS.
+const (
+	maxConfig = 512 << 10
+	maxArgs   = 64 << 10
+)
+
+// What an IPAllocation can hold: see its type. The name of an object ends at 253
+// characters, of which an IPv6 address takes 40.
+const (
+	maxContainerID = 256
+	maxPoolName    = 213
 )
 
 // maxPools is how many pools one interface may take addresses from: one of each
@@ -104,6 +119,9 @@ type environment struct {
 
 // parseNetwork reads the network configuration and completes its settings.
 func parseNetwork(stdin []byte) (*network, error) {
+	if len(stdin) > maxConfig {
+		return nil, fmt.Errorf("network configuration has %d bytes, more than %d", len(stdin), maxConfig)
+	}
 	n := &network{}
 	if err := json.Unmarshal(stdin, n); err != nil {
 		return nil, fmt.Errorf("network configuration is not valid: %w", err)
@@ -114,7 +132,7 @@ func parseNetwork(stdin []byte) (*network, error) {
 	s := &n.IPAM
 	s.ConfDir = first(s.ConfDir, defaultConfDir)
 	path := filepath.Join(s.ConfDir, confFile)
-	data, err := os.ReadFile(path)
+	data, err := readConfig(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
@@ -130,7 +148,34 @@ func parseNetwork(stdin []byte) (*network, error) {
 		LogFile: defaultLogFile, LogLevel: defaultLogLevel, PoolType: string(defaultPoolType),
 		PoolsNamespace: defaultNamespace, DataDir: defaultDataDir,
 	})
-	return n, nil
+	return n, s.checkPaths()
+}
+
+// readConfig is os.ReadFile for a file that should be small.
+func readConfig(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	data, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	if err == nil && len(data) > maxConfig {
+		err = fmt.Errorf("it has more than %d bytes", maxConfig)
+	}
+	return data, err
+}
+
+// checkPaths refuses relative paths: where they lead depends on the directory that
+// the runtime happens to have started in.
+func (s *Settings) checkPaths() error {
+	for _, p := range []struct{ key, path string }{
+		{"confDir", s.ConfDir}, {"logFile", s.LogFile}, {"kubeconfig", s.Kubeconfig}, {"dataDir", s.DataDir},
+	} {
+		if p.path != "" && !filepath.IsAbs(p.path) {
+			return fmt.Errorf("ipam.%s: %q is not an absolute path", p.key, p.path)
+		}
+	}
+	return nil
 }
 
 // fillFrom sets what is empty.
@@ -159,6 +204,12 @@ func first(values ...string) string {
 
 // request turns what an ADD brings into a claim.Request.
 func (n *network) request(args *skel.CmdArgs) (claim.Request, error) {
+	if len(args.Args) > maxArgs {
+		return claim.Request{}, fmt.Errorf("CNI_ARGS has %d bytes, more than %d", len(args.Args), maxArgs)
+	}
+	if len(args.ContainerID) > maxContainerID {
+		return claim.Request{}, fmt.Errorf("CNI_CONTAINERID has %d characters, more than %d", len(args.ContainerID), maxContainerID)
+	}
 	var env environment
 	if err := types.LoadArgs(args.Args, &env); err != nil {
 		return claim.Request{}, fmt.Errorf("CNI_ARGS: %w", err)
@@ -221,6 +272,9 @@ func (n *network) pools() ([]v1alpha1.PoolReference, error) {
 		ref := v1alpha1.PoolReference{Kind: kind, Name: strings.TrimSpace(name)}
 		if err := pool.ValidName(ref.Name); err != nil {
 			return nil, fmt.Errorf("poolName: %w", err)
+		}
+		if len(ref.Name) > maxPoolName {
+			return nil, fmt.Errorf("poolName: %q has %d characters: with more than %d there is no room for an address in an allocation's name; give the pool a shorter one", ref.Name, len(ref.Name), maxPoolName)
 		}
 		if slices.Contains(pools, ref) {
 			return nil, fmt.Errorf("poolName: pool %q is named twice", ref.Name)

@@ -5,6 +5,7 @@ package cni
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
@@ -15,15 +16,19 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/crd-ipam/crd-ipam/pkg/claim"
 )
 
 // ownKubeconfig, in confDir, is the plugin's own kubeconfig where it has one: of
@@ -236,6 +241,7 @@ func (c *credentials) explain(err error) error {
 	var advice string
 	var badServer *tls.CertificateVerificationError
 	var alert *net.OpError
+	var request *url.Error
 	switch {
 	case apierrors.IsForbidden(err):
 		advice = "what that user may do is in ClusterRole and ValidatingAdmissionPolicy " + nodeRole + " and their bindings"
@@ -246,6 +252,10 @@ func (c *credentials) explain(err error) error {
 		}
 	case errors.As(err, &badServer):
 		advice = "the certificate authority in there is not that of " + c.config.Host
+	case errors.Is(err, claim.ErrUnavailable):
+		return fmt.Errorf("%w (server %s, from %s: %s)", err, c.config.Host, c.file, adviceOnServer(err))
+	case errors.As(err, &request): // whose own words have to do
+		return fmt.Errorf("%w (server %s, from %s)", err, c.config.Host, c.file)
 	default:
 		return err
 	}
@@ -254,4 +264,26 @@ func (c *credentials) explain(err error) error {
 		user = c.user
 	}
 	return fmt.Errorf("%w (asked as %s, with the credentials of %s: %s)", err, user, c.file, advice)
+}
+
+// adviceOnServer says what to look at where the API server does not answer as it
+// should.
+func adviceOnServer(err error) string {
+	var dns *net.DNSError
+	var timeout net.Error
+	switch {
+	case errors.As(err, &dns):
+		return "this host cannot resolve that name; see its /etc/resolv.conf"
+	case utilnet.IsConnectionRefused(err):
+		return "nothing listens there; is the API server running?"
+	case apierrors.IsTooManyRequests(err):
+		return "it throttles this node; see its flow schemas and priority levels, and manifests/components/priority-and-fairness"
+	case apierrors.IsNotFound(err):
+		return "either something else answers there, or the CRDs of nv-ipam.nvidia.com are not installed"
+	case apierrors.IsUnexpectedServerError(err):
+		return "something in front of the API server answers in its place, or it is starting"
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+		return "it does not answer in time; is it overloaded, or does a firewall between this host and it drop packets?"
+	}
+	return "it answers, but cannot serve; see its own log"
 }

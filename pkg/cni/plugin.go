@@ -10,14 +10,17 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	"k8s.io/client-go/rest"
 
-	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
@@ -44,6 +47,9 @@ const (
 	// requestTime bounds one request, so that one that hangs leaves time to ask
 	// again on another connection.
 	requestTime = 5 * time.Second
+	// undoTime is what may be added to that, to give back what a failed ADD has
+	// claimed.
+	undoTime = 6 * time.Second
 )
 
 // codeNotHeld is the plugin's own: CHECK found no allocation.
@@ -52,7 +58,7 @@ const codeNotHeld = 100
 const verbStatus = "STATUS"
 
 func (p Plugin) add(args *skel.CmdArgs) error {
-	return p.call("ADD", args, addTime, func(ctx context.Context, n *network, c *claim.Claimer) error {
+	return p.call(verb{name: "ADD", limit: addTime}, args, func(ctx context.Context, n *network, c *claim.Claimer) error {
 		req, err := n.request(args)
 		if err != nil {
 			return invalid(err)
@@ -63,10 +69,15 @@ func (p Plugin) add(args *skel.CmdArgs) error {
 		}
 		out, err := result(claims).GetAsVersion(n.CNIVersion)
 		if err == nil {
+			err = ctx.Err() // after its time nobody waits for it
+		}
+		if err == nil {
 			err = out.Print()
 		}
 		if err != nil { // nobody will learn of the addresses
-			return errors.Join(fmt.Errorf("result as CNI version %s: %w", n.CNIVersion, err), c.Release(context.WithoutCancel(ctx), req.Attachment))
+			late, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+			defer cancel()
+			return errors.Join(fmt.Errorf("result as CNI version %s: %w", n.CNIVersion, err), c.Release(late, req.Attachment))
 		}
 		for _, cl := range claims {
 			c.Log.Info("claimed", "address", cl.Address, "pool", cl.Block.Pool.Name, "pod", req.Pod.Namespace+"/"+req.Pod.Name)
@@ -76,7 +87,10 @@ func (p Plugin) add(args *skel.CmdArgs) error {
 }
 
 func (p Plugin) del(args *skel.CmdArgs) error {
-	err := p.call("DEL", args, delTime, func(ctx context.Context, _ *network, c *claim.Claimer) error {
+	del := verb{name: "DEL", limit: delTime, withoutCredentials: func(c *claim.Claimer, why error) error {
+		return c.ReleaseLater(attachment(args), why)
+	}}
+	err := p.call(del, args, func(ctx context.Context, _ *network, c *claim.Claimer) error {
 		return c.Release(ctx, attachment(args))
 	})
 	var cniErr *types.Error
@@ -88,7 +102,7 @@ func (p Plugin) del(args *skel.CmdArgs) error {
 }
 
 func (p Plugin) check(args *skel.CmdArgs) error {
-	return p.call("CHECK", args, checkTime, func(ctx context.Context, n *network, c *claim.Claimer) error {
+	return p.call(verb{name: "CHECK", limit: checkTime}, args, func(ctx context.Context, n *network, c *claim.Claimer) error {
 		pools, err := n.pools()
 		if err != nil {
 			return invalid(err)
@@ -98,7 +112,7 @@ func (p Plugin) check(args *skel.CmdArgs) error {
 }
 
 func (p Plugin) gc(args *skel.CmdArgs) error {
-	return p.call("GC", args, gcTime, func(ctx context.Context, n *network, c *claim.Claimer) error {
+	return p.call(verb{name: "GC", limit: gcTime}, args, func(ctx context.Context, n *network, c *claim.Claimer) error {
 		if n.ValidAttachments == nil {
 			c.Log.Warn("GC without cni.dev/valid-attachments: nothing is released")
 			return nil
@@ -112,7 +126,7 @@ func (p Plugin) gc(args *skel.CmdArgs) error {
 }
 
 func (p Plugin) status(args *skel.CmdArgs) error {
-	return p.call(verbStatus, args, statusTime, func(ctx context.Context, n *network, c *claim.Claimer) error {
+	return p.call(verb{name: verbStatus, limit: statusTime}, args, func(ctx context.Context, n *network, c *claim.Claimer) error {
 		pools, err := n.pools()
 		if err != nil {
 			return invalid(err)
@@ -121,42 +135,89 @@ func (p Plugin) status(args *skel.CmdArgs) error {
 	})
 }
 
+// verb is what differs from verb to verb.
+type verb struct {
+	name  string
+	limit time.Duration
+	// withoutCredentials, where it is set, is run where there are none to use. The
+	// Claimer has its hint and its log only.
+	withoutCredentials func(c *claim.Claimer, why error) error
+}
+
+type runFunc func(context.Context, *network, *claim.Claimer) error
+
 // call prepares what every verb needs, runs it in the time it may take, and
 // turns its error into a CNI error.
-func (p Plugin) call(verb string, args *skel.CmdArgs, limit time.Duration, run func(context.Context, *network, *claim.Claimer) error) error {
+func (p Plugin) call(v verb, args *skel.CmdArgs, run runFunc) error {
 	n, err := parseNetwork(args.StdinData)
 	if err != nil {
-		return cniError(verb, invalid(err))
+		return cniError(v.name, invalid(err))
 	}
 	log, closeLog, err := openLog(n.IPAM.LogFile, n.IPAM.LogLevel)
 	if err != nil {
-		return cniError(verb, invalid(err))
+		return cniError(v.name, invalid(err))
 	}
 	defer closeLog()
-	log = log.With("verb", verb, "network", n.Name, "container", args.ContainerID, "interface", args.IfName)
+	log = log.With("verb", v.name, "network", n.Name, "container", args.ContainerID, "interface", args.IfName)
 
-	err = p.runAs(n, log, limit, run)
+	err = within(v.limit+undoTime, func() error { return p.runAs(v, n, log, run) })
 	if err != nil {
 		log.Error("failed", "error", err)
-		return cniError(verb, err)
+		return cniError(v.name, err)
 	}
 	log.Debug("done")
 	return nil
 }
 
+// within ends a call that does not end by itself: not everything that can hang
+// knows of a context.
+func within(limit time.Duration, f func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(limit):
+		killChildren()
+		return fmt.Errorf("%w: no end after %s: a credential program that the kubeconfig names may hang, or the disk", claim.ErrUnavailable, limit)
+	}
+}
+
+// killChildren kills the programs that this process has started and that have not
+// ended. They have its stderr, for whose end the runtime waits.
+func killChildren() {
+	lists, _ := filepath.Glob("/proc/self/task/*/children")
+	for _, list := range lists {
+		pids, _ := os.ReadFile(list)
+		for _, text := range strings.Fields(string(pids)) {
+			if pid, err := strconv.Atoi(text); err == nil {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+	}
+}
+
 // runAs runs a verb with this node's credentials.
-func (p Plugin) runAs(n *network, log *slog.Logger, limit time.Duration, run func(context.Context, *network, *claim.Claimer) error) error {
-	creds, err := findCredentials(n.IPAM, "")
+func (p Plugin) runAs(v verb, n *network, log *slog.Logger, run runFunc) error {
+	creds, c, err := p.connect(n, log)
+	if noCredentials := (credentialsError{}); errors.As(err, &noCredentials) && v.withoutCredentials != nil {
+		return v.withoutCredentials(&claim.Claimer{Hint: claim.NewHint(n.IPAM.DataDir), Log: log}, err)
+	}
 	if err != nil {
 		return err
 	}
-	c, err := p.claimer(n, creds, log)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	ctx, cancel := context.WithTimeout(context.Background(), v.limit)
 	defer cancel()
 	return creds.explain(run(ctx, n, c))
+}
+
+func (p Plugin) connect(n *network, log *slog.Logger) (*credentials, *claim.Claimer, error) {
+	creds, err := findCredentials(n.IPAM, "")
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := p.claimer(n, creds, log)
+	return creds, c, err
 }
 
 func (p Plugin) claimer(n *network, creds *credentials, log *slog.Logger) (*claim.Claimer, error) {
@@ -168,9 +229,7 @@ func (p Plugin) claimer(n *network, creds *credentials, log *slog.Logger) (*clai
 	rest.SetDefaultWarningHandler(rest.NoWarnings{}) // stderr is no place for them
 	config := creds.config
 	config.UserAgent = "nv-ipam/" + p.Version
-	config.QPS = -1 // a process makes two requests
-	config.Timeout = requestTime
-	client, err := clientv1alpha1.NewForConfig(config)
+	client, err := newClient(config)
 	if err != nil {
 		return nil, credentialsError{fmt.Errorf("kubeconfig %s: %w", creds.file, err)}
 	}
@@ -191,7 +250,7 @@ func invalid(err error) error {
 
 // cniError gives an error its CNI code. What is not the caller's fault may be
 // better later.
-func cniError(verb string, err error) error {
+func cniError(verbName string, err error) error {
 	var known *types.Error
 	var request *pool.RequestError
 	var noCredentials credentialsError
@@ -200,7 +259,7 @@ func cniError(verb string, err error) error {
 		return known
 	case errors.As(err, &request):
 		return invalid(err)
-	case verb == verbStatus:
+	case verbName == verbStatus:
 		return types.NewError(types.ErrPluginNotAvailable, err.Error(), "")
 	case errors.As(err, &noCredentials):
 		return invalid(err)

@@ -8,6 +8,7 @@ package plugin
 import (
 	"bytes"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -26,7 +27,13 @@ import (
 
 var env *testenv.Env
 
-func TestMain(m *testing.M) { os.Exit(testenv.Run(m, &env, testenv.Options{Audit: true})) }
+func TestMain(m *testing.M) {
+	// Calls that wait for a server that does not answer need no processor.
+	if err := flag.Set("test.parallel", "32"); err != nil {
+		panic(err)
+	}
+	os.Exit(testenv.Run(m, &env, testenv.Options{Audit: true}))
+}
 
 // binary returns the plugin's path.
 func binary(t testing.TB) string {

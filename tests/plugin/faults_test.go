@@ -1,0 +1,529 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package plugin
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+)
+
+// ends is by when a call has to end by itself: well before the four minutes after
+// which a kubelet gives up, and well after the 26 seconds that an ADD may take.
+const ends = 90 * time.Second
+
+// proxy stands in front of the API server, speaks to it as an administrator, and
+// fails as it is told.
+type proxy struct {
+	*httptest.Server
+
+	forward http.Handler
+	fault   atomic.Pointer[http.HandlerFunc]
+
+	mu   sync.Mutex
+	seen []time.Time // when requests came
+}
+
+// newProxy starts a proxy; http2 as an API server speaks it, else HTTP/1.1.
+func newProxy(t *testing.T, http2 bool) *proxy {
+	t.Helper()
+	target, err := url.Parse(env.Config.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport, err := rest.TransportFor(env.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forward := httputil.NewSingleHostReverseProxy(target)
+	forward.Transport = withoutAuthorization{transport}
+	p := &proxy{forward: forward}
+	p.Server = httptest.NewUnstartedServer(p)
+	p.EnableHTTP2 = http2
+	p.Config.ErrorLog = log.New(io.Discard, "", 0)
+	p.StartTLS()
+	t.Cleanup(func() {
+		p.CloseClientConnections()
+		p.Close()
+	})
+	return p
+}
+
+// withoutAuthorization leaves out the plugin's own token.
+type withoutAuthorization struct{ next http.RoundTripper }
+
+func (w withoutAuthorization) RoundTrip(req *http.Request) (*http.Response, error) {
+	req = req.Clone(req.Context())
+	req.Header.Del("Authorization")
+	return w.next.RoundTrip(req)
+}
+
+func (p *proxy) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	p.mu.Lock()
+	p.seen = append(p.seen, time.Now())
+	p.mu.Unlock()
+	if f := p.fault.Load(); f != nil {
+		(*f)(w, req)
+		return
+	}
+	p.forward.ServeHTTP(w, req)
+}
+
+// fail makes every request fail; nil ends that.
+func (p *proxy) fail(f http.HandlerFunc) {
+	if f == nil {
+		p.fault.Store(nil)
+		return
+	}
+	p.fault.Store(&f)
+}
+
+func (p *proxy) ca() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.Certificate().Raw})
+}
+
+// kubeconfig writes a kubeconfig file.
+func kubeconfig(t *testing.T, path, server string, ca []byte, user clientcmdapi.AuthInfo) {
+	t.Helper()
+	config := clientcmdapi.Config{
+		Clusters:       map[string]*clientcmdapi.Cluster{"c": {Server: server, CertificateAuthorityData: ca}},
+		AuthInfos:      map[string]*clientcmdapi.AuthInfo{"c": &user},
+		Contexts:       map[string]*clientcmdapi.Context{"c": {Cluster: "c", AuthInfo: "c"}},
+		CurrentContext: "c",
+	}
+	if err := clientcmd.WriteToFile(config, path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// use makes the node use a kubeconfig file, or the administrator's where it is
+// empty.
+func (h *host) use(t *testing.T, c *cluster, kubeconfig string) {
+	t.Helper()
+	if kubeconfig == "" {
+		kubeconfig = env.Kubeconfig
+	}
+	h.configure(t, map[string]any{
+		"kubeconfig": kubeconfig, "poolsNamespace": c.ns, "nodeName": h.name,
+		"dataDir": filepath.Join(h.dir, "data"), "logFile": filepath.Join(h.dir, "log"), "logLevel": "debug",
+	})
+}
+
+var token = clientcmdapi.AuthInfo{Token: "t"}
+
+// status answers with an API server's status object.
+func status(code int, reason string, retryAfter int) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		if retryAfter > 0 {
+			w.Header().Set("Retry-After", fmt.Sprint(retryAfter))
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(code)
+		_, _ = fmt.Fprintf(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","message":"the test says %s","reason":%q,"details":{"retryAfterSeconds":%d},"code":%d}`, reason, reason, retryAfter, code)
+	}
+}
+
+// text answers with what is no status object.
+func text(code int, contentType, body string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", contentType)
+		w.WriteHeader(code)
+		_, _ = io.WriteString(w, body)
+	}
+}
+
+// silent answers after its client has given up.
+func silent(_ http.ResponseWriter, req *http.Request) {
+	_, _ = io.Copy(io.Discard, req.Body)
+	select {
+	case <-req.Context().Done():
+	case <-time.After(30 * time.Second):
+	}
+}
+
+// broken breaks the connection in the middle of an answer.
+func broken(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", "1000")
+	_, _ = io.WriteString(w, `{"kind":`)
+	_ = http.NewResponseController(w).Flush()
+	panic(http.ErrAbortHandler)
+}
+
+// fault is a way in which the API server cannot be asked.
+type fault struct {
+	name string
+	// server returns the kubeconfig to ask it with.
+	server func(t *testing.T, path string)
+	// words that the error has besides the kubeconfig's path.
+	words []string
+}
+
+// behind is a fault of a server that can be reached.
+func behind(http2 bool, f http.HandlerFunc) func(*testing.T, string) {
+	return func(t *testing.T, path string) {
+		p := newProxy(t, http2)
+		p.fail(f)
+		kubeconfig(t, path, p.URL, p.ca(), token)
+	}
+}
+
+func faults() []fault {
+	return []fault{
+		{"slow", behind(true, silent), []string{"API server unavailable", "https://127.0.0.1:", "does not answer in time"}},
+		{"black hole", func(t *testing.T, path string) { kubeconfig(t, path, "https://"+blackHole(t), nil, token) },
+			[]string{"API server unavailable", "https://127.0.0.1:", "firewall"}},
+		{"refusing", func(t *testing.T, path string) { deadKubeconfig(t, path) }, []string{"API server unavailable", "https://127.0.0.1:1", "is the API server running?"}},
+		{"throttling", behind(true, status(429, "TooManyRequests", 60)), []string{"API server unavailable", "https://127.0.0.1:", "priority-and-fairness"}},
+		{"throttling, as its priority and fairness does", behind(true, func(w http.ResponseWriter, req *http.Request) {
+			w.Header().Set("Retry-After", "1")
+			text(429, "text/plain", "Too many requests, please try again later.")(w, req)
+		}), []string{"API server unavailable", "priority-and-fairness"}},
+		{"500", behind(true, status(500, "InternalError", 0)), []string{"API server unavailable", "the test says InternalError", "its own log"}},
+		{"503 while it starts", behind(true, status(503, "ServiceUnavailable", 1)), []string{"API server unavailable", "ServiceUnavailable"}},
+		{"504", behind(true, status(504, "Timeout", 0)), []string{"API server unavailable", "Timeout"}},
+		{"answer cut off, HTTP/1.1", behind(false, broken), []string{"API server unavailable", "https://127.0.0.1:"}},
+		{"answer cut off, HTTP/2", behind(true, broken), []string{"API server unavailable", "https://127.0.0.1:"}},
+		{"proxy's 502", behind(true, text(502, "text/html", "<html>bad gateway</html>")), []string{"API server unavailable", "bad gateway", "in front of the API server"}},
+		{"proxy's 404", behind(true, text(404, "text/html", "<html>where am I</html>")), []string{"API server unavailable", "CRDs of nv-ipam.nvidia.com"}},
+		{"no CRDs", behind(true, text(404, "text/plain; charset=utf-8", "404 page not found")), []string{"API server unavailable", "CRDs of nv-ipam.nvidia.com"}},
+		{"proxy's 200", behind(true, text(200, "text/html", "<html>log in here</html>")), []string{"https://127.0.0.1:", "that is no API server"}},
+		{"name gone", func(t *testing.T, path string) { kubeconfig(t, path, "https://api.gone.invalid:6443", nil, token) },
+			[]string{"API server unavailable", "https://api.gone.invalid:6443", "/etc/resolv.conf"}},
+		{"certificate of the client expired", func(t *testing.T, path string) {
+			p := newProxy(t, true)
+			user, ca := expiredUser(t)
+			p.TLS.ClientCAs, p.TLS.ClientAuth = ca, tls.RequireAndVerifyClientCert
+			kubeconfig(t, path, p.URL, p.ca(), user)
+		}, []string{"asked as system:node:a", "expired at 2020-01-02T00:00:00Z, and whoever renews them has not"}},
+		{"certificate of the server not trusted", func(t *testing.T, path string) {
+			_, other := newCA(t, time.Now().Add(time.Hour))
+			kubeconfig(t, path, newProxy(t, true).URL, other, token)
+		}, []string{"certificate authority", "is not that of https://127.0.0.1:"}},
+		{"token rejected", func(t *testing.T, path string) { kubeconfig(t, path, env.Config.Host, env.Config.CAData, token) },
+			[]string{"Unauthorized", "they may be revoked"}},
+		{"forbidden", func(t *testing.T, path string) {
+			nobody, err := env.UserConfig("nobody")
+			if err != nil {
+				t.Fatal(err)
+			}
+			kubeconfig(t, path, env.Config.Host, env.Config.CAData, clientcmdapi.AuthInfo{ClientCertificateData: nobody.CertData, ClientKeyData: nobody.KeyData})
+		}, []string{"asked as nobody", "ClusterRole and ValidatingAdmissionPolicy crd-ipam-node"}},
+	}
+}
+
+// Whatever is wrong with the API server, STATUS says so, ADD fails in time with
+// words that help, and DEL lets the pod go: the release is owed and carried out by
+// the next call, of any verb.
+func TestFaultsOfTheServer(t *testing.T) {
+	t.Parallel()
+	for i, f := range faults() {
+		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
+			c := newCluster(t)
+			c.blocks(t, "a")
+			h := c.host(t, "a")
+			h.mustAdd(t, call{container: "c1"})
+			path := filepath.Join(h.dir, "faulty.kubeconfig")
+			f.server(t, path)
+			h.use(t, c, path)
+
+			words := append([]string{path}, f.words...)
+			inTime(t, "STATUS", func() { h.wantError(t, call{verb: "STATUS"}, 50, words...) })
+			inTime(t, "ADD", func() { h.wantError(t, call{verb: "ADD", container: "c2"}, 11, words...) })
+			inTime(t, "CHECK", func() { h.wantError(t, call{verb: "CHECK", container: "c1"}, 11, words...) })
+			inTime(t, "DEL", func() { h.mustRun(t, call{verb: "DEL", container: "c2"}) })
+			inTime(t, "DEL", func() { h.mustRun(t, call{verb: "DEL", container: "c1"}) })
+			if got := c.held(t); got != "[10.0.0.2]" {
+				t.Errorf("held %s", got)
+			}
+			h.use(t, c, "")
+			next := []call{{verb: "STATUS"}, {verb: "DEL", container: "c9"}, {verb: "ADD", container: "c9"}, {verb: "GC"}}[i%4]
+			if next.verb == "GC" {
+				next.conf = map[string]any{"cni.dev/valid-attachments": []string{}}
+			}
+			h.mustRun(t, next)
+			h.mustRun(t, call{verb: "DEL", container: "c9"})
+			if got := c.held(t); got != "[]" {
+				t.Errorf("%s did not carry out what was owed: held %s", next.verb, got)
+			}
+		})
+	}
+}
+
+func inTime(t *testing.T, what string, f func()) {
+	t.Helper()
+	start := time.Now()
+	f()
+	if took := time.Since(start); took > ends {
+		t.Errorf("%s took %s", what, took)
+	}
+}
+
+// The API server says when it wants to be asked again.
+func TestRetryAfter(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	c.blocks(t, "a")
+	h := c.host(t, "a")
+	h.mustAdd(t, call{container: "c1"})
+	p := newProxy(t, true)
+	path := filepath.Join(h.dir, "proxy.kubeconfig")
+	kubeconfig(t, path, p.URL, p.ca(), token)
+	h.use(t, c, path)
+
+	var refusals atomic.Int64
+	p.fail(func(w http.ResponseWriter, req *http.Request) {
+		if refusals.Add(1) <= 2 {
+			status(429, "TooManyRequests", 2)(w, req)
+			return
+		}
+		p.forward.ServeHTTP(w, req)
+	})
+	h.mustAdd(t, call{container: "c2"})
+	if len(p.seen) != 4 { // the read three times, the create once
+		t.Fatalf("%d requests, want 4", len(p.seen))
+	}
+	for i := range 2 {
+		if pause := p.seen[i+1].Sub(p.seen[i]); pause < 2*time.Second {
+			t.Errorf("asked again after %s, told to wait for 2 s", pause)
+		}
+	}
+}
+
+// A create that is carried out although its client has gone: what was claimed is
+// given back, at the latest by the next call.
+func TestSlowServerCarriesItOutLate(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	c.blocks(t, "a")
+	h := c.host(t, "a")
+	h.mustAdd(t, call{container: "c1"})
+	p := newProxy(t, true)
+	path := filepath.Join(h.dir, "proxy.kubeconfig")
+	kubeconfig(t, path, p.URL, p.ca(), token)
+	h.use(t, c, path)
+
+	var late sync.WaitGroup
+	p.fail(func(w http.ResponseWriter, req *http.Request) {
+		if req.Method != http.MethodPost {
+			p.forward.ServeHTTP(w, req)
+			return
+		}
+		body, err := io.ReadAll(req.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		target := env.Config.Host + req.URL.RequestURI()
+		late.Add(1)
+		go func() {
+			defer late.Done()
+			<-req.Context().Done()
+			client, err := rest.HTTPClientFor(env.Config)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			resp, err := client.Post(target, "application/json", strings.NewReader(string(body)))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_ = resp.Body.Close()
+		}()
+		<-req.Context().Done()
+	})
+	h.wantError(t, call{verb: "ADD", container: "c2"}, 11, "API server unavailable", path)
+	late.Wait()
+	h.use(t, c, "")
+	h.mustRun(t, call{verb: "DEL", container: "c2"})
+	h.mustRun(t, call{verb: "STATUS"})
+	if got := c.held(t); got != "[10.0.0.2]" {
+		t.Errorf("held %s", got)
+	}
+}
+
+// A program that is to print credentials and never ends does not keep the runtime
+// waiting either.
+func TestCredentialProgramHangs(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	c.blocks(t, "a")
+	h := c.host(t, "a")
+	h.mustAdd(t, call{container: "c1"})
+	fifo := filepath.Join(h.dir, "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cat, err := exec.LookPath("cat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(h.dir, "exec.kubeconfig")
+	kubeconfig(t, path, env.Config.Host, env.Config.CAData, clientcmdapi.AuthInfo{Exec: &clientcmdapi.ExecConfig{
+		APIVersion: "client.authentication.k8s.io/v1", Command: cat, Args: []string{fifo}, InteractiveMode: clientcmdapi.NeverExecInteractiveMode,
+	}})
+	h.use(t, c, path)
+	inTime(t, "STATUS", func() { h.wantError(t, call{verb: "STATUS"}, 50, "a credential program") })
+}
+
+// The kubelet's credentials are gone: pods can go nevertheless, where the node
+// knows what they hold.
+func TestDelWithoutCredentials(t *testing.T) {
+	c := newCluster(t)
+	c.blocks(t, "a")
+	for name, spoil := range map[string]func(t *testing.T, path string){
+		"none": func(*testing.T, string) {},
+		"torn": func(t *testing.T, path string) {
+			if err := os.WriteFile(path, []byte("apiVersion: v1\nkind: Config\nusers: ["), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"certificate gone": func(t *testing.T, path string) {
+			kubeconfig(t, path, env.Config.Host, env.Config.CAData, clientcmdapi.AuthInfo{ClientCertificate: path + ".pem", ClientKey: path + ".pem"})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := c.host(t, "a")
+			h.mustAdd(t, call{container: "c1"})
+			held := c.held(t)
+			path := filepath.Join(h.dir, "kubelet.conf")
+			spoil(t, path)
+			h.use(t, c, path)
+			h.wantError(t, call{verb: "ADD", container: "c2"}, 7, path)
+			h.mustRun(t, call{verb: "DEL", container: "c2"})
+			h.mustRun(t, call{verb: "DEL", container: "c1"})
+			if got := c.held(t); got != held {
+				t.Errorf("held %s, want %s", got, held)
+			}
+			h.use(t, c, "")
+			h.mustRun(t, call{verb: "STATUS"})
+			if got := c.held(t); got != "[]" {
+				t.Errorf("held %s", got)
+			}
+			// A node that knows nothing must not say that all is well.
+			h.mustAdd(t, call{container: "c3"})
+			if err := os.RemoveAll(filepath.Join(h.dir, "data")); err != nil {
+				t.Fatal(err)
+			}
+			h.use(t, c, path)
+			h.wantError(t, call{verb: "DEL", container: "c3"}, 7, path)
+			h.use(t, c, "")
+			h.mustRun(t, call{verb: "DEL", container: "c3"})
+		})
+	}
+}
+
+// blackHole returns an address that drops packets: a listener that nobody accepts
+// from and whose queue is full.
+func blackHole(t *testing.T) string {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(fd) })
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Listen(fd, 0); err != nil {
+		t.Fatal(err)
+	}
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := fmt.Sprint("127.0.0.1:", name.(*unix.SockaddrInet4).Port)
+	for range 10 {
+		conn, err := net.DialTimeout("tcp", addr, 500*time.Millisecond)
+		if err != nil {
+			return addr
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+	}
+	t.Fatal("connections to a listener without a queue are answered")
+	return ""
+}
+
+// newCA returns a certificate authority, parsed and as a file has it.
+func newCA(t *testing.T, until time.Time) (*authority, []byte) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "another"}, NotBefore: time.Unix(0, 0), NotAfter: until,
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &authority{cert, key}, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
+
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+// expiredUser returns a kubelet's credentials whose time is over, and who issued
+// them.
+func expiredUser(t *testing.T) (clientcmdapi.AuthInfo, *x509.CertPool) {
+	t.Helper()
+	ca, _ := newCA(t, time.Now().Add(time.Hour))
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "system:node:a"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		NotBefore: time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC), NotAfter: time.Date(2020, 1, 2, 0, 0, 0, 0, time.UTC),
+	}
+	cert, err := x509.CreateCertificate(rand.Reader, template, ca.cert, &key.PublicKey, ca.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(ca.cert)
+	return clientcmdapi.AuthInfo{
+		ClientCertificateData: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}),
+		ClientKeyData:         pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}),
+	}, pool
+}
