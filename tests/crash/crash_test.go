@@ -348,7 +348,7 @@ func lines(m map[string]int) string {
 // The plugin is killed at every step of every call. Whatever happens next, no
 // address is given twice; none is lost that is not the controller's to find; and
 // none stays blocked by what the dead process left in the hint.
-func TestCrashPoints(t *testing.T) {
+func TestKilledAtEveryStep(t *testing.T) {
 	seed, _ := strconv.ParseUint(os.Getenv("CRASH_SEED"), 10, 64)
 	which := os.Getenv("CRASH")
 	known := func(q sequel) bool { return q.name == which }
