@@ -139,7 +139,7 @@ func (c *Controller) Collect(ch chan<- prometheus.Metric) {
 	held, total := c.countHeld()
 	var orphans int64
 	for ref, n := range total {
-		if c.kinds[ref.Kind].informer == nil || c.pool(ref) == nil {
+		if c.pool(ref) == nil {
 			orphans += n
 		}
 	}
