@@ -93,11 +93,10 @@ func (c *Controller) writeRest(ctx context.Context, kind poolKind, view *poolVie
 	}
 	want := c.rest(view, census, overlap)
 	now := time.Now()
-	switch recount := !c.countless[ref.Kind] && !ptr.Equal(want.Used, view.status.Used); {
-	case !c.same(ref.Kind, want, view.status):
-	case !recount:
-		return nil
-	default:
+	if c.same(ref.Kind, want, view.status) {
+		if c.countless[ref.Kind] || ptr.Equal(want.Used, view.status.Used) {
+			return nil
+		}
 		if wait := c.counted[ref].Add(c.opts.Usage).Sub(now); wait > 0 {
 			c.pools.AddAfter(ref, wait)
 			return nil
