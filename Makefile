@@ -15,6 +15,7 @@ API_TESTS ?= ./internal/testenv/... ./claim/... ./controller/... ./crd/... ./ide
 # TESTFLAGS go to every go test, as in: make test TESTFLAGS='-run Race -v'
 TESTFLAGS ?=
 FUZZTIME ?= 30s
+SOAK ?= 10m
 # BENCHFLAGS are those of tests/perf; -write needs all phases.
 BENCHFLAGS ?= -write
 # CHAOS are the arguments of make chaos: how many attachments at once, how often.
@@ -34,9 +35,13 @@ export GOWORK := off
 with_parts = KUBEBUILDER_ASSETS=$$(hack/parts.sh assets); CNI_PLUGINS=$$(hack/parts.sh cni); export KUBEBUILDER_ASSETS CNI_PLUGINS; \
 	echo "API server: $$KUBEBUILDER_ASSETS/kube-apiserver"; cd tests;
 
+# What a cluster is made of: see docs/cluster.md.
+CLUSTER_PARTS := etcd kube-apiserver kube-controller-manager kube-scheduler kubectl kubelet cni containerd multus network-operator pause debian
+with_cluster = CLUSTER_PATH=$$(hack/parts.sh $(CLUSTER_PARTS) | sort -u | paste -sd:); export CLUSTER_PATH; cd tests;
+
 .PHONY: help
 help: ## List the targets
-	@sed -nE 's/^([a-z-]+):.* ## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@sed -nE 's/^([a-z0-9-]+):.* ## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 .PHONY: build
 build: ## Build the commands into bin/
@@ -68,13 +73,34 @@ fuzz: ## Fuzz what comes from outside, FUZZTIME (30s) for each target
 chaos: build ## Run 1,000 attachments while API server, controllers and plugins are killed; CHAOS='-attachments 1000 -rounds 3 -seed N'
 	@$(with_parts) set -x; go test ./chaos -run TestChaos -count=1 -v -timeout 30m $(TESTFLAGS) -args $(CHAOS)
 
+.PHONY: soak
+soak: build ## Check random histories of claims for SOAK (10m), new ones each time
+	@$(with_parts) set -x; go test ./claim -run 'TestHistories|TestLinearizable' -count=1 -v -timeout 24h $(TESTFLAGS) -args -soak $(SOAK)
+
 .PHONY: demo
 demo: root build ## Show what it does, on a real API server on this machine (as root)
 	@$(with_parts) go build -o ../bin/demo ./demo; exec ../bin/demo
 
+.PHONY: cluster
+cluster: root ## Bring up a Kubernetes cluster of three nodes on this machine (as root); KUBE=1.30.14 for that version
+	@$(with_cluster) go build -o ../bin/cluster ./cluster; exec ../bin/cluster up
+
+.PHONY: cluster-down
+cluster-down: root ## End that cluster and remove all of it
+	@cd tests; go build -o ../bin/cluster ./cluster; exec ../bin/cluster down
+
+.PHONY: e2e
+e2e: root image ## Run pods on that cluster, with this project installed by its manifests and image (as root)
+	@$(with_cluster) set -x; go test ./e2e -count=1 -v -timeout 40m $(TESTFLAGS)
+
+.PHONY: e2e-oldest
+e2e-oldest: KUBE := $(KUBE_OLDEST)
+e2e-oldest: root image ## Run the walkthrough of them on the oldest supported version
+	@$(with_cluster) set -x; E2E_WALKTHROUGH_ONLY=1 go test ./e2e -run TestWalkthrough -count=1 -v -timeout 20m $(TESTFLAGS)
+
 .PHONY: root
 root:
-	@[ "$$(id -u)" = 0 ] || { echo "make demo needs root to make network namespaces: run sudo make demo" >&2; exit 1; }
+	@[ "$$(id -u)" = 0 ] || { echo "make $(MAKECMDGOALS) makes namespaces, which takes root: sudo env PATH=\$$PATH make $(MAKECMDGOALS)" >&2; exit 1; }
 
 .PHONY: bench
 bench: build ## Measure what addresses cost, in under 20 minutes, and write docs/benchmarks.md (BENCHFLAGS chooses phases)

@@ -68,7 +68,7 @@ func newScene(t *testing.T) *scene {
 	if walkthroughOnly {
 		t.Skip("only the walkthrough is run, because of E2E_WALKTHROUGH_ONLY")
 	}
-	s := &scene{t: t, name: strings.ToLower(strings.TrimPrefix(t.Name(), "Test"))}
+	s := &scene{t: t, name: strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(t.Name(), "Test")), "/", "-")}
 	done := phase(t.Name())
 	kubectl(t, "create", "namespace", s.name)
 	// The controller manager makes it, and no pod can be created without.

@@ -12,9 +12,9 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -55,7 +55,7 @@ func run(ctx context.Context, m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "FAIL:", err)
 	}
 	if code != 0 {
-		to := filepath.Join(os.Getenv("E2E_LOGS"), "e2e-"+time.Now().Format("20060102-150405"))
+		to := filepath.Join(logs(), "e2e-"+time.Now().Format("20060102-150405"))
 		fmt.Fprintf(os.Stderr, "the logs of all parts are in %s (%v)\n", to, c.CollectLogs(ctx, to))
 	}
 	if keep {
@@ -68,6 +68,18 @@ func run(ctx context.Context, m *testing.M) int {
 		return 1
 	}
 	return code
+}
+
+// logs is the directory for the logs of runs that failed: E2E_LOGS, or bin.
+func logs() string {
+	if dir := os.Getenv("E2E_LOGS"); dir != "" {
+		return dir
+	}
+	root, err := testenv.Root()
+	if err != nil {
+		return os.TempDir()
+	}
+	return filepath.Join(root, "bin")
 }
 
 // phase prints how long something took.
@@ -87,7 +99,7 @@ func setUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := c.Load(ctx, filepath.Join(root, "bin", "image-amd64.docker.tar")); err != nil {
+	if err := c.Load(ctx, filepath.Join(root, "bin", "image-"+runtime.GOARCH+".docker.tar")); err != nil {
 		return err
 	}
 	return install(ctx)
@@ -136,24 +148,31 @@ func takeDown() error {
 	if err != nil {
 		return err
 	}
-	processes, err := exec.Command("pgrep", "--full", "--list-full", c.Dir()).Output()
-	if code := exitCode(err); code > 1 { // 1 is "none found"
+	processes, err := processesOf(c.Dir())
+	if err != nil {
 		return err
 	}
 	if strings.Contains(string(mounts), c.Dir()) || len(cgroups) > 0 || len(processes) > 0 {
-		return fmt.Errorf("left behind: cgroups %v, processes %q, or mounts:\n%s", cgroups, processes, mounts)
+		return fmt.Errorf("left behind: cgroups %v, processes %v, or mounts:\n%s", cgroups, processes, mounts)
 	}
 	return nil
 }
 
-func exitCode(err error) int {
-	if exit, ok := err.(*exec.ExitError); ok {
-		return exit.ExitCode()
+// processesOf are the command lines that name the cluster's directory, or one of
+// its programs that run on nodes.
+func processesOf(dir string) (found []string, err error) {
+	paths, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, path := range paths {
+		line, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		text := strings.ReplaceAll(string(line), "\x00", " ")
+		if strings.Contains(text, dir) || strings.Contains(text, "containerd-shim-runc-v2 -namespace k8s.io") || strings.Contains(text, "/kubelet --config=") {
+			found = append(found, text)
+		}
 	}
-	if err != nil {
-		return -1
-	}
-	return 0
+	return found, err
 }
 
 // ctx is for what is done when a test's own context has ended.

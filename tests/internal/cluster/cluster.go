@@ -349,5 +349,5 @@ func copyDir(from, to string) error {
 	if err := os.MkdirAll(to, 0o755); err != nil {
 		return err
 	}
-	return exec.Command("cp", "-rL", from+"/.", to).Run()
+	return exec.Command("cp", "-r", from+"/.", to).Run()
 }

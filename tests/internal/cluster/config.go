@@ -24,7 +24,7 @@ func (c *Cluster) controlPlaneServices() ([]service, error) {
 			" --service-account-issuer=https://kubernetes.default.svc" +
 			" --service-account-key-file=" + c.path("pki/service-account.crt") +
 			" --service-account-signing-key-file=" + c.path("pki/service-account.key") +
-			" --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction",
+			" --allow-privileged=true --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction",
 		// A node that is away is noticed after 20 s instead of 50, to save tests
 		// time; kubelets say that they are alive as much more often.
 		"kube-controller-manager": "--kubeconfig=" + c.Kubeconfig() +
