@@ -140,25 +140,34 @@ func (c *Claimer) claimAny(ctx context.Context, req Request, b *pool.Block) (Hel
 	last := c.Hint.Last(b.Pool)
 	var listed map[netip.Addr]bool
 	for {
-		held, stopped, err := c.tryCandidates(ctx, req, b, last, listed)
+		held, collided, err := c.tryCandidates(ctx, req, b, last, listed)
 		if err != nil || held.Address.IsValid() {
 			return held, err
 		}
-		if listed != nil {
+		switch {
+		case listed == nil:
+			c.settleDebts(ctx, math.MaxInt)
+			if listed, err = c.syncPool(ctx, b); err != nil {
+				return Held{}, err
+			}
+			if collided.IsValid() {
+				last = collided
+			}
+		case collided.IsValid():
+			// Others claim in this block at this very moment. In step with them
+			// it would collide over and over.
+			listed[collided] = false
+			last = b.Somewhere()
+		default:
 			return Held{}, exhausted(b.Pool)
 		}
-		c.settleDebts(ctx, math.MaxInt)
-		if listed, err = c.syncPool(ctx, b); err != nil {
-			return Held{}, err
-		}
-		last = stopped
 	}
 }
 
 // tryCandidates tries the addresses after last in turn. It returns no address
-// where there are no more, or where too many were held by others and nothing is
-// listed yet, and then where it stopped.
-func (c *Claimer) tryCandidates(ctx context.Context, req Request, b *pool.Block, last netip.Addr, listed map[netip.Addr]bool) (held Held, stopped netip.Addr, err error) {
+// where there are no more, or where more of them were held by others than may be,
+// which is none once they are listed; then it returns the last one of those.
+func (c *Claimer) tryCandidates(ctx context.Context, req Request, b *pool.Block, last netip.Addr, listed map[netip.Addr]bool) (held Held, collided netip.Addr, err error) {
 	unsettled, err := c.Hint.unsettled()
 	c.hintFailed("reading what is being released", err)
 	collisions := 0
@@ -175,18 +184,18 @@ func (c *Claimer) tryCandidates(ctx context.Context, req Request, b *pool.Block,
 		held, err := c.create(ctx, req, b, addr)
 		if err == nil {
 			c.hintFailed("noting where round robin stopped", c.Hint.SetLast(b.Pool, addr))
-			return held, addr, nil
+			return held, netip.Addr{}, nil
 		}
 		if !isInUse(err) {
-			return Held{}, addr, err
+			return Held{}, netip.Addr{}, err
 		}
 		c.Log.Debug("candidate is held by another", "error", err)
 		c.hintFailed("marking an address", c.Hint.SetElsewhere(Held{Attachment: req.Attachment, Pool: b.Pool.Name, Address: addr}))
-		if collisions++; collisions == maxCollisions && listed == nil {
+		if collisions++; collisions == maxCollisions || listed != nil {
 			return Held{}, addr, nil
 		}
 	}
-	return Held{}, last, nil
+	return Held{}, netip.Addr{}, nil
 }
 
 // create claims one address. A claim of this very attachment that is there

@@ -6,6 +6,7 @@ package pool
 import (
 	"iter"
 	"math/big"
+	"math/rand/v2"
 	"net/netip"
 
 	"go4.org/netipx"
@@ -115,6 +116,17 @@ func intersection(a, b netipx.IPRange) (netipx.IPRange, bool) {
 	}
 	r := netipx.IPRangeFrom(from, to)
 	return r, r.IsValid()
+}
+
+// Somewhere returns any address of the block's range, in a very large one of its
+// first 2^62.
+func (b *Block) Somewhere() netip.Addr {
+	last := int64(1<<62 - 1)
+	if n := distance(b.Range.From(), b.Range.To()); n.IsInt64() {
+		last = min(last, n.Int64())
+	}
+	a, _ := offset(b.Range.From(), big.NewInt(rand.Int64N(last+1))) // inside
+	return a
 }
 
 // Candidates yields every usable address once, in round robin: the ones after

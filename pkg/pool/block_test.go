@@ -284,6 +284,28 @@ func TestCandidatesAllocations(t *testing.T) {
 	}
 }
 
+func TestSomewhere(t *testing.T) {
+	for _, text := range []string{"10.0.0.1-10.0.0.4", "10.0.0.1-10.0.0.1", "0.0.0.0-255.255.255.255", "fd00::1-fd00::1:0", "::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"} {
+		b := &Block{Range: netipx.MustParseIPRange(text)}
+		seen := map[netip.Addr]bool{}
+		for range 200 {
+			a := b.Somewhere()
+			if !b.Range.Contains(a) {
+				t.Fatalf("%s: %s is not in it", text, a)
+			}
+			seen[a] = true
+		}
+		// One of four is missed in 200 with a chance of less than 1 in 10^24.
+		want := 4
+		if b.Range.From() == b.Range.To() {
+			want = 1
+		}
+		if len(seen) < want {
+			t.Errorf("%s: only %d addresses in 200 times", text, len(seen))
+		}
+	}
+}
+
 func TestBlockJSON(t *testing.T) {
 	ip := ipPool(t, v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 10, Gateway: "10.0.0.5", DefaultGateway: true, Routes: []v1alpha1.Route{{Dst: "172.16.0.0/12"}}})
 	bare := ipPool(t, tens(excluding("10.0.0.0-10.0.0.255")))

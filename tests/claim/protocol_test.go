@@ -5,6 +5,7 @@ package claim
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -118,6 +119,54 @@ func TestCollision(t *testing.T) {
 			t.Errorf("an address that was seen elsewhere and is free again is not found: got %s", got)
 		}
 	})
+}
+
+// Nodes that share a block, which no controller gives them, claim in step: whoever
+// collides after the list goes elsewhere, and says that nothing is free only when
+// it has seen all.
+func TestCollisionsAtTheSameMoment(t *testing.T) {
+	const size = 12
+	c := newCluster(t, size, "a", "b")
+	n := newNode(t, c.ns, "a")
+	for i := 1; i <= 3; i++ {
+		c.hold(t, "p", fmt.Sprintf("10.0.0.%d", i), "b", fmt.Sprint("before", i))
+	}
+	// Somebody is always quicker, from the fourth create on, until one is left.
+	creates := 0
+	n.wire.setLose(func(req *http.Request) loss {
+		if req.Method != http.MethodPost {
+			return nothing
+		}
+		if creates++; creates > 3 && creates < size {
+			c.hold(t, "p", wantedAddress(t, req), "b", fmt.Sprint("quicker", creates))
+		}
+		return nothing
+	})
+	n.mustAdd(t, "pod1", ippool("p"))
+	if creates != size {
+		t.Errorf("%d creates, want %d: each address once", creates, size)
+	}
+	n.wire.take()
+	if _, err := n.add(t.Context(), "pod2", ippool("p")); !errors.Is(err, claim.ErrExhausted) {
+		t.Errorf("error %v, want that nothing is free", err)
+	}
+	if _, lists := count(n.wire.take(), "POST", "GET ipallocations"); lists != 1 {
+		t.Errorf("%d lists, want 1", lists)
+	}
+}
+
+// wantedAddress is the address that a create asks for.
+func wantedAddress(t *testing.T, req *http.Request) string {
+	t.Helper()
+	body, err := req.GetBody()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var alloc v1alpha1.IPAllocation
+	if err := json.NewDecoder(body).Decode(&alloc); err != nil {
+		t.Fatal(err)
+	}
+	return alloc.Spec.Address
 }
 
 // count counts requests that are equal to exact, or begin with method.
