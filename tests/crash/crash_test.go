@@ -62,7 +62,7 @@ var scenarios = []scenario{
 		name:   "ADD with an empty hint",
 		before: func(*testing.T, *machine) {},
 		killed: func(*machine) call { return call{verb: "ADD", container: subject} },
-		steps:  []string{"openat data/complete", "renameat data/pools/ippool.p.json", "symlinkat data/claims/p/ADDRESS"},
+		steps:  []string{"renameat data/pools/ippool.p.json", "symlinkat data/claims/p/ADDRESS"},
 		states: []string{nothing, entered, unanswered, claimed},
 	},
 	{
@@ -147,7 +147,7 @@ var scenarios = []scenario{
 			delete(m.live, subject) // its DEL was lost
 		},
 		killed: (*machine).gc,
-		steps: []string{"renameat data/claims/p/ADDRESS", "openat data/complete", "symlinkat data/releasing/p.ADDRESS@HASH",
+		steps: []string{"symlinkat data/releasing/p.ADDRESS@HASH",
 			"unlinkat data/releasing/p.ADDRESS@HASH"},
 		states: []string{claimed, noted, releasing, released, nothing},
 	},
@@ -258,7 +258,7 @@ var sequels = []sequel{
 		}
 	}},
 	{"reboot", func(t *testing.T, r *run) {
-		r.age(t)
+		r.reboot(t)
 		r.del(t, append(slices.Sorted(maps.Keys(r.live)), subject)...)
 		r.replace(t)
 	}},
@@ -281,7 +281,7 @@ var sequels = []sequel{
 		if err := os.CopyFS(r.data(), os.DirFS(r.saved())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			t.Fatal(err)
 		}
-		r.age(t) // until the node is back
+		r.reboot(t)
 		r.noted = r.notes(t)
 		if r.killed(r.machine).verb == "ADD" { // of which the node knows nothing
 			r.abandoned[subject] = true

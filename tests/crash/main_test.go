@@ -408,6 +408,24 @@ func (m *machine) age(t *testing.T) {
 	})
 }
 
+// reboot makes the hint one of before the node's last start.
+func (m *machine) reboot(t *testing.T) {
+	t.Helper()
+	m.age(t)
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.entries(t, func(path, text string) {
+		if text != strings.TrimSpace(string(boot)) {
+			return
+		}
+		if err := errors.Join(os.Remove(path), os.Symlink("an-earlier-one", path)); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
 // fill checks that every address of the node's blocks can be given: nothing in
 // the hint is in the way. It expects that nothing is held, and leaves it so.
 func (m *machine) fill(t *testing.T) {
