@@ -166,16 +166,9 @@ func TestNoFreeRanges(t *testing.T) {
 
 // manager returns the one manager of status.allocations whose name tells a
 // plugin about them, and all owners of that field.
-func manager(t *testing.T, p *v1alpha1.IPPool) (ours string, owners []string) {
+func manager(t *testing.T, p *v1alpha1.IPPool) (ours string, all []string) {
 	t.Helper()
 	for _, e := range p.ManagedFields {
-		fields := map[string]map[string]any{}
-		if err := json.Unmarshal(e.FieldsV1.GetRawBytes(), &fields); err != nil {
-			t.Fatal(err)
-		}
-		if _, owns := fields["f:status"]["f:allocations"]; owns {
-			owners = append(owners, e.Manager)
-		}
 		if strings.HasPrefix(e.Manager, v1alpha1.BlocksManagerPrefix) {
 			if ours != "" {
 				t.Errorf("two managers of blocks: %s and %s", ours, e.Manager)
@@ -183,7 +176,22 @@ func manager(t *testing.T, p *v1alpha1.IPPool) (ours string, owners []string) {
 			ours = e.Manager
 		}
 	}
-	return ours, owners
+	return ours, owners(t, p, "f:allocations")
+}
+
+// owners are the managers of a field of the status.
+func owners(t *testing.T, p *v1alpha1.IPPool, field string) (out []string) {
+	t.Helper()
+	for _, e := range p.ManagedFields {
+		fields := map[string]map[string]any{}
+		if err := json.Unmarshal(e.FieldsV1.GetRawBytes(), &fields); err != nil {
+			t.Fatal(err)
+		}
+		if _, owns := fields["f:status"][field]; owns {
+			out = append(out, e.Manager)
+		}
+	}
+	return out
 }
 
 // The name of the manager of status.allocations changes exactly when they do.
@@ -191,9 +199,14 @@ func TestBlocksManager(t *testing.T) {
 	c := seedCluster(t)
 	c.run(t, controller.Options{})
 	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
-	first, owners := manager(t, c.getPool(t, "pool1"))
-	if first == "" || !slices.Equal(owners, []string{first}) {
-		t.Fatalf("owners of status.allocations are %q", owners)
+	first, all := manager(t, c.getPool(t, "pool1"))
+	if first == "" || !slices.Equal(all, []string{first}) {
+		t.Fatalf("owners of status.allocations are %q", all)
+	}
+	for _, field := range []string{"f:conditions", "f:observedGeneration", "f:capacity", "f:used"} {
+		if got := owners(t, c.getPool(t, "pool1"), field); !slices.Equal(got, []string{"ipam-controller"}) {
+			t.Errorf("owners of status.%s are %q", field, got)
+		}
 	}
 
 	// 1. A condition changes: the name does not.
@@ -210,9 +223,9 @@ func TestBlocksManager(t *testing.T) {
 	c.node(t, "kind-worker3", map[string]string{workerLabel: ""})
 	with3 := append(slices.Clone(seedBlocks), "kind-worker3 192.168.1.45 192.168.1.144")
 	c.wantPool(t, "pool1", "BlocksAssigned", with3...)
-	second, owners := manager(t, c.getPool(t, "pool1"))
-	if second == first || !slices.Equal(owners, []string{second}) {
-		t.Errorf("other blocks made the owners %q, had %q", owners, first)
+	second, all := manager(t, c.getPool(t, "pool1"))
+	if second == first || !slices.Equal(all, []string{second}) {
+		t.Errorf("other blocks made the owners %q, had %q", all, first)
 	}
 
 	// 3. They change back: the first name.
