@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -57,6 +56,9 @@ func (b *bench) controller() error {
 		return err
 	}
 	if err := b.createPods(b.total); err != nil {
+		return err
+	}
+	if err := b.calm(); err != nil {
 		return err
 	}
 	t := b.table("Controller", fmt.Sprintf("%s nodes, %d pools with a block for each of them, %s allocations and as many pods. The time to reclaim counts from the end of the grace period. Writes are those to pools, allocations, events and leases.",
@@ -108,7 +110,7 @@ func (b *bench) step(t *table, name string, m *manager, run func(*manager) error
 	if err != nil {
 		return err
 	}
-	cpu, err := m.cpu()
+	cpu, err := cpuTime(m.pid)
 	if err != nil {
 		return err
 	}
@@ -120,7 +122,7 @@ func (b *bench) step(t *table, name string, m *manager, run func(*manager) error
 	if name == reclaimLeaks {
 		elapsed -= grace
 	}
-	used, err := m.cpu()
+	used, err := cpuTime(m.pid)
 	if err != nil {
 		return err
 	}
@@ -129,7 +131,7 @@ func (b *bench) step(t *table, name string, m *manager, run func(*manager) error
 		return err
 	}
 	sent := after.since(before)
-	now, peak, err := m.memory()
+	now, peak, err := memory(m.pid)
 	if err != nil {
 		return err
 	}
@@ -187,9 +189,6 @@ func (b *bench) ready(m *manager) error {
 	})
 }
 
-// clockTick is what /proc counts CPU time in, on every architecture Go runs on.
-const clockTick = 10 * time.Millisecond
-
 func (m *manager) alive() error {
 	select {
 	case <-m.process.Done():
@@ -197,37 +196,6 @@ func (m *manager) alive() error {
 	default:
 		return nil
 	}
-}
-
-// cpu returns the CPU time of the controller so far.
-func (m *manager) cpu() (time.Duration, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", m.pid))
-	if err != nil {
-		return 0, err
-	}
-	// Behind the name, which may have spaces, the 12th and 13th.
-	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
-	var ticks int
-	for _, f := range fields[11:13] {
-		n, err := strconv.Atoi(f)
-		if err != nil {
-			return 0, err
-		}
-		ticks += n
-	}
-	return time.Duration(ticks) * clockTick, nil
-}
-
-// memory returns what is resident now, and at most so far, in MiB.
-func (m *manager) memory() (now, peak float64, err error) {
-	path := fmt.Sprintf("/proc/%d/status", m.pid)
-	for name, into := range map[string]*float64{"VmRSS": &now, "VmHWM": &peak} {
-		if _, err := fmt.Sscan(field(path, name), into); err != nil {
-			return 0, 0, fmt.Errorf("%s of %s: %w", name, path, err)
-		}
-		*into /= 1024
-	}
-	return now, peak, nil
 }
 
 func (b *bench) createNodes(n int) error {

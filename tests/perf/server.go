@@ -7,6 +7,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -73,6 +74,17 @@ func (b *bench) scrape() (requests, error) {
 		out[labels["verb"]+" "+labels["resource"]] += int(n)
 	}
 	return out, lines.Err()
+}
+
+// metric returns the value of a metric that has no labels.
+func metric(body io.Reader, name string) (float64, error) {
+	lines := bufio.NewScanner(body)
+	for lines.Scan() {
+		if value, ok := strings.CutPrefix(lines.Text(), name+" "); ok {
+			return strconv.ParseFloat(value, 64)
+		}
+	}
+	return 0, errors.Join(fmt.Errorf("there is no metric %s", name), lines.Err())
 }
 
 func (b *bench) get(url string) (io.ReadCloser, error) {

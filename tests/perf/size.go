@@ -184,10 +184,13 @@ func (b *bench) allocations() error {
 		return err
 	}
 	t := b.table("Cost against allocations in the API server", "One ADD with so many allocations of other pools in the server. The floor was measured in turns at each size, for it makes a create like any other.",
-		"p50 ms", "p99 ms", "floor p50 ms", "× floor", "× smallest", "× smallest, of × floor")
+		"p50 ms", "p99 ms", "floor p50 ms", "× floor", "× smallest", "× floor, × smallest", "API server MiB", "etcd MiB")
 	var first, firstOfFloor float64
 	for _, n := range []int{0, b.total / 10, b.total} {
 		if err := b.haveAllocations(n); err != nil {
+			return err
+		}
+		if err := b.calm(); err != nil {
 			return err
 		}
 		floor, add := b.floorVariant(), h.undone("ADD")
@@ -198,7 +201,11 @@ func (b *bench) allocations() error {
 		if n == 0 {
 			first, firstOfFloor = p50, ofFloor
 		}
-		t.add(thousands(n), p50, add.walls.p99(), floor.walls.p50(), ofFloor, p50/first, ofFloor/firstOfFloor)
+		server, database, err := b.stores()
+		if err != nil {
+			return err
+		}
+		t.add(thousands(n), p50, add.walls.p99(), floor.walls.p50(), ofFloor, p50/first, ofFloor/firstOfFloor, server, database)
 		b.say("%d allocations: %.1f ms, %.2f × floor", n, p50, ofFloor)
 		if n > 0 {
 			b.target("ADD, with "+thousands(n)+" allocations, to none", p50/first, sizeLimit, " ×")

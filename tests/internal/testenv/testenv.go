@@ -214,6 +214,15 @@ func (e *Env) Stop() error {
 	return errors.Join(append(errs, e.guard.release(), os.RemoveAll(e.Dir))...)
 }
 
+// PID is the process ID of a component, "etcd" or "kube-apiserver".
+func (e *Env) PID(name string) (pid int, err error) {
+	data, err := os.ReadFile(filepath.Join(e.Dir, name+".pid"))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(data)))
+}
+
 // EtcdURL is where etcd answers, without authentication.
 func (e *Env) EtcdURL() string { return e.envtest.ControlPlane.Etcd.URL.String() }
 

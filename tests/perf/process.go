@@ -1,0 +1,94 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// clockTick is what /proc counts CPU time in, on every architecture Go runs on.
+const clockTick = 10 * time.Millisecond
+
+// cpuTime returns the CPU time of a process so far.
+func cpuTime(pid int) (time.Duration, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	// Behind the name, which may have spaces, the 12th and 13th.
+	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	var ticks int
+	for _, f := range fields[11:13] {
+		n, err := strconv.Atoi(f)
+		if err != nil {
+			return 0, err
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * clockTick, nil
+}
+
+// memory returns what is resident of a process now, and at most so far, in MiB.
+func memory(pid int) (now, peak float64, err error) {
+	path := fmt.Sprintf("/proc/%d/status", pid)
+	for name, into := range map[string]*float64{"VmRSS": &now, "VmHWM": &peak} {
+		if _, err := fmt.Sscan(field(path, name), into); err != nil {
+			return 0, 0, fmt.Errorf("%s of %s: %w", name, path, err)
+		}
+		*into /= 1024
+	}
+	return now, peak, nil
+}
+
+// calm waits until the API server has digested what was put into etcd, and needs
+// hardly any CPU time; a minute at most, for the machine may have other work.
+func (b *bench) calm() error {
+	pid, err := b.env.PID("kube-apiserver")
+	if err != nil {
+		return err
+	}
+	last, err := cpuTime(pid)
+	if err != nil {
+		return err
+	}
+	for range 60 {
+		if err := b.pause(time.Second); err != nil {
+			return err
+		}
+		now, err := cpuTime(pid)
+		if err != nil {
+			return err
+		}
+		if now-last < 100*time.Millisecond {
+			return nil
+		}
+		last = now
+	}
+	b.say("the API server is not at rest after a minute")
+	return nil
+}
+
+// stores returns what is resident of the API server, and what etcd's database
+// has in use, in MiB.
+func (b *bench) stores() (server, database float64, err error) {
+	pid, err := b.env.PID("kube-apiserver")
+	if err != nil {
+		return 0, 0, err
+	}
+	if server, _, err = memory(pid); err != nil {
+		return 0, 0, err
+	}
+	body, err := b.get(b.env.EtcdURL() + "/metrics")
+	if err != nil {
+		return 0, 0, err
+	}
+	defer body.Close()
+	database, err = metric(body, "etcd_mvcc_db_total_size_in_use_in_bytes")
+	return server, database / (1 << 20), err
+}
