@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -83,30 +84,34 @@ func (c *Claimer) hintFailed(doing string, err error) {
 }
 
 // held returns what the attachment holds: as the hint has it where that is
-// complete, else as the API server lists it, which rebuilds the hint.
+// complete, else as the API server lists it as well, which rebuilds the hint.
 func (c *Claimer) held(ctx context.Context, att Attachment) ([]Held, error) {
-	if c.Hint.Complete() {
-		found, err := c.Hint.Find(att)
-		if err == nil {
-			return found, nil
-		}
-		c.hintFailed("finding the attachment", err)
+	complete := c.Hint.Complete()
+	found, err := c.Hint.Find(att)
+	c.hintFailed("finding the attachment", err)
+	if complete && err == nil {
+		return found, nil
 	}
 	all, err := c.rebuild(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var found []Held
 	for _, a := range all {
-		if attachmentOf(&a) == att {
-			found = append(found, heldOf(&a))
+		if attachmentOf(&a) != att {
+			continue
 		}
+		held := heldOf(&a)
+		found = slices.DeleteFunc(found, func(h Held) bool { return h.key() == held.key() })
+		found = append(found, held)
 	}
 	return found, nil
 }
 
 // rebuild lists what this node holds and enters it into the hint.
 func (c *Claimer) rebuild(ctx context.Context) ([]v1alpha1.IPAllocation, error) {
+	mark, markErr := c.Hint.startRebuild()
+	c.hintFailed("rebuilding", markErr)
+	defer c.Hint.endRebuild(mark)
 	selector := labels.Set{v1alpha1.LabelNode: LabelValue(c.Node)}.String()
 	var all []v1alpha1.IPAllocation
 	err := retry(ctx, func() error {
@@ -134,7 +139,9 @@ func (c *Claimer) rebuild(ctx context.Context) ([]v1alpha1.IPAllocation, error) 
 	for i := range all {
 		helds = append(helds, heldOf(&all[i]))
 	}
-	c.hintFailed("rebuilding", c.Hint.Rebuild(helds))
+	if markErr == nil {
+		c.hintFailed("rebuilding", c.Hint.Rebuild(mark, helds))
+	}
 	c.Log.Info("rebuilt the node's hint from the API server", "node", c.Node, "allocations", len(all))
 	return all, nil
 }

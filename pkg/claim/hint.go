@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -48,7 +49,8 @@ type Held struct {
 //	owed/NAME@HASH        -> CONTAINER/INTERFACE/UID   the next call has to delete it
 //	pools/TYPE.POOL.json                               the pool as this node sees it
 //	pools/TYPE.POOL.last  -> ADDRESS                   where round robin stopped
-//	complete                                           claims/ has all of this node's
+//	claims/.complete      -> BOOT                      claims/ has all of this node's
+//	claims/.rebuilding*   -> BOOT                      a call is making it so
 //	closed                                             another IPAM's addresses are being adopted: ADDs wait
 //	lock                                               held to change an entry, never across a request
 //
@@ -74,26 +76,51 @@ func (h *Hint) path(parts ...string) string {
 	return filepath.Join(append([]string{h.dir}, parts...)...)
 }
 
+// These lie in claims/, so that whoever removes it removes them, too.
+const (
+	completeMark   = ".complete"
+	rebuildingMark = ".rebuilding"
+)
+
 // Complete reports whether the hint holds at least what this node holds, and
 // can go on doing so. A new directory does not: the node may have claims from
-// before. Nor does one that cannot be written.
+// before. Nor does one that cannot be written, or that the node has not rebuilt
+// since it started: what was entered last may be lost when the power goes.
 func (h *Hint) Complete() bool {
-	if _, err := os.Lstat(h.path("complete")); err != nil {
-		return false
-	}
+	boot, err := os.Readlink(h.path("claims", completeMark))
 	const writable = 2 // W_OK
-	return syscall.Access(h.dir, writable) == nil
+	return err == nil && boot == bootID() && syscall.Access(h.path("claims"), writable) == nil
 }
 
-func (h *Hint) setComplete() error {
-	if err := os.MkdirAll(h.dir, 0o700); err != nil {
-		return err
+// bootID is another one after each start of the node.
+var bootID = sync.OnceValue(func() string {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "unknown"
 	}
-	return os.WriteFile(h.path("complete"), nil, 0o600)
+	return strings.TrimSpace(string(id))
+})
+
+// startRebuild returns a mark for Rebuild, to be made before it is asked what the
+// node holds.
+func (h *Hint) startRebuild() (mark string, err error) {
+	mark = fmt.Sprintf("%s%d-%d", rebuildingMark, os.Getpid(), renames.Add(1))
+	_ = os.Remove(h.path("claims", mark)) // of a process that died and had this one's number
+	return mark, h.link(bootID(), "claims", mark)
 }
 
-// forget makes the next call rebuild the hint: something could not be written.
-func (h *Hint) forget() { _ = os.Remove(h.path("complete")) }
+// endRebuild removes the mark of a rebuild that has failed.
+func (h *Hint) endRebuild(mark string) { _ = os.Remove(h.path("claims", mark)) }
+
+// forget makes the next call rebuild the hint: something could not be written. A
+// rebuild that has begun before may know nothing of that, and must not make it
+// complete.
+func (h *Hint) forget() {
+	marks, _ := filepath.Glob(h.path("claims", rebuildingMark+"*"))
+	for _, mark := range append(marks, h.path("claims", completeMark)) {
+		_ = os.Remove(mark)
+	}
+}
 
 // Hold enters an address for an attachment that is about to claim it, and
 // reports whether it was free. It is how the processes on one node keep out of
@@ -207,10 +234,10 @@ func (h *Hint) FindIn(poolName string, att Attachment) ([]Held, error) {
 }
 
 // each calls f with the entries of a pool. An entry that is nobody's here has an
-// empty attachment.
+// empty attachment, and what is no entry at all an empty text.
 func (h *Hint) each(poolName string, f func(held Held, text string) error) error {
 	dir, err := os.Open(h.path("claims", poolName))
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return nil
 	}
 	if err != nil {
@@ -218,7 +245,7 @@ func (h *Hint) each(poolName string, f func(held Held, text string) error) error
 	}
 	defer func() { _ = dir.Close() }()
 	names, err := dir.Readdirnames(-1)
-	if err != nil {
+	if err != nil && !errors.Is(err, syscall.ENOTDIR) {
 		return err
 	}
 	buf := make([]byte, maxText)
@@ -228,8 +255,11 @@ func (h *Hint) each(poolName string, f func(held Held, text string) error) error
 			continue
 		}
 		n, err := unix.Readlinkat(int(dir.Fd()), name, buf) // a third quicker than by its path
-		if err != nil {                                     // dropped by another process meanwhile
+		if errors.Is(err, fs.ErrNotExist) {                 // dropped by another process meanwhile
 			continue
+		}
+		if err != nil { // no entry of ours
+			n = 0
 		}
 		text := string(buf[:n])
 		held := Held{Pool: poolName, Address: addr}
@@ -241,9 +271,9 @@ func (h *Hint) each(poolName string, f func(held Held, text string) error) error
 	return nil
 }
 
-// Rebuild enters all that the API server says this node holds, after which the
-// hint is complete.
-func (h *Hint) Rebuild(all []Held) error {
+// Rebuild enters all that the API server says this node holds. After that the hint
+// is complete, unless an entry could not be made since startRebuild.
+func (h *Hint) Rebuild(mark string, all []Held) error {
 	unsettled, err := h.unsettled()
 	if err != nil {
 		return err
@@ -252,11 +282,38 @@ func (h *Hint) Rebuild(all []Held) error {
 		if slices.ContainsFunc(unsettled[held.key()], func(r Held) bool { return r.Attachment == held.Attachment }) {
 			continue
 		}
-		if err := h.Set(held); err != nil {
+		if err := h.enter(held); err != nil {
 			return err
 		}
 	}
-	return h.setComplete()
+	err = os.Rename(h.path("claims", mark), h.path("claims", completeMark))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// enter is Set for what the API server said some time ago: another attachment may
+// have the address by now, and its entry must stay.
+func (h *Hint) enter(held Held) error {
+	entry := h.path("claims", held.Pool, held.Address.String())
+	text, err := os.Readlink(entry)
+	other, _ := parseText(text)
+	switch {
+	case err != nil:
+		err := h.link(held.text(held.UID), "claims", held.Pool, held.Address.String())
+		if !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	case text == held.text(held.UID):
+		return nil
+	case text == elsewhere || other == held.Attachment:
+		swapped, err := h.swap(text, held.text(held.UID), "claims", held.Pool, held.Address.String())
+		if swapped || err != nil {
+			return err
+		}
+	}
+	return h.HoldRequested(held)
 }
 
 // Sync makes the entries of a pool agree with what the API server listed of it
@@ -265,8 +322,11 @@ func (h *Hint) Rebuild(all []Held) error {
 func (h *Hint) Sync(poolName string, at time.Time, inside func(netip.Addr) bool, listed map[netip.Addr]bool) error {
 	known := map[netip.Addr]bool{} // as this node's
 	err := h.each(poolName, func(held Held, text string) error {
-		known[held.Address] = text != elsewhere
+		known[held.Address] = text != elsewhere && text != ""
 		_, still := listed[held.Address]
+		if text == "" && !still {
+			return os.RemoveAll(h.path("claims", poolName, held.Address.String()))
+		}
 		if still || text != elsewhere && !h.stale(held, at) {
 			return nil
 		}
@@ -294,8 +354,8 @@ func (h *Hint) Sync(poolName string, at time.Time, inside func(netip.Addr) bool,
 }
 
 // stale reports whether a claim that was not listed at a time is no more. One
-// that was entered since may be too new for the list, and one without UID may
-// be about to be made.
+// that was entered since may be too new for the list, unless it is from the
+// future: then the clock was set back. One without UID may be about to be made.
 func (h *Hint) stale(held Held, at time.Time) bool {
 	entry := []string{"claims", held.Pool, held.Address.String()}
 	if held.UID == "" {
@@ -303,7 +363,7 @@ func (h *Hint) stale(held Held, at time.Time) bool {
 	}
 	const coarse = time.Second // file times are behind the clock by some milliseconds
 	info, err := os.Lstat(h.path(entry...))
-	return err == nil && info.ModTime().Before(at.Add(-coarse))
+	return err == nil && (info.ModTime().Before(at.Add(-coarse)) || info.ModTime().After(time.Now().Add(coarse)))
 }
 
 // young reports whether an entry may belong to a call that is still under way.
@@ -490,17 +550,22 @@ func parseText(text string) (Attachment, types.UID) {
 	return Attachment{ContainerID: container, Interface: ifName}, types.UID(uid)
 }
 
-// names lists a directory of the hint; one that is not there is empty.
+// names lists a directory of the hint, without marks. One that is not there is
+// empty, and so is what is no directory: nothing could be entered there.
 func (h *Hint) names(parts ...string) ([]string, error) {
 	dir, err := os.Open(h.path(parts...))
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = dir.Close() }()
-	return dir.Readdirnames(-1)
+	names, err := dir.Readdirnames(-1)
+	if errors.Is(err, syscall.ENOTDIR) {
+		return nil, nil
+	}
+	return slices.DeleteFunc(names, func(name string) bool { return name[0] == '.' }), err
 }
 
 // link makes an entry, or fails with fs.ErrExist where the name is taken.
@@ -521,8 +586,33 @@ func (h *Hint) replace(text string, parts ...string) error {
 	return h.rename(func(tmp string) error { return os.Symlink(text, tmp) }, parts...)
 }
 
+// swap is replace for an entry that still has the old text, and reports whether it
+// had.
+func (h *Hint) swap(old, text string, parts ...string) (swapped bool, err error) {
+	entry := h.path(parts...)
+	tmp := tmpName(entry)
+	if err := os.Symlink(text, tmp); err != nil {
+		return false, err
+	}
+	err = h.locked(func() error {
+		if now, err := os.Readlink(entry); err != nil || now != old {
+			return os.Remove(tmp)
+		}
+		swapped = true
+		return os.Rename(tmp, entry)
+	})
+	return swapped, err
+}
+
 // renames gives every file of this process a name of its own.
 var renames atomic.Int64
+
+// tmpName returns a name for what is to be moved to name.
+func tmpName(name string) string {
+	tmp := fmt.Sprintf("%s.tmp%d-%d", name, os.Getpid(), renames.Add(1))
+	_ = os.Remove(tmp) // of a process that died and had this one's number
+	return tmp
+}
 
 // rename makes a file under a name of its own and moves it into place, so that
 // nobody sees half of it.
@@ -531,8 +621,7 @@ func (h *Hint) rename(create func(tmp string) error, parts ...string) error {
 	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
 		return err
 	}
-	tmp := fmt.Sprintf("%s.tmp%d-%d", name, os.Getpid(), renames.Add(1))
-	_ = os.Remove(tmp) // of a process that died and had this one's number
+	tmp := tmpName(name)
 	if err := create(tmp); err != nil {
 		_ = os.Remove(tmp)
 		return err

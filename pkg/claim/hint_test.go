@@ -39,6 +39,13 @@ func must(t *testing.T, err error) {
 	}
 }
 
+func rebuild(t *testing.T, h *Hint, all ...Held) {
+	t.Helper()
+	mark, err := h.startRebuild()
+	must(t, err)
+	must(t, h.Rebuild(mark, all))
+}
+
 func find(t *testing.T, h *Hint, att Attachment) []Held {
 	t.Helper()
 	found, err := h.Find(att)
@@ -187,6 +194,7 @@ func TestSync(t *testing.T) {
 		{"claim that is listed", func(h *Hint) error { return h.Set(heldBy(podA, addr1, "u1")) }, time.Hour, map[netip.Addr]bool{addr1: true}, true, true},
 		{"claim that is no more", func(h *Hint) error { return h.Set(heldBy(podA, addr1, "u1")) }, time.Hour, nil, false, true},
 		{"claim newer than the list", func(h *Hint) error { return h.Set(heldBy(podA, addr1, "u1")) }, 0, nil, true, true},
+		{"claim from the future, of which there is none", func(h *Hint) error { return h.Set(heldBy(podA, addr1, "u1")) }, -time.Hour, nil, false, true},
 		{"claim about to be made", func(h *Hint) error { _, err := h.Hold("p", addr1, podA); return err }, time.Minute, nil, true, true},
 		{"claim of a process that died", func(h *Hint) error { _, err := h.Hold("p", addr1, podA); return err }, settleTime + time.Second, nil, false, true},
 		{"claim made under a clock that is ahead", func(h *Hint) error { _, err := h.Hold("p", addr1, podA); return err }, -time.Hour, nil, false, true},
@@ -197,7 +205,7 @@ func TestSync(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			h := NewHint(t.TempDir())
-			must(t, h.setComplete())
+			rebuild(t, h)
 			must(t, tc.entry(h))
 			entry := h.path("claims", "p", addr1.String())
 			if _, err := os.Lstat(entry); err == nil {
@@ -231,7 +239,7 @@ func TestRebuildMakesCompleteAndLeavesReleasesAlone(t *testing.T) {
 	}
 	released := heldBy(podB, addr2, "u2")
 	must(t, h.Releasing(released))
-	must(t, h.Rebuild([]Held{heldBy(podA, addr1, "u1"), released}))
+	rebuild(t, h, heldBy(podA, addr1, "u1"), released)
 	if !h.Complete() {
 		t.Error("not complete after a rebuild")
 	}
@@ -274,7 +282,7 @@ func TestViewAndLast(t *testing.T) {
 func TestNothingIsReadableByOthers(t *testing.T) {
 	h := NewHint(filepath.Join(t.TempDir(), "hint"))
 	ref := v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "p"}
-	must(t, h.Rebuild([]Held{heldBy(podA, addr1, "u1")}))
+	rebuild(t, h, heldBy(podA, addr1, "u1"))
 	must(t, h.Releasing(heldBy(podA, addr1, "u1")))
 	must(t, h.Owe(heldBy(podA, addr1, "u1")))
 	must(t, h.SaveView(ref, &View{Version: "v1", Block: &pool.Block{Pool: ref}}))
@@ -287,4 +295,74 @@ func TestNothingIsReadableByOthers(t *testing.T) {
 		}
 		return nil
 	}))
+}
+
+// What the API server said when a rebuild began may be old by the time that it is
+// entered.
+func TestRebuildLeavesLaterEntries(t *testing.T) {
+	h := NewHint(t.TempDir())
+	later := heldBy(podB, addr1, "u2")
+	must(t, h.Set(later))
+	_, err := h.Hold("p", addr2, podA)
+	must(t, err)
+	rebuild(t, h, heldBy(podA, addr1, "u1"), heldBy(podA, addr2, "u3"))
+	if got := find(t, h, podB); !slices.Equal(got, []Held{later}) {
+		t.Errorf("B holds %v, want %v", got, later)
+	}
+	if got := find(t, h, podA); !slices.Equal(got, []Held{heldBy(podA, addr1, ""), heldBy(podA, addr2, "u3")}) {
+		t.Errorf("A may hold %v", got)
+	}
+}
+
+// An entry that could not be made while a rebuild was under way is not in it.
+func TestRebuildIsNotCompleteWhereAnEntryIsMissing(t *testing.T) {
+	h := NewHint(t.TempDir())
+	mark, err := h.startRebuild()
+	must(t, err)
+	h.forget() // of another call, whose disk was full
+	must(t, h.Rebuild(mark, []Held{heldBy(podA, addr1, "u1")}))
+	if h.Complete() {
+		t.Error("complete")
+	}
+	rebuild(t, h)
+	if !h.Complete() {
+		t.Error("not complete after another rebuild")
+	}
+}
+
+// Whatever was written last before the power went may be lost.
+func TestHintIsNotCompleteAfterAReboot(t *testing.T) {
+	h := NewHint(t.TempDir())
+	rebuild(t, h)
+	must(t, os.Remove(h.path("claims", completeMark)))
+	must(t, os.Symlink("another-boot", h.path("claims", completeMark)))
+	if h.Complete() {
+		t.Error("complete")
+	}
+}
+
+// What is no entry keeps no address for ever, and hides no entries.
+func TestGarbage(t *testing.T) {
+	h := NewHint(t.TempDir())
+	rebuild(t, h, heldBy(podA, addr1, "u1"))
+	must(t, os.Remove(h.path("claims", "p", addr1.String())))
+	addr3, addr4 := netip.MustParseAddr("10.0.0.3"), netip.MustParseAddr("10.0.0.4")
+	must(t, os.WriteFile(h.path("claims", "p", addr2.String()), []byte("torn"), 0o600))
+	must(t, os.MkdirAll(h.path("claims", "p", addr3.String(), "x"), 0o700))
+	must(t, os.Symlink("who/knows", h.path("claims", "p", addr4.String())))
+	age(t, h, time.Hour, "claims", "p", addr4.String())
+	must(t, os.WriteFile(h.path("claims", "file"), nil, 0o600))
+	must(t, os.WriteFile(h.path("claims", "p", "x.tmp1-1"), nil, 0o600))
+	must(t, os.WriteFile(h.path("owed"), nil, 0o600))
+	must(t, os.WriteFile(h.path("releasing"), nil, 0o600))
+	must(t, h.Set(heldBy(podB, addr1, "u1")))
+	if got := find(t, h, podB); len(got) != 1 {
+		t.Errorf("B holds %v", got)
+	}
+	must(t, h.Sync("p", time.Now(), func(netip.Addr) bool { return true }, map[netip.Addr]bool{addr1: true}))
+	for _, addr := range []netip.Addr{addr2, addr3, addr4} {
+		if free, err := h.Hold("p", addr, podA); !free || err != nil {
+			t.Errorf("%s is free: %v, %v", addr, free, err)
+		}
+	}
 }

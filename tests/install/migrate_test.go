@@ -207,7 +207,7 @@ func TestMigratedAllocation(t *testing.T) {
 		t.Errorf("the hint has %q, %v, want %q", entry, err, want)
 	}
 	// Whether that is all that the node holds is for the plugin to find out.
-	if _, err := os.Stat(h.path("data/complete")); err == nil {
+	if _, err := os.Lstat(h.path("data/claims/.complete")); err == nil {
 		t.Error("the hint is called complete")
 	}
 }
@@ -233,7 +233,7 @@ func TestDelOfMigratedPods(t *testing.T) {
 	for name, lose := range map[string]func(t *testing.T, h *host){
 		"with the hint": func(*testing.T, *host) {},
 		"without": func(t *testing.T, h *host) {
-			for _, dir := range []string{"claims", "pools", "complete"} {
+			for _, dir := range []string{"claims", "pools"} {
 				if err := os.RemoveAll(h.path("data/" + dir)); err != nil {
 					t.Fatal(err)
 				}
