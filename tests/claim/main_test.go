@@ -35,9 +35,11 @@ import (
 var env *testenv.Env
 
 func TestMain(m *testing.M) {
-	// A history takes a second; -rapid.checks=N asks for more of them.
-	if err := flag.Set("rapid.checks", "25"); err != nil {
-		panic(err)
+	// A history takes some seconds; -rapid.checks=N asks for more of them.
+	for name, value := range map[string]string{"rapid.checks": "12", "rapid.steps": "50"} {
+		if err := flag.Set(name, value); err != nil {
+			panic(err)
+		}
 	}
 	os.Exit(testenv.Run(m, &env, testenv.Options{}))
 }
