@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export GOWORK=off
-max_plugin_mb=20
+max_plugin_mb=16
 failed=()
 
 check() { # NAME COMMAND...
