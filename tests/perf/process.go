@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // clockTick is what /proc counts CPU time in, on every architecture Go runs on.
@@ -46,9 +48,11 @@ func memory(pid int) (now, peak float64, err error) {
 	return now, peak, nil
 }
 
-// calm waits until the API server has digested what was put into etcd, and needs
-// hardly any CPU time; a minute at most, for the machine may have other work.
+// calm waits until what was put into etcd is on the disk and the API server has
+// digested it, so that it needs hardly any CPU time; a minute at most, for the
+// machine may have other work.
 func (b *bench) calm() error {
+	unix.Sync()
 	pid, err := b.env.PID("kube-apiserver")
 	if err != nil {
 		return err
