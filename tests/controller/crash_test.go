@@ -107,10 +107,10 @@ type scene struct {
 // Blocks in an order that carving anew would not give; that of departed is held
 // by a leak alone, that of host by a pod.
 var (
-	stable = map[string]string{"host": "10.0.0.51", "b": "10.0.0.1"}
+	stable = map[string]string{"host": "10.0.0.1", "b": "10.0.0.51"}
 	inUse  = []v1alpha1.Allocation{
-		{NodeName: "b", StartIP: "10.0.0.1", EndIP: "10.0.0.50"},
-		{NodeName: "host", StartIP: "10.0.0.51", EndIP: "10.0.0.100"},
+		{NodeName: "host", StartIP: "10.0.0.1", EndIP: "10.0.0.50"},
+		{NodeName: "b", StartIP: "10.0.0.51", EndIP: "10.0.0.100"},
 		{NodeName: "departed", StartIP: "10.0.0.101", EndIP: "10.0.0.150"},
 	}
 	// late is given the next block, or that of departed when it is free.
@@ -127,18 +127,18 @@ func newScene(t *testing.T, base *cluster) *scene {
 		t.Fatal(err)
 	}
 	pod := s.startPod(t, "pod", nil)
-	s.holdIn(t, "first", "pool1", "10.0.0.60", "host", pod) // its DEL was lost
-	s.leak(t, "10.0.0.61", "host")
+	s.holdIn(t, "first", "pool1", "10.0.0.10", "host", pod) // its DEL was lost
+	s.leak(t, "10.0.0.11", "host")
 	s.leak(t, "10.0.0.101", "departed")
 	s.nextSecond(t)
-	s.holdIn(t, "second", "pool1", "10.0.0.62", "host", pod)
-	s.hold(t, "pool1", "10.0.0.5", "b", s.startPod(t, "other", nil))
+	s.holdIn(t, "second", "pool1", "10.0.0.12", "host", pod)
+	s.hold(t, "pool1", "10.0.0.55", "b", s.startPod(t, "other", nil))
 	list, err := s.ipam.IPAllocations(s.ns).List(t.Context(), metav1.ListOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, a := range list.Items {
-		if a.Spec.Address == "10.0.0.62" || a.Spec.Address == "10.0.0.5" {
+		if a.Spec.Address == "10.0.0.12" || a.Spec.Address == "10.0.0.55" {
 			s.live[a.Spec.Address] = a.UID
 		}
 	}
@@ -212,7 +212,7 @@ func (s *scene) complain(format string, args ...any) {
 // the way.
 func (s *scene) end(t *testing.T) {
 	t.Helper()
-	s.wantHeld(t, "10.0.0.5", "10.0.0.62")
+	s.wantHeld(t, "10.0.0.12", "10.0.0.55")
 	until(t, func() string { return s.unsettled(t) })
 	list, err := s.ipam.IPAllocations(s.ns).List(t.Context(), metav1.ListOptions{})
 	if err != nil {

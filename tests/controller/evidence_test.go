@@ -88,28 +88,17 @@ func TestReclaimReplacedSandbox(t *testing.T) {
 	c := seedCluster(t)
 	l := c.logged()
 	c.run(t, controller.Options{Resync: time.Second})
-	pod, young := c.startPod(t, "pod", nil), c.startPod(t, "young", nil)
+	pod, slow := c.startPod(t, "pod", nil), c.startPod(t, "slow", nil)
 	c.holdIn(t, "first", "pool1", "192.168.0.101", "kind-worker", pod)
-	c.nextSecond(t)
 	c.holdIn(t, "second", "pool1", "192.168.0.102", "kind-worker", pod)
-	// Two containers of which the clock does not tell the later, unless this takes
-	// place where two seconds meet: then the first is taken back.
-	c.holdIn(t, "one", "pool1", "192.168.0.111", "kind-worker", young)
-	c.holdIn(t, "other", "pool1", "192.168.0.112", "kind-worker", young)
-	list, err := c.ipam.IPAllocations(c.ns).List(t.Context(), metav1.ListOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := []string{"192.168.0.102", "192.168.0.111", "192.168.0.112"}
-	tie := list.Items[len(list.Items)-2].CreationTimestamp == list.Items[len(list.Items)-1].CreationTimestamp
-	if !tie {
-		want = []string{"192.168.0.102", "192.168.0.112"}
-	}
-	c.wantHeld(t, want...)
+	// The create of an earlier container comes when the later one has its address.
+	asked := time.Now()
+	c.holdIn(t, "later", "pool1", "192.168.0.111", "kind-worker", slow)
+	c.holdSince(t, asked, "earlier", "pool1", "192.168.0.112", "kind-worker", slow)
+	c.wantHeld(t, "192.168.0.102", "192.168.0.111", "192.168.0.112")
 	c.wantEvent(t, "reclaimed 192.168.0.101 of pod "+c.ns+"/pod on node kind-worker: pod has another container since, second")
-	if tie {
-		l.want(t, "Allocation is held", "192.168.0.111", "which is the later cannot be told")
-	}
+	l.want(t, "Allocation is held", "192.168.0.111", "which is the later cannot be told")
+	l.want(t, "Allocation is held", "192.168.0.112", "which is the later cannot be told")
 }
 
 // What may never have been a pod of the API is held, and freed with its node.
@@ -276,7 +265,6 @@ func TestReclaimStaleRival(t *testing.T) {
 	l := c.logged()
 	pod := c.startPod(t, "pod", nil)
 	c.holdIn(t, "first", "pool1", "192.168.0.101", "kind-worker", pod)
-	c.nextSecond(t)
 	c.holdIn(t, "second", "pool1", "192.168.0.102", "kind-worker", pod)
 	f := &freezer{resource: "ipallocations", thaw: make(chan struct{})}
 	thaw := sync.OnceFunc(func() { close(f.thaw) })

@@ -276,11 +276,20 @@ func (c *cluster) hold(t *testing.T, poolName, address, node string, pod v1alpha
 	c.holdIn(t, "sandbox-"+pod.Name, poolName, address, node, pod)
 }
 
-// holdIn is hold in a certain container of the pod.
+// holdIn is hold in a certain container of the pod, which asks now.
 func (c *cluster) holdIn(t *testing.T, container, poolName, address, node string, pod v1alpha1.PodReference) {
 	t.Helper()
+	c.holdSince(t, time.Now(), container, poolName, address, node, pod)
+}
+
+// holdSince is holdIn for a container that has asked at some other time.
+func (c *cluster) holdSince(t *testing.T, asked time.Time, container, poolName, address, node string, pod v1alpha1.PodReference) {
+	t.Helper()
 	a := &v1alpha1.IPAllocation{
-		ObjectMeta: metav1.ObjectMeta{Name: poolName + "." + address},
+		ObjectMeta: metav1.ObjectMeta{
+			Name:        poolName + "." + address,
+			Annotations: map[string]string{v1alpha1.AnnotationAsked: asked.UTC().Format(time.RFC3339Nano)},
+		},
 		Spec: v1alpha1.IPAllocationSpec{
 			PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: poolName}, Address: address, NodeName: node,
 			PodRef: pod, ContainerID: container, InterfaceName: "net1",
