@@ -89,9 +89,7 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 // rather the one that the attachment has before.
 func (c *Claimer) claim(ctx context.Context, req Request, b *pool.Block, wanted netip.Addr, before func(*pool.Block) netip.Addr) (Held, error) {
 	if wanted.IsValid() {
-		err := c.Hint.HoldRequested(Held{Attachment: req.Attachment, Pool: b.Pool.Name, Address: wanted})
-		c.hintFailed("holding an address", err)
-		return c.create(ctx, req, b, wanted)
+		return c.claimRequested(ctx, req, b, wanted)
 	}
 	if addr := before(b); addr.IsValid() {
 		held, err := c.create(ctx, req, b, addr)
@@ -100,6 +98,40 @@ func (c *Claimer) claim(ctx context.Context, req Request, b *pool.Block, wanted 
 		}
 	}
 	return c.claimAny(ctx, req, b)
+}
+
+// claimRequested claims one address and no other. Where an earlier sandbox of the
+// same pod has it, whose DEL was lost, that one gives way.
+func (c *Claimer) claimRequested(ctx context.Context, req Request, b *pool.Block, addr netip.Addr) (Held, error) {
+	try := func() (Held, error) {
+		c.hintFailed("holding an address", c.Hint.HoldRequested(Held{Attachment: req.Attachment, Pool: b.Pool.Name, Address: addr}))
+		return c.create(ctx, req, b, addr)
+	}
+	held, err := try()
+	var inUse *InUseError
+	if !errors.As(err, &inUse) || !c.earlierSandbox(inUse.Holder, req) {
+		return held, err
+	}
+	if err := c.delete(ctx, heldOf(inUse.Holder), inUse.Holder.UID); err != nil {
+		return Held{}, fmt.Errorf("releasing %s, which the pod's earlier sandbox %s has held: %w", addr, inUse.Holder.Spec.ContainerID, err)
+	}
+	c.Log.Info("took an address over from the pod's earlier sandbox", "address", addr, "pool", b.Pool.Name, "sandbox", inUse.Holder.Spec.ContainerID)
+	return try()
+}
+
+// sandboxAge is how old an allocation is at least before another sandbox of its pod
+// takes it over: no ADD for an earlier one, of 20 seconds, is under way then. The
+// node's clock and the API server's are compared by it.
+const sandboxAge = 40 * time.Second
+
+// earlierSandbox reports whether an allocation is of another sandbox of the pod
+// that a request is for, on this node and for the same interface. A kubelet makes a
+// new sandbox only when it has stopped the one before, so that nobody answers there
+// any more. Only a kubelet's pods have a UID.
+func (c *Claimer) earlierSandbox(holder *v1alpha1.IPAllocation, req Request) bool {
+	s := holder.Spec
+	return req.Pod.UID != "" && s.PodRef == req.Pod && s.NodeName == c.Node && s.InterfaceName == req.Interface &&
+		s.ContainerID != "" && s.ContainerID != req.ContainerID && time.Since(holder.CreationTimestamp.Time) > sandboxAge
 }
 
 // claimedBefore finds out which addresses this very attachment already has: an

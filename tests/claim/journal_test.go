@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
 )
 
@@ -199,14 +200,16 @@ func TestContainerThatComesBackOutlivesItsOwedRelease(t *testing.T) {
 	c.wantHeld(t, "10.0.0.1", "10.0.0.2", "10.0.0.3")
 }
 
-func (c *cluster) uid(t *testing.T, name string) types.UID {
+func (c *cluster) allocation(t *testing.T, name string) *v1alpha1.IPAllocation {
 	t.Helper()
 	a, err := c.client.IPAllocations(c.ns).Get(t.Context(), name, metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return a.UID
+	return a
 }
+
+func (c *cluster) uid(t *testing.T, name string) types.UID { return c.allocation(t, name).UID }
 
 // A create that nobody answered may be carried out after the DEL: then it is taken
 // back by a later call.
