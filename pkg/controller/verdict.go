@@ -5,6 +5,7 @@ package controller
 
 import (
 	"slices"
+	"time"
 
 	"github.com/google/uuid"
 	corev1 "k8s.io/api/core/v1"
@@ -153,12 +154,21 @@ func withRival(a, rival *v1alpha1.IPAllocation) (verdict, cause) {
 	return hold, cause{wordSandboxUnclear, "pod has another container, " + rival.Spec.ContainerID + ", and which is the later cannot be told"}
 }
 
-// later reports whether a was certainly created after b. The times are whole
-// seconds and may be of two API servers whose clocks differ, and a resource
-// version changes with an object: so both have to say it.
+// later reports whether a's container is certainly later than b's, which is of
+// the same pod on the same node. The node's clock may have been set back, the
+// create of an earlier container may have come last, and a resource version
+// changes with an object: so both orders have to say it.
 func later(a, b *v1alpha1.IPAllocation) bool {
 	order, err := resourceversion.CompareResourceVersion(a.ResourceVersion, b.ResourceVersion)
-	return err == nil && order > 0 && b.CreationTimestamp.Before(&a.CreationTimestamp)
+	before, known := asked(b)
+	after, knownToo := asked(a)
+	return err == nil && order > 0 && known && knownToo && before.Before(after)
+}
+
+// asked is when the ADD began by which a was claimed, where that is known.
+func asked(a *v1alpha1.IPAllocation) (at time.Time, known bool) {
+	at, err := time.Parse(time.RFC3339Nano, a.Annotations[v1alpha1.AnnotationAsked])
+	return at, err == nil
 }
 
 // withoutPod decides about an allocation whose pod is not there.

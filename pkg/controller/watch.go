@@ -226,11 +226,11 @@ func thin(obj any) (any, error) {
 			},
 		}, nil
 	case *v1alpha1.IPAllocation:
-		o.ManagedFields, o.Annotations, o.Labels = nil, nil, nil
+		o.ManagedFields, o.Annotations, o.Labels = nil, only(o.Annotations, v1alpha1.AnnotationAsked), nil
 	case *v1alpha1.IPPool:
-		o.ManagedFields, o.Annotations = blocksManagers(o.ManagedFields), reclaimAnnotation(o.Annotations)
+		o.ManagedFields, o.Annotations = blocksManagers(o.ManagedFields), only(o.Annotations, v1alpha1.AnnotationReclaim)
 	case *v1alpha1.CIDRPool:
-		o.ManagedFields, o.Annotations = blocksManagers(o.ManagedFields), reclaimAnnotation(o.Annotations)
+		o.ManagedFields, o.Annotations = blocksManagers(o.ManagedFields), only(o.Annotations, v1alpha1.AnnotationReclaim)
 	}
 	return obj, nil
 }
@@ -254,12 +254,13 @@ func mirrorAnnotations(annotations map[string]string) map[string]string {
 	}
 }
 
-func reclaimAnnotation(annotations map[string]string) map[string]string {
-	value, found := annotations[v1alpha1.AnnotationReclaim]
+// only returns the one annotation with this name, if it is there.
+func only(annotations map[string]string, name string) map[string]string {
+	value, found := annotations[name]
 	if !found {
 		return nil
 	}
-	return map[string]string{v1alpha1.AnnotationReclaim: value}
+	return map[string]string{name: value}
 }
 
 // blocksManagers are the names of the managers that applied status.allocations.

@@ -33,6 +33,12 @@ const (
 	ReclaimDisabled   = "disabled"
 )
 
+// AnnotationAsked on an allocation is when its container's ADD began, by the
+// clock of its node, as RFC 3339 with nanoseconds. A create may be carried out
+// long after its client has given up: when an allocation was made does not say
+// whether its container is the pod's latest.
+const AnnotationAsked = "nv-ipam.nvidia.com/asked"
+
 // BlocksManagerPrefix begins the name of the field manager that owns a pool's
 // status.allocations; the rest is a hash of them. It makes metadata.managedFields
 // change exactly when the blocks do, so that a plugin which keeps its block on
