@@ -227,7 +227,6 @@ func (i *installer) migrator() (*migrate.Migrator, error) {
 	}
 	reporter := &migrate.Reporter{Pools: client, Events: kube.CoreV1().Events(i.namespace), Namespace: i.namespace, Node: i.nodeName}
 	return &migrate.Migrator{
-		Client:    client,
 		Claimer:   &claim.Claimer{Client: client, Namespace: i.namespace, Node: i.nodeName, Hint: claim.NewHint(i.dataDir), Log: i.log},
 		StoreFile: i.storeFile,
 		Force:     i.migrate == migrateForce,

@@ -252,11 +252,12 @@ func (c *Claimer) create(ctx context.Context, req Request, b *pool.Block, addr n
 // the attachment's before. The error is errUnanswered where the allocation may be
 // there nevertheless.
 func (c *Claimer) post(ctx context.Context, alloc *v1alpha1.IPAllocation, att Attachment) (uid types.UID, created bool, err error) {
+	client := c.Client.IPAllocations(c.Namespace)
 	unanswered := false
 	err = retry(ctx, func() error {
-		made, err := c.createAllocation(ctx, alloc)
+		made, err := client.Create(ctx, alloc, metav1.CreateOptions{})
 		if err == nil {
-			uid, created = made, true
+			uid, created = made.UID, true
 			return nil
 		}
 		if !refused(err) {
@@ -265,7 +266,7 @@ func (c *Claimer) post(ctx context.Context, alloc *v1alpha1.IPAllocation, att At
 		if !apierrors.IsAlreadyExists(err) {
 			return err
 		}
-		holder, err := c.getAllocation(ctx, alloc.Name)
+		holder, err := client.Get(ctx, alloc.Name, metav1.GetOptions{})
 		switch {
 		case notFound(err): // released between the two requests
 			return apierrors.NewServerTimeout(v1alpha1.Resource("ipallocations"), "create", 0)
@@ -302,7 +303,6 @@ func (c *Claimer) giveBack(ctx context.Context, helds []Held) error {
 
 func (c *Claimer) allocation(req Request, b *pool.Block, addr netip.Addr) *v1alpha1.IPAllocation {
 	return &v1alpha1.IPAllocation{
-		TypeMeta: metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: "IPAllocation"},
 		ObjectMeta: metav1.ObjectMeta{
 			Name:      Name(b.Pool.Name, addr),
 			Namespace: c.Namespace,
@@ -339,7 +339,7 @@ func (c *Claimer) syncPool(ctx context.Context, b *pool.Block) (map[netip.Addr]b
 		next := ""
 		for {
 			var page names
-			if err := c.listAllocations(ctx, selector, next, metadataOnlyList, &page); err != nil {
+			if err := c.listMetadata(ctx, selector, next, &page); err != nil {
 				return err
 			}
 			for _, item := range page.Items {

@@ -12,10 +12,12 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/wait"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
@@ -24,7 +26,7 @@ import (
 type Claimer struct {
 	// Client of the API server. It should neither throttle nor retry: both is done
 	// here, within the time of the call.
-	Client Client
+	Client clientv1alpha1.NvIpamV1alpha1Interface
 	// Namespace of the pools and of their allocations.
 	Namespace string
 	// Node whose containers these are.
@@ -116,10 +118,10 @@ func (c *Claimer) rebuild(ctx context.Context) ([]v1alpha1.IPAllocation, error) 
 	var all []v1alpha1.IPAllocation
 	err := retry(ctx, func() error {
 		all = all[:0]
-		next := ""
+		opts := metav1.ListOptions{LabelSelector: selector, Limit: pageSize}
 		for {
-			var page v1alpha1.IPAllocationList
-			if err := c.listAllocations(ctx, selector, next, "application/json", &page); err != nil {
+			page, err := c.Client.IPAllocations(c.Namespace).List(ctx, opts)
+			if err != nil {
 				return err
 			}
 			for _, a := range page.Items {
@@ -127,7 +129,7 @@ func (c *Claimer) rebuild(ctx context.Context) ([]v1alpha1.IPAllocation, error) 
 					all = append(all, a)
 				}
 			}
-			if next = page.Continue; next == "" {
+			if opts.Continue = page.Continue; opts.Continue == "" {
 				return nil
 			}
 		}

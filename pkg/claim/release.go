@@ -13,6 +13,7 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
@@ -123,7 +124,7 @@ func (c *Claimer) uidOf(ctx context.Context, held Held) (types.UID, error) {
 	}
 	var uid types.UID
 	err := retry(ctx, func() error {
-		alloc, err := c.getAllocation(ctx, held.key())
+		alloc, err := c.Client.IPAllocations(c.Namespace).Get(ctx, held.key(), metav1.GetOptions{})
 		if err == nil && attachmentOf(alloc) == held.Attachment {
 			uid = alloc.UID
 		}
@@ -142,7 +143,7 @@ func (c *Claimer) delete(ctx context.Context, held Held, uid types.UID) error {
 		return nil
 	}
 	return retry(ctx, func() error {
-		err := c.deleteAllocation(ctx, held.key(), uid)
+		err := c.Client.IPAllocations(c.Namespace).Delete(ctx, held.key(), metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
 		if notFound(err) || apierrors.IsConflict(err) && !apierrors.IsUnexpectedServerError(err) {
 			return nil
 		}
@@ -263,7 +264,7 @@ func (c *Claimer) checkIn(ctx context.Context, ref v1alpha1.PoolReference, helds
 		}
 		var alloc *v1alpha1.IPAllocation
 		err := retry(ctx, func() (err error) {
-			alloc, err = c.getAllocation(ctx, held.key())
+			alloc, err = c.Client.IPAllocations(c.Namespace).Get(ctx, held.key(), metav1.GetOptions{})
 			return err
 		})
 		if err != nil && !notFound(err) {

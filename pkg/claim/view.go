@@ -60,15 +60,15 @@ func (c *Claimer) block(ctx context.Context, ref v1alpha1.PoolReference) (*pool.
 // readPool reads a pool whole. This and poolMetadata are where the kinds differ.
 func (c *Claimer) readPool(ctx context.Context, ref v1alpha1.PoolReference) (*pool.Pool, []pool.Assignment, *metav1.ObjectMeta, error) {
 	if ref.Kind == v1alpha1.PoolKindCIDRPool {
-		obj := &v1alpha1.CIDRPool{}
-		if err := c.get(ctx, cidrPools, ref.Name, obj); err != nil {
+		obj, err := c.Client.CIDRPools(c.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+		if err != nil {
 			return nil, nil, nil, err
 		}
 		parsed, errs := pool.FromCIDRPool(obj)
 		return parsed, pool.CIDRPoolAssignments(obj.Status.Allocations), &obj.ObjectMeta, pool.Invalid(ref, errs)
 	}
-	obj := &v1alpha1.IPPool{}
-	if err := c.get(ctx, ipPools, ref.Name, obj); err != nil {
+	obj, err := c.Client.IPPools(c.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+	if err != nil {
 		return nil, nil, nil, err
 	}
 	parsed, errs := pool.FromIPPool(obj)
@@ -78,9 +78,9 @@ func (c *Claimer) readPool(ctx context.Context, ref v1alpha1.PoolReference) (*po
 // poolMetadata reads a pool's metadata from the API server's watch cache, which
 // may be some milliseconds behind: harmless, since a create decides.
 func (c *Claimer) poolMetadata(ctx context.Context, ref v1alpha1.PoolReference) (*metav1.ObjectMeta, error) {
-	resource := ipPools
+	resource := "ippools"
 	if ref.Kind == v1alpha1.PoolKindCIDRPool {
-		resource = cidrPools
+		resource = "cidrpools"
 	}
 	var obj struct {
 		Metadata metav1.ObjectMeta `json:"metadata"`

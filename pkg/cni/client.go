@@ -9,33 +9,25 @@ import (
 	"mime"
 	"net/http"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned/scheme"
+	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
 )
 
 // newClient returns a client of the API server, and of nothing else that may
 // answer in its place.
-func newClient(config *rest.Config) (claim.Client, error) {
+func newClient(config *rest.Config) (clientv1alpha1.NvIpamV1alpha1Interface, error) {
 	config.QPS = -1 // a process makes two requests
 	config.Timeout = requestTime
 	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return jsonOnly{next} })
 	config.APIPath, config.GroupVersion = "/apis", &schema.GroupVersion{Group: v1alpha1.GroupName, Version: v1alpha1.GroupVersion.Version}
-	scheme := runtime.NewScheme() // of which only the API server's Status is decoded
-	metav1.AddToGroupVersion(scheme, metav1.Unversioned)
-	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	config.NegotiatedSerializer = scheme.Codecs.WithoutConversion()
 	c, err := rest.RESTClientFor(config)
-	return client{c}, err
+	return clientv1alpha1.New(once{c}), err
 }
-
-type client struct{ rest rest.Interface }
-
-func (c client) RESTClient() rest.Interface { return once{c.rest} }
 
 // once sends each request once. The client's own retries know nothing of the time
 // that a call may take, and hide what the API server has said.

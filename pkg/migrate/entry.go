@@ -154,12 +154,12 @@ func (m *Migrator) readPool(ctx context.Context, ref v1alpha1.PoolReference) (po
 	var err error
 	if ref.Kind == v1alpha1.PoolKindCIDRPool {
 		var obj *v1alpha1.CIDRPool
-		if obj, err = m.Client.CIDRPools(m.Claimer.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}); err == nil {
+		if obj, err = m.Claimer.Client.CIDRPools(m.Claimer.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}); err == nil {
 			parsed, _ = pool.FromCIDRPool(obj)
 		}
 	} else {
 		var obj *v1alpha1.IPPool
-		if obj, err = m.Client.IPPools(m.Claimer.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}); err == nil {
+		if obj, err = m.Claimer.Client.IPPools(m.Claimer.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}); err == nil {
 			parsed, _ = pool.FromIPPool(obj)
 		}
 	}

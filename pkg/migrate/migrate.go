@@ -12,14 +12,11 @@ import (
 	"time"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
 )
 
 // Migrator takes over nv-ipam's store on one node.
 type Migrator struct {
-	// Client reads pools and allocations.
-	Client clientv1alpha1.NvIpamV1alpha1Interface
 	// Claimer of the node, with the hint that the plugin will use.
 	Claimer *claim.Claimer
 	// StoreFile is nv-ipam's. It is only read.

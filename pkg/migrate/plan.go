@@ -48,7 +48,7 @@ func (m *Migrator) plan(ctx context.Context, e Entry, journal *Journal) (Outcome
 		out.Result = Released
 		return out, nil
 	}
-	holder, err := m.Client.IPAllocations(m.Claimer.Namespace).Get(ctx, claim.Name(e.Pool.Name, e.Address), metav1.GetOptions{})
+	holder, err := m.Claimer.Client.IPAllocations(m.Claimer.Namespace).Get(ctx, claim.Name(e.Pool.Name, e.Address), metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 	case err != nil:
