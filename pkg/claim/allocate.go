@@ -31,6 +31,8 @@ type Request struct {
 	Network  string
 	Pod      v1alpha1.PodReference
 	DeviceID string
+
+	asked time.Time // when the ADD began; zero where nobody knows
 }
 
 // Claim is an address that was claimed, and the block that it belongs to.
@@ -46,6 +48,7 @@ type Claim struct {
 // In the common case that is two requests for each pool: the pool's metadata is
 // read and the allocation is created.
 func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
+	req.asked = time.Now()
 	if err := c.awaitOpen(ctx); err != nil {
 		return nil, err
 	}
@@ -302,6 +305,10 @@ func (c *Claimer) giveBack(ctx context.Context, helds []Held) error {
 }
 
 func (c *Claimer) allocation(req Request, b *pool.Block, addr netip.Addr) *v1alpha1.IPAllocation {
+	var annotations map[string]string
+	if !req.asked.IsZero() {
+		annotations = map[string]string{v1alpha1.AnnotationAsked: req.asked.UTC().Format(time.RFC3339Nano)}
+	}
 	return &v1alpha1.IPAllocation{
 		ObjectMeta: metav1.ObjectMeta{
 			Name:      Name(b.Pool.Name, addr),
@@ -311,6 +318,7 @@ func (c *Claimer) allocation(req Request, b *pool.Block, addr netip.Addr) *v1alp
 				v1alpha1.LabelNode:      LabelValue(c.Node),
 				v1alpha1.LabelContainer: ContainerLabel(req.ContainerID),
 			},
+			Annotations: annotations,
 		},
 		Spec: v1alpha1.IPAllocationSpec{
 			PoolRef:       b.Pool,
