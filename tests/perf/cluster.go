@@ -29,8 +29,8 @@ import (
 )
 
 const (
-	// namespace of the pools that the plugin is measured with, under the role and
-	// the admission policy that nodes have.
+	// namespace of all pools and allocations, where nodes have their role and
+	// admission policy.
 	namespace = "bench"
 	// hostCount is how many nodes call the plugin.
 	hostCount = 10

@@ -176,7 +176,7 @@ func (b *bench) burst() error {
 	if err != nil {
 		return err
 	}
-	held, err := b.count(namespace)
+	held, err := b.count()
 	if err != nil {
 		return err
 	}
@@ -247,7 +247,7 @@ func (b *bench) restart() error {
 	if err != nil {
 		return err
 	}
-	held, err := b.count(namespace)
+	held, err := b.count()
 	if err != nil {
 		return err
 	}
