@@ -283,11 +283,8 @@ var sequels = []sequel{
 		}
 		r.reboot(t)
 		r.noted = r.notes(t)
-		if r.killed(r.machine).verb == "ADD" { // of which the node knows nothing
-			r.abandoned[subject] = true
-		}
 		r.del(t, append(slices.Sorted(maps.Keys(r.live)), subject)...)
-		r.add(t, "c2") // any address: the other waits for the controller
+		r.replace(t)
 	}},
 }
 
