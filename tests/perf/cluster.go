@@ -35,7 +35,7 @@ const (
 	// hostCount is how many nodes call the plugin.
 	hostCount = 10
 	// patience is how long anything may take that is waited for.
-	patience = 5 * time.Minute
+	patience = 10 * time.Minute
 )
 
 type bench struct {
