@@ -10,15 +10,18 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"testing"
 	"time"
 
 	"github.com/go-logr/logr"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 	"pgregory.net/rapid"
 
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned"
 	"github.com/crd-ipam/crd-ipam/pkg/controller"
 )
@@ -166,4 +169,30 @@ func (w *world) toggleLag(rt *rapid.T) {
 		rt.Skip("none runs")
 	}
 	rapid.SampledFrom(w.replicas).Draw(rt, "which").behind.toggle()
+}
+
+// By the clock of the node, which starts one sandbox of a pod after the other,
+// the later sandbox has asked later, whenever the creates are carried out.
+func TestAsked(t *testing.T) {
+	c := newCluster(t, 4, "a")
+	n := newNode(t, c.ns, "a")
+	asked := func(address string) time.Time {
+		t.Helper()
+		a, err := c.client.IPAllocations(c.ns).Get(t.Context(), "p."+address, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		at, err := time.Parse(time.RFC3339Nano, a.Annotations[v1alpha1.AnnotationAsked])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return at
+	}
+	before := time.Now()
+	first := asked(n.mustAdd(t, "first", ippool("p")))
+	between := time.Now()
+	second := asked(n.mustAdd(t, "second", ippool("p"), "10.0.0.4"))
+	if first.Before(before) || first.After(between) || second.Before(between) || second.After(time.Now()) {
+		t.Errorf("asked at %v and %v, though called after %v and after %v", first, second, before, between)
+	}
 }
