@@ -37,7 +37,9 @@ func (b *bench) describeMachine() error {
 	m.CPUs, m.Go = runtime.NumCPU(), runtime.Version()
 	m.CPU = field("/proc/cpuinfo", "model name")
 	var kib int
-	fmt.Sscan(field("/proc/meminfo", "MemTotal"), &kib)
+	if _, err := fmt.Sscan(field("/proc/meminfo", "MemTotal"), &kib); err != nil {
+		return fmt.Errorf("/proc/meminfo: %w", err)
+	}
 	m.MemoryGiB = (kib + 1<<19) >> 20
 	m.Load = "unknown"
 	if data, err := os.ReadFile("/proc/loadavg"); err == nil {
