@@ -140,13 +140,15 @@ func TestAPIServerDown(t *testing.T) {
 	s.pool("down", "10.14.0.0/16", "10.14.0.1")
 	s.network("down", `"poolName": "down"`)
 	const pods = 6
-	s.deployment("d", "", "down", pods)
-	kubectl(t, "rollout", "status", "-n", s.name, "--timeout=3m", "deployment/d")
+	var names []string
+	for i := range pods {
+		names = append(names, fmt.Sprintf("p%d", i))
+		s.pod(names[i], c.Nodes[i%len(c.Nodes)].Name, "down")
+	}
+	s.running(names...)
 	s.podsMatchAllocations(pods)
-	names := strings.Fields(kubectl(t, "get", "pods", "-n", s.name, "-o", "name"))
 
-	kubectl(t, "delete", "-n", s.name, "deployment/d", "--cascade=orphan")
-	kubectl(t, append([]string{"delete", "-n", s.name, "--wait=false"}, names...)...)
+	kubectl(t, append([]string{"delete", "pods", "-n", s.name, "--wait=false"}, names...)...)
 	if err := c.StopAPIServer(); err != nil {
 		t.Fatal(err)
 	}
