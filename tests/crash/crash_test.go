@@ -9,12 +9,14 @@ import (
 	"io/fs"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -22,18 +24,26 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
 )
 
-// subject is the container that the killed call is about.
-const subject = "c1"
+// subject is the container that the killed call is about. Its pod has had an
+// earlier one, or will have a next.
+const (
+	subject = "c1"
+	earlier = "c0-of-the-pod"
+	next    = "c2"
+)
 
 // scenario is a call that is killed at every step.
 type scenario struct {
-	name   string
+	name string
+	// ahead is done on all machines long before anything is killed.
+	ahead  func(t *testing.T, c *cluster, b *batch)
 	before func(t *testing.T, m *machine)
 	killed func(m *machine) call
 	// refused says that the call, left alone, ends with an error.
 	refused bool
-	// debtors are containers whose release is owed.
-	debtors []string
+	// debtors are containers whose release is owed, and forgotten are those whose
+	// DEL was lost.
+	debtors, forgotten []string
 	// steps and states are some that must have been reached; see hintAndAPI.
 	steps, states []string
 }
@@ -158,10 +168,45 @@ var scenarios = []scenario{
 		steps:  []string{"write socket: data"},
 		states: []string{claimed},
 	},
+	{
+		name:   "ADD that takes over from an earlier container",
+		ahead:  claimForEarlier,
+		before: func(t *testing.T, m *machine) { m.add(t, "c0"); m.awaitAge(t) },
+		killed: requested,
+
+		forgotten: []string{earlier},
+		steps:     []string{"symlinkat data/claiming/p.ADDRESS@HASH", "renameat data/claims/p/ADDRESS", "unlinkat data/claiming/p.ADDRESS@HASH"},
+		states:    []string{nothing, "hint [claiming without UID], API 0", "hint [claiming without UID], API 1", claimed},
+	},
 }
 
 func requested(m *machine) call {
 	return call{verb: "ADD", container: subject, ip: m.address(2).String()}
+}
+
+// claimForEarlier lets an earlier container of the subject's pod hold, on each
+// node, the address that the subject will ask for.
+func claimForEarlier(t *testing.T, c *cluster, b *batch) {
+	t.Helper()
+	const nodes = 500 // more than there are runs
+	b.nodes = b.nodes[:nodes]
+	for _, node := range b.nodes {
+		m := &machine{cluster: c, batch: b, node: node}
+		a := m.allocation(m.address(2), node, earlier)
+		a.Spec.NetworkName = "net"
+		a.Spec.PodRef = v1alpha1.PodReference{Namespace: "default", Name: podOf(earlier), UID: uidOf(earlier)}
+		m.create(t, a)
+	}
+}
+
+// awaitAge waits until no call for the earlier container can be under way any more.
+func (m *machine) awaitAge(t *testing.T) {
+	t.Helper()
+	for _, a := range m.held(t) {
+		if a.Spec.ContainerID == earlier {
+			time.Sleep(time.Until(a.CreationTimestamp.Add(45 * time.Second)))
+		}
+	}
 }
 
 // foreign lets another node claim addresses of this one's block, right after
@@ -169,19 +214,26 @@ func requested(m *machine) call {
 func (m *machine) foreign(t *testing.T, n int) {
 	t.Helper()
 	for i := range n {
-		addr := m.address(1 + i)
-		_, err := m.client.IPAllocations(m.ns).Create(t.Context(), &v1alpha1.IPAllocation{
-			ObjectMeta: metav1.ObjectMeta{Name: claim.Name(m.p, addr), Labels: map[string]string{
-				v1alpha1.LabelPool: m.p, v1alpha1.LabelNode: m.neighbour(),
-			}},
-			Spec: v1alpha1.IPAllocationSpec{
-				PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: m.p}, Address: addr.String(),
-				NodeName: m.neighbour(), ContainerID: "foreign", InterfaceName: "net1",
-			},
-		}, metav1.CreateOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		m.create(t, m.allocation(m.address(1+i), m.neighbour(), "foreign"))
+	}
+}
+
+func (m *machine) allocation(addr netip.Addr, node, container string) *v1alpha1.IPAllocation {
+	return &v1alpha1.IPAllocation{
+		ObjectMeta: metav1.ObjectMeta{Name: claim.Name(m.p, addr), Labels: map[string]string{
+			v1alpha1.LabelPool: m.p, v1alpha1.LabelNode: node,
+		}},
+		Spec: v1alpha1.IPAllocationSpec{
+			PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: m.p}, Address: addr.String(),
+			NodeName: node, ContainerID: container, InterfaceName: "net1",
+		},
+	}
+}
+
+func (m *machine) create(t *testing.T, a *v1alpha1.IPAllocation) {
+	t.Helper()
+	if _, err := m.client.IPAllocations(m.ns).Create(t.Context(), a, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -295,7 +347,7 @@ func (r *run) replace(t *testing.T) {
 	if c.verb != "ADD" || r.refused {
 		c = call{verb: "ADD"}
 	}
-	c.container = "c2"
+	c.container = next
 	r.mustRun(t, c)
 }
 
@@ -360,12 +412,19 @@ func TestKilledAtEveryStep(t *testing.T) {
 	}
 	t.Logf("CRASH=%q CRASH_SEED=%d", which, seed)
 	c, total := newCluster(t), newTally()
+	batches := make([]*batch, len(scenarios))
+	for i, s := range scenarios {
+		batches[i] = c.carve(t)
+		if s.ahead != nil {
+			s.ahead(t, c, batches[i])
+		}
+	}
 	t.Run("plugin", func(t *testing.T) {
-		for _, s := range scenarios {
+		for i, s := range scenarios {
 			t.Run(s.name, func(t *testing.T) {
 				t.Parallel()
 				y := newTally()
-				c.everyStep(t, s, y, chosen)
+				c.everyStep(t, batches[i], s, y, chosen)
 				total.add(y)
 				t.Logf("killed %d times, at %d different steps\n%sleft behind:\n%s", y.faults, len(y.steps), lines(y.steps), lines(y.states))
 				if !t.Failed() {
@@ -403,9 +462,8 @@ func (s scenario) wasCovered(t *testing.T, y *tally) {
 
 // everyStep kills the scenario's call at its first step, at its second, and so
 // on until it ends before that.
-func (c *cluster) everyStep(t *testing.T, s scenario, y *tally, chosen func(n, sequel int) bool) {
+func (c *cluster) everyStep(t *testing.T, b *batch, s scenario, y *tally, chosen func(n, sequel int) bool) {
 	t.Helper()
-	b := c.carve(t)
 	for n, ended := 1, false; !ended; n++ {
 		for i, q := range sequels {
 			if chosen(n, i) {
@@ -428,6 +486,9 @@ func (c *cluster) killAt(t *testing.T, b *batch, s scenario, y *tally, n int, q 
 			t.Logf("at step %d, after %v, which left %s; then %s", n, r.out.steps[max(0, len(r.out.steps)-4):], r.state, q.name)
 		}
 	}()
+	for _, f := range s.forgotten {
+		r.abandoned[f] = true
+	}
 	s.before(t, r.machine)
 	r.save(t)
 	r.out = r.crash(t, s.killed(r.machine), n)

@@ -33,11 +33,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containernetworking/cni/pkg/types"
+	cnitypes "github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"golang.org/x/sys/unix"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 
@@ -67,9 +68,10 @@ type cluster struct {
 	plugin string // a copy: a build may replace the other under way
 	dir    string
 
-	mu sync.Mutex
 	// carved are the blocks of all pools.
 	carved map[string][]v1alpha1.Allocation
+
+	mu sync.Mutex
 	// left are the machines on which something is left to the controller.
 	left []*machine
 }
@@ -102,8 +104,6 @@ func newCluster(t *testing.T) *cluster {
 func (c *cluster) carve(t *testing.T) *batch {
 	t.Helper()
 	const nodes = 1000
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	n := len(c.carved) / 2
 	b := &batch{p: fmt.Sprint("p", n), q: fmt.Sprint("q", n), first: map[string]netip.Addr{}}
 	for i := range nodes {
@@ -211,7 +211,7 @@ func (m *machine) input(t *testing.T, c call) (environ []string, stdin []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	args := "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=" + c.container + ";K8S_POD_UID=uid-of-" + c.container
+	args := fmt.Sprintf("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=%s;K8S_POD_UID=%s", podOf(c.container), uidOf(c.container))
 	if c.ip != "" {
 		args += ";IP=" + c.ip
 	}
@@ -221,6 +221,16 @@ func (m *machine) input(t *testing.T, c call) (environ []string, stdin []byte) {
 		"CNI_NETNS=/proc/self/ns/net", "CNI_NETNS_OVERRIDE=1", "CNI_PATH=" + filepath.Dir(m.plugin),
 	}, stdin
 }
+
+// podOf returns the name of a container's pod.
+func podOf(container string) string {
+	if container == earlier || container == next {
+		return podOf(subject)
+	}
+	return "pod-of-" + container
+}
+
+func uidOf(container string) types.UID { return types.UID("uid-of-" + podOf(container)) }
 
 // crash runs the plugin and kills it at its n-th step, where it comes so far.
 func (m *machine) crash(t *testing.T, c call, n int) outcome {
@@ -238,7 +248,7 @@ func (m *machine) crash(t *testing.T, c call, n int) outcome {
 }
 
 // call runs the plugin to its end.
-func (m *machine) call(t *testing.T, c call) *types.Error {
+func (m *machine) call(t *testing.T, c call) *cnitypes.Error {
 	t.Helper()
 	if c.verb == "DEL" {
 		delete(m.live, c.container)
@@ -256,7 +266,7 @@ func (m *machine) call(t *testing.T, c call) *types.Error {
 		return nil
 	}
 	m.check(t)
-	cniErr := &types.Error{}
+	cniErr := &cnitypes.Error{}
 	if json.Unmarshal(out, cniErr) != nil {
 		t.Fatalf("%s %s: %v, and no CNI error: %q", c.verb, c.container, err, out)
 	}
