@@ -7,10 +7,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/url"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -66,6 +68,10 @@ func TestTransient(t *testing.T) {
 		{"unavailable", apierrors.NewServiceUnavailable("starting"), true},
 		{"internal error", apierrors.NewInternalError(errors.New("etcd has no leader")), true},
 		{"server timeout", apierrors.NewServerTimeout(gr, "create", 1), true},
+		{"answer cut off", fmt.Errorf("unexpected error when reading response body. Please retry. Original error: %w", io.ErrUnexpectedEOF), true},
+		{"answer cut off, HTTP/2", errors.New("stream error when reading response body, may be caused by closed connection. Please retry. Original error: stream error: stream ID 1; INTERNAL_ERROR"), true},
+		{"a proxy's 404", apierrors.NewGenericServerResponse(404, "GET", gr, "x", "<html>", 0, true), true},
+		{"certificate of the client", &url.Error{Op: "Get", URL: "x", Err: &net.OpError{Op: "remote error", Err: errors.New("tls: expired certificate")}}, false},
 		{"already exists", apierrors.NewAlreadyExists(gr, "p.10.0.0.1"), false},
 		{"forbidden", apierrors.NewForbidden(gr, "p.10.0.0.1", errors.New("no")), false},
 		{"unauthorized", apierrors.NewUnauthorized("who are you"), false},
@@ -99,6 +105,52 @@ func TestRetry(t *testing.T) {
 		if !apierrors.IsUnauthorized(err) || errors.Is(err, ErrUnavailable) || n != 1 {
 			t.Errorf("err %v after %d attempts", err, n)
 		}
+	})
+	t.Run("waits as long as the server asks for, and never twice the same time", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			seen := map[time.Duration]bool{}
+			for range 20 {
+				var tries []time.Time
+				err := retry(t.Context(), func() error {
+					if tries = append(tries, time.Now()); len(tries) < 2 {
+						return apierrors.NewTooManyRequests("slow down", 7)
+					}
+					return nil
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				pause := tries[1].Sub(tries[0])
+				if seen[pause] = true; pause < 7*time.Second || pause > 8*time.Second {
+					t.Errorf("asked again after %s", pause)
+				}
+			}
+			if len(seen) < 10 {
+				t.Errorf("only %d different pauses: %v", len(seen), seen)
+			}
+		})
+	})
+	t.Run("does not wait for what its time does not allow", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			start, n := time.Now(), 0
+			err := retry(ctx, func() error { n++; return apierrors.NewTooManyRequests("slow down", 30) })
+			if !errors.Is(err, ErrUnavailable) || !apierrors.IsTooManyRequests(err) || n != 1 || time.Since(start) > 0 {
+				t.Errorf("err %v after %d attempts and %s", err, n, time.Since(start))
+			}
+		})
+	})
+	t.Run("ends with its time", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			start, n := time.Now(), 0
+			err := retry(ctx, func() error { n++; return apierrors.NewServiceUnavailable("starting") })
+			if took := time.Since(start); !errors.Is(err, ErrUnavailable) || took < 15*time.Second || took > 20*time.Second || n < 8 || n > 25 {
+				t.Errorf("err %v after %d attempts and %s", err, n, took)
+			}
+		})
 	})
 	t.Run("names the cause when time is over", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())

@@ -4,6 +4,7 @@
 package claim
 
 import (
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -456,8 +457,7 @@ func (h *Hint) notes(dir string) ([]Held, error) {
 		if err != nil { // struck by another process meanwhile
 			continue
 		}
-		allocation, _, _ := strings.Cut(name, "@")
-		poolName, addr, err := ParseName(allocation)
+		poolName, addr, err := parseNoteName(name)
 		if err != nil {
 			continue
 		}
@@ -482,9 +482,25 @@ func (h *Hint) unsettled() (map[string][]Held, error) {
 // key is the name of the allocation.
 func (h Held) key() string { return Name(h.Pool, h.Address) }
 
-// noteName tells two notes about one address apart.
+// noteName is the name of the allocation, and tells two notes about one address
+// apart. An IPv6 address has no separators in it, so that with the longest name of a
+// pool it is not longer than the 255 characters that a file's name may have.
 func noteName(held Held) string {
-	return held.key() + "@" + hash(held.text(held.UID))[:8]
+	name := held.key()
+	if held.Address.Is6() && !held.Address.Is4In6() {
+		bytes := held.Address.As16()
+		name = held.Pool + "." + hex.EncodeToString(bytes[:])
+	}
+	return name + "@" + hash(held.text(held.UID))[:8]
+}
+
+func parseNoteName(note string) (poolName string, addr netip.Addr, err error) {
+	name, _, _ := strings.Cut(note, "@")
+	dot := strings.LastIndexByte(name, '.')
+	if bytes, err := hex.DecodeString(name[dot+1:]); err == nil && len(bytes) == 16 && dot > 0 {
+		return name[:dot], netip.AddrFrom16([16]byte(bytes)), nil
+	}
+	return ParseName(name)
 }
 
 // Last returns where round robin stopped in a pool; zero when it has not begun.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -164,6 +165,27 @@ func TestRelease(t *testing.T) {
 	must(t, h.Paid(held)) // another process was faster
 	if d := debts(); len(d) != 0 {
 		t.Errorf("debts after payment = %v", d)
+	}
+}
+
+// A note's name has what it is about, and fits into a file's.
+func TestNoteNames(t *testing.T) {
+	long := strings.Repeat("p", 213)
+	for _, held := range []Held{
+		heldBy(podA, addr1, "u1"), heldBy(podA, addr6, "u1"),
+		{Attachment: podA, Pool: "p6.fd00", Address: addr6}, {Attachment: podA, Pool: "10.0.0", Address: addr1},
+		{Attachment: podA, Pool: long, Address: netip.MustParseAddr("fd00:1234:1234:1234:1234:1234:1234:1234")},
+	} {
+		name := noteName(held)
+		poolName, addr, err := parseNoteName(name)
+		if err != nil || poolName != held.Pool || addr != held.Address || len(name) > 255 {
+			t.Errorf("%q (%d) is %q, %s, %v", name, len(name), poolName, addr, err)
+		}
+	}
+	for _, name := range []string{"", "@", "x", ".", strings.Repeat("0", 32), "." + strings.Repeat("0", 32), "p." + strings.Repeat("0", 31)} {
+		if poolName, addr, err := parseNoteName(name); err == nil {
+			t.Errorf("%q is %q, %s", name, poolName, addr)
+		}
 	}
 }
 

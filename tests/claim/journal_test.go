@@ -21,27 +21,30 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
 )
 
-// page is what a proxy answers, or a server that knows nothing of the resource.
-func page(req *http.Request, code int, contentType, body string) *http.Response {
+// page is what is answered in the API server's place.
+type page struct {
+	code              int
+	contentType, body string
+}
+
+func (p *page) response(req *http.Request) *http.Response {
 	return &http.Response{
-		StatusCode: code, Header: http.Header{"Content-Type": {contentType}}, Body: io.NopCloser(strings.NewReader(body)),
-		ContentLength: int64(len(body)), Request: req, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		StatusCode: p.code, Header: http.Header{"Content-Type": {p.contentType}}, Body: io.NopCloser(strings.NewReader(p.body)),
+		ContentLength: int64(len(p.body)), Request: req, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}
 }
 
 // forbidden is the API server's refusal.
-func forbidden(req *http.Request) *http.Response {
-	return page(req, http.StatusForbidden, "application/json",
-		`{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","message":"no","code":403}`)
-}
+var forbidden = &page{http.StatusForbidden, "application/json",
+	`{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","message":"no","code":403}`}
 
 // refuse answers a method for the names that bad selects.
-func refuse(method string, bad func(name string) bool) func(*http.Request) *http.Response {
-	return func(req *http.Request) *http.Response {
+func refuse(method string, bad func(name string) bool) func(*http.Request) *page {
+	return func(req *http.Request) *page {
 		if req.Method != method || !bad(req.URL.Path[strings.LastIndexByte(req.URL.Path, '/')+1:]) {
 			return nil
 		}
-		return forbidden(req)
+		return forbidden
 	}
 }
 
@@ -73,10 +76,7 @@ func (n *node) settled(t *testing.T, some, calls int) {
 
 // A page of a proxy is no word of the API server's: the address is still held.
 func TestProxysPageReleasesNothing(t *testing.T) {
-	for _, tc := range []struct {
-		code              int
-		contentType, body string
-	}{
+	for _, tc := range []page{
 		{http.StatusNotFound, "text/html", "<html>404</html>"},
 		{http.StatusNotFound, "text/plain; charset=utf-8", "404 page not found"},
 		{http.StatusConflict, "text/html", "<html>409</html>"},
@@ -86,7 +86,7 @@ func TestProxysPageReleasesNothing(t *testing.T) {
 			c := newCluster(t, 3, "a")
 			n := newNode(t, c.ns, "a")
 			n.mustAdd(t, "pod1", ippool("p"))
-			n.wire.setAnswer(func(req *http.Request) *http.Response { return page(req, tc.code, tc.contentType, tc.body) })
+			n.wire.setAnswer(func(*http.Request) *page { return &tc })
 			n.mustDel(t, "pod1")
 			if _, err := n.add(shortly(t), "pod2", ippool("p")); err == nil || errors.Is(err, claim.ErrPoolNotFound) {
 				t.Errorf("ADD: %v", err)

@@ -54,7 +54,7 @@ type wire struct {
 	// lose, where it is set, says what becomes of a request.
 	lose func(req *http.Request) loss
 	// answer, where it is set and returns something, answers in the server's place.
-	answer func(req *http.Request) *http.Response
+	answer func(req *http.Request) *page
 }
 
 type loss int
@@ -86,13 +86,13 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 	if w.lose != nil {
 		lost = w.lose(req)
 	}
-	var answer *http.Response
+	var answer *page
 	if w.answer != nil {
 		answer = w.answer(req)
 	}
 	w.mu.Unlock()
 	if answer != nil {
-		return answer, nil
+		return answer.response(req), nil
 	}
 	switch lost {
 	case request:
@@ -146,7 +146,7 @@ func (w *wire) setLose(f func(req *http.Request) loss) {
 	w.lose = f
 }
 
-func (w *wire) setAnswer(f func(req *http.Request) *http.Response) {
+func (w *wire) setAnswer(f func(req *http.Request) *page) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.answer = f
