@@ -251,18 +251,33 @@ func (b *bench) restart() error {
 	if err != nil {
 		return err
 	}
-	if held != pods {
-		return fmt.Errorf("%d addresses are held, want %d", held, pods)
+	if err := h.settle(fresh[0], pods); err != nil {
+		return err
 	}
 	sent := after.since(before)
-	t := b.table("A node's restart", "250 DELs and 250 ADDs on one node, all 500 processes at the same time.", "seconds", "calls/s", "p50 ms", "p99 ms", "longest ms", "requests per call")
+	t := b.table("A node's restart", "250 DELs and 250 ADDs on one node, all 500 processes at the same time. Owed: DELs that did not wait for the API server; the node's next calls carry them out, which was checked.", "seconds", "calls/s", "p50 ms", "p99 ms", "longest ms", "requests per call", "owed")
 	for _, part := range []struct {
 		name  string
 		walls times
 	}{{"DEL", dels}, {"ADD", adds}} {
-		t.add(part.name, none, none, part.walls.p50(), part.walls.p99(), float64(slices.Max(part.walls).Milliseconds()), none)
+		t.add(part.name, none, none, part.walls.p50(), part.walls.p99(), float64(slices.Max(part.walls).Milliseconds()), none, none)
 	}
-	t.add("all", elapsed.Seconds(), 2*pods/elapsed.Seconds(), none, none, none, float64(sent.sum("", ""))/(2*pods))
-	b.say("restart: %.1f s", elapsed.Seconds())
+	t.add("all", elapsed.Seconds(), 2*pods/elapsed.Seconds(), none, none, none, float64(sent.sum("", ""))/(2*pods), float64(held-pods))
+	b.say("restart: %.1f s, %d owed", elapsed.Seconds(), held-pods)
 	return nil
+}
+
+// settle makes calls on a node, of which each carries out some of the releases
+// that are owed, until it holds no more than it should.
+func (h *host) settle(container string, want int) error {
+	return h.b.until(fmt.Sprintf("%d addresses are held", want), func() (bool, error) {
+		if _, err := h.call("CHECK", container, ""); err != nil {
+			return false, err
+		}
+		held, err := h.b.count()
+		if err == nil && held < want {
+			err = fmt.Errorf("%d addresses are held", held)
+		}
+		return held == want, err
+	})
 }
