@@ -24,19 +24,27 @@ type requests map[string]int
 var requestLine = regexp.MustCompile(`^apiserver_request_total\{(.*)\} (\S+)$`)
 
 // requests asks the server's own count. It counts an answer when the client may
-// already have it: so this waits until the count stands still.
+// already have it: so this waits until the count stands still, or for some
+// seconds, where the controller is at work.
 func (b *bench) requests() (requests, error) {
+	const looks, still = 100, 4
 	var last requests
-	for range 50 {
+	same := 0
+	for range looks {
 		now, err := b.scrape()
 		if err != nil {
 			return nil, err
 		}
-		if last != nil && now.sum("", "") == last.sum("", "") {
-			return now, nil
+		if last == nil || now.sum("", "") != last.sum("", "") {
+			same = 0
 		}
 		last = now
-		time.Sleep(50 * time.Millisecond) // between two looks
+		if same++; same == still {
+			return now, nil
+		}
+		if err := b.pause(50 * time.Millisecond); err != nil { // between two looks
+			return nil, err
+		}
 	}
 	return last, nil
 }
