@@ -62,7 +62,7 @@ const (
 var scenarios = []scenario{
 	{
 		name:   "ADD",
-		before: func(t *testing.T, m *machine) { m.add(t, "c0") },
+		before: func(t *testing.T, m *machine) { m.hold(t, "p", "c0") },
 		killed: func(*machine) call { return call{verb: "ADD", container: subject} },
 		steps: []string{"openat log", "symlinkat data/claims/p/ADDRESS", "connect socket", "write socket: data",
 			"renameat data/claims/p/ADDRESS", "renameat data/pools/ippool.p.last", "write stdout"},
@@ -77,7 +77,7 @@ var scenarios = []scenario{
 	},
 	{
 		name:   "ADD of a requested address",
-		before: func(t *testing.T, m *machine) { m.add(t, "c0") },
+		before: func(t *testing.T, m *machine) { m.hold(t, "p", "c0") },
 		killed: requested,
 		steps:  []string{"symlinkat data/claims/p/ADDRESS", "renameat data/claims/p/ADDRESS", "write stdout"},
 		states: []string{nothing, entered, unanswered, claimed},
@@ -85,8 +85,8 @@ var scenarios = []scenario{
 	{
 		name: "ADD of a requested address whose entry is another's",
 		before: func(t *testing.T, m *machine) {
-			m.add(t, "c0")
-			if ok, err := m.hint.Hold(m.p, m.address(2), claim.Attachment{ContainerID: "died", Interface: "net1"}); !ok || err != nil {
+			m.hold(t, "p", "c0")
+			if ok, err := m.hint.Hold(m.p, m.address(2), attachment("died")); !ok || err != nil {
 				t.Fatal(ok, err)
 			}
 		},
@@ -96,7 +96,7 @@ var scenarios = []scenario{
 	},
 	{
 		name:   "ADD with two pools",
-		before: func(t *testing.T, m *machine) { m.add(t, "c0") },
+		before: func(t *testing.T, m *machine) { m.hold(t, "p", "c0") },
 		killed: func(*machine) call { return call{verb: "ADD", container: subject, pools: "p,q"} },
 		steps:  []string{"symlinkat data/claims/p/ADDRESS", "symlinkat data/claims/q/ADDRESS", "renameat data/claims/q/ADDRESS"},
 		states: []string{"hint [claims, claims without UID], API 1", "hint [claims, claims without UID], API 2", "hint [claims], API 2"},
@@ -104,8 +104,8 @@ var scenarios = []scenario{
 	{
 		name: "ADD where the second pool is exhausted",
 		before: func(t *testing.T, m *machine) {
-			m.add(t, "c0")
-			m.mustRun(t, call{verb: "ADD", container: "all-of-q", pools: "q"})
+			m.hold(t, "p", "c0")
+			m.hold(t, "q", "all-of-q")
 		},
 		killed:  func(*machine) call { return call{verb: "ADD", container: subject, pools: "p,q"} },
 		refused: true,
@@ -115,7 +115,7 @@ var scenarios = []scenario{
 	{
 		name: "ADD among addresses that others hold",
 		before: func(t *testing.T, m *machine) {
-			m.add(t, "c0")
+			m.hold(t, "p", "c0")
 			m.foreign(t, 3)
 		},
 		killed: func(*machine) call { return call{verb: "ADD", container: subject} },
@@ -125,7 +125,7 @@ var scenarios = []scenario{
 	{
 		name: "ADD that carries out owed releases",
 		before: func(t *testing.T, m *machine) {
-			m.add(t, "c0", "d1", "d2")
+			m.hold(t, "p", "c0", "d1", "d2")
 			m.owe(t, "d1", "d2")
 		},
 		killed:  func(*machine) call { return call{verb: "ADD", container: subject} },
@@ -135,7 +135,7 @@ var scenarios = []scenario{
 	},
 	{
 		name:   "DEL",
-		before: func(t *testing.T, m *machine) { m.add(t, "c0", subject) },
+		before: func(t *testing.T, m *machine) { m.hold(t, "p", "c0", subject) },
 		killed: func(*machine) call { return call{verb: "DEL", container: subject} },
 		steps: []string{"symlinkat data/releasing/p.ADDRESS@HASH", "unlinkat data/claims/p/ADDRESS", "connect socket", "write socket: data",
 			"unlinkat data/releasing/p.ADDRESS@HASH"},
@@ -144,7 +144,7 @@ var scenarios = []scenario{
 	{
 		name: "DEL of two addresses",
 		before: func(t *testing.T, m *machine) {
-			m.mustRun(t, call{verb: "ADD", container: subject, pools: "p,q"})
+			m.hold(t, "p,q", subject)
 		},
 		killed: func(*machine) call { return call{verb: "DEL", container: subject} },
 		steps:  []string{"symlinkat data/releasing/p.ADDRESS@HASH", "symlinkat data/releasing/q.ADDRESS@HASH"},
@@ -153,7 +153,7 @@ var scenarios = []scenario{
 	{
 		name: "GC",
 		before: func(t *testing.T, m *machine) {
-			m.add(t, "c0", subject)
+			m.hold(t, "p", "c0", subject)
 			delete(m.live, subject) // its DEL was lost
 		},
 		killed: (*machine).gc,
@@ -163,7 +163,7 @@ var scenarios = []scenario{
 	},
 	{
 		name:   "CHECK",
-		before: func(t *testing.T, m *machine) { m.add(t, "c0", subject) },
+		before: func(t *testing.T, m *machine) { m.hold(t, "p", "c0", subject) },
 		killed: func(*machine) call { return call{verb: "CHECK", container: subject} },
 		steps:  []string{"write socket: data"},
 		states: []string{claimed},
@@ -171,7 +171,7 @@ var scenarios = []scenario{
 	{
 		name:   "ADD that takes over from an earlier container",
 		ahead:  claimForEarlier,
-		before: func(t *testing.T, m *machine) { m.add(t, "c0"); m.awaitAge(t) },
+		before: func(t *testing.T, m *machine) { m.hold(t, "p", "c0"); m.awaitAge(t) },
 		killed: requested,
 
 		forgotten: []string{earlier},
@@ -245,7 +245,7 @@ func (m *machine) owe(t *testing.T, containers ...string) {
 	t.Helper()
 	for _, c := range containers {
 		delete(m.live, c)
-		held, err := m.hint.Find(claim.Attachment{ContainerID: c, Interface: "net1"})
+		held, err := m.hint.Find(attachment(c))
 		if err != nil || len(held) != 1 {
 			t.Fatalf("%s holds %v, %v", c, held, err)
 		}
@@ -513,7 +513,7 @@ func (c *cluster) killAt(t *testing.T, b *batch, s scenario, y *tally, n int, q 
 // end deletes what lives and looks at what is left.
 func (r *run) end(t *testing.T, y *tally) {
 	t.Helper()
-	r.del(t, slices.Sorted(maps.Keys(r.live))...)
+	r.release(t)
 	left := r.held(t)
 	if slices.ContainsFunc(left, r.late) {
 		y.late++

@@ -436,17 +436,59 @@ func (m *machine) reboot(t *testing.T) {
 	})
 }
 
+// claimer does what the plugin does, in this process: for what comes before a call
+// that is killed, and after all that matters.
+func (m *machine) claimer() *claim.Claimer {
+	return &claim.Claimer{Client: m.client, Namespace: m.ns, Node: m.node, Hint: m.hint, Log: slog.New(slog.DiscardHandler)}
+}
+
+func attachment(container string) claim.Attachment {
+	return claim.Attachment{ContainerID: container, Interface: "net1"}
+}
+
+// pools returns the pools of "p", "q" or "p,q".
+func (m *machine) pools(names string) (refs []v1alpha1.PoolReference) {
+	for name := range strings.SplitSeq(names, ",") {
+		refs = append(refs, v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: map[string]string{"p": m.p, "q": m.q}[name]})
+	}
+	return refs
+}
+
+// hold lets containers have addresses.
+func (m *machine) hold(t *testing.T, pools string, containers ...string) {
+	t.Helper()
+	for _, c := range containers {
+		claims, err := m.claimer().Allocate(t.Context(), claim.Request{
+			Attachment: attachment(c), Pools: m.pools(pools), Network: "net",
+			Pod: v1alpha1.PodReference{Namespace: "default", Name: podOf(c), UID: uidOf(c)},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, cl := range claims {
+			m.live[c] = append(m.live[c], cl.Address.String())
+		}
+	}
+}
+
+// release ends all containers.
+func (m *machine) release(t *testing.T) {
+	t.Helper()
+	for c := range m.live {
+		if err := m.claimer().Release(t.Context(), attachment(c)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	clear(m.live)
+}
+
 // fill checks that every address of the node's blocks can be given: nothing in
 // the hint is in the way. It expects that nothing is held, and leaves it so.
 func (m *machine) fill(t *testing.T) {
 	t.Helper()
-	c := &claim.Claimer{Client: m.client, Namespace: m.ns, Node: m.node, Hint: m.hint, Log: slog.New(slog.DiscardHandler)}
-	for name, size := range map[string]int{m.p: blockP, m.q: blockQ} {
+	for name, size := range map[string]int{"p": blockP, "q": blockQ} {
 		for i := range size {
-			_, err := c.Allocate(t.Context(), claim.Request{
-				Attachment: claim.Attachment{ContainerID: fmt.Sprint("fill", i), Interface: "net1"},
-				Pools:      []v1alpha1.PoolReference{{Kind: v1alpha1.PoolKindIPPool, Name: name}},
-			})
+			_, err := m.claimer().Allocate(t.Context(), claim.Request{Attachment: attachment(fmt.Sprint("fill", i)), Pools: m.pools(name)})
 			if err != nil {
 				t.Errorf("%d of %d addresses of %s could be given: %v", i, size, name, err)
 				break
