@@ -195,7 +195,7 @@ func (b *bench) until(what string, done func() (bool, error)) error {
 // rarely is until for what takes seconds and where to look is work for the API
 // server.
 func (b *bench) rarely(what string, done func() (bool, error)) error {
-	return b.poll(250*time.Millisecond, what, done)
+	return b.poll(time.Second, what, done)
 }
 
 func (b *bench) poll(interval time.Duration, what string, done func() (bool, error)) error {
