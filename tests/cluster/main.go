@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/crd-ipam/crd-ipam/tests/internal/cluster"
@@ -31,10 +32,13 @@ const usage = `usage: cluster COMMAND
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	err := run(ctx, cluster.Open(), os.Args[1:])
+	stop()
 	var exit *exec.ExitError
 	switch {
+	case errors.Is(err, errUsage):
+		fmt.Fprint(os.Stderr, usage)
+		os.Exit(2)
 	case errors.As(err, &exit):
 		os.Exit(exit.ExitCode())
 	case err != nil:
@@ -43,40 +47,47 @@ func main() {
 	}
 }
 
+var errUsage = errors.New("usage")
+
 func run(ctx context.Context, c *cluster.Cluster, args []string) error {
-	if len(args) == 0 {
-		return errors.New(usage)
-	}
-	command, args := args[0], args[1:]
-	switch {
-	case command == "up" && len(args) == 0:
+	switch strings.Join(args, " ") {
+	case "up":
 		return up(ctx, c)
-	case command == "down" && len(args) == 0:
+	case "down":
 		return c.Down()
-	case command == "load" && len(args) == 1:
-		return c.Load(ctx, args[0])
-	case command == "logs" && len(args) == 1:
-		return c.CollectLogs(ctx, args[0])
-	case command == "stop-apiserver" && len(args) == 0:
+	case "stop-apiserver":
 		return c.StopAPIServer()
-	case command == "start-apiserver" && len(args) == 0:
+	case "start-apiserver":
 		return c.StartAPIServer(ctx)
-	case len(args) == 0:
-		return errors.New(usage)
 	}
-	node := c.Node(args[0])
-	if node == nil {
-		return fmt.Errorf("no node %s", args[0])
+	if len(args) < 2 {
+		return errUsage
 	}
+	switch command, to := args[0], args[1]; command {
+	case "load":
+		return c.Load(ctx, to)
+	case "logs":
+		return c.CollectLogs(ctx, to)
+	case "exec", "crash", "start":
+		node := c.Node(to)
+		if node == nil {
+			return fmt.Errorf("no node %s", to)
+		}
+		return onNode(ctx, node, command, args[2:])
+	}
+	return errUsage
+}
+
+func onNode(ctx context.Context, node *cluster.Node, command string, args []string) error {
 	switch {
-	case command == "exec" && len(args) > 1:
-		return execute(ctx, node, args[1:])
-	case command == "crash" && len(args) == 1:
+	case command == "exec" && len(args) > 0:
+		return execute(ctx, node, args)
+	case command == "crash" && len(args) == 0:
 		return node.Crash()
-	case command == "start" && len(args) == 1:
+	case command == "start" && len(args) == 0:
 		return errors.Join(node.Start(), node.AwaitReady(ctx))
 	}
-	return errors.New(usage)
+	return errUsage
 }
 
 func up(ctx context.Context, c *cluster.Cluster) error {

@@ -137,8 +137,8 @@ func takeDown() error {
 	if err := c.Down(); err != nil {
 		return err
 	}
-	if _, err := os.Stat(c.Dir()); !os.IsNotExist(err) {
-		return fmt.Errorf("%s is still there (%v)", c.Dir(), err)
+	if _, err := os.Stat(c.Dir()); err == nil {
+		return fmt.Errorf("%s is still there", c.Dir())
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
