@@ -128,7 +128,7 @@ func TestRefusedReleaseDoesNotKeepOthersWaiting(t *testing.T) {
 	}
 	fine := map[string]bool{"p.10.0.0.3": true, "p.10.0.0.17": true, "p.10.0.0.30": true, "p.10.0.0.44": true}
 	n.wire.setAnswer(refuse(http.MethodDelete, func(name string) bool { return !fine[name] }))
-	n.settled(t, refused, 200)
+	n.settled(t, refused, 25)
 }
 
 // After a day the controller has had time enough.
@@ -210,6 +210,30 @@ func (c *cluster) allocation(t *testing.T, name string) *v1alpha1.IPAllocation {
 }
 
 func (c *cluster) uid(t *testing.T, name string) types.UID { return c.allocation(t, name).UID }
+
+// An ADD that fails without knowing what has become of its create leaves a note.
+func TestCreateWithoutAnswerIsGivenBack(t *testing.T) {
+	c := newCluster(t, 3, "a")
+	n := newNode(t, c.ns, "a")
+	n.mustAdd(t, "pod0", ippool("p"))
+	n.wire.setLose(func(req *http.Request) loss {
+		switch {
+		case req.Method == http.MethodPost:
+			return response
+		case strings.Contains(req.URL.Path, "/ipallocations"):
+			return request
+		}
+		return nothing
+	})
+	if _, err := n.add(shortly(t), "pod1", ippool("p")); !errors.Is(err, claim.ErrUnavailable) {
+		t.Errorf("error %v", err)
+	}
+	c.wantHeld(t, "10.0.0.1", "10.0.0.2")
+	n.wire.setLose(nil)
+	n.restart()
+	n.mustDel(t, "never-added")
+	c.wantHeld(t, "10.0.0.1")
+}
 
 // A create that nobody answered may be carried out after the DEL: then it is taken
 // back by a later call.
