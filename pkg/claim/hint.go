@@ -237,18 +237,11 @@ func (h *Hint) FindIn(poolName string, att Attachment) ([]Held, error) {
 // each calls f with the entries of a pool. An entry that is nobody's here has an
 // empty attachment, and what is no entry at all an empty text.
 func (h *Hint) each(poolName string, f func(held Held, text string) error) error {
-	dir, err := os.Open(h.path("claims", poolName))
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
-		return nil
-	}
-	if err != nil {
+	dir, names, err := h.list("claims", poolName)
+	if dir == nil {
 		return err
 	}
 	defer func() { _ = dir.Close() }()
-	names, err := dir.Readdirnames(-1)
-	if err != nil && !errors.Is(err, syscall.ENOTDIR) {
-		return err
-	}
 	buf := make([]byte, maxText)
 	for _, name := range names {
 		addr, err := netip.ParseAddr(name)
@@ -440,6 +433,16 @@ func (h *Hint) releases() ([]Held, error) {
 	return append(owed, releasing...), errors.Join(err, err2)
 }
 
+// noted reports whether the note of a release is there.
+func (h *Hint) noted(held Held) bool {
+	return h.exists("owed", noteName(held)) || h.exists("releasing", noteName(held))
+}
+
+func (h *Hint) exists(parts ...string) bool {
+	_, err := os.Lstat(h.path(parts...))
+	return err == nil
+}
+
 // releaseYounger reports whether the note of a release is there and younger than
 // age.
 func (h *Hint) releaseYounger(held Held, age time.Duration) bool {
@@ -566,22 +569,33 @@ func parseText(text string) (Attachment, types.UID) {
 	return Attachment{ContainerID: container, Interface: ifName}, types.UID(uid)
 }
 
-// names lists a directory of the hint, without marks. One that is not there is
-// empty, and so is what is no directory: nothing could be entered there.
+// names lists a directory of the hint, without marks.
 func (h *Hint) names(parts ...string) ([]string, error) {
-	dir, err := os.Open(h.path(parts...))
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = dir.Close() }()
-	names, err := dir.Readdirnames(-1)
-	if errors.Is(err, syscall.ENOTDIR) {
-		return nil, nil
+	dir, names, err := h.list(parts...)
+	if dir != nil {
+		_ = dir.Close()
 	}
 	return slices.DeleteFunc(names, func(name string) bool { return name[0] == '.' }), err
+}
+
+// list opens a directory of the hint, for the caller to close, and reads its names.
+// Where it is not there, or is no directory, nothing could be entered: then there
+// is nothing to close and no error.
+func (h *Hint) list(parts ...string) (dir *os.File, names []string, err error) {
+	dir, err = os.Open(h.path(parts...))
+	if err == nil {
+		names, err = dir.Readdirnames(-1)
+	}
+	if err == nil {
+		return dir, names, nil
+	}
+	if dir != nil {
+		_ = dir.Close()
+	}
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		err = nil
+	}
+	return nil, nil, err
 }
 
 // link makes an entry, or fails with fs.ErrExist where the name is taken.

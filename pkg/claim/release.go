@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"math/rand/v2"
 	"time"
 
@@ -83,10 +82,7 @@ func (c *Claimer) release(ctx context.Context, held Held, patience time.Duration
 		ctx, cancel = context.WithTimeout(ctx, patience)
 		defer cancel()
 	}
-	uid, err := c.uidOf(ctx, held)
-	if err == nil {
-		err = c.delete(ctx, held, uid)
-	}
+	err = c.retract(ctx, held)
 	switch {
 	case err == nil:
 		c.hintFailed("striking a release", c.Hint.Paid(held))
@@ -113,6 +109,15 @@ func (c *Claimer) owe(held Held, why error) error {
 	}
 	c.Log.Log(context.Background(), level, "release is owed", "address", held.Address, "pool", held.Pool, "container", held.ContainerID, "interface", held.Interface, "error", why)
 	return nil
+}
+
+// retract deletes what the attachment holds of an address.
+func (c *Claimer) retract(ctx context.Context, held Held) error {
+	uid, err := c.uidOf(ctx, held)
+	if err != nil {
+		return err
+	}
+	return c.delete(ctx, held, uid)
 }
 
 // uidOf returns the UID of the allocation that the attachment holds, empty where
@@ -161,10 +166,7 @@ func (c *Claimer) settleOwn(ctx context.Context, att Attachment) error {
 		if held.Attachment != att {
 			continue
 		}
-		uid, err := c.uidOf(ctx, held)
-		if err == nil {
-			err = c.delete(ctx, held, uid)
-		}
+		err := c.retract(ctx, held)
 		if err != nil && !errors.Is(err, errMayCome) {
 			return fmt.Errorf("releasing %s of pool %s, which this container has held before: %w", held.Address, held.Pool, err)
 		}
@@ -223,7 +225,7 @@ func (c *Claimer) settle(ctx context.Context, held Held) error {
 		}
 		return nil
 	}
-	if err == nil && held.UID == "" && !c.Hint.releaseYounger(held, math.MaxInt64) {
+	if err == nil && held.UID == "" && !c.Hint.noted(held) {
 		return nil // struck by the attachment itself, which may hold it anew
 	}
 	if err == nil {

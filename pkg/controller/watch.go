@@ -222,7 +222,7 @@ func thin(obj any) (any, error) {
 			TypeMeta: o.TypeMeta,
 			ObjectMeta: metav1.ObjectMeta{
 				Namespace: o.Namespace, Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion,
-				CreationTimestamp: o.CreationTimestamp, Annotations: mirrorAnnotations(o.Annotations),
+				CreationTimestamp: o.CreationTimestamp, Annotations: only(o.Annotations, annotationConfigMirror, annotationConfigHash),
 			},
 		}, nil
 	case *v1alpha1.IPAllocation:
@@ -244,23 +244,17 @@ func readiness(node *corev1.Node) []corev1.NodeCondition {
 	return nil
 }
 
-func mirrorAnnotations(annotations map[string]string) map[string]string {
-	if _, mirror := annotations[annotationConfigMirror]; !mirror {
-		return nil
+// only returns the annotations with these names, nil where there are none.
+func only(annotations map[string]string, names ...string) (out map[string]string) {
+	for _, name := range names {
+		if value, found := annotations[name]; found {
+			if out == nil {
+				out = map[string]string{}
+			}
+			out[name] = value
+		}
 	}
-	return map[string]string{
-		annotationConfigMirror: annotations[annotationConfigMirror],
-		annotationConfigHash:   annotations[annotationConfigHash],
-	}
-}
-
-// only returns the one annotation with this name, if it is there.
-func only(annotations map[string]string, name string) map[string]string {
-	value, found := annotations[name]
-	if !found {
-		return nil
-	}
-	return map[string]string{name: value}
+	return out
 }
 
 // blocksManagers are the names of the managers that applied status.allocations.
