@@ -40,6 +40,6 @@ header=(--go-header-file hack/boilerplate.go.txt)
 
 "$bin/controller-gen" crd:generateEmbeddedObjectMeta=false paths=./apis/... output:crd:artifacts:config="$new/crds"
 
-rm -rf generated manifests/crds
+rm -rf generated manifests/base/crds/nv-ipam.nvidia.com_*.yaml
 mv "$new/generated" generated
-mv "$new/crds" manifests/crds
+mv "$new"/crds/*.yaml manifests/base/crds/

@@ -32,7 +32,7 @@ type Request struct {
 	Pod      v1alpha1.PodReference
 	DeviceID string
 
-	asked time.Time // when the ADD began; zero where nobody knows
+	started time.Time // when the ADD began; zero where nobody knows
 }
 
 // Claim is an address that was claimed, and the block that it belongs to.
@@ -48,7 +48,7 @@ type Claim struct {
 // In the common case that is two requests for each pool: the pool's metadata is
 // read and the allocation is created.
 func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
-	req.asked = time.Now()
+	req.started = time.Now()
 	if err := c.awaitOpen(ctx); err != nil {
 		return nil, err
 	}
@@ -208,7 +208,7 @@ func (c *Claimer) tryCandidates(ctx context.Context, req Request, b *pool.Block,
 	collisions := 0
 	for addr := range b.Candidates(last) {
 		// What is being released may be free already; the list says so.
-		if _, taken := listed[addr]; taken || listed == nil && unsettled[Name(b.Pool.Name, addr)] != nil {
+		if _, taken := listed[addr]; taken || listed == nil && unsettled[v1alpha1.AllocationName(b.Pool.Name, addr)] != nil {
 			continue
 		}
 		free, err := c.Hint.Hold(b.Pool.Name, addr, req.Attachment)
@@ -305,20 +305,19 @@ func (c *Claimer) giveBack(ctx context.Context, helds []Held) error {
 }
 
 func (c *Claimer) allocation(req Request, b *pool.Block, addr netip.Addr) *v1alpha1.IPAllocation {
-	var annotations map[string]string
-	if !req.asked.IsZero() {
-		annotations = map[string]string{v1alpha1.AnnotationAsked: req.asked.UTC().Format(time.RFC3339Nano)}
+	var started *metav1.MicroTime
+	if !req.started.IsZero() {
+		started = &metav1.MicroTime{Time: req.started.UTC()}
 	}
 	return &v1alpha1.IPAllocation{
 		ObjectMeta: metav1.ObjectMeta{
-			Name:      Name(b.Pool.Name, addr),
+			Name:      v1alpha1.AllocationName(b.Pool.Name, addr),
 			Namespace: c.Namespace,
 			Labels: map[string]string{
-				v1alpha1.LabelPool:      LabelValue(b.Pool.Name),
-				v1alpha1.LabelNode:      LabelValue(c.Node),
-				v1alpha1.LabelContainer: ContainerLabel(req.ContainerID),
+				v1alpha1.LabelPool:      v1alpha1.LabelValue(b.Pool.Name),
+				v1alpha1.LabelNode:      v1alpha1.LabelValue(c.Node),
+				v1alpha1.LabelContainer: v1alpha1.ContainerLabel(req.ContainerID),
 			},
-			Annotations: annotations,
 		},
 		Spec: v1alpha1.IPAllocationSpec{
 			PoolRef:       b.Pool,
@@ -330,6 +329,7 @@ func (c *Claimer) allocation(req Request, b *pool.Block, addr netip.Addr) *v1alp
 			NetworkName:   req.Network,
 			DeviceID:      req.DeviceID,
 			Requested:     len(req.Want.Addresses) > 0 || req.Want.DefaultGateway || req.Want.Index != nil,
+			AddStartedAt:  started,
 		},
 	}
 }
@@ -338,7 +338,7 @@ func (c *Claimer) allocation(req Request, b *pool.Block, addr netip.Addr) *v1alp
 // pool, and returns that: true for what this node holds. It reads names only,
 // page by page: a pool may hold 100,000.
 func (c *Claimer) syncPool(ctx context.Context, b *pool.Block) (map[netip.Addr]bool, error) {
-	selector := labels.Set{v1alpha1.LabelPool: LabelValue(b.Pool.Name)}.String()
+	selector := labels.Set{v1alpha1.LabelPool: v1alpha1.LabelValue(b.Pool.Name)}.String()
 	listed := map[netip.Addr]bool{}
 	var at time.Time
 	err := retry(ctx, func() error {
@@ -351,8 +351,8 @@ func (c *Claimer) syncPool(ctx context.Context, b *pool.Block) (map[netip.Addr]b
 				return err
 			}
 			for _, item := range page.Items {
-				if _, addr, err := ParseName(item.Metadata.Name); err == nil {
-					listed[addr] = item.Metadata.Labels[v1alpha1.LabelNode] == LabelValue(c.Node)
+				if _, addr, err := v1alpha1.ParseAllocationName(item.Metadata.Name); err == nil {
+					listed[addr] = item.Metadata.Labels[v1alpha1.LabelNode] == v1alpha1.LabelValue(c.Node)
 				}
 			}
 			if next = page.Metadata.Continue; next == "" {

@@ -36,16 +36,16 @@ func pinned(tb testing.TB) []struct {
 	if err := h.SaveView(ref, &View{Version: "1", Block: &pool.Block{Pool: ref, Subnet: netip.MustParsePrefix("10.0.0.0/16")}}); err != nil {
 		tb.Fatal(err)
 	}
-	name4, name6 := Name("p", addr1), Name("p", addr6)
+	name4, name6 := v1alpha1.AllocationName("p", addr1), v1alpha1.AllocationName("p", addr6)
 	return []struct {
 		name   string
 		allocs float64
 		run    func()
 	}{
-		{"name of an IPv4 address", 2, func() { Name("p", addr1) }},
-		{"name of an IPv6 address", 3, func() { Name("p", addr6) }},
-		{"parse the name of an IPv4 address", 4, func() { _, _, _ = ParseName(name4) }},
-		{"parse the name of an IPv6 address", 5, func() { _, _, _ = ParseName(name6) }},
+		{"name of an IPv4 address", 2, func() { v1alpha1.AllocationName("p", addr1) }},
+		{"name of an IPv6 address", 3, func() { v1alpha1.AllocationName("p", addr6) }},
+		{"parse the name of an IPv4 address", 4, func() { _, _, _ = v1alpha1.ParseAllocationName(name4) }},
+		{"parse the name of an IPv6 address", 5, func() { _, _, _ = v1alpha1.ParseAllocationName(name6) }},
 		{"enter an address and drop it", 31, func() {
 			_, _ = h.Hold("p", a, next.Attachment)
 			_ = h.Drop(next)

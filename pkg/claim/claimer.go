@@ -114,7 +114,7 @@ func (c *Claimer) rebuild(ctx context.Context) ([]v1alpha1.IPAllocation, error) 
 	mark, markErr := c.Hint.startRebuild()
 	c.hintFailed("rebuilding", markErr)
 	defer c.Hint.endRebuild(mark)
-	selector := labels.Set{v1alpha1.LabelNode: LabelValue(c.Node)}.String()
+	selector := labels.Set{v1alpha1.LabelNode: v1alpha1.LabelValue(c.Node)}.String()
 	var all []v1alpha1.IPAllocation
 	err := retry(ctx, func() error {
 		all = all[:0]

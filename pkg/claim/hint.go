@@ -4,6 +4,7 @@
 package claim
 
 import (
+	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -334,7 +335,7 @@ func (h *Hint) Sync(poolName string, at time.Time, inside func(netip.Addr) bool,
 		return err
 	}
 	for addr, ours := range listed {
-		if ours && !known[addr] && unsettled[Name(poolName, addr)] == nil {
+		if ours && !known[addr] && unsettled[v1alpha1.AllocationName(poolName, addr)] == nil {
 			h.forget() // somebody has been in the directory
 		}
 		if !inside(addr) {
@@ -483,7 +484,7 @@ func (h *Hint) unsettled() (map[string][]Held, error) {
 }
 
 // key is the name of the allocation.
-func (h Held) key() string { return Name(h.Pool, h.Address) }
+func (h Held) key() string { return v1alpha1.AllocationName(h.Pool, h.Address) }
 
 // noteName is the name of the allocation, and tells two notes about one address
 // apart. An IPv6 address has no separators in it, so that with the longest name of a
@@ -494,7 +495,8 @@ func noteName(held Held) string {
 		bytes := held.Address.As16()
 		name = held.Pool + "." + hex.EncodeToString(bytes[:])
 	}
-	return name + "@" + hash(held.text(held.UID))[:8]
+	sum := sha256.Sum256([]byte(held.text(held.UID)))
+	return name + "@" + hex.EncodeToString(sum[:4])
 }
 
 func parseNoteName(note string) (poolName string, addr netip.Addr, err error) {
@@ -503,7 +505,7 @@ func parseNoteName(note string) (poolName string, addr netip.Addr, err error) {
 	if bytes, err := hex.DecodeString(name[dot+1:]); err == nil && len(bytes) == 16 && dot > 0 {
 		return name[:dot], netip.AddrFrom16([16]byte(bytes)), nil
 	}
-	return ParseName(name)
+	return v1alpha1.ParseAllocationName(name)
 }
 
 // Last returns where round robin stopped in a pool; zero when it has not begun.

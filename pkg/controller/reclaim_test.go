@@ -47,7 +47,7 @@ func allocation(change ...func(*v1alpha1.IPAllocation)) *v1alpha1.IPAllocation {
 
 // ask makes an allocation one whose ADD began at that time.
 func ask(a *v1alpha1.IPAllocation, at time.Time) *v1alpha1.IPAllocation {
-	a.Annotations = map[string]string{v1alpha1.AnnotationAsked: at.Format(time.RFC3339Nano)}
+	a.Spec.AddStartedAt = &metav1.MicroTime{Time: at}
 	return a
 }
 
@@ -122,7 +122,7 @@ func TestDecide(t *testing.T) {
 		{"5 another container at the same time", allocation(), evidence{pod: same, node: up, rival: another("8", claimed)}, hold, wordSandboxUnclear},
 		{"5 another container in the same second", allocation(), evidence{pod: same, node: up, rival: ask(another("8", claimed), claimed.Add(1))}, suspect, wordSandboxReplaced},
 		{"5 the create of an earlier container came late", allocation(), evidence{pod: same, node: up, rival: ask(another("8", after), before)}, hold, wordSandboxUnclear},
-		{"5 when the other asked is not known", allocation(), evidence{pod: same, node: up, rival: func() *v1alpha1.IPAllocation { a := another("8", after); a.Annotations = nil; return a }()}, hold, wordSandboxUnclear},
+		{"5 when the other asked is not known", allocation(), evidence{pod: same, node: up, rival: func() *v1alpha1.IPAllocation { a := another("8", after); a.Spec.AddStartedAt = nil; return a }()}, hold, wordSandboxUnclear},
 		{"5 later, but by the resource version earlier", allocation(), evidence{pod: same, node: up, rival: another("6", after)}, hold, wordSandboxUnclear},
 		{"5 earlier, but by the resource version later", allocation(), evidence{pod: same, node: up, rival: another("8", before)}, hold, wordSandboxUnclear},
 		{"5 later, by a longer resource version", allocation(), evidence{pod: same, node: up, rival: another("10", after)}, suspect, wordSandboxReplaced},

@@ -5,7 +5,6 @@ package controller
 
 import (
 	"slices"
-	"time"
 
 	"github.com/google/uuid"
 	corev1 "k8s.io/api/core/v1"
@@ -160,15 +159,8 @@ func withRival(a, rival *v1alpha1.IPAllocation) (verdict, cause) {
 // changes with an object: so both orders have to say it.
 func later(a, b *v1alpha1.IPAllocation) bool {
 	order, err := resourceversion.CompareResourceVersion(a.ResourceVersion, b.ResourceVersion)
-	before, known := asked(b)
-	after, knownToo := asked(a)
-	return err == nil && order > 0 && known && knownToo && before.Before(after)
-}
-
-// asked is when the ADD began by which a was claimed, where that is known.
-func asked(a *v1alpha1.IPAllocation) (at time.Time, known bool) {
-	at, err := time.Parse(time.RFC3339Nano, a.Annotations[v1alpha1.AnnotationAsked])
-	return at, err == nil
+	before, after := b.Spec.AddStartedAt, a.Spec.AddStartedAt
+	return err == nil && order > 0 && before != nil && after != nil && before.Time.Before(after.Time)
 }
 
 // withoutPod decides about an allocation whose pod is not there.

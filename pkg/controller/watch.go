@@ -226,7 +226,7 @@ func thin(obj any) (any, error) {
 			},
 		}, nil
 	case *v1alpha1.IPAllocation:
-		o.ManagedFields, o.Annotations, o.Labels = nil, only(o.Annotations, v1alpha1.AnnotationAsked), nil
+		o.ManagedFields, o.Annotations, o.Labels = nil, nil, nil
 	case *v1alpha1.IPPool:
 		o.ManagedFields, o.Annotations = blocksManagers(o.ManagedFields), only(o.Annotations, v1alpha1.AnnotationReclaim)
 	case *v1alpha1.CIDRPool:

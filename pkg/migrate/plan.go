@@ -12,7 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
@@ -48,7 +48,7 @@ func (m *Migrator) plan(ctx context.Context, e Entry, journal *Journal) (Outcome
 		out.Result = Released
 		return out, nil
 	}
-	holder, err := m.Claimer.Client.IPAllocations(m.Claimer.Namespace).Get(ctx, claim.Name(e.Pool.Name, e.Address), metav1.GetOptions{})
+	holder, err := m.Claimer.Client.IPAllocations(m.Claimer.Namespace).Get(ctx, v1alpha1.AllocationName(e.Pool.Name, e.Address), metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 	case err != nil:

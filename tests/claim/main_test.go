@@ -272,9 +272,9 @@ func (c *cluster) hold(t *testing.T, poolName, addr, nodeName, podName string) {
 	t.Helper()
 	a := netip.MustParseAddr(addr)
 	_, err := c.client.IPAllocations(c.ns).Create(t.Context(), &v1alpha1.IPAllocation{
-		ObjectMeta: metav1.ObjectMeta{Name: claim.Name(poolName, a), Labels: map[string]string{
+		ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.AllocationName(poolName, a), Labels: map[string]string{
 			v1alpha1.LabelPool: poolName, v1alpha1.LabelNode: nodeName,
-			v1alpha1.LabelContainer: claim.ContainerLabel(pod(podName).ContainerID),
+			v1alpha1.LabelContainer: v1alpha1.ContainerLabel(pod(podName).ContainerID),
 		}},
 		Spec: v1alpha1.IPAllocationSpec{
 			PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: poolName}, Address: addr, NodeName: nodeName,
@@ -289,7 +289,7 @@ func (c *cluster) hold(t *testing.T, poolName, addr, nodeName, podName string) {
 // free deletes an allocation behind everybody's back.
 func (c *cluster) free(t *testing.T, poolName, addr string) {
 	t.Helper()
-	if err := c.client.IPAllocations(c.ns).Delete(t.Context(), claim.Name(poolName, netip.MustParseAddr(addr)), metav1.DeleteOptions{}); err != nil {
+	if err := c.client.IPAllocations(c.ns).Delete(t.Context(), v1alpha1.AllocationName(poolName, netip.MustParseAddr(addr)), metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -21,7 +21,6 @@ import (
 	"k8s.io/klog/v2"
 	"pgregory.net/rapid"
 
-	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned"
 	"github.com/crd-ipam/crd-ipam/pkg/controller"
 )
@@ -182,15 +181,14 @@ func TestAsked(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		at, err := time.Parse(time.RFC3339Nano, a.Annotations[v1alpha1.AnnotationAsked])
-		if err != nil {
-			t.Fatal(err)
+		if a.Spec.AddStartedAt == nil {
+			t.Fatal("no addStartedAt")
 		}
-		return at
+		return a.Spec.AddStartedAt.Time
 	}
-	before := time.Now()
+	before := time.Now().Truncate(time.Microsecond)
 	first := asked(n.mustAdd(t, "first", ippool("p")))
-	between := time.Now()
+	between := time.Now().Truncate(time.Microsecond)
 	second := asked(n.mustAdd(t, "second", ippool("p"), "10.0.0.4"))
 	if first.Before(before) || first.After(between) || second.Before(between) || second.After(time.Now()) {
 		t.Errorf("asked at %v and %v, though called after %v and after %v", first, second, before, between)

@@ -75,7 +75,7 @@ func TestAllocationSaysWhoHoldsIt(t *testing.T) {
 		t.Error("deleting a pod or a pool would free the address")
 	}
 	for _, selector := range []string{
-		v1alpha1.LabelPool + "=p", v1alpha1.LabelNode + "=a", v1alpha1.LabelContainer + "=" + claim.ContainerLabel(want.ContainerID),
+		v1alpha1.LabelPool + "=p", v1alpha1.LabelNode + "=a", v1alpha1.LabelContainer + "=" + v1alpha1.ContainerLabel(want.ContainerID),
 	} {
 		list, err := c.client.IPAllocations(c.ns).List(t.Context(), metav1.ListOptions{LabelSelector: selector})
 		if err != nil || len(list.Items) != 1 {

@@ -286,13 +286,11 @@ func (c *cluster) holdIn(t *testing.T, container, poolName, address, node string
 func (c *cluster) holdSince(t *testing.T, asked time.Time, container, poolName, address, node string, pod v1alpha1.PodReference) {
 	t.Helper()
 	a := &v1alpha1.IPAllocation{
-		ObjectMeta: metav1.ObjectMeta{
-			Name:        poolName + "." + address,
-			Annotations: map[string]string{v1alpha1.AnnotationAsked: asked.UTC().Format(time.RFC3339Nano)},
-		},
+		ObjectMeta: metav1.ObjectMeta{Name: poolName + "." + address},
 		Spec: v1alpha1.IPAllocationSpec{
 			PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: poolName}, Address: address, NodeName: node,
 			PodRef: pod, ContainerID: container, InterfaceName: "net1",
+			AddStartedAt: &metav1.MicroTime{Time: asked},
 		},
 	}
 	if _, err := c.ipam.IPAllocations(c.ns).Create(t.Context(), a, metav1.CreateOptions{}); err != nil {

@@ -274,7 +274,7 @@ func TestForeignCRDs(t *testing.T) {
 	}
 	var crds []*apiextensionsv1.CustomResourceDefinition
 	for _, name := range []string{"ippools", "cidrpools", "ipallocations"} {
-		raw, err := os.ReadFile(filepath.Join(root, "manifests", "crds", "nv-ipam.nvidia.com_"+name+".yaml"))
+		raw, err := os.ReadFile(filepath.Join(root, "manifests", "base", "crds", "nv-ipam.nvidia.com_"+name+".yaml"))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -21,7 +21,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/pkg/claim"
 )
 
 // subject is the container that the killed call is about. Its pod has had an
@@ -220,7 +219,7 @@ func (m *machine) foreign(t *testing.T, n int) {
 
 func (m *machine) allocation(addr netip.Addr, node, container string) *v1alpha1.IPAllocation {
 	return &v1alpha1.IPAllocation{
-		ObjectMeta: metav1.ObjectMeta{Name: claim.Name(m.p, addr), Labels: map[string]string{
+		ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.AllocationName(m.p, addr), Labels: map[string]string{
 			v1alpha1.LabelPool: m.p, v1alpha1.LabelNode: node,
 		}},
 		Spec: v1alpha1.IPAllocationSpec{

@@ -218,7 +218,7 @@ func root(t *testing.T) string {
 // applyCRDs installs this project's CRDs, as a person would.
 func (c *cluster) applyCRDs(t *testing.T) {
 	t.Helper()
-	if _, err := c.Kubectl(t.Context(), "apply", "--server-side", "--force-conflicts", "-f", filepath.Join(root(t), "manifests", "crds")); err != nil {
+	if _, err := c.Kubectl(t.Context(), "apply", "--server-side", "--force-conflicts", "-k", filepath.Join(root(t), "manifests", "base", "crds")); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "CRDs in force", func(ctx context.Context) bool {
@@ -232,7 +232,7 @@ func (c *cluster) applyCRDs(t *testing.T) {
 func (c *cluster) applyForeignCRDs(t *testing.T) {
 	t.Helper()
 	for _, name := range []string{"ippools", "cidrpools"} {
-		data, err := os.ReadFile(filepath.Join(root(t), "manifests", "crds", "nv-ipam.nvidia.com_"+name+".yaml"))
+		data, err := os.ReadFile(filepath.Join(root(t), "manifests", "base", "crds", "nv-ipam.nvidia.com_"+name+".yaml"))
 		if err != nil {
 			t.Fatal(err)
 		}

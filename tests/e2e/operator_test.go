@@ -29,7 +29,7 @@ func TestNetworkOperator(t *testing.T) {
 		t.Fatal(err)
 	}
 	theirs := strings.ReplaceAll(string(roles), "NAMESPACE", poolsNamespace)
-	pools := []string{"-f", filepath.Join(root, "manifests/crds/nv-ipam.nvidia.com_ippools.yaml"), "-f", filepath.Join(root, "manifests/crds/nv-ipam.nvidia.com_cidrpools.yaml")}
+	pools := []string{"-f", filepath.Join(root, "manifests/base/crds/nv-ipam.nvidia.com_ippools.yaml"), "-f", filepath.Join(root, "manifests/base/crds/nv-ipam.nvidia.com_cidrpools.yaml")}
 	overlay := filepath.Join(root, "manifests/overlays/network-operator")
 
 	kubectl(t, "delete", "-k", "testdata/install", "--timeout=3m")

@@ -15,7 +15,6 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/pkg/claim"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
@@ -273,8 +272,8 @@ func TestNodeWithALongName(t *testing.T) {
 	c := newCluster(t)
 	long := strings.Repeat("n", 60) + ".example.com"
 	for value, says := range map[string]string{
-		claim.LabelValue(long): "",
-		"b":                    "may not label an allocation nv-ipam.nvidia.com/node=b",
+		v1alpha1.LabelValue(long): "",
+		"b":                       "may not label an allocation nv-ipam.nvidia.com/node=b",
 	} {
 		a := allocation("p", "10.0.0.1", long)
 		a.Labels[v1alpha1.LabelNode] = value

@@ -28,7 +28,6 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/pkg/claim"
 )
 
 // sampleStore was written by nv-ipam for five pods on kind-worker.
@@ -195,7 +194,7 @@ func TestMigratedAllocation(t *testing.T) {
 	if a.Spec != want {
 		t.Errorf("spec %+v, want %+v", a.Spec, want)
 	}
-	if a.Labels[v1alpha1.LabelNode] != "kind-worker" || a.Labels[v1alpha1.LabelPool] != "pool1" || a.Labels[v1alpha1.LabelContainer] != claim.ContainerLabel(static) {
+	if a.Labels[v1alpha1.LabelNode] != "kind-worker" || a.Labels[v1alpha1.LabelPool] != "pool1" || a.Labels[v1alpha1.LabelContainer] != v1alpha1.ContainerLabel(static) {
 		t.Errorf("labels %v", a.Labels)
 	}
 	if got := h.read(t, "data/store"); got != sampleStore(t) {

@@ -4,7 +4,6 @@
 package manifests
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -120,7 +119,7 @@ func installNetworkOperator(t *testing.T, env *testenv.Env, namespace string) {
 	kubectl(t, env, "create", "namespace", namespace)
 	apply(t, env, strings.ReplaceAll(string(manifest), "NAMESPACE", namespace))
 	for _, plural := range []string{"ippools", "cidrpools"} {
-		data, err := os.ReadFile(filepath.Join(root(t), "manifests", "crds", "nv-ipam.nvidia.com_"+plural+".yaml"))
+		data, err := os.ReadFile(filepath.Join(root(t), "manifests", "base", "crds", "nv-ipam.nvidia.com_"+plural+".yaml"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -194,23 +193,5 @@ func TestPriorityAndFairness(t *testing.T) {
 	})
 	if schema("/api/v1/nodes/node-a") == ours {
 		t.Error("nodes are in the plugin's flow schema")
-	}
-}
-
-// kustomize refers to copies of the CRDs; see manifests/base/crds.
-func TestCRDsAreTheGeneratedOnes(t *testing.T) {
-	generated, err := filepath.Glob(filepath.Join(root(t), "manifests", "crds", "*.yaml"))
-	if err != nil || len(generated) != 3 {
-		t.Fatal(generated, err)
-	}
-	for _, path := range generated {
-		want, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got, err := os.ReadFile(filepath.Join(root(t), "manifests", "base", "crds", filepath.Base(path)))
-		if err != nil || !bytes.Equal(got, want) {
-			t.Errorf("%s: the copy in manifests/base/crds differs (%v): cp manifests/crds/*.yaml manifests/base/crds/", filepath.Base(path), err)
-		}
 	}
 }

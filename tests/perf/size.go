@@ -310,11 +310,11 @@ func copyAllocation(original []byte, i int) (kv, error) {
 		return kv{}, err
 	}
 	node, pool, addr := place(i)
-	name := claim.Name(pool, addr)
+	name := v1alpha1.AllocationName(pool, addr)
 	meta, spec := obj["metadata"].(map[string]any), obj["spec"].(map[string]any)
 	meta["name"], meta["uid"] = name, fmt.Sprintf("11111111-2a5c-4f0e-8a53-%012d", i)
 	container := fmt.Sprintf("%064x", i)
-	meta["labels"] = map[string]string{v1alpha1.LabelPool: pool, v1alpha1.LabelNode: node, v1alpha1.LabelContainer: claim.ContainerLabel(container)}
+	meta["labels"] = map[string]string{v1alpha1.LabelPool: pool, v1alpha1.LabelNode: node, v1alpha1.LabelContainer: v1alpha1.ContainerLabel(container)}
 	spec["poolRef"] = v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: pool}
 	spec["address"], spec["nodeName"], spec["containerID"] = addr.String(), node, container
 	spec["podRef"] = map[string]string{"namespace": namespace, "name": podName(i), "uid": podUID(i)}

@@ -5,7 +5,7 @@ package v1alpha1
 
 // Labels of an IPAllocation, so that a caller can list what it needs. A value
 // that is longer than a label value may be (63) is replaced by its hash: use
-// claim.LabelValue to build selectors.
+// LabelValue to build selectors.
 const (
 	// LabelPool is the name of the pool that the address belongs to.
 	LabelPool = "nv-ipam.nvidia.com/pool"
@@ -32,12 +32,6 @@ const (
 	ReclaimEnabled    = "enabled" // as without the annotation
 	ReclaimDisabled   = "disabled"
 )
-
-// AnnotationAsked on an allocation is when its container's ADD began, by the
-// clock of its node, as RFC 3339 with nanoseconds. A create may be carried out
-// long after its client has given up: when an allocation was made does not say
-// whether its container is the pod's latest.
-const AnnotationAsked = "nv-ipam.nvidia.com/asked"
 
 // BlocksManagerPrefix begins the name of the field manager that owns a pool's
 // status.allocations; the rest is a hash of them. It makes metadata.managedFields

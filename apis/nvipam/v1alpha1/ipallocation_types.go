@@ -10,7 +10,7 @@ import (
 
 // IPAllocation is one address that somebody holds.
 //
-// Its name is made of the pool's name and the address (claim.Name), and an
+// Its name is made of the pool's name and the address (AllocationName), and an
 // object name exists once: creating the object is claiming the address, and
 // deleting it is giving the address back. There is no other record.
 //
@@ -89,6 +89,12 @@ type IPAllocationSpec struct {
 	// requested is true when the caller asked for this very address.
 	// +optional
 	Requested bool `json:"requested,omitempty"`
+	// addStartedAt is when the container's CNI ADD began, by the clock of its
+	// node. A create may be carried out long after its client has given up: when
+	// an allocation was created does not say whether its container is the pod's
+	// latest.
+	// +optional
+	AddStartedAt *metav1.MicroTime `json:"addStartedAt,omitempty"`
 }
 
 // PoolReference names a pool in the allocation's namespace.

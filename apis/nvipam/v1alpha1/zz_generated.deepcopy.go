@@ -228,7 +228,7 @@ func (in *IPAllocation) DeepCopyInto(out *IPAllocation) {
 	*out = *in
 	out.TypeMeta = in.TypeMeta
 	in.ObjectMeta.DeepCopyInto(&out.ObjectMeta)
-	out.Spec = in.Spec
+	in.Spec.DeepCopyInto(&out.Spec)
 	return
 }
 
@@ -288,6 +288,10 @@ func (in *IPAllocationSpec) DeepCopyInto(out *IPAllocationSpec) {
 	*out = *in
 	out.PoolRef = in.PoolRef
 	out.PodRef = in.PodRef
+	if in.AddStartedAt != nil {
+		in, out := &in.AddStartedAt, &out.AddStartedAt
+		*out = (*in).DeepCopy()
+	}
 	return
 }
 

@@ -110,7 +110,7 @@ func (e *Env) start(assets string, o Options) (err error) {
 		if err != nil {
 			return err
 		}
-		e.envtest.CRDDirectoryPaths = []string{filepath.Join(root, "manifests", "crds")}
+		e.envtest.CRDDirectoryPaths = []string{filepath.Join(root, "manifests", "base", "crds")}
 	}
 	if err := e.configure(assets, o); err != nil {
 		return err

@@ -1,7 +1,7 @@
 // Copyright The crd-ipam Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package claim
+package v1alpha1
 
 import (
 	"crypto/sha256"
@@ -13,7 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
-// Name returns the name of the IPAllocation of an address: the pool's name, a
+// AllocationName returns the name of the IPAllocation of an address: the pool's name, a
 // dot, and the address; IPv4 as it is written, IPv6 as eight groups of four
 // digits, since an object name has no colons and "::" has no place in it. An
 // IPv4 address in IPv6 notation is the IPv4 address.
@@ -21,7 +21,7 @@ import (
 // No two pairs of pool and address have one name: what stands after the last dot
 // is either four groups of digits joined by "-", which only IPv6 has, or the last
 // of exactly four decimal numbers.
-func Name(poolName string, addr netip.Addr) string {
+func AllocationName(poolName string, addr netip.Addr) string {
 	addr = addr.Unmap()
 	if addr.Is4() {
 		return poolName + "." + addr.String()
@@ -29,8 +29,8 @@ func Name(poolName string, addr netip.Addr) string {
 	return poolName + "." + strings.ReplaceAll(addr.StringExpanded(), ":", "-")
 }
 
-// ParseName is the reverse of Name.
-func ParseName(name string) (poolName string, addr netip.Addr, err error) {
+// ParseAllocationName is the reverse of AllocationName.
+func ParseAllocationName(name string) (poolName string, addr netip.Addr, err error) {
 	text := name[strings.LastIndexByte(name, '.')+1:]
 	if strings.Contains(text, "-") {
 		addr, err = netip.ParseAddr(strings.ReplaceAll(text, "-", ":"))
@@ -40,7 +40,7 @@ func ParseName(name string) (poolName string, addr netip.Addr, err error) {
 		addr, err = netip.ParseAddr(text)
 	}
 	poolName = strings.TrimSuffix(name, "."+text)
-	if err != nil || poolName == "" || Name(poolName, addr) != name {
+	if err != nil || poolName == "" || AllocationName(poolName, addr) != name {
 		return "", netip.Addr{}, fmt.Errorf("%q is not the name of an IPAllocation: want POOL.ADDRESS", name)
 	}
 	return poolName, addr, nil

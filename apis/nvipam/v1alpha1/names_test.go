@@ -1,7 +1,7 @@
 // Copyright The crd-ipam Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package claim
+package v1alpha1
 
 import (
 	"net/netip"
@@ -23,16 +23,16 @@ func TestName(t *testing.T) {
 		{long, "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", long + ".ffff-ffff-ffff-ffff-ffff-ffff-ffff-ffff"},
 	} {
 		addr := netip.MustParseAddr(tc.addr)
-		got := Name(tc.pool, addr)
+		got := AllocationName(tc.pool, addr)
 		if got != tc.want {
-			t.Errorf("Name(%q, %s) = %q, want %q", tc.pool, addr, got, tc.want)
+			t.Errorf("AllocationName(%q, %s) = %q, want %q", tc.pool, addr, got, tc.want)
 		}
 		if errs := validation.IsDNS1123Subdomain(got); len(errs) > 0 {
 			t.Errorf("%q is not an object name: %v", got, errs)
 		}
-		pool, back, err := ParseName(got)
+		pool, back, err := ParseAllocationName(got)
 		if err != nil || pool != tc.pool || back != addr.Unmap() {
-			t.Errorf("ParseName(%q) = %q, %s, %v", got, pool, back, err)
+			t.Errorf("ParseAllocationName(%q) = %q, %s, %v", got, pool, back, err)
 		}
 	}
 }
@@ -43,8 +43,8 @@ func TestParseNameRefusesWhatNameDoesNotWrite(t *testing.T) {
 		"pool1.192.168.0.05", "pool6.fd52-2eb5-44-0-0-0-0-1", "pool6.FD52-2eb5-0044-0000-0000-0000-0000-0001",
 		"pool6.0000-0000-0000-0000-0000-ffff-c0a8-0005", "pool6.fd52:2eb5::1", "pool-6",
 	} {
-		if pool, addr, err := ParseName(name); err == nil {
-			t.Errorf("ParseName(%q) = %q, %s, want an error", name, pool, addr)
+		if pool, addr, err := ParseAllocationName(name); err == nil {
+			t.Errorf("ParseAllocationName(%q) = %q, %s, want an error", name, pool, addr)
 		}
 	}
 }
@@ -62,10 +62,10 @@ func FuzzNameIsInjective(f *testing.F) {
 			t.Skip("not an address or not a pool")
 		}
 		same := p1 == p2 && a1.Unmap() == a2.Unmap()
-		if n1, n2 := Name(p1, a1), Name(p2, a2); (n1 == n2) != same {
+		if n1, n2 := AllocationName(p1, a1), AllocationName(p2, a2); (n1 == n2) != same {
 			t.Errorf("(%q, %s) is %q and (%q, %s) is %q", p1, a1, n1, p2, a2, n2)
 		}
-		if p, a, err := ParseName(Name(p1, a1)); err != nil || p != p1 || a != a1.Unmap() {
+		if p, a, err := ParseAllocationName(AllocationName(p1, a1)); err != nil || p != p1 || a != a1.Unmap() {
 			t.Errorf("(%q, %s) comes back as (%q, %s), %v", p1, a1, p, a, err)
 		}
 	})
