@@ -26,7 +26,9 @@ import (
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
 	"github.com/crd-ipam/crd-ipam/pkg/cni"
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
 	"github.com/crd-ipam/crd-ipam/pkg/install"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/migrate"
 )
 
@@ -226,8 +228,15 @@ func (i *installer) migrator() (*migrate.Migrator, error) {
 		return nil, err
 	}
 	reporter := &migrate.Reporter{Pools: client, Events: kube.CoreV1().Events(i.namespace), Namespace: i.namespace, Node: i.nodeName}
+	cluster, err := ledger.ClusterOf(config)
+	if err != nil {
+		return nil, err
+	}
 	return &migrate.Migrator{
-		Claimer:   &claim.Claimer{Client: client, Namespace: i.namespace, Node: i.nodeName, Hint: claim.NewHint(i.dataDir), Log: i.log},
+		Claimer: &claim.Claimer{
+			Ledger: ledger.Ledger{Client: client, Namespace: i.namespace, Node: i.nodeName},
+			Hint:   hint.Open(i.dataDir, cluster, i.namespace, i.log), Log: i.log,
+		},
 		StoreFile: i.storeFile,
 		Force:     i.migrate == migrateForce,
 		Settle:    i.settle,

@@ -6,33 +6,46 @@ package claim
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
 )
 
 func TestAddsWaitWhileClosed(t *testing.T) {
-	h := NewHint(t.TempDir())
+	dir := t.TempDir()
+	h := hint.Open(dir, "cluster", "ns", slog.New(slog.DiscardHandler))
 	c := &Claimer{Hint: h}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 	over, cancel := context.WithCancel(t.Context())
 	cancel()
 
-	must(t, c.awaitOpen(over))
-	must(t, h.Close())
+	must(c.awaitOpen(over))
+	must(h.Close())
 	if err := c.awaitOpen(over); !errors.Is(err, ErrTakingOver) {
 		t.Errorf("closed: %v, want ErrTakingOver", err)
 	}
 	waited := make(chan error)
 	go func() { waited <- c.awaitOpen(t.Context()) }()
-	must(t, h.Open())
-	must(t, h.Open())
-	must(t, <-waited)
+	must(h.Open())
+	must(h.Open())
+	must(<-waited)
 
 	// Whoever closed it has died.
-	must(t, h.Close())
-	age(t, h, settleTime+time.Second, "closed")
-	must(t, c.awaitOpen(over))
+	must(h.Close())
+	long := time.Now().Add(-time.Hour)
+	must(os.Chtimes(filepath.Join(dir, "closed"), long, long))
+	must(c.awaitOpen(over))
 	// Closing it again keeps it closed.
-	must(t, h.Close())
+	must(h.Close())
 	if err := c.awaitOpen(over); !errors.Is(err, ErrTakingOver) {
 		t.Errorf("closed again: %v, want ErrTakingOver", err)
 	}

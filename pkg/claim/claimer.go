@@ -5,38 +5,49 @@ package claim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
-	"sync"
+	"math/rand/v2"
+	"net/netip"
 	"time"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/util/wait"
-
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
 // Claimer claims addresses for the containers of one node. Any number of them
 // may run at once, in one process or in many.
 type Claimer struct {
-	// Client of the API server. It should neither throttle nor retry: both is done
-	// here, within the time of the call.
-	Client clientv1alpha1.NvIpamV1alpha1Interface
-	// Namespace of the pools and of their allocations.
-	Namespace string
-	// Node whose containers these are.
-	Node string
+	// Ledger is the record of all claims.
+	ledger.Ledger
 	// Hint of this node.
-	Hint *Hint
+	Hint *hint.Hint
 	// Log of what a call did and why.
 	Log *slog.Logger
+}
 
-	hintWarning sync.Once
+// What goes wrong, as a caller has to tell it apart. Besides these there are
+// ledger.InUseError, ledger.ErrUnavailable, and pool.RequestError for a request that
+// can never be met. Anything else is the API server's own refusal, passed on as it is.
+var (
+	// ErrPoolNotFound: there is no such pool, or it has no block for this node.
+	ErrPoolNotFound = errors.New("not found")
+	// ErrExhausted: every address of this node's block is held. The API server
+	// said so, not the hint.
+	ErrExhausted = errors.New("no free addresses in the pool")
+	// ErrNotHeld: the attachment does not hold an address of the pool.
+	ErrNotHeld = errors.New("not found")
+)
+
+func poolNotFound(ref v1alpha1.PoolReference, why string) error {
+	return fmt.Errorf("configuration for pool %q, poolType %q %w: %s", ref.Name, pool.Type(ref.Kind), ErrPoolNotFound, why)
+}
+
+func notHeld(ref v1alpha1.PoolReference) error {
+	return fmt.Errorf("reservation for pool %q, poolType %q %w", ref.Name, pool.Type(ref.Kind), ErrNotHeld)
 }
 
 // cleanupTimeout is what undoing may take after a call's own time is over.
@@ -48,114 +59,95 @@ func contextForCleanup(ctx context.Context) (context.Context, context.CancelFunc
 	return context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 }
 
-// retry calls f until it succeeds, fails for good, or ctx would end before the
-// next try; then the error is ErrUnavailable with the last cause. It waits at
-// least as long as the API server asks for.
-func retry(ctx context.Context, f func() error) error {
-	backoff := wait.Backoff{Duration: 50 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 8, Cap: 2 * time.Second}
-	for {
-		err := f()
-		if err == nil || !transient(err) {
-			return err
-		}
-		pause := backoff.Step()
-		if seconds, ok := apierrors.SuggestsClientDelay(err); ok {
-			pause += time.Duration(seconds) * time.Second
-		}
-		if end, ok := ctx.Deadline(); ok && time.Until(end) < pause {
-			return fmt.Errorf("%w: %w", ErrUnavailable, err)
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%w: %w", ErrUnavailable, err)
-		case <-time.After(pause):
-		}
-	}
-}
-
-// hintFailed says that the hint could not be written or read, and makes the next
-// call rebuild it. It is no reason to fail: the API server decides.
-func (c *Claimer) hintFailed(doing string, err error) {
-	if err == nil {
-		return
-	}
-	c.Hint.forget()
-	c.hintWarning.Do(func() {
-		c.Log.Warn("node's hint is not usable, going on without it", "doing", doing, "error", err)
-	})
-}
-
-// held returns what the attachment holds: as the hint has it where that is
-// complete, else as the API server lists it as well, which rebuilds the hint.
-func (c *Claimer) held(ctx context.Context, att Attachment) ([]Held, error) {
-	complete := c.Hint.Complete()
-	found, err := c.Hint.Find(att)
-	c.hintFailed("finding the attachment", err)
-	if complete && err == nil {
+// holding returns what the attachment holds: as the hint has it if that is complete,
+// else as the API server lists it as well. If that fails, it returns with the error
+// what the hint has.
+func (c *Claimer) holding(ctx context.Context, att hint.Attachment) ([]hint.Entry, error) {
+	found, sure := c.Hint.Holding(att)
+	if sure {
 		return found, nil
 	}
-	all, err := c.rebuild(ctx)
+	listed, err := c.rebuild(ctx, time.Time{})
 	if err != nil {
-		return nil, err
+		return found, err
 	}
-	for _, a := range all {
-		if attachmentOf(&a) != att {
-			continue
+	found, _ = c.Hint.Holding(att)
+	for _, e := range listed { // the hint may not be usable at all
+		if e.Attachment == att && !contains(found, e) {
+			found = append(found, e)
 		}
-		held := heldOf(&a)
-		found = slices.DeleteFunc(found, func(h Held) bool { return h.key() == held.key() })
-		found = append(found, held)
 	}
 	return found, nil
 }
 
-// rebuild lists what this node holds and enters it into the hint.
-func (c *Claimer) rebuild(ctx context.Context) ([]v1alpha1.IPAllocation, error) {
-	mark, markErr := c.Hint.startRebuild()
-	c.hintFailed("rebuilding", markErr)
-	defer c.Hint.endRebuild(mark)
-	selector := labels.Set{v1alpha1.LabelNode: v1alpha1.LabelValue(c.Node)}.String()
-	var all []v1alpha1.IPAllocation
-	err := retry(ctx, func() error {
-		all = all[:0]
-		opts := metav1.ListOptions{LabelSelector: selector, Limit: pageSize}
-		for {
-			page, err := c.Client.IPAllocations(c.Namespace).List(ctx, opts)
-			if err != nil {
-				return err
-			}
-			for _, a := range page.Items {
-				if a.Spec.NodeName == c.Node { // a label can say anything
-					all = append(all, a)
-				}
-			}
-			if opts.Continue = page.Continue; opts.Continue == "" {
-				return nil
-			}
+// contains reports whether the entries have the address of e.
+func contains(entries []hint.Entry, e hint.Entry) bool {
+	for _, o := range entries {
+		if o.Pool == e.Pool && o.Address == e.Address && (o.UID == e.UID || o.UID == "") {
+			return true
 		}
-	})
+	}
+	return false
+}
+
+// bootJitter spreads the lists of nodes that were started at one time.
+const bootJitter = 2 * time.Second
+
+// rebuild makes the hint complete, and agree with the API server as of a time not
+// before since. One call of the node lists, the others wait for it; only the one
+// that lists returns what it listed.
+func (c *Claimer) rebuild(ctx context.Context, since time.Time) ([]hint.Entry, error) {
+	r := c.Hint.Rebuild(ctx, since)
+	if r == nil {
+		return nil, unavailable(ctx, "waiting for another call of this node that lists its allocations")
+	}
+	defer r.End()
+	if since.IsZero() && hint.JustBooted() {
+		pause(ctx, rand.N(bootJitter))
+	}
+	all, at, err := c.OfNode(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("listing the allocations of node %s: %w", c.Node, err)
+		return nil, err
 	}
-	helds := make([]Held, 0, len(all))
+	entries := make([]hint.Entry, 0, len(all))
 	for i := range all {
-		helds = append(helds, heldOf(&all[i]))
+		entries = append(entries, entryOf(&all[i]))
 	}
-	if markErr == nil {
-		c.hintFailed("rebuilding", c.Hint.Rebuild(mark, helds))
-	}
+	r.Enter(at, entries)
 	c.Log.Info("rebuilt the node's hint from the API server", "node", c.Node, "allocations", len(all))
-	return all, nil
+	return entries, nil
 }
 
-// pageSize bounds what one answer of a list holds in memory.
-const pageSize = 500
-
-func attachmentOf(a *v1alpha1.IPAllocation) Attachment {
-	return Attachment{ContainerID: a.Spec.ContainerID, Interface: a.Spec.InterfaceName}
+// unavailable returns an error if ctx has ended.
+func unavailable(ctx context.Context, doing string) error {
+	if ctx.Err() == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %s: %w", ledger.ErrUnavailable, doing, ctx.Err())
 }
 
-func heldOf(a *v1alpha1.IPAllocation) Held {
-	addr, _ := pool.ParseAddr(a.Spec.Address) // the name says the same, and the CRD checks both
-	return Held{Attachment: attachmentOf(a), Pool: a.Spec.PoolRef.Name, Address: addr, UID: a.UID}
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+func attachmentOf(a *v1alpha1.IPAllocation) hint.Attachment {
+	return hint.Attachment{ContainerID: a.Spec.ContainerID, Interface: a.Spec.InterfaceName}
+}
+
+// entryOf reads an allocation of this node.
+func entryOf(a *v1alpha1.IPAllocation) hint.Entry {
+	poolName, addr, err := v1alpha1.ParseAllocationName(a.Name) // what decides is the name
+	if err != nil {
+		poolName = a.Spec.PoolRef.Name
+		addr, _ = netip.ParseAddr(a.Spec.Address)
+	}
+	return hint.Entry{Attachment: attachmentOf(a), Pool: poolName, Address: addr, UID: a.UID}
+}
+
+// isMine reports whether an allocation is of an attachment of this node.
+func (c *Claimer) isMine(a *v1alpha1.IPAllocation, att hint.Attachment) bool {
+	return ledger.Same(&a.Spec, &v1alpha1.IPAllocationSpec{NodeName: c.Node, ContainerID: att.ContainerID, InterfaceName: att.Interface})
 }

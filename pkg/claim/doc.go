@@ -3,17 +3,14 @@
 
 // Package claim takes addresses and gives them back.
 //
-// An address is claimed by creating its IPAllocation and given back by deleting
-// it; the API server lets one create of a name win, and nothing else decides.
-// Beside that stands the hint, a directory on the node: which addresses this
-// node believes it holds, where it stopped last, what it knows of its pools, and
-// which releases it still owes. The hint saves requests. Without it everything
-// is right, only slower.
+// An address is claimed by creating its IPAllocation and given back by deleting it
+// (pkg/ledger); the API server lets one create of a name win, and nothing else
+// decides. What this node believes (pkg/hint) only saves requests.
 //
-//	Allocate  blocks ─▶ candidates ─▶ Hold in the hint ─▶ create ─▶ Set in the hint
-//	Release   Find in the hint ─▶ Owe in the hint ─▶ delete ─▶ Paid in the hint
+//	Allocate  view of the pool ─▶ candidates ─▶ Claiming ─▶ create ─▶ Claimed
+//	Release   what the attachment holds ─▶ Releasing ─▶ delete ─▶ Released
 //
-// The order in each line is what makes a crash harmless: an address is in the
-// hint before it can be claimed, and a release is in the hint before it is
-// carried out. So the hint always holds at least what the node holds.
+// A file for each step: allocate.go and search.go (which address), create.go (is it
+// mine, does its holder yield), release.go and pending.go (now, or later), view.go
+// (the pool as this node sees it).
 package claim

@@ -12,23 +12,32 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// block returns this node's block in a pool.
+// view is a pool as this node sees it: its block there, and the version that it was
+// seen in.
+type view struct {
+	*pool.Block
+
+	version string
+}
+
+// view returns this node's block in a pool.
 //
 // A pool grows with the cluster: with 5,000 nodes its status is half a megabyte,
 // of which this node wants one line. So that line is kept on disk, and what is
 // read is the object's metadata alone, from the API server's memory, to see
 // whether the line still holds.
-func (c *Claimer) block(ctx context.Context, ref v1alpha1.PoolReference) (*pool.Block, error) {
-	if view := c.Hint.LoadView(ref); view != nil {
+func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference) (view, error) {
+	if saved := c.Hint.View(ref); saved != nil {
 		meta, err := c.poolMetadata(ctx, ref)
-		if err != nil && !notFound(err) {
-			return nil, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
+		if err != nil && !ledger.NotFound(err) {
+			return view{}, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
 		}
-		if err == nil && version(meta) == view.Version {
-			return view.Block, nil
+		if err == nil && version(meta) == saved.Version {
+			return view{saved.Block, saved.Version}, nil
 		}
 		c.Hint.DropView(ref)
 	}
@@ -36,25 +45,39 @@ func (c *Claimer) block(ctx context.Context, ref v1alpha1.PoolReference) (*pool.
 	var parsed *pool.Pool
 	var current []pool.Assignment
 	var meta *metav1.ObjectMeta
-	err := retry(ctx, func() (err error) {
+	err := ledger.Retry(ctx, func(ctx context.Context) (err error) {
 		parsed, current, meta, err = c.readPool(ctx, ref)
 		return err
 	})
 	switch {
-	case notFound(err):
-		return nil, poolNotFound(ref, fmt.Sprintf("there is no %s %s/%s", ref.Kind, c.Namespace, ref.Name))
+	case ledger.NotFound(err):
+		c.Hint.DropPool(ref)
+		return view{}, poolNotFound(ref, c.noSuchPool(ctx, ref))
 	case err != nil:
-		return nil, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
+		return view{}, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
 	}
 	for _, a := range current {
 		if a.Node != c.Node {
 			continue
 		}
 		b := parsed.Block(a)
-		c.hintFailed("saving the pool", c.Hint.SaveView(ref, &View{Version: version(meta), Block: b}))
-		return b, nil
+		c.Hint.SetView(ref, version(meta), b)
+		return view{b, version(meta)}, nil
 	}
-	return nil, poolNotFound(ref, fmt.Sprintf("%s %s/%s has no block for node %s, see the pool's Ready condition and nodeSelector", ref.Kind, c.Namespace, ref.Name, c.Node))
+	return view{}, poolNotFound(ref, fmt.Sprintf("%s %s/%s has no block for node %s, see the pool's Ready condition and nodeSelector", ref.Kind, c.Namespace, ref.Name, c.Node))
+}
+
+// noSuchPool says what a pool that is not there may have been meant to be.
+func (c *Claimer) noSuchPool(ctx context.Context, ref v1alpha1.PoolReference) string {
+	why := fmt.Sprintf("there is no %s %s/%s", ref.Kind, c.Namespace, ref.Name)
+	other := v1alpha1.PoolReference{Kind: v1alpha1.PoolKindCIDRPool, Name: ref.Name}
+	if ref.Kind == v1alpha1.PoolKindCIDRPool {
+		other.Kind = v1alpha1.PoolKindIPPool
+	}
+	if _, err := c.poolMetadata(ctx, other); err == nil {
+		why += fmt.Sprintf(", but a %s of that name: set poolType to %s", other.Kind, pool.Type(other.Kind))
+	}
+	return why
 }
 
 // readPool reads a pool whole. This and poolMetadata are where the kinds differ.
@@ -85,7 +108,7 @@ func (c *Claimer) poolMetadata(ctx context.Context, ref v1alpha1.PoolReference) 
 	var obj struct {
 		Metadata metav1.ObjectMeta `json:"metadata"`
 	}
-	err := retry(ctx, func() error {
+	err := ledger.Retry(ctx, func(ctx context.Context) error {
 		return decode(c.Client.RESTClient().Get().Namespace(c.Namespace).Resource(resource).Name(ref.Name).
 			Param("resourceVersion", "0").SetHeader("Accept", metadataOnly).Do(ctx), &obj)
 	})

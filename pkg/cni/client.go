@@ -21,7 +21,6 @@ import (
 // answer in its place.
 func newClient(config *rest.Config) (clientv1alpha1.NvIpamV1alpha1Interface, error) {
 	config.QPS = -1 // a process makes two requests
-	config.Timeout = requestTime
 	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return jsonOnly{next} })
 	config.APIPath, config.GroupVersion = "/apis", &schema.GroupVersion{Group: v1alpha1.GroupName, Version: v1alpha1.GroupVersion.Version}
 	config.NegotiatedSerializer = scheme.Codecs.WithoutConversion()

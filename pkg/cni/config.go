@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -17,10 +19,12 @@ import (
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/version"
 	k8stypes "k8s.io/apimachinery/pkg/types"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
@@ -100,6 +104,12 @@ type network struct {
 			AllocateIPWithIndex    *int     `json:"allocateIPWithIndex"`
 		} `json:"cni"`
 	} `json:"args"`
+	// dataDirs are the directories that a call would use that is not told of
+	// IPAM.DataDir, as a DEL whose configuration was cut down.
+	dataDirs []string
+	// stdin is the configuration as it came.
+	stdin []byte
+
 	// ValidAttachments is nil where the runtime does not say which attachments
 	// are valid, which is not the same as saying that none is.
 	ValidAttachments *[]types.GCAttachment `json:"cni.dev/valid-attachments"`
@@ -117,38 +127,75 @@ type environment struct {
 	K8S_POD_INFRA_CONTAINER_ID types.UnmarshallableString
 }
 
-// parseNetwork reads the network configuration and completes its settings.
+// parseNetwork reads the network configuration and completes its settings. With an
+// error it returns what could be read: a DEL goes on with that.
 func parseNetwork(stdin []byte) (*network, error) {
+	n := &network{stdin: stdin}
+	var errs []error
 	if len(stdin) > maxConfig {
-		return nil, fmt.Errorf("network configuration has %d bytes, more than %d", len(stdin), maxConfig)
-	}
-	n := &network{}
-	if err := json.Unmarshal(stdin, n); err != nil {
-		return nil, fmt.Errorf("network configuration is not valid: %w", err)
+		errs = append(errs, fmt.Errorf("network configuration has %d bytes, more than %d", len(stdin), maxConfig))
+	} else if err := json.Unmarshal(stdin, n); err != nil {
+		errs = append(errs, fmt.Errorf("network configuration is not valid: %w", err))
 	}
 	if n.CNIVersion == "" {
 		n.CNIVersion = "0.1.0" // what the specification says an absent version means
 	}
-	s := &n.IPAM
-	s.ConfDir = first(s.ConfDir, defaultConfDir)
-	path := filepath.Join(s.ConfDir, confFile)
-	data, err := readConfig(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return nil, fmt.Errorf("reading %s: %w", path, err)
-	default:
-		var file Settings
-		if err := json.Unmarshal(data, &file); err != nil {
-			return nil, fmt.Errorf("%s is not valid: %w", path, err)
-		}
-		s.fillFrom(file)
-	}
+	told := n.IPAM
+	n.IPAM.ConfDir = first(n.IPAM.ConfDir, defaultConfDir)
+	errs = append(errs, n.IPAM.complete(), n.IPAM.checkPaths())
+	n.findDataDirs(told)
+	return n, errors.Join(errs...)
+}
+
+// complete fills in from nv-ipam.conf what is empty, then from the defaults.
+func (s *Settings) complete() error {
+	file, err := readSettings(s.ConfDir)
+	s.fillFrom(file)
 	s.fillFrom(Settings{
 		LogFile: defaultLogFile, LogLevel: defaultLogLevel, PoolType: string(defaultPoolType),
 		PoolsNamespace: defaultNamespace, DataDir: defaultDataDir,
 	})
-	return n, s.checkPaths()
+	return err
+}
+
+// readSettings reads nv-ipam.conf, which need not be there.
+func readSettings(confDir string) (file Settings, err error) {
+	path := filepath.Join(confDir, confFile)
+	data, err := readConfig(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return file, nil
+	case err != nil:
+		return file, fmt.Errorf("reading %s: %w", path, err)
+	}
+	if err := json.Unmarshal(data, &file); err != nil {
+		return file, fmt.Errorf("%s is not valid: %w", path, err)
+	}
+	return file, nil
+}
+
+// findDataDirs sets dataDirs, if the configuration itself names a data directory.
+func (n *network) findDataDirs(told Settings) {
+	if told.DataDir == "" {
+		return
+	}
+	confDirs := []string{defaultConfDir}
+	if told.ConfDir != "" {
+		confDirs = append(confDirs, told.ConfDir)
+	}
+	for _, confDir := range confDirs {
+		file, _ := readSettings(confDir)
+		if dir := first(file.DataDir, defaultDataDir); dir != n.IPAM.DataDir && !slices.Contains(n.dataDirs, dir) {
+			n.dataDirs = append(n.dataDirs, dir)
+		}
+	}
+}
+
+// registerDataDir makes this node's other data directories name the one in use.
+func (n *network) registerDataDir(log *slog.Logger) {
+	for _, dir := range n.dataDirs {
+		hint.Register(dir, n.IPAM.DataDir, log)
+	}
 }
 
 // readConfig is os.ReadFile for a file that should be small.
@@ -165,17 +212,24 @@ func readConfig(path string) ([]byte, error) {
 	return data, err
 }
 
-// checkPaths refuses relative paths: where they lead depends on the directory that
-// the runtime happens to have started in.
+// checkPaths refuses relative paths, and replaces them by the defaults: where they lead
+// depends on the directory that the runtime happens to have started in. The log's is
+// not checked: it never refuses a pod.
 func (s *Settings) checkPaths() error {
-	for _, p := range []struct{ key, path string }{
-		{"confDir", s.ConfDir}, {"logFile", s.LogFile}, {"kubeconfig", s.Kubeconfig}, {"dataDir", s.DataDir},
+	var errs []error
+	for _, p := range []struct {
+		key      string
+		path     *string
+		fallback string
+	}{
+		{"confDir", &s.ConfDir, defaultConfDir}, {"kubeconfig", &s.Kubeconfig, ""}, {"dataDir", &s.DataDir, defaultDataDir},
 	} {
-		if p.path != "" && !filepath.IsAbs(p.path) {
-			return fmt.Errorf("ipam.%s: %q is not an absolute path", p.key, p.path)
+		if *p.path != "" && !filepath.IsAbs(*p.path) {
+			errs = append(errs, fmt.Errorf("ipam.%s: %q is not an absolute path", p.key, *p.path))
+			*p.path = p.fallback
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // fillFrom sets what is empty.
@@ -230,11 +284,13 @@ func (n *network) request(args *skel.CmdArgs) (claim.Request, error) {
 	if err != nil {
 		return claim.Request{}, err
 	}
+	onePerFamily, _ := version.GreaterThanOrEqualTo("0.2.0", n.CNIVersion)
 	return claim.Request{
-		Attachment: attachment(args),
-		Pools:      pools,
-		Want:       want,
-		Network:    n.Name,
+		Attachment:   attachment(args),
+		Pools:        pools,
+		Want:         want,
+		OnePerFamily: onePerFamily,
+		Network:      n.Name,
 		Pod: v1alpha1.PodReference{
 			Namespace: string(env.K8S_POD_NAMESPACE),
 			Name:      string(env.K8S_POD_NAME),
@@ -244,12 +300,15 @@ func (n *network) request(args *skel.CmdArgs) (claim.Request, error) {
 	}, nil
 }
 
-func attachment(args *skel.CmdArgs) claim.Attachment {
-	return claim.Attachment{ContainerID: args.ContainerID, Interface: args.IfName}
+func attachment(args *skel.CmdArgs) hint.Attachment {
+	return hint.Attachment{ContainerID: args.ContainerID, Interface: args.IfName}
 }
 
 // pools returns the pools to take addresses from.
 func (n *network) pools() ([]v1alpha1.PoolReference, error) {
+	if err := n.checkSection(); err != nil {
+		return nil, err
+	}
 	kind, err := poolKind(first(n.Args.CNI.PoolType, n.IPAM.PoolType))
 	if err != nil {
 		return nil, err
@@ -282,6 +341,38 @@ func (n *network) pools() ([]v1alpha1.PoolReference, error) {
 		pools = append(pools, ref)
 	}
 	return pools, nil
+}
+
+// checkSection refuses a configuration without "ipam", as that of a network whose
+// main plugin this is: nv-ipam does so, too.
+func (n *network) checkSection() error {
+	if n.IPAM.Type != "" || n.IPAM.PoolName != "" {
+		return nil
+	}
+	var keys map[string]json.RawMessage
+	if err := json.Unmarshal(n.stdin, &keys); err == nil && keys["ipam"] == nil {
+		return errors.New(`network configuration has no "ipam" section: this is an IPAM plugin, which another plugin calls`)
+	}
+	return nil
+}
+
+// whichPool explains the name of a pool that the configuration did not name.
+func (n *network) whichPool() string {
+	if len(n.Args.CNI.PoolNames) > 0 || n.IPAM.PoolName != "" {
+		return ""
+	}
+	why := "; ipam.poolName is not set, so the network's name is the pool's"
+	var raw struct {
+		IPAM map[string]json.RawMessage `json:"ipam"`
+	}
+	_ = json.Unmarshal(n.stdin, &raw) // has been read before
+	for _, key := range slices.Sorted(maps.Keys(raw.IPAM)) {
+		known := slices.ContainsFunc([]string{"poolName", "poolType", "forcePoolName", "poolsNamespace"}, func(k string) bool { return strings.EqualFold(k, key) })
+		if strings.Contains(strings.ToLower(key), "pool") && !known {
+			why += fmt.Sprintf(" (ipam has %q, which is not a key: did you mean poolName?)", key)
+		}
+	}
+	return why
 }
 
 func poolKind(text string) (v1alpha1.PoolKind, error) {

@@ -18,6 +18,8 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
@@ -138,7 +140,7 @@ func TestEnvironment(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := claim.Request{
-		Attachment: claim.Attachment{ContainerID: "c1", Interface: "net1"},
+		Attachment: hint.Attachment{ContainerID: "c1", Interface: "net1"},
 		Pools:      ippools("net"),
 		Network:    "net",
 		Pod:        v1alpha1.PodReference{Namespace: "ml", Name: "train-0", UID: "u-1"},
@@ -231,9 +233,9 @@ func TestErrorCodes(t *testing.T) {
 		{"request", &pool.RequestError{Message: "x"}, 7},
 		{"exhausted", claim.ErrExhausted, 11},
 		{"pool not there yet", claim.ErrPoolNotFound, 11},
-		{"in use", &claim.InUseError{Holder: &v1alpha1.IPAllocation{}}, 11},
-		{"unavailable", claim.ErrUnavailable, 11},
-		{"STATUS", claim.ErrUnavailable, 50},
+		{"in use", &ledger.InUseError{Holder: &v1alpha1.IPAllocation{}}, 11},
+		{"unavailable", ledger.ErrUnavailable, 11},
+		{"STATUS", ledger.ErrUnavailable, 50},
 		{"STATUS", credentialsError{errors.New("x")}, 50},
 		{"STATUS", invalid(errors.New("x")), 7},
 		{"CHECK", claim.ErrNotHeld, 100},
@@ -248,10 +250,7 @@ func TestErrorCodes(t *testing.T) {
 
 func TestLogLevels(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "log")
-	log, closeLog, err := openLog(file, "Warning")
-	if err != nil {
-		t.Fatal(err)
-	}
+	log, closeLog := openLog(file, "Warning")
 	log.Info("quiet")
 	log.Warn("loud")
 	closeLog()
@@ -262,13 +261,7 @@ func TestLogLevels(t *testing.T) {
 	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("log has mode %v, %v; it names pods", info.Mode(), err)
 	}
-	if _, _, err := openLog(file, "loud"); err == nil {
-		t.Error("level loud is accepted")
-	}
-	log, closeLog, err = openLog(filepath.Join(file, "not-a-directory"), "error")
-	if err != nil {
-		t.Errorf("a log that cannot be opened fails the call: %v", err)
-	}
+	log, closeLog = openLog(filepath.Join(file, "not-a-directory"), "loud")
 	log.Debug("nowhere")
 	closeLog()
 }

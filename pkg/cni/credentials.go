@@ -28,7 +28,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
-	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 )
 
 // ownKubeconfig, in confDir, is the plugin's own kubeconfig where it has one: of
@@ -252,7 +252,7 @@ func (c *credentials) explain(err error) error {
 		}
 	case errors.As(err, &badServer):
 		advice = "the certificate authority in there is not that of " + c.config.Host
-	case errors.Is(err, claim.ErrUnavailable):
+	case errors.Is(err, ledger.ErrUnavailable):
 		return fmt.Errorf("%w (server %s, from %s: %s)", err, c.config.Host, c.file, adviceOnServer(err))
 	case errors.As(err, &request): // whose own words have to do
 		return fmt.Errorf("%w (server %s, from %s)", err, c.config.Host, c.file)

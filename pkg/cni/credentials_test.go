@@ -30,7 +30,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 )
 
 // pair is a certificate and its key.
@@ -328,7 +328,7 @@ func TestExplain(t *testing.T) {
 		{"expired, says a proxy", &net.OpError{Op: "remote error", Err: errors.New("tls: expired certificate")}, "system:node:a", expired, []string{"expired at 2026-01-02T03:04:05Z"}},
 		{"another cluster's server", &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, "system:node:a", fresh, []string{"authority", "https://127.0.0.1:1", "/etc/kubernetes/kubelet.conf"}},
 		{"nothing", nil, "system:node:a", expired, nil},
-		{"in use", &claim.InUseError{Holder: &v1alpha1.IPAllocation{}}, "system:node:a", expired, nil},
+		{"in use", &ledger.InUseError{Holder: &v1alpha1.IPAllocation{}}, "system:node:a", expired, nil},
 		{"refused connection", &net.OpError{Op: "dial", Err: io.EOF}, "system:node:a", expired, nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -4,7 +4,6 @@
 package cni
 
 import (
-	"fmt"
 	"log/slog"
 	"os"
 	"strings"
@@ -23,10 +22,10 @@ var levels = map[string]slog.Level{
 // openLog opens the plugin's log file for appending; each line is one write, so
 // that processes do not mix theirs. A log that cannot be opened is no reason not
 // to give a pod its address: then the log is stderr, which the runtime keeps.
-func openLog(file, level string) (*slog.Logger, func(), error) {
+func openLog(file, level string) (*slog.Logger, func()) {
 	l, ok := levels[strings.ToLower(level)]
 	if !ok {
-		return nil, nil, fmt.Errorf("unsupported logLevel %s, supported values: verbose, debug, info, warning, error, panic", level)
+		l = slog.LevelInfo
 	}
 	out, closeLog := os.Stderr, func() {}
 	f, err := os.OpenFile(file, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
@@ -37,5 +36,5 @@ func openLog(file, level string) (*slog.Logger, func(), error) {
 	if err != nil {
 		log.Warn("log file cannot be opened, logging to stderr", "error", err)
 	}
-	return log, closeLog, nil
+	return log, closeLog
 }

@@ -22,6 +22,8 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
@@ -44,9 +46,6 @@ const (
 	checkTime  = 10 * time.Second
 	gcTime     = 60 * time.Second
 	statusTime = 5 * time.Second
-	// requestTime bounds one request, so that one that hangs leaves time to ask
-	// again on another connection.
-	requestTime = 5 * time.Second
 	// undoTime is what may be added to that, to give back what a failed ADD has
 	// claimed.
 	undoTime = 6 * time.Second
@@ -63,7 +62,11 @@ func (p Plugin) add(args *skel.CmdArgs) error {
 		if err != nil {
 			return invalid(err)
 		}
+		n.registerDataDir(c.Log)
 		claims, err := c.Allocate(ctx, req)
+		if errors.Is(err, claim.ErrPoolNotFound) {
+			err = fmt.Errorf("%w%s", err, n.whichPool())
+		}
 		if err != nil {
 			return err
 		}
@@ -86,19 +89,81 @@ func (p Plugin) add(args *skel.CmdArgs) error {
 	})
 }
 
+// del ends with success if there is a container, an interface and a disk: whatever
+// else is missing or broken, the release is noted for later calls.
 func (p Plugin) del(args *skel.CmdArgs) error {
-	del := verb{name: "DEL", limit: delTime, withoutCredentials: func(c *claim.Claimer, why error) error {
-		return c.ReleaseLater(attachment(args), why)
-	}}
-	err := p.call(del, args, func(ctx context.Context, _ *network, c *claim.Claimer) error {
-		return c.Release(ctx, attachment(args))
-	})
-	var cniErr *types.Error
-	if errors.As(err, &cniErr) {
-		// containerd takes a DEL error with these words for success.
-		cniErr.Msg = strings.ReplaceAll(cniErr.Msg, "not found", "missing")
+	n, problem := parseNetwork(args.StdinData)
+	log, closeLog := openLogFor("DEL", n, args)
+	defer closeLog()
+	if problem != nil {
+		log.Warn("configuration is not usable, releasing what this node knows of", "error", problem)
 	}
-	return err
+	hints := hint.All(n.IPAM.DataDir, log)
+	err := within(delTime, func() error { return p.release(n, hints, attachment(args), log) })
+	if err != nil {
+		log.Warn("release is left to later calls", "error", err)
+		err = within(undoTime, func() error { return releaseLater(n, hints, attachment(args), err, log) })
+	}
+	if err != nil {
+		log.Error("failed", "error", err)
+		cniErr := cniError("DEL", err)
+		if known := (*types.Error)(nil); errors.As(cniErr, &known) {
+			// containerd takes a DEL error with these words for success.
+			known.Msg = strings.ReplaceAll(known.Msg, "not found", "missing")
+		}
+		return cniErr
+	}
+	log.Debug("done")
+	return nil
+}
+
+// release releases what the attachment holds in the configured namespace, and what
+// the hints of other namespaces know of it: the configuration may have been changed or
+// cut down since the ADD.
+func (p Plugin) release(n *network, hints []*hint.Hint, att hint.Attachment, log *slog.Logger) error {
+	creds, c, err := p.connect(n, log)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), delTime)
+	defer cancel()
+	errs := []error{creds.explain(c.Release(ctx, att))}
+	for _, h := range hints {
+		if h.Same(c.Hint) {
+			continue
+		}
+		if h.Cluster != c.Hint.Cluster {
+			if entries, _ := h.Holding(att); len(entries) > 0 && !claim.ReleaseLater(h, att) {
+				errs = append(errs, fmt.Errorf("noting a release for another cluster"))
+			}
+			continue
+		}
+		other := *c
+		other.Namespace, other.Hint = h.Namespace, h
+		errs = append(errs, other.ReleaseKnown(ctx, att))
+	}
+	return errors.Join(errs...)
+}
+
+// unknownCluster stands for the cluster of a DEL that has no credentials, on a node
+// that has never claimed anything.
+const unknownCluster = "unknown"
+
+// releaseLater notes the release in every hint that may have something of the
+// attachment. It returns why if that cannot be noted.
+func releaseLater(n *network, hints []*hint.Hint, att hint.Attachment, why error, log *slog.Logger) error {
+	noted, known := true, false
+	for _, h := range hints {
+		noted = claim.ReleaseLater(h, att) && noted
+		known = known || h.Namespace == n.IPAM.PoolsNamespace
+	}
+	if !known {
+		noted = hint.Open(n.IPAM.DataDir, unknownCluster, n.IPAM.PoolsNamespace, log).ReleasingAll(att) && noted
+	}
+	if !noted {
+		return why
+	}
+	return nil
 }
 
 func (p Plugin) check(args *skel.CmdArgs) error {
@@ -112,16 +177,17 @@ func (p Plugin) check(args *skel.CmdArgs) error {
 }
 
 func (p Plugin) gc(args *skel.CmdArgs) error {
+	started := time.Now()
 	return p.call(verb{name: "GC", limit: gcTime}, args, func(ctx context.Context, n *network, c *claim.Claimer) error {
 		if n.ValidAttachments == nil {
 			c.Log.Warn("GC without cni.dev/valid-attachments: nothing is released")
 			return nil
 		}
-		var valid []claim.Attachment
+		var valid []hint.Attachment
 		for _, a := range *n.ValidAttachments {
-			valid = append(valid, claim.Attachment{ContainerID: a.ContainerID, Interface: a.IfName})
+			valid = append(valid, hint.Attachment{ContainerID: a.ContainerID, Interface: a.IfName})
 		}
-		return c.Collect(ctx, n.Name, valid)
+		return c.Collect(ctx, n.Name, valid, started)
 	})
 }
 
@@ -139,27 +205,19 @@ func (p Plugin) status(args *skel.CmdArgs) error {
 type verb struct {
 	name  string
 	limit time.Duration
-	// withoutCredentials, where it is set, is run where there are none to use. The
-	// Claimer has its hint and its log only.
-	withoutCredentials func(c *claim.Claimer, why error) error
 }
 
 type runFunc func(context.Context, *network, *claim.Claimer) error
 
-// call prepares what every verb needs, runs it in the time it may take, and
+// call prepares what every verb but DEL needs, runs it in the time it may take, and
 // turns its error into a CNI error.
 func (p Plugin) call(v verb, args *skel.CmdArgs, run runFunc) error {
 	n, err := parseNetwork(args.StdinData)
 	if err != nil {
 		return cniError(v.name, invalid(err))
 	}
-	log, closeLog, err := openLog(n.IPAM.LogFile, n.IPAM.LogLevel)
-	if err != nil {
-		return cniError(v.name, invalid(err))
-	}
+	log, closeLog := openLogFor(v.name, n, args)
 	defer closeLog()
-	log = log.With("verb", v.name, "network", n.Name, "container", args.ContainerID, "interface", args.IfName)
-
 	err = within(v.limit+undoTime, func() error { return p.runAs(v, n, log, run) })
 	if err != nil {
 		log.Error("failed", "error", err)
@@ -167,6 +225,11 @@ func (p Plugin) call(v verb, args *skel.CmdArgs, run runFunc) error {
 	}
 	log.Debug("done")
 	return nil
+}
+
+func openLogFor(verbName string, n *network, args *skel.CmdArgs) (*slog.Logger, func()) {
+	log, closeLog := openLog(n.IPAM.LogFile, n.IPAM.LogLevel)
+	return log.With("verb", verbName, "network", n.Name, "container", args.ContainerID, "interface", args.IfName), closeLog
 }
 
 // within ends a call that does not end by itself: not everything that can hang
@@ -179,7 +242,7 @@ func within(limit time.Duration, f func() error) error {
 		return err
 	case <-time.After(limit):
 		killChildren()
-		return fmt.Errorf("%w: no end after %s: a credential program that the kubeconfig names may hang, or the disk", claim.ErrUnavailable, limit)
+		return fmt.Errorf("%w: no end after %s: a credential program that the kubeconfig names may hang, or the disk", ledger.ErrUnavailable, limit)
 	}
 }
 
@@ -200,9 +263,6 @@ func killChildren() {
 // runAs runs a verb with this node's credentials.
 func (p Plugin) runAs(v verb, n *network, log *slog.Logger, run runFunc) error {
 	creds, c, err := p.connect(n, log)
-	if noCredentials := (credentialsError{}); errors.As(err, &noCredentials) && v.withoutCredentials != nil {
-		return v.withoutCredentials(&claim.Claimer{Hint: claim.NewHint(n.IPAM.DataDir), Log: log}, err)
-	}
 	if err != nil {
 		return err
 	}
@@ -233,12 +293,14 @@ func (p Plugin) claimer(n *network, creds *credentials, log *slog.Logger) (*clai
 	if err != nil {
 		return nil, credentialsError{fmt.Errorf("kubeconfig %s: %w", creds.file, err)}
 	}
+	cluster, err := ledger.ClusterOf(creds.config)
+	if err != nil {
+		return nil, credentialsError{fmt.Errorf("kubeconfig %s: %w", creds.file, err)}
+	}
 	return &claim.Claimer{
-		Client:    client,
-		Namespace: n.IPAM.PoolsNamespace,
-		Node:      node,
-		Hint:      claim.NewHint(n.IPAM.DataDir),
-		Log:       log,
+		Ledger: ledger.Ledger{Client: client, Namespace: n.IPAM.PoolsNamespace, Node: node},
+		Hint:   hint.Open(n.IPAM.DataDir, cluster, n.IPAM.PoolsNamespace, log),
+		Log:    log,
 	}, nil
 }
 

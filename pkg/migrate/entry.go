@@ -15,6 +15,8 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
@@ -82,16 +84,12 @@ func (m *Migrator) released(e Entry, journal *Journal) bool {
 	if before == nil || before.Result == Conflict || !m.Claimer.Hint.Complete() {
 		return false
 	}
-	found, err := m.Claimer.Hint.FindIn(e.Pool.Name, e.Attachment)
-	if err != nil {
-		return false
-	}
-	for _, held := range found {
+	for _, held := range m.Claimer.Hint.HoldingIn(e.Pool.Name, e.Attachment) {
 		if held.Address == e.Address {
 			return false
 		}
 	}
-	return true
+	return m.Claimer.Hint.Complete() // still: reading it may have failed
 }
 
 // otherSandbox reports whether an allocation is of the entry's own pod and
@@ -103,15 +101,15 @@ func (m *Migrator) otherSandbox(e Entry, holder *v1alpha1.IPAllocation) bool {
 }
 
 func holderOf(err error) *v1alpha1.IPAllocation {
-	var inUse *claim.InUseError
+	var inUse *ledger.InUseError
 	if errors.As(err, &inUse) {
 		return inUse.Holder
 	}
 	return nil
 }
 
-func attachmentOf(a *v1alpha1.IPAllocation) claim.Attachment {
-	return claim.Attachment{ContainerID: a.Spec.ContainerID, Interface: a.Spec.InterfaceName}
+func attachmentOf(a *v1alpha1.IPAllocation) hint.Attachment {
+	return hint.Attachment{ContainerID: a.Spec.ContainerID, Interface: a.Spec.InterfaceName}
 }
 
 func holds(a *v1alpha1.IPAllocation) string {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 )
 
 // Migrator takes over nv-ipam's store on one node.
@@ -98,7 +99,7 @@ func (m *Migrator) Claim(ctx context.Context) (*Journal, error) {
 // says why, and the next Run begins anew.
 //
 // The node stays closed when Run fails after the switch, until the next Run or
-// until claim.Hint.Close runs out.
+// until hint.Close runs out.
 func (m *Migrator) Run(ctx context.Context, switchOver func(context.Context) error) (*Journal, error) {
 	if before, err := ReadJournal(m.StoreFile); err == nil && before != nil && before.Switched && before.Finished == nil {
 		// A run that ended early left the node closed; it must not open meanwhile.
@@ -178,7 +179,7 @@ func (m *Migrator) pass(ctx context.Context, store *Store, entries []Entry, jour
 		outcome, err := m.migrate(ctx, e, journal)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("claiming %s of pool %s for pod %s/%s: %w", e.Address, e.Pool.Name, e.Pod.Namespace, e.Pod.Name, err))
-			if errors.Is(err, claim.ErrUnavailable) {
+			if errors.Is(err, ledger.ErrUnavailable) {
 				break // for the others, too
 			}
 			continue
@@ -206,9 +207,7 @@ func (m *Migrator) roundRobin(store *Store) {
 			continue
 		}
 		m.last[ref] = addr
-		if err := m.Claimer.Hint.SetLast(ref, addr); err != nil {
-			m.Claimer.Log.Warn("where round robin stopped cannot be noted", "pool", ref.Name, "error", err)
-		}
+		m.Claimer.Hint.SetLast(ref, addr)
 	}
 }
 

@@ -19,7 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
@@ -42,7 +42,7 @@ type Store struct {
 type Entry struct {
 	Pool    v1alpha1.PoolReference `json:"pool"`
 	Address netip.Addr             `json:"address"`
-	claim.Attachment
+	hint.Attachment
 	Pod      v1alpha1.PodReference `json:"pod"`
 	DeviceID string                `json:"deviceID,omitempty"`
 	// Requested is true where the address lies outside of the block that the node
@@ -159,7 +159,7 @@ func entry(ref v1alpha1.PoolReference, raw storeEntry) (Entry, error) {
 	return Entry{
 		Pool:       ref,
 		Address:    addr,
-		Attachment: claim.Attachment{ContainerID: raw.ContainerID, Interface: raw.InterfaceName},
+		Attachment: hint.Attachment{ContainerID: raw.ContainerID, Interface: raw.InterfaceName},
 		Pod:        v1alpha1.PodReference{Namespace: meta.PodNamespace, Name: meta.PodName, UID: types.UID(meta.PodUUID)},
 		DeviceID:   meta.DeviceID,
 		Requested:  outside(addr, meta.PoolConfig),

@@ -118,9 +118,9 @@ func intersection(a, b netipx.IPRange) (netipx.IPRange, bool) {
 	return r, r.IsValid()
 }
 
-// Somewhere returns any address of the block's range, in a very large one of its
+// RandomAddress returns a random address of the block's range, in a very large one of its
 // first 2^62.
-func (b *Block) Somewhere() netip.Addr {
+func (b *Block) RandomAddress() netip.Addr {
 	last := int64(1<<62 - 1)
 	if n := distance(b.Range.From(), b.Range.To()); n.IsInt64() {
 		last = min(last, n.Int64())

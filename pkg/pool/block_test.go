@@ -284,12 +284,12 @@ func TestCandidatesAllocations(t *testing.T) {
 	}
 }
 
-func TestSomewhere(t *testing.T) {
+func TestRandomAddress(t *testing.T) {
 	for _, text := range []string{"10.0.0.1-10.0.0.4", "10.0.0.1-10.0.0.1", "0.0.0.0-255.255.255.255", "fd00::1-fd00::1:0", "::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"} {
 		b := &Block{Range: netipx.MustParseIPRange(text)}
 		seen := map[netip.Addr]bool{}
 		for range 200 {
-			a := b.Somewhere()
+			a := b.RandomAddress()
 			if !b.Range.Contains(a) {
 				t.Fatalf("%s: %s is not in it", text, a)
 			}

@@ -63,19 +63,49 @@ func Match(blocks []*Block, want Want) ([]netip.Addr, error) {
 			out[i] = a
 		default:
 			for _, a := range want.Addresses {
-				if b.Subnet.Contains(a) {
-					out[i], taken[a] = a, true
-					break
+				if !b.Subnet.Contains(a) {
+					continue
 				}
+				if !hosts(b.Subnet).Contains(a) {
+					return nil, refuse("requested IP %s is the network or broadcast address of %s (pool %q, poolType %q), which no interface can have",
+						a, b.Subnet, b.Pool.Name, Type(b.Pool.Kind))
+				}
+				out[i], taken[a] = a, true
+				break
 			}
 		}
 	}
 	for _, a := range want.Addresses {
 		if !taken[a] {
-			return nil, refuse("not all requested static IPs can be allocated from the ranges available on the node, ip %s has no matching Pool", a)
+			return nil, refuse("not all requested static IPs can be allocated from the ranges available on the node, ip %s has no matching Pool%s", a, subnets(blocks))
 		}
 	}
 	return out, nil
+}
+
+// subnets says which addresses can be requested.
+func subnets(blocks []*Block) string {
+	var texts []string
+	for _, b := range blocks {
+		texts = append(texts, fmt.Sprintf("%s %s has %s", Type(b.Pool.Kind), b.Pool.Name, b.Subnet))
+	}
+	if len(texts) == 0 {
+		return ""
+	}
+	return ": " + strings.Join(texts, ", ")
+}
+
+// OnePerFamily returns a RequestError if two blocks are of one address family.
+func OnePerFamily(blocks []*Block) error {
+	seen := map[bool]string{}
+	for _, b := range blocks {
+		is4 := b.Subnet.Addr().Is4()
+		if other, twice := seen[is4]; twice {
+			return refuse("pools %q and %q are of one address family, and a result of this cniVersion has room for one address of each: set cniVersion to 0.3.0 or newer", other, b.Pool.Name)
+		}
+		seen[is4] = b.Pool.Name
+	}
+	return nil
 }
 
 // at returns the address at a position in the block.

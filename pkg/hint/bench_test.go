@@ -1,7 +1,7 @@
 // Copyright The crd-ipam Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package claim
+package hint
 
 import (
 	"fmt"
@@ -19,23 +19,19 @@ func pinned(tb testing.TB) []struct {
 	allocs float64
 	run    func()
 } {
-	h := NewHint(tb.TempDir())
+	h := newHint(tb)
 	attached := func(i int) Attachment {
 		return Attachment{ContainerID: fmt.Sprintf("%064x", i), Interface: "net1"}
 	}
 	a := addr1
 	const full = 250
 	for i := range full {
-		if err := h.Set(Held{Attachment: attached(i), Pool: "p", Address: a, UID: "9d9a3f0e-2a5c-4f0e-8a53-0d3f0c6f6a11"}); err != nil {
-			tb.Fatal(err)
-		}
+		h.Claimed(Entry{Attachment: attached(i), Pool: "p", Address: a, UID: "9d9a3f0e-2a5c-4f0e-8a53-0d3f0c6f6a11"})
 		a = a.Next()
 	}
-	next := Held{Attachment: attached(full), Pool: "p", Address: a}
+	next := Entry{Attachment: attached(full), Pool: "p", Address: a}
 	ref := v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "p"}
-	if err := h.SaveView(ref, &View{Version: "1", Block: &pool.Block{Pool: ref, Subnet: netip.MustParsePrefix("10.0.0.0/16")}}); err != nil {
-		tb.Fatal(err)
-	}
+	h.SetView(ref, "1", &pool.Block{Pool: ref, Subnet: netip.MustParsePrefix("10.0.0.0/16")})
 	name4, name6 := v1alpha1.AllocationName("p", addr1), v1alpha1.AllocationName("p", addr6)
 	return []struct {
 		name   string
@@ -46,13 +42,13 @@ func pinned(tb testing.TB) []struct {
 		{"name of an IPv6 address", 3, func() { v1alpha1.AllocationName("p", addr6) }},
 		{"parse the name of an IPv4 address", 4, func() { _, _, _ = v1alpha1.ParseAllocationName(name4) }},
 		{"parse the name of an IPv6 address", 5, func() { _, _, _ = v1alpha1.ParseAllocationName(name6) }},
-		{"enter an address and drop it", 31, func() {
-			_, _ = h.Hold("p", a, next.Attachment)
-			_ = h.Drop(next)
+		{"enter an address and drop it", 33, func() {
+			h.Claiming(next)
+			h.NotClaimed(next)
 		}},
-		{"hold an address that is taken", 7, func() { _, _ = h.Hold("p", addr1, next.Attachment) }},
-		{"find one among 250", 790, func() { _, _ = h.Find(attached(7)) }},
-		{"load the view of a pool", 21, func() { h.LoadView(ref) }},
+		{"enter an address that is taken", 8, func() { h.Claiming(heldBy(next.Attachment, addr1, "")) }},
+		{"find one among 250", 790, func() { _, _ = h.Holding(attached(7)) }},
+		{"load the view of a pool", 22, func() { h.View(ref) }},
 	}
 }
 

@@ -1,7 +1,7 @@
 // Copyright The crd-ipam Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package claim
+package ledger
 
 import (
 	"context"
@@ -13,34 +13,24 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/apimachinery/pkg/util/wait"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// What goes wrong, as a caller has to tell it apart. Besides these there are
-// InUseError, and pool.RequestError for a request that can never be met. Anything
-// else is the API server's own refusal, passed on as it is.
+// What goes wrong, as a caller has to tell it apart; and InUseError. Anything else
+// is the API server's own refusal, passed on as it is.
 var (
-	// ErrPoolNotFound: there is no such pool, or it has no block for this node.
-	ErrPoolNotFound = errors.New("not found")
-	// ErrExhausted: every address of this node's block is held. The API server
-	// said so, not the hint.
-	ErrExhausted = errors.New("no free addresses in the pool")
 	// ErrUnavailable: the API server did not answer before the deadline, or
 	// answered that it cannot serve now.
 	ErrUnavailable = errors.New("API server unavailable")
-	// ErrNotHeld: the attachment does not hold an address of the pool.
-	ErrNotHeld = errors.New("not found")
-
-	// errUnanswered: a create was sent, and whether it was carried out is not
-	// known.
-	errUnanswered = errors.New("a create may have been carried out")
-	// errMayCome: a create that was never answered has made nothing, so far.
-	errMayCome = errors.New("a create may still be carried out")
+	// ErrUnanswered: a create was sent, and whether it was carried out, or will be,
+	// is not known.
+	ErrUnanswered = errors.New("a create may have been carried out")
 )
 
 // InUseError says that somebody else holds an address.
@@ -56,31 +46,25 @@ type InUseError struct {
 func (e *InUseError) Error() string {
 	s, pod := e.Holder.Spec, e.Holder.Spec.PodRef
 	return fmt.Sprintf("requested IP is already reserved in the pool %q, poolType %q: %s is held by pod %s/%s on node %s (interface %s) since %s",
-		s.PoolRef.Name, pool.Type(s.PoolRef.Kind), e.Address, pod.Namespace, pod.Name, s.NodeName, s.InterfaceName,
+		s.PoolRef.Name, strings.ToLower(string(s.PoolRef.Kind)), e.Address, pod.Namespace, pod.Name, s.NodeName, s.InterfaceName,
 		e.Holder.CreationTimestamp.UTC().Format("2006-01-02T15:04:05Z"))
 }
 
-func exhausted(ref v1alpha1.PoolReference) error {
-	return fmt.Errorf("%w %q, poolType %q", ErrExhausted, ref.Name, pool.Type(ref.Kind))
+// IsInUse reports whether somebody else holds the address.
+func IsInUse(err error) bool {
+	var inUse *InUseError
+	return errors.As(err, &inUse)
 }
 
-func poolNotFound(ref v1alpha1.PoolReference, why string) error {
-	return fmt.Errorf("configuration for pool %q, poolType %q %w: %s", ref.Name, pool.Type(ref.Kind), ErrPoolNotFound, why)
-}
-
-func notHeld(ref v1alpha1.PoolReference) error {
-	return fmt.Errorf("reservation for pool %q, poolType %q %w", ref.Name, pool.Type(ref.Kind), ErrNotHeld)
-}
-
-// notFound reports whether the API server says that there is no such object. A
+// NotFound reports whether the API server says that there is no such object. A
 // proxy's 404 page, or that of a server without the CRDs, says nothing about it.
-func notFound(err error) bool {
+func NotFound(err error) bool {
 	return apierrors.IsNotFound(err) && !apierrors.IsUnexpectedServerError(err)
 }
 
-// refused reports whether the API server says that it has not carried out a
+// Refused reports whether the API server says that it has not carried out a
 // request. Any other error leaves that open.
-func refused(err error) bool {
+func Refused(err error) bool {
 	var answer apierrors.APIStatus
 	if !errors.As(err, &answer) || apierrors.IsUnexpectedServerError(err) || errors.Is(err, ErrUnavailable) {
 		return false
@@ -91,11 +75,11 @@ func refused(err error) bool {
 
 // transient reports whether the same request may succeed a little later: the
 // server is away, overloaded or restarting, or something else answers in its
-// place. What it refused for good, and a collision, are not.
+// place. What it Refused for good, and a collision, are not.
 func transient(err error) bool {
 	switch {
 	case apierrors.IsNotFound(err):
-		return !notFound(err)
+		return !NotFound(err)
 	case apierrors.IsServerTimeout(err), apierrors.IsTimeout(err), apierrors.IsTooManyRequests(err),
 		apierrors.IsServiceUnavailable(err), apierrors.IsInternalError(err), apierrors.IsResourceExpired(err):
 		return true
@@ -122,4 +106,43 @@ func transient(err error) bool {
 // packages have the type, and neither is worth linking for it.
 func isStreamError(err error) bool {
 	return strings.Contains(err.Error(), "stream error: stream ID")
+}
+
+// Retry calls f, with a context for one request, until it succeeds, fails for good,
+// or ctx would end before the next try; then the error is ErrUnavailable with the
+// last cause. It waits at least as long as the API server asks for.
+func Retry(ctx context.Context, f func(context.Context) error) error {
+	return retry(ctx, requestTime, f)
+}
+
+// retry is Retry with another bound for one try, 0 for none but ctx.
+func retry(ctx context.Context, bound time.Duration, f func(context.Context) error) error {
+	backoff := wait.Backoff{Duration: 50 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 8, Cap: 2 * time.Second}
+	for {
+		err := try(ctx, bound, f)
+		if err == nil || !transient(err) {
+			return err
+		}
+		pause := backoff.Step()
+		if seconds, ok := apierrors.SuggestsClientDelay(err); ok {
+			pause += time.Duration(seconds) * time.Second
+		}
+		if end, ok := ctx.Deadline(); ok && time.Until(end) < pause {
+			return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		case <-time.After(pause):
+		}
+	}
+}
+
+func try(ctx context.Context, bound time.Duration, f func(context.Context) error) error {
+	if bound > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, bound)
+		defer cancel()
+	}
+	return f(ctx)
 }

@@ -1,0 +1,603 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package hint
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
+)
+
+var (
+	addr1 = netip.MustParseAddr("10.0.0.1")
+	addr2 = netip.MustParseAddr("10.0.0.2")
+	addr6 = netip.MustParseAddr("fd00::1")
+	podA  = Attachment{ContainerID: "aaaa", Interface: "net1"}
+	podB  = Attachment{ContainerID: "bbbb", Interface: "net1"}
+)
+
+func heldBy(att Attachment, a netip.Addr, uid types.UID) Entry {
+	return Entry{Attachment: att, Pool: "p", Address: a, UID: uid}
+}
+
+func newHint(t testing.TB) *Hint {
+	return Open(t.TempDir(), "cluster", "ns", slog.New(slog.DiscardHandler))
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func rebuild(t *testing.T, h *Hint, all ...Entry) {
+	t.Helper()
+	at := time.Now()
+	r := h.Rebuild(t.Context(), at)
+	if r == nil {
+		t.Fatal("somebody else has rebuilt it")
+	}
+	defer r.End()
+	r.Enter(at, all)
+}
+
+func find(t *testing.T, h *Hint, att Attachment) []Entry {
+	t.Helper()
+	found, _ := h.Holding(att)
+	slices.SortFunc(found, func(a, b Entry) int { return a.Address.Compare(b.Address) })
+	return found
+}
+
+func due(h *Hint) (out []Entry) {
+	releases, _ := h.Pending()
+	for _, r := range releases {
+		if r.Due {
+			out = append(out, r.Entry)
+		}
+	}
+	return out
+}
+
+func pending(h *Hint) (out []Entry) {
+	releases, _ := h.Pending()
+	for _, r := range releases {
+		out = append(out, r.Entry)
+	}
+	return out
+}
+
+// age makes an entry of the hint as old as if d had passed.
+func age(t *testing.T, h *Hint, d time.Duration, parts ...string) {
+	t.Helper()
+	at := time.Now().Add(-d)
+	tv := unix.NsecToTimeval(at.UnixNano())
+	must(t, unix.Lutimes(h.path(parts...), []unix.Timeval{tv, tv})) // of the link itself
+}
+
+func TestAnEntryIsWonByOne(t *testing.T) {
+	h := newHint(t)
+	var won atomic.Int64
+	var wg sync.WaitGroup
+	for i := range 50 {
+		wg.Go(func() {
+			if taken := h.Claiming(heldBy(Attachment{ContainerID: string(rune('a' + i)), Interface: "net1"}, addr1, "")); !taken {
+				won.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	if won.Load() != 1 {
+		t.Errorf("%d of 50 have the entry, want 1", won.Load())
+	}
+}
+
+func TestHoldingSeesAllPoolsAndNobodyElses(t *testing.T) {
+	h := newHint(t)
+	h.Claimed(heldBy(podA, addr1, "u1"))
+	h.Claimed(Entry{Attachment: podA, Pool: "q", Address: addr6, UID: "u2"})
+	h.Claimed(heldBy(podB, addr2, "u3"))
+	h.Elsewhere(heldBy(podB, netip.MustParseAddr("10.0.0.3"), ""))
+	got := find(t, h, podA)
+	want := []Entry{heldBy(podA, addr1, "u1"), {Attachment: podA, Pool: "q", Address: addr6, UID: "u2"}}
+	if !slices.Equal(got, want) {
+		t.Errorf("Holding = %v, want %v", got, want)
+	}
+	if got := find(t, h, Attachment{ContainerID: "aaaa", Interface: "net2"}); len(got) != 0 {
+		t.Errorf("another interface of the container holds %v", got)
+	}
+}
+
+// One namespace of one cluster knows nothing of another's claims, and says so.
+func TestHintsOfNamespacesAndClustersAreApart(t *testing.T) {
+	root, log := t.TempDir(), slog.New(slog.DiscardHandler)
+	h := Open(root, "cluster", "ns", log)
+	rebuild(t, h, heldBy(podA, addr1, "u1"))
+	for _, other := range []*Hint{Open(root, "cluster", "other", log), Open(root, "second", "ns", log), Open(root, "cluster", "../ns", log)} {
+		if found, sure := other.Holding(podA); sure || len(found) > 0 {
+			t.Errorf("%s: holds %v, sure %v", other.dir, found, sure)
+		}
+		other.ReleasingAll(podB)
+	}
+	if all := All(root, log); len(all) != 4 {
+		t.Errorf("%d hints, want 4", len(all))
+	}
+	outside, _ := filepath.Glob(filepath.Join(root, "*"))
+	if len(outside) != 4 {
+		t.Errorf("below the directory: %v", outside)
+	}
+}
+
+func TestRegisteredDirectoriesAreFound(t *testing.T) {
+	root, dir, log := t.TempDir(), filepath.Join(t.TempDir(), "[x]*"), slog.New(slog.DiscardHandler)
+	Register(root, dir, log)
+	Register(root, dir, log)
+	h := Open(dir, "cluster", "ns", log)
+	h.Claimed(heldBy(podA, addr1, "u1"))
+	all := All(root, log)
+	if len(all) != 1 || !all[0].Same(h) {
+		t.Fatalf("found %v", all)
+	}
+	if got := find(t, all[0], podA); len(got) != 1 {
+		t.Errorf("holds %v", got)
+	}
+}
+
+// An entry that has become another's since it was read must survive.
+func TestNotClaimedLeavesWhatHasChanged(t *testing.T) {
+	h := newHint(t)
+	h.Claimed(heldBy(podB, addr1, "u2"))
+	h.NotClaimed(heldBy(podA, addr1, "u1"))
+	h.Elsewhere(heldBy(podA, addr1, ""))
+	if got := find(t, h, podB); len(got) != 1 {
+		t.Errorf("the new holder's entry is gone: %v", got)
+	}
+}
+
+// A process that was killed after its create must be found by the DEL, also if it
+// asked for an address that another process had entered.
+func TestClaimingRequested(t *testing.T) {
+	h := newHint(t)
+	if taken := h.Claiming(heldBy(podA, addr1, "")); taken {
+		t.Fatal("taken")
+	}
+	b := heldBy(podB, addr1, "")
+	h.ClaimingRequested(b)
+	h.ClaimingRequested(b) // asked again
+	if got := find(t, h, podB); !slices.Equal(got, []Entry{b}) {
+		t.Errorf("B may hold %v", got)
+	}
+	if len(find(t, h, podA)) != 1 {
+		t.Error("A's entry is gone")
+	}
+	h.Claimed(heldBy(podB, addr1, "u2"))
+	if got := find(t, h, podB); !slices.Equal(got, []Entry{heldBy(podB, addr1, "u2")}) {
+		t.Errorf("B holds %v", got)
+	}
+	h.ClaimingRequested(b)
+	if !h.Releasing(heldBy(podB, addr1, "u2")) || !h.Released(heldBy(podB, addr1, "u2")) {
+		t.Error("not noted")
+	}
+	if got := find(t, h, podB); len(got) != 0 {
+		t.Errorf("released, and yet B may hold %v", got)
+	}
+}
+
+func TestRelease(t *testing.T) {
+	for _, e := range []Entry{heldBy(podA, addr1, "u1"), heldBy(podA, addr1, ""), heldBy(podA, addr6, "u1"), heldBy(podA, addr6, "")} {
+		h := newHint(t)
+		h.Claimed(e)
+		if !h.Releasing(e) || !h.IsPending(e) {
+			t.Fatal("not noted")
+		}
+		if got := find(t, h, podA); !slices.Equal(got, []Entry{e}) {
+			t.Errorf("a DEL that is asked for again finds %v", got)
+		}
+		if got := h.HoldingIn("p", podA); len(got) != 0 {
+			t.Errorf("an ADD would use an address that is being released: %v", got)
+		}
+		if d := due(h); len(d) != 0 {
+			t.Errorf("another process would release too: %v", d)
+		}
+		if !h.Owed(e) || !h.Owed(e) {
+			t.Error("not noted")
+		}
+		if d := due(h); !slices.Equal(d, []Entry{e}) {
+			t.Errorf("due: %v, want %v", d, e)
+		}
+		if !h.Released(e) || !h.Released(e) { // another process was faster
+			t.Error("the note is there")
+		}
+		if d := pending(h); len(d) != 0 || h.IsPending(e) {
+			t.Errorf("pending after the release: %v", d)
+		}
+	}
+}
+
+// If writes fail while reads work, ADD after ADD fails on one address. What is noted
+// of them is bounded.
+func TestUnansweredCreatesOfOneAddressAreOneNote(t *testing.T) {
+	h := newHint(t)
+	var last Entry
+	for i := range 3 * maxUnanswered {
+		last = heldBy(Attachment{ContainerID: fmt.Sprintf("%064d", i), Interface: "net1"}, addr1, "")
+		if !h.Releasing(last) || !h.Owed(last) {
+			t.Fatal("not noted")
+		}
+	}
+	notes, err := os.ReadDir(h.path("releases"))
+	must(t, err)
+	if len(notes) != 1 || len(pending(h)) != maxUnanswered || !h.IsPending(last) {
+		t.Errorf("%d notes about %d attachments", len(notes), len(pending(h)))
+	}
+	for _, e := range pending(h) {
+		h.Released(e)
+	}
+	if notes, err = os.ReadDir(h.path("releases")); err != nil || len(notes) != 0 {
+		t.Errorf("%v, %v", notes, err)
+	}
+}
+
+// What a DEL could not find out is found by whoever makes the hint complete.
+func TestReleasingAll(t *testing.T) {
+	h := newHint(t)
+	if !h.ReleasingAll(podA) || !h.ReleasingAll(podA) || !h.IsPendingAll(podA) || h.IsPendingAll(podB) {
+		t.Fatal("not noted")
+	}
+	h.ReleaseWhole() // does not know yet
+	if !h.IsPendingAll(podA) {
+		t.Fatal("forgotten")
+	}
+	rebuild(t, h, heldBy(podA, addr1, "u1"), heldBy(podB, addr2, "u2"), heldBy(podA, addr6, "u3"))
+	got := due(h)
+	slices.SortFunc(got, func(a, b Entry) int { return a.Address.Compare(b.Address) })
+	if want := []Entry{heldBy(podA, addr1, "u1"), heldBy(podA, addr6, "u3")}; !slices.Equal(got, want) || h.IsPendingAll(podA) {
+		t.Errorf("due: %v, want %v", got, want)
+	}
+}
+
+// A file's name has what it is about, and is not too long for one.
+func TestFileNames(t *testing.T) {
+	long := strings.Repeat("p", 213)
+	for _, e := range []Entry{
+		heldBy(podA, addr1, "u1"), heldBy(podA, addr6, "u1"),
+		{Attachment: podA, Pool: "p6.fd00", Address: addr6}, {Attachment: podA, Pool: "10.0.0", Address: addr1},
+		{Attachment: podA, Pool: long, Address: netip.MustParseAddr("fd00:1234:1234:1234:1234:1234:1234:1234")},
+		{Attachment: podA, Pool: long, Address: addr1},
+	} {
+		for _, name := range []string{e.fileName(), e.besideName(), e.unanswered().besideName(), e.unanswered().releaseName()} {
+			got, _, err := parseFileName(name)
+			if err != nil || got.Pool != e.Pool || got.Address != e.Address || len(name) > 255 {
+				t.Errorf("%q (%d) is %q, %s, %v", name, len(name), got.Pool, got.Address, err)
+			}
+		}
+	}
+	for _, name := range []string{"", "@", "x", ".", strings.Repeat("0", 32), "." + strings.Repeat("0", 32), "p." + strings.Repeat("0", 31)} {
+		if e, _, err := parseFileName(name); err == nil {
+			t.Errorf("%q is %q, %s", name, e.Pool, e.Address)
+		}
+	}
+}
+
+// A process that was killed while it released must not take the address along.
+func TestReleaseOfADeadProcessIsDue(t *testing.T) {
+	h := newHint(t)
+	e := heldBy(podA, addr6, "u1")
+	h.Claimed(e)
+	h.Releasing(e)
+	age(t, h, settleTime+time.Second, "releases", e.releaseName())
+	if d := due(h); !slices.Equal(d, []Entry{e}) {
+		t.Errorf("due: %v, want %v", d, e)
+	}
+}
+
+func TestRebuild(t *testing.T) {
+	claimed := func(h *Hint) { h.Claimed(heldBy(podA, addr1, "u1")) }
+	claiming := func(h *Hint) { h.Claiming(heldBy(podA, addr1, "")) }
+	own := []Entry{heldBy(podA, addr1, "u1")}
+	for _, tc := range []struct {
+		name   string
+		entry  func(h *Hint)
+		old    time.Duration
+		listed []Entry
+		stays  bool
+	}{
+		{"claim that is listed", claimed, time.Hour, own, true},
+		{"claim that is gone", claimed, time.Hour, nil, false},
+		{"claim newer than the list", claimed, 0, nil, true},
+		{"claim from the future, of which there is none", claimed, -time.Hour, nil, false},
+		{"claim about to be made", claiming, time.Minute, nil, true},
+		{"claim of a process that died", claiming, settleTime + time.Second, nil, false},
+		{"claim made under a clock that is ahead", claiming, -time.Hour, nil, false},
+		{"elsewhere", func(h *Hint) { h.Elsewhere(heldBy(podA, addr1, "")) }, 0, nil, true},
+		{"elsewhere, and its own", func(h *Hint) { h.Elsewhere(heldBy(podA, addr1, "")) }, 0, own, true},
+		{"its own, of which the hint knows nothing", func(*Hint) {}, 0, own, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			h := newHint(t)
+			rebuild(t, h)
+			tc.entry(h)
+			file := heldBy(podA, addr1, "").fileName()
+			if _, err := os.Lstat(h.path("claims", file)); err == nil {
+				age(t, h, tc.old, "claims", file)
+			}
+			rebuild(t, h, tc.listed...)
+			if _, err := os.Lstat(h.path("claims", file)); (err == nil) != tc.stays {
+				t.Errorf("entry is there: %v, want %v", err == nil, tc.stays)
+			}
+			if tc.listed != nil && len(find(t, h, podA)) != 1 {
+				t.Errorf("holds %v", find(t, h, podA))
+			}
+			if !h.Complete() {
+				t.Error("not complete")
+			}
+		})
+	}
+}
+
+func TestRebuildMakesCompleteAndLeavesReleasesAlone(t *testing.T) {
+	h := newHint(t)
+	if h.Complete() {
+		t.Fatal("a directory that is not there is complete")
+	}
+	released := heldBy(podB, addr2, "u2")
+	h.Releasing(released)
+	rebuild(t, h, heldBy(podA, addr1, "u1"), released)
+	if !h.Complete() {
+		t.Error("not complete after a rebuild")
+	}
+	if len(find(t, h, podA)) != 1 || len(h.HoldingIn("p", podB)) != 0 {
+		t.Errorf("A holds %v, B holds %v", find(t, h, podA), h.HoldingIn("p", podB))
+	}
+}
+
+// One call lists, the others wait for it and need not list.
+func TestOneRebuildsAndTheOthersWait(t *testing.T) {
+	h := newHint(t)
+	since := time.Now()
+	first := h.Rebuild(t.Context(), time.Time{})
+	others := make(chan *Rebuilding)
+	for range 5 {
+		go func() { others <- h.Rebuild(t.Context(), time.Time{}) }()
+	}
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	if r := h.Rebuild(over, time.Time{}); r != nil {
+		t.Error("two rebuild at once")
+	}
+	first.Enter(since, nil)
+	first.End()
+	for range 5 {
+		if r := <-others; r != nil {
+			t.Error("another one rebuilds, though the hint is complete")
+			r.End()
+		}
+	}
+	again := h.Rebuild(t.Context(), time.Now().Add(time.Second)) // wants a later list
+	if again == nil {
+		t.Fatal("a list of before is taken for a later one")
+	}
+	again.End()
+	if !h.Complete() {
+		t.Error("a rebuild that failed has made the hint forget")
+	}
+}
+
+// Whoever empties a directory, or removes one, must not leave a hint that believes
+// to be complete.
+func TestEmptiedHintIsNotComplete(t *testing.T) {
+	for _, glob := range []string{"claims/*", "claims", "*", ""} {
+		h := newHint(t)
+		rebuild(t, h, heldBy(podA, addr1, "u1"))
+		paths, err := filepath.Glob(h.path(glob))
+		must(t, err)
+		for _, path := range paths {
+			must(t, os.RemoveAll(path))
+		}
+		if _, sure := h.Holding(podA); sure {
+			t.Errorf("rm -rf %s: sure", glob)
+		}
+	}
+}
+
+// What the version before has left in the directory is released by attachment, and
+// removed.
+func TestFormerHintIsAdopted(t *testing.T) {
+	h := newHint(t)
+	for path, text := range map[string]string{
+		"owed/p.10.0.0.1@12345678": "aaaa/net1/u1", "releasing/p.10.0.0.2@12345678": "bbbb/net1/", "claiming/p.10.0.0.3@12345678": "cccc/net1/",
+		"claims/p/10.0.0.3": "cccc/net1/u3", "claims/.complete": bootID(), "pools/ippool.p.last": "10.0.0.3",
+	} {
+		path = filepath.Join(h.root, path)
+		must(t, os.MkdirAll(filepath.Dir(path), 0o700))
+		must(t, os.Symlink(text, path))
+	}
+	rebuild(t, h, heldBy(podA, addr1, "u1"), heldBy(Attachment{"cccc", "net1"}, netip.MustParseAddr("10.0.0.3"), "u3"))
+	if got := due(h); !slices.Equal(got, []Entry{heldBy(podA, addr1, "u1")}) {
+		t.Errorf("due: %v", got)
+	}
+	left, err := os.ReadDir(h.root)
+	must(t, err)
+	if len(left) != 1 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+func TestTemporaryFilesOfDeadProcessesAreRemoved(t *testing.T) {
+	h := newHint(t)
+	rebuild(t, h)
+	must(t, os.Symlink("x", h.path("claims", ".tmp4711-1")))
+	age(t, h, time.Hour, "claims", ".tmp4711-1")
+	must(t, os.Symlink("x", h.path("claims", ".tmp4711-2")))
+	must(t, os.Symlink("x", h.path("claims", rebuildingMark+"4711-2")))
+	age(t, h, time.Hour, "claims", rebuildingMark+"4711-2")
+	rebuild(t, h)
+	left, err := filepath.Glob(h.path("claims", "[.@]*"))
+	must(t, err)
+	if want := []string{h.path("claims", ".tmp4711-2"), h.path("claims", completeMark)}; !slices.Equal(left, want) {
+		t.Errorf("left: %v, want %v", left, want)
+	}
+}
+
+func TestPoolViews(t *testing.T) {
+	h := newHint(t)
+	ref := v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "p"}
+	if h.View(ref) != nil || h.Last(ref).IsValid() {
+		t.Error("a new hint knows of a pool")
+	}
+	h.SetView(ref, "v1", &pool.Block{Pool: ref, Subnet: netip.MustParsePrefix("10.0.0.0/8")})
+	h.SetLast(ref, addr1)
+	if v := h.View(ref); v == nil || v.Version != "v1" || v.Block.Subnet.String() != "10.0.0.0/8" {
+		t.Errorf("view = %+v", v)
+	}
+	if h.Last(ref) != addr1 {
+		t.Errorf("last = %s", h.Last(ref))
+	}
+	other := v1alpha1.PoolReference{Kind: v1alpha1.PoolKindCIDRPool, Name: "p"}
+	if h.View(other) != nil || h.Last(other).IsValid() {
+		t.Error("two kinds of one name share a view")
+	}
+	whole, err := os.ReadFile(h.path("pools", "ippool.p.json"))
+	must(t, err)
+	for name, text := range map[string]string{
+		"half a file":     string(whole[:len(whole)/2]),
+		"earlier format":  strings.Replace(string(whole), `"format":2`, `"format":1`, 1),
+		"without format":  strings.Replace(string(whole), `"format":2,`, ``, 1),
+		"of another pool": strings.Replace(string(whole), `"name":"p"`, `"name":"q"`, 1),
+	} {
+		must(t, os.WriteFile(h.path("pools", "ippool.p.json"), []byte(text), 0o600))
+		if h.View(ref) != nil {
+			t.Errorf("%s was read as a view", name)
+		}
+	}
+	h.DropPool(ref)
+	if left, _ := os.ReadDir(h.path("pools")); len(left) != 0 {
+		t.Errorf("a pool that is gone has left %v", left)
+	}
+}
+
+// A block that is full is so until something is released, or a while has passed, or
+// the pool has changed.
+func TestFull(t *testing.T) {
+	ref := v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "p"}
+	h := newHint(t)
+	if h.Full(ref, "v1") {
+		t.Error("full from the start")
+	}
+	h.SetFull(ref, "v1")
+	if !h.Full(ref, "v1") || h.Full(ref, "v2") {
+		t.Error("full as of another version")
+	}
+	h.Released(heldBy(podA, addr1, "u1"))
+	if h.Full(ref, "v1") {
+		t.Error("full after a release")
+	}
+	h.SetFull(ref, "v1")
+	age(t, h, fullTime+time.Second, "pools", "ippool.p.full")
+	if h.Full(ref, "v1") {
+		t.Error("full for ever")
+	}
+}
+
+func TestNothingIsReadableByOthers(t *testing.T) {
+	h := newHint(t)
+	ref := v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "p"}
+	rebuild(t, h, heldBy(podA, addr1, "u1"))
+	h.Releasing(heldBy(podA, addr1, "u1"))
+	h.Owed(heldBy(podA, addr1, "u1"))
+	h.SetView(ref, "v1", &pool.Block{Pool: ref})
+	must(t, filepath.WalkDir(h.dir, func(path string, d os.DirEntry, err error) error {
+		must(t, err)
+		info, err := d.Info()
+		must(t, err)
+		if info.Mode()&os.ModeSymlink == 0 && info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s has mode %s", path, info.Mode())
+		}
+		return nil
+	}))
+}
+
+// What the API server said when a rebuild began may be old by the time that it is
+// entered.
+func TestRebuildLeavesLaterEntries(t *testing.T) {
+	h := newHint(t)
+	later := heldBy(podB, addr1, "u2")
+	h.Claimed(later)
+	h.Claiming(heldBy(podA, addr2, ""))
+	rebuild(t, h, heldBy(podA, addr1, "u1"), heldBy(podA, addr2, "u3"))
+	if got := find(t, h, podB); !slices.Equal(got, []Entry{later}) {
+		t.Errorf("B holds %v, want %v", got, later)
+	}
+	if got := find(t, h, podA); !slices.Equal(got, []Entry{heldBy(podA, addr1, ""), heldBy(podA, addr2, "u3")}) {
+		t.Errorf("A may hold %v", got)
+	}
+}
+
+// An entry that could not be made while a rebuild was under way is not in it.
+func TestRebuildIsNotCompleteIfAnEntryIsMissing(t *testing.T) {
+	h := newHint(t)
+	r := h.Rebuild(t.Context(), time.Time{})
+	h.forget() // of another call, whose disk was full
+	r.Enter(time.Now(), []Entry{heldBy(podA, addr1, "u1")})
+	r.End()
+	if h.Complete() {
+		t.Error("complete")
+	}
+	rebuild(t, h)
+	if !h.Complete() {
+		t.Error("not complete after another rebuild")
+	}
+}
+
+// Whatever was written last before the power went may be lost; and another format
+// means something else.
+func TestHintIsNotCompleteAfterARebootOrInAnotherFormat(t *testing.T) {
+	for _, mark := range []string{format + "/another-boot", "0/" + bootID(), bootID()} {
+		h := newHint(t)
+		rebuild(t, h)
+		must(t, os.Remove(h.path("claims", completeMark)))
+		must(t, os.Symlink(mark, h.path("claims", completeMark)))
+		if h.Complete() {
+			t.Errorf("complete by %s", mark)
+		}
+	}
+}
+
+// What is no entry keeps no address for ever, and hides no entries.
+func TestGarbage(t *testing.T) {
+	h := newHint(t)
+	rebuild(t, h, heldBy(podA, addr1, "u1"))
+	at := func(a string) string { return heldBy(podA, netip.MustParseAddr(a), "").fileName() }
+	must(t, os.Remove(h.path("claims", at("10.0.0.1"))))
+	must(t, os.WriteFile(h.path("claims", at("10.0.0.2")), []byte("torn"), 0o600))
+	must(t, os.MkdirAll(h.path("claims", at("10.0.0.3"), "x"), 0o700))
+	must(t, os.Symlink("who/knows", h.path("claims", at("10.0.0.4"))))
+	must(t, os.WriteFile(h.path("claims", "file"), nil, 0o600))
+	must(t, os.WriteFile(h.path("releases"), nil, 0o600))
+	h.Claimed(heldBy(podB, addr1, "u1"))
+	if got := find(t, h, podB); len(got) != 1 {
+		t.Errorf("B holds %v", got)
+	}
+	rebuild(t, h, heldBy(podB, addr1, "u1"))
+	for _, a := range []string{"10.0.0.2", "10.0.0.3", "10.0.0.4"} {
+		if h.Claiming(heldBy(podA, netip.MustParseAddr(a), "")) {
+			t.Errorf("%s is taken", a)
+		}
+	}
+}

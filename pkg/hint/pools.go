@@ -1,0 +1,100 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package hint
+
+import (
+	"encoding/json"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
+)
+
+// viewFormat changes whenever a view of before means something else now, or lacks
+// something that is relied on.
+const viewFormat = 2
+
+// View is a pool as this node saw it, and the version that it saw.
+type View struct {
+	Format  int         `json:"format"`
+	Version string      `json:"version"`
+	Block   *pool.Block `json:"block"`
+}
+
+// View returns the view of a pool, or nil if there is none that can be read.
+func (h *Hint) View(ref v1alpha1.PoolReference) *View {
+	data, err := os.ReadFile(h.path("pools", poolFile(ref)+".json"))
+	if err != nil {
+		return nil
+	}
+	var v View
+	if json.Unmarshal(data, &v) != nil || v.Format != viewFormat || v.Block == nil || v.Block.Pool != ref {
+		return nil
+	}
+	return &v
+}
+
+// SetView replaces the view of a pool.
+func (h *Hint) SetView(ref v1alpha1.PoolReference, version string, b *pool.Block) {
+	data, err := json.Marshal(View{Format: viewFormat, Version: version, Block: b})
+	if err == nil {
+		err = h.rename(func(tmp string) error { return os.WriteFile(tmp, data, 0o600) }, "pools", poolFile(ref)+".json")
+	}
+	h.failed("saving the pool", err)
+}
+
+// DropView removes the view of a pool.
+func (h *Hint) DropView(ref v1alpha1.PoolReference) {
+	_ = os.Remove(h.path("pools", poolFile(ref)+".json"))
+}
+
+// DropPool removes all that is known of a pool, which is gone.
+func (h *Hint) DropPool(ref v1alpha1.PoolReference) {
+	for _, suffix := range []string{".json", ".last", ".full"} {
+		_ = os.Remove(h.path("pools", poolFile(ref)+suffix))
+	}
+}
+
+// Last returns where round robin stopped in a pool; zero if it has not begun.
+func (h *Hint) Last(ref v1alpha1.PoolReference) netip.Addr {
+	text, _ := os.Readlink(h.path("pools", poolFile(ref)+".last"))
+	addr, _ := netip.ParseAddr(text)
+	return addr
+}
+
+// SetLast enters where round robin stopped.
+func (h *Hint) SetLast(ref v1alpha1.PoolReference, addr netip.Addr) {
+	h.failed("noting where round robin stopped", h.replace(addr.String(), "pools", poolFile(ref)+".last"))
+}
+
+// fullTime is how long a block that was found full is not looked through again. A
+// release on this node ends that; one from elsewhere, as by the controller, is
+// noticed after it.
+const fullTime = 10 * time.Second
+
+// Full reports whether the block of a pool was found full a moment ago, as of the
+// same version of the pool, and nothing has been released since.
+func (h *Hint) Full(ref v1alpha1.PoolReference, version string) bool {
+	file := poolFile(ref) + ".full"
+	text, err := os.Readlink(h.path("pools", file))
+	return err == nil && text == hash(version) && h.younger(fullTime, "pools", file)
+}
+
+// SetFull enters that the block of a pool is full.
+func (h *Hint) SetFull(ref v1alpha1.PoolReference, version string) {
+	h.failed("noting that a block is full", h.replace(hash(version), "pools", poolFile(ref)+".full"))
+}
+
+func (h *Hint) notFull(poolName string) {
+	for _, kind := range []v1alpha1.PoolKind{v1alpha1.PoolKindIPPool, v1alpha1.PoolKindCIDRPool} {
+		_ = os.Remove(h.path("pools", poolFile(v1alpha1.PoolReference{Kind: kind, Name: poolName})+".full"))
+	}
+}
+
+func poolFile(ref v1alpha1.PoolReference) string {
+	return pool.Type(ref.Kind) + "." + filepath.Base(ref.Name)
+}

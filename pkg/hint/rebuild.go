@@ -1,0 +1,190 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package hint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Rebuilding is held by the one call of this node that asks the API server what the
+// node holds.
+type Rebuilding struct {
+	h    *Hint
+	mark string
+	lock *os.File
+	err  error // the mark could not be made
+}
+
+// Rebuild waits until no other call of this node rebuilds the hint. Then it returns
+// what this call needs to do that itself, and to end with End. It returns nil if
+// another call has made the hint complete since `since`, or if ctx has ended.
+func (h *Hint) Rebuild(ctx context.Context, since time.Time) *Rebuilding {
+	r := &Rebuilding{h: h}
+	if err := os.MkdirAll(h.path("claims"), 0o700); err == nil {
+		r.lock, _ = os.OpenFile(h.path("rebuild"), os.O_CREATE|os.O_RDWR, 0o600)
+	}
+	const interval = 20 * time.Millisecond
+	for r.lock != nil && syscall.Flock(int(r.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+		select {
+		case <-ctx.Done():
+			r.unlock()
+			return nil
+		case <-time.After(interval):
+		}
+	}
+	if h.completedSince(since) {
+		r.unlock()
+		return nil
+	}
+	h.adoptFormer()
+	h.tidy()
+	r.mark = fmt.Sprintf("%s%d-%d", rebuildingMark, os.Getpid(), renames.Add(1))
+	_ = os.Remove(h.path("claims", r.mark)) // of a process that died and had this one's number
+	r.err = h.link(markText(), "claims", r.mark)
+	h.failed("rebuilding", r.err)
+	return r
+}
+
+// completedSince reports whether the hint is complete and was made so since a time.
+func (h *Hint) completedSince(since time.Time) bool {
+	info, err := os.Lstat(h.path("claims", completeMark))
+	return err == nil && h.Complete() && !info.ModTime().Before(since)
+}
+
+// End lets others rebuild. If Enter was not called, the hint is as before.
+func (r *Rebuilding) End() {
+	_ = os.Remove(r.h.path("claims", r.mark))
+	r.unlock()
+}
+
+func (r *Rebuilding) unlock() {
+	if r.lock != nil {
+		_ = r.lock.Close()
+	}
+}
+
+// Enter makes the hint agree with what the API server said at a time that this node
+// holds: it enters what is missing, and drops what is held no longer. After that the
+// hint is complete, unless an entry could not be made since Rebuild.
+func (r *Rebuilding) Enter(at time.Time, held []Entry) {
+	h := r.h
+	pending, err := h.pendingEntries()
+	if err == nil {
+		err = h.dropStale(at, held)
+	}
+	for _, e := range held {
+		if slices.ContainsFunc(pending, func(p Entry) bool { return p.Attachment == e.Attachment && p.Name() == e.Name() }) {
+			continue
+		}
+		if err == nil {
+			err = h.enter(e)
+		}
+	}
+	if h.failed("rebuilding", err) || r.err != nil {
+		return
+	}
+	err = os.Rename(h.path("claims", r.mark), h.path("claims", completeMark))
+	if !errors.Is(err, fs.ErrNotExist) { // another call has made the hint forget
+		h.failed("rebuilding", err)
+	}
+	h.ReleaseWhole()
+}
+
+// dropStale drops the claims of this node that the API server did not list.
+func (h *Hint) dropStale(at time.Time, held []Entry) error {
+	listed := make(map[string]bool, len(held))
+	for _, e := range held {
+		listed[e.Name()] = true
+	}
+	return h.each("", "", func(e Entry, t claimText) error {
+		switch {
+		case t.text == elsewhere || listed[e.Name()]:
+			return nil
+		case e.Attachment == Attachment{}:
+			return h.removeGarbage(t)
+		case h.stale(e, t, at):
+			return h.dropIf(t.text, "claims", t.file)
+		}
+		return nil
+	})
+}
+
+// stale reports whether an entry missing from the listing taken at `at` may be
+// dropped. One that was entered since may be too new for the list, unless it is from
+// the future: then the clock was set back. One without UID may be about to be made.
+func (h *Hint) stale(e Entry, t claimText, at time.Time) bool {
+	if e.UID == "" {
+		return !h.younger(settleTime, "claims", t.file)
+	}
+	const coarse = time.Second // file times are behind the clock by some milliseconds
+	info, err := os.Lstat(h.path("claims", t.file))
+	return err == nil && (info.ModTime().Before(at.Add(-coarse)) || info.ModTime().After(time.Now().Add(coarse)))
+}
+
+// enter is Claimed for what the API server said some time ago: another attachment
+// may have the address by now, and its entry must stay.
+func (h *Hint) enter(e Entry) error {
+	file := e.fileName()
+	text, err := os.Readlink(h.path("claims", file))
+	other, _ := parseText(text)
+	switch {
+	case err != nil:
+		err := h.link(e.text(e.UID), "claims", file)
+		if !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	case text == e.text(e.UID):
+		return nil
+	case text == elsewhere || other == e.Attachment:
+		swapped, err := h.swap(text, e.text(e.UID), "claims", file)
+		if swapped || err != nil {
+			return err
+		}
+	}
+	return h.linkOnce(e.text(""), "claims", e.unanswered().besideName())
+}
+
+// adoptFormer takes over what the version before has left, whose hint had no
+// namespace and no cluster: what it was about to release is released by attachment,
+// and what it held the API server lists.
+func (h *Hint) adoptFormer() {
+	for _, dir := range []string{"owed", "releasing", "claiming"} {
+		links, _ := filepath.Glob(filepath.Join(escape(h.root), dir, "*"))
+		for _, link := range links {
+			text, _ := os.Readlink(link)
+			if att, _ := parseText(text); att != (Attachment{}) && dir != "claiming" {
+				h.ReleasingAll(att)
+			}
+		}
+	}
+	for _, dir := range []string{"owed", "releasing", "claiming", "claims", "pools"} {
+		if info, err := os.Lstat(filepath.Join(h.root, dir)); err == nil && info.IsDir() {
+			_ = os.RemoveAll(filepath.Join(h.root, dir))
+		}
+	}
+	if _, err := os.Lstat(filepath.Join(h.root, "lock")); err == nil {
+		_ = os.Remove(filepath.Join(h.root, "lock"))
+	}
+}
+
+// uptime is how long this node has been running, 0 if that cannot be read.
+func uptime() time.Duration {
+	data, _ := os.ReadFile("/proc/uptime")
+	seconds, _, _ := strings.Cut(string(data), ".")
+	d, _ := time.ParseDuration(seconds + "s")
+	return d
+}
+
+// JustBooted reports whether many nodes may be rebuilding their hints at this time,
+// because the whole cluster may have been started.
+func JustBooted() bool { return uptime() < 10*time.Minute }

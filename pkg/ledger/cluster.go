@@ -1,0 +1,39 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/pem"
+	"os"
+	"slices"
+	"strings"
+
+	"k8s.io/client-go/rest"
+)
+
+// ClusterOf returns a short text that tells clusters apart without asking: a hash of
+// the certificate authorities that sign for the API server, which a cluster has for
+// itself and which stay when its address changes; of the server's address if there are
+// none. It returns an error if the file with the authorities cannot be read.
+func ClusterOf(config *rest.Config) (string, error) {
+	authorities := config.CAData
+	if len(authorities) == 0 && config.CAFile != "" {
+		var err error
+		if authorities, err = os.ReadFile(config.CAFile); err != nil {
+			return "", err
+		}
+	}
+	var all []string
+	for block, tail := pem.Decode(authorities); block != nil; block, tail = pem.Decode(tail) {
+		all = append(all, string(block.Bytes))
+	}
+	if len(all) == 0 {
+		all = []string{config.Host}
+	}
+	slices.Sort(all)
+	sum := sha256.Sum256([]byte(strings.Join(slices.Compact(all), "")))
+	return hex.EncodeToString(sum[:8]), nil
+}
