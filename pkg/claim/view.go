@@ -46,11 +46,7 @@ func (c *Claimer) block(ctx context.Context, ref v1alpha1.PoolReference) (*pool.
 	case err != nil:
 		return nil, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
 	}
-	for _, a := range current {
-		if a.Node != c.Node {
-			continue
-		}
-		b := parsed.Block(a)
+	if b, _, ok := parsed.BlockOf(current, c.Node); ok {
 		c.hintFailed("saving the pool", c.Hint.SaveView(ref, &View{Version: version(meta), Block: b}))
 		return b, nil
 	}
