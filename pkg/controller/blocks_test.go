@@ -6,6 +6,7 @@ package controller
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -20,6 +21,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
 var (
@@ -63,6 +65,11 @@ func (w *world) patches(answer func(kind string) runtime.Object) *[]clienttestin
 	return &all
 }
 
+// holding is an address that nobody requested.
+func holding(node, address string) []pool.Held {
+	return []pool.Held{{Node: node, Addr: netip.MustParseAddr(address)}}
+}
+
 // The numbers are those of reconcilePool; the rows of both kinds go one way.
 func TestBlocks(t *testing.T) {
 	badIP, badCIDR := ippool(nil), cidrpool(nil)
@@ -77,7 +84,7 @@ func TestBlocks(t *testing.T) {
 		ref      v1alpha1.PoolReference
 		pool     any
 		nodes    []string
-		holds    string
+		holds    []pool.Held
 		want     string // of status.allocations; null leaves it alone
 		reason   string
 		message  string
@@ -90,7 +97,7 @@ func TestBlocks(t *testing.T) {
 			want:   `[{"nodeName":"a","prefix":"10.60.0.0/17"},{"nodeName":"b","prefix":"10.60.128.0/17"}]`,
 			reason: reasonBlocksAssigned, message: "nodes with a block: 2"},
 		{name: "1 no nodes", ref: ipRef, pool: ippool(nil), want: `[]`, reason: reasonBlocksAssigned, message: "nodes with a block: 0"},
-		{name: "1 a departed node holds addresses", ref: ipRef, pool: held, nodes: []string{"a"}, holds: "gone",
+		{name: "1 a departed node holds addresses", ref: ipRef, pool: held, nodes: []string{"a"}, holds: holding("gone", "192.168.0.7"),
 			want:   `[{"nodeName":"gone","startIP":"192.168.0.1","endIP":"192.168.0.100"},{"nodeName":"a","startIP":"192.168.0.101","endIP":"192.168.0.200"}]`,
 			reason: reasonBlocksAssigned, message: "nodes with a block: 2"},
 		{name: "1 a departed node holds none", ref: ipRef, pool: held, nodes: []string{"a"},
@@ -111,7 +118,7 @@ func TestBlocks(t *testing.T) {
 			w := newWorld(t, Options{})
 			w.nodesNamed(t, tc.nodes...)
 			kind := w.kinds[tc.ref.Kind]
-			out := blocks(kind, kind.view(tc.pool), w.nodes.List(), nil, func(n string) bool { return n == tc.holds })
+			out := blocks(kind, kind.view(tc.pool), w.nodes.List(), tc.holds)
 			if got, _ := json.Marshal(out.allocations); string(got) != tc.want {
 				t.Errorf("allocations\n got %s\nwant %s", got, tc.want)
 			}
@@ -251,10 +258,10 @@ func TestEvents(t *testing.T) {
 	clear(w.reported)
 	kind := w.kinds[v1alpha1.PoolKindIPPool]
 	persisted := again.DeepCopy()
-	persisted.Status.Conditions = []metav1.Condition{blocks(kind, kind.view(again), nil, nil, nil).ready}
+	persisted.Status.Conditions = []metav1.Condition{blocks(kind, kind.view(again), nil, nil).ready}
 	reconcile(persisted)
 	full := ippool(nil)
-	full.Status.Conditions = []metav1.Condition{blocks(kind, kind.view(full), w.nodes.List(), nil, func(string) bool { return false }).ready}
+	full.Status.Conditions = []metav1.Condition{blocks(kind, kind.view(full), w.nodes.List(), nil).ready}
 	clear(w.reported)
 	reconcile(full)
 	w.nodesNamed(t, "f")

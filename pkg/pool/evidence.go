@@ -12,7 +12,7 @@ import (
 
 // Held is an address that a node holds.
 type Held struct {
-	Node string
+	Node string // empty where the address is reserved and no node has it
 	Addr netip.Addr
 	// Requested is true for an address that was asked for by name. In an IPPool it
 	// may lie anywhere in the subnet, and says little about its node's block.
@@ -55,6 +55,9 @@ func (p *Pool) evidence(blocks []Assignment, held []Held) []evidence {
 	}
 	slices.SortStableFunc(byNode, func(i, j int) int { return strings.Compare(blocks[i].Node, blocks[j].Node) })
 	for _, h := range held {
+		if h.Node == "" { // reserved
+			continue
+		}
 		at, _ := slices.BinarySearchFunc(byNode, h.Node, func(i int, node string) int { return strings.Compare(blocks[i].Node, node) })
 		for _, i := range byNode[at:] {
 			if blocks[i].Node != h.Node {

@@ -55,6 +55,23 @@ func (p *Pool) Use(blocks []Assignment, held []Held) *Use {
 	return u
 }
 
+// Active returns the blocks that nodes hand out addresses from: one for each node,
+// and of an earlier specification only where the node has no other (BlockOf).
+func (u *Use) Active() []BlockUse {
+	current, seen := map[string]bool{}, map[string]bool{}
+	for _, b := range u.Blocks {
+		current[b.Node] = current[b.Node] || !b.Earlier
+	}
+	var out []BlockUse
+	for _, b := range u.Blocks {
+		if !seen[b.Node] && b.Earlier != current[b.Node] {
+			seen[b.Node] = true
+			out = append(out, b)
+		}
+	}
+	return out
+}
+
 // blockAt returns the block that a lies in, nil where there is none.
 func (u *Use) blockAt(a netip.Addr) *BlockUse {
 	i, _ := slices.BinarySearchFunc(u.Blocks, a, func(b BlockUse, a netip.Addr) int { return b.Range.To().Compare(a) })
@@ -70,6 +87,9 @@ func (p *Pool) sort(u *Use, b *BlockUse, h Held) {
 	usable := b != nil && within(b.usable, h.Addr)
 	if usable {
 		b.Held++
+	}
+	if h.Node == "" { // reserved, wherever an administrator wants it
+		return
 	}
 	requested := h.Requested && (own || p.layout.anywhere())
 	if !p.Subnet.Contains(h.Addr) {
