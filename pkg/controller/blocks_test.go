@@ -387,3 +387,77 @@ func TestThin(t *testing.T) {
 		t.Errorf("node: got %+v", got)
 	}
 }
+
+// What changes with every address is written no more often than the count of used
+// ones; that something of an earlier specification is left, and no longer is, at once.
+func TestNoticesAreWrittenSeldom(t *testing.T) {
+	w := newWorld(t, Options{Usage: time.Hour})
+	w.nodesNamed(t, "a")
+	p := ippool([]v1alpha1.Allocation{{NodeName: "a", StartIP: "192.168.0.1", EndIP: "192.168.0.2"}})
+	p.Spec.PerNodeBlockSize = 2
+	body, err := json.Marshal(p.Status.Allocations)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: blocksManager(body), Operation: metav1.ManagedFieldsOperationApply, Subresource: "status"}}
+	indexer := w.kinds[v1alpha1.PoolKindIPPool].informer.GetIndexer()
+	all := w.patches(func(string) runtime.Object { return p })
+	reconcile := func(writes int, types ...string) {
+		t.Helper()
+		*all = nil
+		if err := indexer.Update(p); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.reconcilePool(t.Context(), ipRef); err != nil {
+			t.Fatal(err)
+		}
+		for _, patch := range *all { // as the server would
+			var body struct{ Status v1alpha1.PoolStatus }
+			if err := json.Unmarshal(patch.Patch, &body); err != nil {
+				t.Fatal(err)
+			}
+			p = p.DeepCopy()
+			p.Status.PoolStatus = body.Status
+		}
+		var got []string
+		for _, condition := range p.Status.Conditions {
+			got = append(got, condition.Type)
+		}
+		if len(*all) != writes || !slices.Equal(got, types) {
+			t.Errorf("%d writes, conditions %q, want %d and %q", len(*all), got, writes, types)
+		}
+	}
+	hold := func(address string) {
+		t.Helper()
+		a := allocation()
+		a.Name, a.Spec.Address, a.Spec.NodeName = "pool1."+address, address, "a"
+		if err := w.allocations.Add(a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.Status.Conditions = []metav1.Condition{{Type: "Other"}} // not pruned
+	reconcile(1, "Other", "Ready")
+	hold("192.168.0.1")
+	hold("192.168.0.2")
+	hold("1.2.3.4")
+	reconcile(0, "Other", "Ready")
+	w.counted[ipRef] = time.Now().Add(-time.Hour)
+	reconcile(1, "Other", "Ready", "ForeignAddresses", "BlockFull")
+	reconcile(0, "Other", "Ready", "ForeignAddresses", "BlockFull")
+	p = p.DeepCopy()
+	p.Spec.Gateway = "192.168.0.2"
+	reconcile(1, "Other", "Ready", "ForeignAddresses", "BlockFull", "EarlierSpecInUse")
+}
+
+// The text of an event is bounded, whoever writes it.
+func TestBoundedRecorder(t *testing.T) {
+	w := newWorld(t, Options{})
+	r := boundedRecorder{w.events}
+	r.Event(ippool(nil), corev1.EventTypeNormal, "R", strings.Repeat("x", 5000))
+	r.Eventf(ippool(nil), corev1.EventTypeNormal, "R", "%s", strings.Repeat("y", 5000))
+	for _, e := range said(w) {
+		if len(e) > maxEvent+50 || !strings.HasSuffix(e, "(3976 bytes more)") {
+			t.Errorf("%d bytes: %s", len(e), e)
+		}
+	}
+}

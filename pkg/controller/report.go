@@ -75,7 +75,7 @@ func (c *Controller) reportOptOut(view *poolView, last string) {
 		return
 	}
 	c.recorder.Eventf(view.object(), corev1.EventTypeWarning, reasonReclaimUnknown,
-		"no address is reclaimed: annotation %s is %q, want %q or %q", v1alpha1.AnnotationReclaim, pool.Cut(value, named), v1alpha1.ReclaimEnabled, v1alpha1.ReclaimDisabled)
+		"no address is reclaimed: annotation %s is %q, want %q or %q", v1alpha1.AnnotationReclaim, pool.Cut(value, maxEvent/4), v1alpha1.ReclaimEnabled, v1alpha1.ReclaimDisabled)
 }
 
 // reportNotices records the notices that are new, and keeps in next what was said.
