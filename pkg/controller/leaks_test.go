@@ -6,6 +6,7 @@ package controller
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -24,6 +25,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	ipamfake "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/fake"
+	"github.com/crd-ipam/crd-ipam/pkg/reclaim"
 )
 
 // claimed is before the clock of a synctest bubble starts.
@@ -75,105 +77,9 @@ func node(ready corev1.ConditionStatus, taints ...string) *corev1.Node {
 // kubelet's.
 const (
 	podUID    = "7d0c9a3e-1111-4222-8333-444455556666"
+	laterUID  = "7d0c9a3e-1111-4222-8333-444455556667"
 	staticUID = "0123456789abcdef0123456789abcdef"
 )
-
-// The numbers are those of the type verdict.
-func TestDecide(t *testing.T) {
-	withUID := func(uid types.UID) func(*v1alpha1.IPAllocation) {
-		return func(a *v1alpha1.IPAllocation) { a.Spec.PodRef.UID = uid }
-	}
-	withoutUID, static := withUID(""), withUID(staticUID)
-	mirror := map[string]string{annotationConfigMirror: staticUID, annotationConfigHash: staticUID}
-	otherMirror := map[string]string{annotationConfigMirror: "x", annotationConfigHash: "x"}
-	same := pod(podUID, claimed, nil)
-	up, down := node(corev1.ConditionTrue), node(corev1.ConditionUnknown)
-	before, after := claimed.Add(-time.Hour), claimed.Add(time.Hour)
-	// another is a claim for the same place by another container.
-	another := func(version string, created time.Time) *v1alpha1.IPAllocation {
-		return allocation(func(a *v1alpha1.IPAllocation) {
-			a.ResourceVersion, a.CreationTimestamp, a.Spec.ContainerID = version, metav1.NewTime(created), "another"
-		})
-	}
-	const off = "nv-ipam.nvidia.com/reclaim=disabled"
-
-	for _, tc := range []struct {
-		name  string
-		alloc *v1alpha1.IPAllocation
-		e     evidence
-		want  verdict
-		word  string
-	}{
-		{"1 no attachment", allocation(func(a *v1alpha1.IPAllocation) { a.Spec.ContainerID, a.Spec.InterfaceName = "", "" }), evidence{node: up}, keep, wordInUse},
-		{"1 no pod named", allocation(func(a *v1alpha1.IPAllocation) { a.Spec.PodRef = v1alpha1.PodReference{} }), evidence{}, keep, wordInUse},
-		{"2 pod exists", allocation(), evidence{pod: same, node: up}, keep, wordInUse},
-		{"2 pod exists, its node does not answer", allocation(), evidence{pod: same, node: down}, keep, wordInUse},
-		{"2 pod exists, its node is gone", allocation(), evidence{pod: same}, keep, wordInUse},
-		{"3 mirror of the static pod", allocation(static), evidence{pod: pod("other", claimed, mirror), node: up}, keep, wordInUse},
-		{"3 mirror of another static pod, older", allocation(static), evidence{pod: pod("other", before, otherMirror), node: up}, hold, wordPodUnknown},
-		{"3 mirror of another static pod, of the same second", allocation(static), evidence{pod: pod("other", claimed, otherMirror), node: up}, hold, wordPodUnknown},
-		{"3 a hash without a mirror is nobody's word", allocation(static), evidence{pod: pod("other", after, map[string]string{annotationConfigHash: staticUID}), node: up}, hold, wordPodUnknown},
-		{"4 no UID, pod is older", allocation(withoutUID), evidence{pod: pod("other", before, nil), node: up}, keep, wordInUse},
-		{"4 no UID, pod of the same second", allocation(withoutUID), evidence{pod: pod("other", claimed, nil), node: up}, keep, wordInUse},
-		{"5 another container came later", allocation(), evidence{pod: same, node: up, rival: another("8", after)}, suspect, wordSandboxReplaced},
-		{"5 another container came later, its node does not answer", allocation(), evidence{pod: same, node: down, rival: another("8", after)}, suspect, wordSandboxReplaced},
-		{"5 another container of the static pod came later", allocation(static), evidence{pod: pod("other", claimed, mirror), node: up, rival: another("8", after)}, suspect, wordSandboxReplaced},
-		{"5 another container came earlier", allocation(), evidence{pod: same, node: up, rival: another("6", before)}, keep, wordInUse},
-		{"5 another container at the same time", allocation(), evidence{pod: same, node: up, rival: another("8", claimed)}, hold, wordSandboxUnclear},
-		{"5 another container in the same second", allocation(), evidence{pod: same, node: up, rival: ask(another("8", claimed), claimed.Add(1))}, suspect, wordSandboxReplaced},
-		{"5 the create of an earlier container came late", allocation(), evidence{pod: same, node: up, rival: ask(another("8", after), before)}, hold, wordSandboxUnclear},
-		{"5 when the other asked is not known", allocation(), evidence{pod: same, node: up, rival: func() *v1alpha1.IPAllocation { a := another("8", after); a.Spec.AddStartedAt = nil; return a }()}, hold, wordSandboxUnclear},
-		{"5 later, but by the resource version earlier", allocation(), evidence{pod: same, node: up, rival: another("6", after)}, hold, wordSandboxUnclear},
-		{"5 earlier, but by the resource version later", allocation(), evidence{pod: same, node: up, rival: another("8", before)}, hold, wordSandboxUnclear},
-		{"5 later, by a longer resource version", allocation(), evidence{pod: same, node: up, rival: another("10", after)}, suspect, wordSandboxReplaced},
-		{"5 a resource version that is no number", allocation(), evidence{pod: same, node: up, rival: another("x", after)}, hold, wordSandboxUnclear},
-		{"6 pod gone, Ready is unknown", allocation(), evidence{node: down}, hold, wordNodeUnreachable},
-		{"6 pod gone, taint unreachable", allocation(), evidence{node: node(corev1.ConditionTrue, corev1.TaintNodeUnreachable)}, hold, wordNodeUnreachable},
-		{"6 another UID, Ready is unknown", allocation(), evidence{pod: pod("other", claimed, nil), node: down}, hold, wordNodeUnreachable},
-		{"6 no UID, pod is younger, Ready is unknown", allocation(withoutUID), evidence{pod: pod("other", after, nil), node: down}, hold, wordNodeUnreachable},
-		{"7 no UID, pod gone", allocation(withoutUID), evidence{node: up}, hold, wordPodUnknown},
-		{"7 no UID, pod is younger", allocation(withoutUID), evidence{pod: pod("other", after, nil), node: up}, hold, wordPodUnknown},
-		{"7 no UID, mirror without a hash", allocation(withoutUID), evidence{pod: pod("other", after, map[string]string{annotationConfigMirror: ""}), node: up}, hold, wordPodUnknown},
-		{"7 static pod without a mirror", allocation(static), evidence{node: up}, hold, wordPodUnknown},
-		{"7 a UID of nobody's", allocation(withUID("uid")), evidence{node: up}, hold, wordPodUnknown},
-		{"7 a UID in other brackets", allocation(withUID("{" + podUID + "}")), evidence{node: up}, hold, wordPodUnknown},
-		{"7 36 characters, no UID", allocation(withUID("7d0c9a3e-1111-4222-8333-44445555666x")), evidence{node: up}, hold, wordPodUnknown},
-		{"7 mirror of a later static pod", allocation(static), evidence{pod: pod("other", after, otherMirror), node: up}, suspect, wordPodReplaced},
-		{"8 pod gone", allocation(), evidence{node: up}, suspect, wordPodGone},
-		{"8 pod gone, node is not ready but answers", allocation(), evidence{node: node(corev1.ConditionFalse, corev1.TaintNodeNotReady)}, suspect, wordPodGone},
-		{"8 pod gone, node that has never reported", allocation(), evidence{node: &corev1.Node{}}, suspect, wordPodGone},
-		{"8 pod gone, node gone", allocation(), evidence{}, suspect, wordPodGone},
-		{"8 pod gone, node out of service", allocation(), evidence{node: node(corev1.ConditionUnknown, corev1.TaintNodeUnreachable, corev1.TaintNodeOutOfService)}, suspect, wordPodGone},
-		{"8 another UID", allocation(), evidence{pod: pod("other", claimed, nil), node: up}, suspect, wordPodReplaced},
-		{"8 pod gone, another container came later", allocation(), evidence{node: up, rival: another("8", after)}, suspect, wordPodGone},
-		{"8 no UID, node gone", allocation(withoutUID), evidence{}, suspect, wordPodGone},
-		{"8 static pod, node gone", allocation(static), evidence{}, suspect, wordPodGone},
-		{"8 static pod, node out of service", allocation(static), evidence{node: node(corev1.ConditionUnknown, corev1.TaintNodeOutOfService)}, suspect, wordPodGone},
-		{"9 disabled, pod gone", allocation(), evidence{node: up, optOut: off}, hold, wordReclaimDisabled},
-		{"9 disabled, node gone", allocation(), evidence{optOut: off}, hold, wordReclaimDisabled},
-		{"9 disabled, another container came later", allocation(), evidence{pod: same, node: up, rival: another("8", after), optOut: off}, hold, wordReclaimDisabled},
-		{"9 disabled, pod exists", allocation(), evidence{pod: same, node: up, optOut: off}, keep, wordInUse},
-		{"9 disabled, node does not answer", allocation(), evidence{node: down, optOut: off}, hold, wordNodeUnreachable},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			if got, why := decide(tc.alloc, tc.e); got != tc.want || why.word != tc.word || why.text == "" {
-				t.Errorf("got %v, %+v, want %v, %s", got, why, tc.want, tc.word)
-			}
-			// What the caches keep decides as the whole objects do.
-			if tc.e.pod != nil {
-				obj, _ := thin(tc.e.pod)
-				tc.e.pod = obj.(*metav1.PartialObjectMetadata)
-			}
-			if tc.e.node != nil {
-				obj, _ := thin(tc.e.node)
-				tc.e.node = obj.(*corev1.Node)
-			}
-			if got, _ := decide(tc.alloc, tc.e); got != tc.want {
-				t.Errorf("from the caches: got %v, want %v", got, tc.want)
-			}
-		})
-	}
-}
 
 // Anything but the two values that are known is the safe one of them.
 func TestOptOut(t *testing.T) {
@@ -189,47 +95,52 @@ func TestOptOut(t *testing.T) {
 	}
 }
 
-// Who is a rival, and which of several.
-func TestRival(t *testing.T) {
-	w := newWorld(t, Options{})
-	add := func(name, version string, change func(*v1alpha1.IPAllocation)) *v1alpha1.IPAllocation {
-		a := allocation(change, func(a *v1alpha1.IPAllocation) { a.Name, a.ResourceVersion = name, version })
-		if err := w.allocations.Add(a); err != nil {
-			t.Fatal(err)
-		}
-		return a
-	}
-	other := func(change func(*v1alpha1.IPAllocation)) func(*v1alpha1.IPAllocation) {
-		return func(a *v1alpha1.IPAllocation) { a.Spec.ContainerID = "other"; change(a) }
-	}
-	first := add("first", "7", func(*v1alpha1.IPAllocation) {})
-	for name, change := range map[string]func(*v1alpha1.IPAllocation){
-		"same container":  func(*v1alpha1.IPAllocation) {},
-		"reservation":     func(a *v1alpha1.IPAllocation) { a.Spec.ContainerID = "" },
-		"other interface": other(func(a *v1alpha1.IPAllocation) { a.Spec.InterfaceName = "net2" }),
-		"other pod":       other(func(a *v1alpha1.IPAllocation) { a.Spec.PodRef.UID = "x" }),
-		"other node":      other(func(a *v1alpha1.IPAllocation) { a.Spec.NodeName = "x" }),
-		"other pool":      other(func(a *v1alpha1.IPAllocation) { a.Spec.PoolRef.Name = "x" }),
-		"other kind":      other(func(a *v1alpha1.IPAllocation) { a.Spec.PoolRef.Kind = v1alpha1.PoolKindCIDRPool }),
+// What is said of a node, and that the cache's thin objects say the same.
+func TestNodeEvidence(t *testing.T) {
+	const out, lost = corev1.TaintNodeOutOfService, corev1.TaintNodeUnreachable
+	for name, tc := range map[string]struct {
+		node *corev1.Node
+		want reclaim.NodeState
+	}{
+		"ready":                           {node(corev1.ConditionTrue), reclaim.Answers},
+		"not ready":                       {node(corev1.ConditionFalse, corev1.TaintNodeNotReady), reclaim.NotReady},
+		"does not report":                 {node(corev1.ConditionUnknown), reclaim.Unreachable},
+		"a status of nobody's":            {node("Maybe"), reclaim.Unreachable},
+		"has never reported":              {&corev1.Node{}, reclaim.Answers},
+		"taint unreachable":               {node(corev1.ConditionTrue, lost), reclaim.Unreachable},
+		"taint out-of-service":            {node(corev1.ConditionUnknown, lost, out), reclaim.OutOfService},
+		"taint out-of-service, and ready": {node(corev1.ConditionTrue, out), reclaim.OutOfService},
 	} {
-		add(name, "8", change)
+		tc.node.CreationTimestamp = metav1.NewTime(claimed)
+		got := nodeEvidence(tc.node)
+		if got.State != tc.want || !got.Created.Equal(&tc.node.CreationTimestamp) {
+			t.Errorf("%s: %+v, want state %v", name, got, tc.want)
+		}
+		obj, _ := thin(tc.node)
+		if cached := nodeEvidence(obj.(*corev1.Node)); *cached != *got {
+			t.Errorf("%s: the cache says %+v, the node %+v", name, cached, got)
+		}
 	}
-	if got := w.rival(first); got != nil {
-		t.Errorf("%s is one", got.Name)
-	}
-	for i, name := range []string{"middle", "last"} {
-		add(name, []string{"9", "10"}[i], other(func(a *v1alpha1.IPAllocation) {
-			a.CreationTimestamp = metav1.NewTime(claimed.Add(time.Duration(i+1) * time.Minute))
-		}))
-	}
-	if got := w.rival(first); got == nil || got.Name != "last" {
-		t.Errorf("got %+v, want the last", got)
-	}
-	for _, obj := range w.allocations.List() {
-		obj.(*v1alpha1.IPAllocation).Spec.PodRef.UID = ""
-	}
-	if got := w.rival(first); got != nil {
-		t.Errorf("without a UID %s is one", got.Name)
+}
+
+func TestPodEvidence(t *testing.T) {
+	now := metav1.NewTime(claimed)
+	deleting := pod(podUID, claimed, nil)
+	deleting.DeletionTimestamp = &now
+	for name, tc := range map[string]struct {
+		pod  *metav1.PartialObjectMetadata
+		want reclaim.Pod
+	}{
+		"pod":                   {pod(podUID, claimed, nil), reclaim.Pod{UID: podUID, Created: now}},
+		"deleted":               {deleting, reclaim.Pod{UID: podUID, Created: now, Deleting: true}},
+		"mirror":                {pod("m", claimed, map[string]string{annotationConfigMirror: staticUID, annotationConfigHash: staticUID}), reclaim.Pod{UID: "m", Created: now, Mirrors: staticUID}},
+		"hash without a mirror": {pod("m", claimed, map[string]string{annotationConfigHash: staticUID}), reclaim.Pod{UID: "m", Created: now}},
+		"mirror without a hash": {pod("m", claimed, map[string]string{annotationConfigMirror: ""}), reclaim.Pod{UID: "m", Created: now}},
+	} {
+		obj, _ := thin(tc.pod)
+		if got, cached := podEvidence(tc.pod), podEvidence(obj.(metav1.Object)); *got != tc.want || *cached != tc.want {
+			t.Errorf("%s: %+v, from the cache %+v, want %+v", name, got, cached, tc.want)
+		}
 	}
 }
 
@@ -259,9 +170,11 @@ func newWorld(t *testing.T, opts Options) *world {
 		t.Fatal(err)
 	}
 	w.recorder = w.events
-	w.pools, w.suspects = newQueue[v1alpha1.PoolReference](queuePools, w.metrics), newQueue[string](queueSuspects, w.metrics)
+	w.pools, w.examinations = newQueue[v1alpha1.PoolReference](queuePools, w.metrics), newQueue[string](queueAllocations, w.metrics)
+	w.unplaced = newQueue[string](queueNodes, w.metrics)
 	t.Cleanup(w.pools.ShutDown)
-	t.Cleanup(w.suspects.ShutDown)
+	t.Cleanup(w.examinations.ShutDown)
+	t.Cleanup(w.unplaced.ShutDown)
 	return w
 }
 
@@ -276,9 +189,10 @@ func (w *world) leak(t *testing.T) {
 	}
 }
 
-// suspected makes the allocation one that was a suspect since.
-func (w *world) suspected(since time.Time) {
-	w.seen.note(leaked, sighting{uid: "allocation", verdict: suspect, word: wordPodGone, since: since})
+// observed makes the allocation one that has been a leak candidate since, on a node
+// that is gone.
+func (w *world) observed(since time.Time) {
+	w.observations.note(leaked, observation{uid: "allocation", action: reclaim.Candidate, reason: reclaim.PodGone, prompt: true, since: since})
 }
 
 func (w *world) deletes() (out []clienttesting.DeleteActionImpl) {
@@ -296,7 +210,8 @@ func TestReclaim(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, Options{ReclaimGrace: time.Minute})
 		defer w.pools.ShutDown()
-		defer w.suspects.ShutDown()
+		defer w.examinations.ShutDown()
+		defer w.unplaced.ShutDown()
 		w.leak(t)
 		step := func(after time.Duration, want int) {
 			t.Helper()
@@ -329,6 +244,132 @@ func TestReclaim(t *testing.T) {
 	})
 }
 
+// A node that is ready gets longer, and one that goes away, or comes back, begins a
+// grace of its own.
+func TestReclaimReadyNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, Options{ReclaimGrace: time.Minute})
+		defer w.pools.ShutDown()
+		defer w.examinations.ShutDown()
+		defer w.unplaced.ShutDown()
+		w.leak(t)
+		step := func(after time.Duration, want int) {
+			t.Helper()
+			time.Sleep(after) // of the bubble's clock
+			if err := w.examine(t.Context(), leaked); err != nil {
+				t.Fatal(err)
+			}
+			if got := w.deletes(); len(got) != want {
+				t.Fatalf("%d deletes, want %d", len(got), want)
+			}
+		}
+		known := func(n *corev1.Node) {
+			t.Helper()
+			if err := w.nodes.Add(n); err != nil {
+				t.Fatal(err)
+			}
+		}
+		known(node(corev1.ConditionTrue))
+		step(0, 0)
+		step(9*time.Minute, 0)
+		if err := w.nodes.Delete(node(corev1.ConditionTrue)); err != nil { // the Node object is gone
+			t.Fatal(err)
+		}
+		step(0, 0)
+		step(59*time.Second, 0)
+		known(node(corev1.ConditionTrue)) // and is back
+		step(0, 0)
+		step(9*time.Minute, 0)
+		known(node(corev1.ConditionFalse)) // its runtime is away
+		step(time.Hour, 0)
+		known(node(corev1.ConditionTrue))
+		step(time.Minute, 0)
+		step(9*time.Minute, 0)
+		if err := w.kube.Tracker().Add(node(corev1.ConditionTrue)); err != nil {
+			t.Fatal(err)
+		}
+		step(time.Minute, 1)
+	})
+}
+
+// A node is asked for its pods once per resync at most, however many of its
+// allocations wait for that, and none that has placed its pods is asked again.
+func TestLocate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		w := newWorld(t, Options{ReclaimGrace: time.Minute, Resync: 5 * time.Minute})
+		defer w.pools.ShutDown()
+		defer w.examinations.ShutDown()
+		defer w.unplaced.ShutDown()
+		var lists []string
+		there := &metav1.List{}
+		w.meta.PrependReactor("list", "pods", func(action clienttesting.Action) (bool, runtime.Object, error) {
+			restrictions := action.(clienttesting.ListAction).GetListRestrictions()
+			lists = append(lists, restrictions.Fields.String())
+			return true, there, nil
+		})
+		asks := func(want ...string) {
+			t.Helper()
+			synctest.Wait()
+			if !slices.Equal(lists, want) {
+				t.Fatalf("asked %q, want %q", lists, want)
+			}
+			lists = nil
+		}
+		examine := func() {
+			t.Helper()
+			for _, obj := range w.allocations.List() {
+				w.onAllocation().OnAdd(obj, false)
+			}
+		}
+		go work(ctx, w.examinations, w.examine, w.metrics.errors.WithLabelValues(queueAllocations))
+		go work(ctx, w.unplaced, w.locate, w.metrics.errors.WithLabelValues(queueNodes))
+		first, second := pod(podUID, claimed, nil), pod(laterUID, claimed, nil)
+		second.Name = "second"
+		add := func(p *metav1.PartialObjectMetadata) {
+			t.Helper()
+			a := allocation(func(a *v1alpha1.IPAllocation) {
+				a.Name, a.UID, a.Spec.PodRef.Name, a.Spec.PodRef.UID = "pool1."+p.Name, types.UID(p.Name), p.Name, p.UID
+			})
+			if err := errors.Join(w.nodes.Add(node(corev1.ConditionTrue)), w.pods.Add(p), w.allocations.Add(a)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		add(first)
+		there.Items = append(there.Items, runtime.RawExtension{Object: first})
+		examine()
+		asks("spec.nodeName=node")
+		for range 3 {
+			examine()
+			time.Sleep(time.Hour)
+		}
+		asks() // it is known
+		add(second)
+		there.Items = append(there.Items, runtime.RawExtension{Object: second})
+		examine()
+		examine()
+		asks("spec.nodeName=node")
+		third := pod("7d0c9a3e-1111-4222-8333-444455556668", claimed, nil)
+		third.Name = "third"
+		add(third)
+		there.Items = append(there.Items, runtime.RawExtension{Object: third})
+		examine()
+		time.Sleep(4 * time.Minute)
+		asks() // not again so soon
+		time.Sleep(2 * time.Minute)
+		asks("spec.nodeName=node")
+
+		// Where nothing runs any more, it matters which pods have ended.
+		if err := w.nodes.Add(node(corev1.ConditionUnknown, corev1.TaintNodeOutOfService)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Minute)
+		examine()
+		asks("spec.nodeName=node,status.phase!=Failed,status.phase!=Succeeded")
+	})
+}
+
 // An examination that is due comes by itself.
 func TestReclaimComesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -336,9 +377,10 @@ func TestReclaimComesBack(t *testing.T) {
 		defer cancel()
 		w := newWorld(t, Options{ReclaimGrace: time.Minute})
 		defer w.pools.ShutDown()
-		defer w.suspects.ShutDown()
+		defer w.examinations.ShutDown()
+		defer w.unplaced.ShutDown()
 		w.leak(t)
-		go work(ctx, w.suspects, w.examine, w.metrics.errors.WithLabelValues(queueSuspects))
+		go work(ctx, w.examinations, w.examine, w.metrics.errors.WithLabelValues(queueAllocations))
 		w.onAllocation().OnAdd(allocation(), false)
 		time.Sleep(59 * time.Second)
 		synctest.Wait()
@@ -358,7 +400,8 @@ func TestReclaimTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, Options{})
 		defer w.pools.ShutDown()
-		defer w.suspects.ShutDown()
+		defer w.examinations.ShutDown()
+		defer w.unplaced.ShutDown()
 		w.leak(t)
 		for want := range 2 {
 			if err := w.examine(t.Context(), leaked); err != nil {
@@ -378,7 +421,8 @@ func TestReclaimNotYoung(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, Options{ReclaimGrace: time.Minute})
 		defer w.pools.ShutDown()
-		defer w.suspects.ShutDown()
+		defer w.examinations.ShutDown()
+		defer w.unplaced.ShutDown()
 		a := allocation(func(a *v1alpha1.IPAllocation) {
 			a.CreationTimestamp = metav1.NewTime(time.Now().Add(time.Hour)) // the server's clock is ahead
 		})
@@ -401,10 +445,12 @@ func TestReclaimNotYoung(t *testing.T) {
 func TestReclaimConfirms(t *testing.T) {
 	notFound := apierrors.NewNotFound(schema.GroupResource{Resource: "pods"}, "pod")
 	proxy := apierrors.NewGenericServerResponse(404, "get", schema.GroupResource{Resource: "pods"}, "pod", "<html>", 0, true)
-	alive := pod(podUID, claimed, nil)
+	alive := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "pod", UID: podUID}, Spec: corev1.PodSpec{NodeName: "node"}}
+	another, elsewhere := alive.DeepCopy(), alive.DeepCopy()
+	another.UID, elsewhere.Spec.NodeName = "other", "other"
 	for _, tc := range []struct {
 		name    string
-		pod     *metav1.PartialObjectMetadata
+		pod     *corev1.Pod
 		podErr  error
 		node    *corev1.Node
 		nodeErr error
@@ -412,10 +458,12 @@ func TestReclaimConfirms(t *testing.T) {
 		fails   bool
 	}{
 		{name: "both gone", podErr: notFound, nodeErr: notFound, deletes: 1},
-		{name: "pod gone, node answers", podErr: notFound, node: node(corev1.ConditionTrue), deletes: 1},
-		{name: "pod has another UID", pod: pod("other", claimed, nil), node: node(corev1.ConditionTrue), deletes: 1},
+		{name: "pod gone, node out of service", podErr: notFound, node: node(corev1.ConditionUnknown, corev1.TaintNodeOutOfService), deletes: 1},
+		{name: "pod has another UID", pod: another, nodeErr: notFound, deletes: 1},
+		{name: "pod is on another node", pod: elsewhere, nodeErr: notFound, deletes: 1},
 		{name: "pod is there", pod: alive, node: node(corev1.ConditionTrue)},
 		{name: "node does not answer", podErr: notFound, node: node(corev1.ConditionUnknown)},
+		{name: "node is back: it has its time", podErr: notFound, node: node(corev1.ConditionTrue)},
 		{name: "timeout", podErr: context.DeadlineExceeded, fails: true},
 		{name: "forbidden", podErr: apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, "pod", errors.New("no")), fails: true},
 		{name: "a proxy's not found", podErr: proxy, nodeErr: notFound, fails: true},
@@ -424,9 +472,9 @@ func TestReclaimConfirms(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t, Options{})
 			w.leak(t)
-			w.meta.PrependReactor("get", "pods", func(clienttesting.Action) (bool, runtime.Object, error) { return true, tc.pod, tc.podErr })
+			w.kube.PrependReactor("get", "pods", func(clienttesting.Action) (bool, runtime.Object, error) { return true, tc.pod, tc.podErr })
 			w.kube.PrependReactor("get", "nodes", func(clienttesting.Action) (bool, runtime.Object, error) { return true, tc.node, tc.nodeErr })
-			w.suspected(time.Now().Add(-time.Hour))
+			w.observed(time.Now().Add(-time.Hour))
 			err := w.examine(t.Context(), leaked)
 			if (err != nil) != tc.fails {
 				t.Errorf("error %v, want one: %v", err, tc.fails)
@@ -444,7 +492,7 @@ func TestReclaimIsSaid(t *testing.T) {
 	if err := w.kinds[v1alpha1.PoolKindIPPool].informer.GetIndexer().Add(ippool(nil)); err != nil {
 		t.Fatal(err)
 	}
-	w.suspected(time.Now().Add(-time.Hour))
+	w.observed(time.Now().Add(-time.Hour))
 	if err := w.examine(t.Context(), leaked); err != nil {
 		t.Fatal(err)
 	}
