@@ -13,7 +13,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/tools/cache"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/reclaim"
@@ -87,8 +86,7 @@ func (p *places) answered(node string, now time.Time, interval time.Duration) {
 	p.asked[node] = now
 }
 
-// locate asks which pods with an address on a node are there, and examines the
-// allocations of the others.
+// locate asks which pods with an address on a node are there.
 func (c *Controller) locate(ctx context.Context, node string) error {
 	if wait := c.places.wait(node, time.Now(), c.opts.Resync); wait > 0 {
 		c.unplaced.AddAfter(node, wait)
@@ -152,17 +150,18 @@ func (c *Controller) placePod(ctx context.Context, a *v1alpha1.IPAllocation, the
 		return nil
 	}
 	c.setPlace(a, now.UID, place{node: now.Node, ended: now.Ended})
-	c.examinations.Add(cache.MetaObjectToName(a).String())
 	return nil
 }
 
 // setPlace notes where the pod of an allocation is, for as long as the pod is in
-// the cache: when it leaves that, onPod forgets its place.
+// the cache: when it leaves that, onPod forgets its place. Allocations on other
+// nodes may name the pod, too.
 func (c *Controller) setPlace(a *v1alpha1.IPAllocation, uid types.UID, where place) {
 	c.places.set(uid, where)
 	if pod := c.cachedPod(a); pod == nil || pod.UID != uid {
 		c.places.forget(uid)
 	}
+	c.examineIndexed(byPod, holder(a))
 }
 
 // deadNode reports whether nothing can run on a node, as the cache has it.
