@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Checks that imports run one way:
 #   cmd/nv-ipam -> cni -> claim -> {pool, generated} -> apis
-#   cmd/ipam-controller -> controller -> {pool, claim, generated}
+#   cmd/ipam-controller -> controller -> {pool, reclaim, claim, generated}
+#   {pool, reclaim} -> apis
 # and that the plugin, a process for every call, stays small and quick to start.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -35,6 +36,9 @@ never generated/clientset/versioned "$ours/(pkg|cmd)"
 never generated/informers/externalversions "$ours/(pkg|cmd)"
 never pkg/pool "$ours/(generated|pkg|cmd)|^k8s.io/client-go"
 never_itself pkg/pool '^(os|io|log|syscall|context)(/|$)|^net(/[^n].*)?$'
+# What is leaked is decided from evidence alone.
+never pkg/reclaim "$ours/(generated|pkg|cmd)|^k8s.io/client-go/"
+never_itself pkg/reclaim '^(os|io|log|syscall|context|net|time)(/|$)|^k8s.io/api/'
 never pkg/claim "$ours/(pkg/cni|pkg/controller|cmd)"
 never pkg/cni "$ours/(pkg/controller|cmd)"
 never pkg/controller "$ours/(pkg/cni|cmd)"
