@@ -6,6 +6,7 @@ package controller
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -86,8 +87,13 @@ func (p *places) answered(node string, now time.Time, interval time.Duration) {
 	p.asked[node] = now
 }
 
-// locate asks which pods with an address on a node are there.
+// locate asks which pods with an address on a node are there, if any of them has
+// not been placed yet.
 func (c *Controller) locate(ctx context.Context, node string) error {
+	found, _ := c.allocations.ByIndex(byNode, node) // fails for unknown indexes only
+	if !slices.ContainsFunc(found, c.unplacedPod) {
+		return nil
+	}
 	if wait := c.places.wait(node, time.Now(), c.opts.Resync); wait > 0 {
 		c.unplaced.AddAfter(node, wait)
 		return nil
@@ -99,7 +105,6 @@ func (c *Controller) locate(ctx context.Context, node string) error {
 	if err != nil {
 		return fmt.Errorf("list the pods of node %s: %w", node, err)
 	}
-	found, _ := c.allocations.ByIndex(byNode, node) // fails for unknown indexes only
 	for _, obj := range found {
 		if err := c.placePod(ctx, obj.(*v1alpha1.IPAllocation), there); err != nil {
 			return err
@@ -107,6 +112,12 @@ func (c *Controller) locate(ctx context.Context, node string) error {
 	}
 	c.places.answered(node, time.Now(), c.opts.Resync)
 	return nil
+}
+
+func (c *Controller) unplacedPod(obj any) bool {
+	a := obj.(*v1alpha1.IPAllocation)
+	e := c.cached(a)
+	return e.Unplaced(a)
 }
 
 // podsOn returns the UIDs of the pods on a node, without those that have ended if
@@ -132,7 +143,7 @@ func (c *Controller) podsOn(ctx context.Context, node string) (map[types.UID]boo
 // by itself.
 func (c *Controller) placePod(ctx context.Context, a *v1alpha1.IPAllocation, there map[types.UID]bool) error {
 	e := c.cached(a)
-	if !e.Unplaced(a) {
+	if !e.Unplaced(a) { // another allocation of the same pod may have placed it
 		return nil
 	}
 	if there[e.Pod.UID] {
