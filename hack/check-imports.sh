@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Checks that imports run one way:
 #   cmd/nv-ipam -> cni -> claim -> {hint, ledger} -> {pool, generated} -> apis
-#   cmd/ipam-controller -> controller -> {pool, generated}
+#   cmd/ipam-controller -> controller -> {pool, reclaim, generated}
+#   {pool, reclaim} -> apis
 # and that the plugin, a process for every call, stays small and quick to start.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -37,6 +38,9 @@ never pkg/pool "$ours/(generated|pkg|cmd)|^k8s.io/client-go"
 never_itself pkg/pool '^(os|io|log|syscall|context)(/|$)|^net(/[^n].*)?$'
 never pkg/hint "$ours/(generated|pkg/(claim|ledger|cni|controller)|cmd)|^k8s.io/client-go"
 never pkg/ledger "$ours/(pkg|cmd)"
+# What is leaked is decided from evidence alone.
+never pkg/reclaim "$ours/(generated|pkg|cmd)|^k8s.io/client-go/"
+never_itself pkg/reclaim '^(os|io|log|syscall|context|net|time)(/|$)|^k8s.io/api/'
 never pkg/claim "$ours/(pkg/cni|pkg/controller|cmd)"
 never pkg/cni "$ours/(pkg/controller|cmd)"
 never pkg/controller "$ours/(pkg/cni|cmd)"

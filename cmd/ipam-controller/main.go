@@ -68,7 +68,8 @@ func parse(args []string) (*options, error) {
 	o := &options{}
 	fs := flag.NewFlagSet("ipam-controller", flag.ContinueOnError)
 	fs.StringVar(&o.Namespace, "ippools-namespace", "kube-system", "namespace of the pools and of their allocations")
-	fs.DurationVar(&o.ReclaimGrace, "reclaim-grace", time.Minute, "how long an address must look leaked before it is taken back; longer than the cluster takes to notice that a node is unreachable")
+	fs.DurationVar(&o.ReclaimGrace, "reclaim-grace", time.Minute, "how long an address must look leaked before it is taken back, if its node is gone or out of service, or its pod has a later sandbox")
+	fs.DurationVar(&o.ReclaimGraceReadyNode, "reclaim-grace-ready-node", 0, "the same if its node is ready and may still be stopping a pod that was deleted by force; longer than the terminationGracePeriodSeconds of such pods, and than the cluster takes to notice that a node is unreachable; 0 stands for ten times --reclaim-grace")
 	fs.BoolVar(&o.elect, "leader-elect", false, "lead only while holding a lease; needed for more than one replica")
 	fs.StringVar(&o.electNamespace, "leader-elect-namespace", "kube-system", "namespace of the lease")
 	fs.StringVar(&o.kubeconfig, "kubeconfig", "", "path of a kubeconfig; default is $KUBECONFIG, then the pod's service account")
@@ -104,6 +105,8 @@ func (o *options) check(args []string) error {
 		return fmt.Errorf("--logging-format must be text or json, not %q", o.logFormat)
 	case o.ReclaimGrace < 0:
 		return fmt.Errorf("--reclaim-grace must not be negative: %v", o.ReclaimGrace)
+	case o.ReclaimGraceReadyNode < 0:
+		return fmt.Errorf("--reclaim-grace-ready-node must not be negative: %v", o.ReclaimGraceReadyNode)
 	case o.Namespace == "":
 		return errors.New("--ippools-namespace must not be empty")
 	}

@@ -18,7 +18,7 @@ func TestControllerFlags(t *testing.T) {
 		t.Errorf("options = %+v", o)
 	}
 	for _, bad := range [][]string{
-		{"--logging-format=xml"}, {"--reclaim-grace=-1s"}, {"--ippools-namespace="}, {"argument"}, {"--unknown"},
+		{"--logging-format=xml"}, {"--reclaim-grace=-1s"}, {"--reclaim-grace-ready-node=-1s"}, {"--ippools-namespace="}, {"argument"}, {"--unknown"},
 	} {
 		if _, err := parse(bad); err == nil {
 			t.Errorf("%q is accepted", bad)

@@ -273,7 +273,7 @@ func TestNodesCoalesce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, Options{})
 		defer w.pools.ShutDown()
-		defer w.suspects.ShutDown()
+		defer w.examinations.ShutDown()
 		for _, k := range []struct {
 			kind v1alpha1.PoolKind
 			obj  any
@@ -305,12 +305,18 @@ func TestTriggers(t *testing.T) {
 	for _, tc := range []struct {
 		name            string
 		event           func(*world)
-		pools, suspects int
+		pools, examined int
 	}{
-		{"node comes", func(w *world) { w.onNode().OnAdd(node(corev1.ConditionTrue), false) }, 1, 0},
+		{"node comes", func(w *world) { w.onNode().OnAdd(node(corev1.ConditionTrue), false) }, 1, 1},
 		{"node goes", func(w *world) { w.onNode().OnDelete(node(corev1.ConditionTrue)) }, 1, 1},
 		{"node is labelled", func(w *world) { w.onNode().OnUpdate(node(corev1.ConditionTrue), labelled) }, 1, 0},
-		{"node reports", func(w *world) { w.onNode().OnUpdate(node(corev1.ConditionTrue), node(corev1.ConditionFalse)) }, 0, 0},
+		{"node reports", func(w *world) { w.onNode().OnUpdate(node(corev1.ConditionTrue), node(corev1.ConditionTrue)) }, 0, 0},
+		{"node is not ready", func(w *world) { w.onNode().OnUpdate(node(corev1.ConditionTrue), node(corev1.ConditionFalse)) }, 0, 1},
+		{"node is made again while the watch is down", func(w *world) {
+			again := node(corev1.ConditionTrue)
+			again.UID = "again"
+			w.onNode().OnUpdate(node(corev1.ConditionTrue), again)
+		}, 0, 1},
 		{"node stops reporting", func(w *world) { w.onNode().OnUpdate(node(corev1.ConditionTrue), node(corev1.ConditionUnknown)) }, 0, 1},
 		{"node is declared dead", func(w *world) {
 			w.onNode().OnUpdate(node(corev1.ConditionUnknown), node(corev1.ConditionUnknown, corev1.TaintNodeOutOfService))
@@ -344,7 +350,7 @@ func TestTriggers(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, Options{})
 				defer w.pools.ShutDown()
-				defer w.suspects.ShutDown()
+				defer w.examinations.ShutDown()
 				if err := w.kinds[v1alpha1.PoolKindIPPool].informer.GetIndexer().Add(ippool(nil)); err != nil {
 					t.Fatal(err)
 				}
@@ -354,8 +360,8 @@ func TestTriggers(t *testing.T) {
 				tc.event(w)
 				time.Sleep(w.opts.Settle)
 				synctest.Wait()
-				if p, s := w.pools.Len(), w.suspects.Len(); p != tc.pools || s != tc.suspects {
-					t.Errorf("%d pools and %d suspects, want %d and %d", p, s, tc.pools, tc.suspects)
+				if p, s := w.pools.Len(), w.examinations.Len(); p != tc.pools || s != tc.examined {
+					t.Errorf("%d pools and %d examinations, want %d and %d", p, s, tc.pools, tc.examined)
 				}
 			})
 		})

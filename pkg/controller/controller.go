@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/metadata/metadatainformer"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
+	"k8s.io/client-go/util/flowcontrol"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
 
@@ -40,17 +41,23 @@ const reclaimWorkers = 4
 type Clients struct {
 	IPAM     versioned.Interface
 	Kube     kubernetes.Interface
-	Metadata metadata.Interface // pods: nothing but their metadata is read
+	Metadata metadata.Interface // pods: nothing but their metadata is cached
 }
 
 // Options are what an operator can set.
 type Options struct {
 	// Namespace of the pools and of their allocations.
 	Namespace string
-	// ReclaimGrace is how long an allocation must look leaked before it is
-	// freed. It must be longer than the cluster takes to notice that a node is
-	// unreachable (by default 55 s: node-monitor-grace-period and one period).
+	// ReclaimGrace is how long an allocation must look leaked before it is freed,
+	// if its node is gone or out of service, or its pod has a later sandbox.
 	ReclaimGrace time.Duration
+	// ReclaimGraceReadyNode is the same for all others: their nodes are there, and
+	// may still run down a pod that was deleted by force. It should be longer than
+	// such a pod's terminationGracePeriodSeconds, and must be longer than the
+	// cluster takes to notice that a node is unreachable (by default 55 s:
+	// node-monitor-grace-period and one period). 0 stands for ten times
+	// ReclaimGrace.
+	ReclaimGraceReadyNode time.Duration
 	// Settle is how long changes of nodes and allocations are collected before
 	// a pool is reconciled, so that 5,000 nodes which join at once are a few
 	// writes, not 5,000. 0 stands for 200 ms.
@@ -80,15 +87,20 @@ type Controller struct {
 
 	recorder record.EventRecorder
 	pools    workqueue.TypedRateLimitingInterface[v1alpha1.PoolReference]
-	suspects workqueue.TypedRateLimitingInterface[string]
+	// examinations are allocations, by their keys in the cache.
+	examinations workqueue.TypedRateLimitingInterface[string]
+	// unplaced are nodes with pods of which it is to be asked whether they are there.
+	unplaced workqueue.TypedRateLimitingInterface[string]
 
-	reported  map[v1alpha1.PoolReference]report    // by the one worker of pools
-	pruned    map[v1alpha1.PoolKind]bool           // likewise
-	counted   map[v1alpha1.PoolReference]time.Time // used was last written; likewise
-	countless map[v1alpha1.PoolKind]bool           // the CRD has no used; likewise
-	seen      sightings
-	summaries sync.Map // v1alpha1.PoolReference to summary
-	metrics   *metrics
+	reported     map[v1alpha1.PoolReference]report    // by the one worker of pools
+	pruned       map[v1alpha1.PoolKind]bool           // likewise
+	counted      map[v1alpha1.PoolReference]time.Time // used was last written; likewise
+	countless    map[v1alpha1.PoolKind]bool           // the CRD has no used; likewise
+	observations observations
+	places       places
+	placesLimit  flowcontrol.RateLimiter
+	summaries    sync.Map // v1alpha1.PoolReference to summary
+	metrics      *metrics
 	// misfitting are the pools that keep something only as long as it is held.
 	misfitting sync.Map
 	synced     atomic.Bool
@@ -98,6 +110,9 @@ type Controller struct {
 func New(clients Clients, opts Options) *Controller {
 	if opts.Settle == 0 {
 		opts.Settle = 200 * time.Millisecond
+	}
+	if opts.ReclaimGraceReadyNode == 0 {
+		opts.ReclaimGraceReadyNode = 10 * opts.ReclaimGrace
 	}
 	if opts.Resync == 0 {
 		opts.Resync = 5 * time.Minute
@@ -115,9 +130,10 @@ func New(clients Clients, opts Options) *Controller {
 		reported: map[v1alpha1.PoolReference]report{},
 		pruned:   map[v1alpha1.PoolKind]bool{},
 
-		counted:   map[v1alpha1.PoolReference]time.Time{},
-		countless: map[v1alpha1.PoolKind]bool{},
-		metrics:   newMetrics(),
+		counted:     map[v1alpha1.PoolReference]time.Time{},
+		countless:   map[v1alpha1.PoolKind]bool{},
+		placesLimit: flowcontrol.NewTokenBucketRateLimiter(placesPerSecond, placesPerSecond),
+		metrics:     newMetrics(),
 	}
 	c.kinds = poolKinds(clients.IPAM.NvIpamV1alpha1(), c.ipam.NvIpam().V1alpha1(), opts.Namespace)
 	if opts.Metrics != nil {
@@ -139,12 +155,14 @@ func (c *Controller) Run(ctx context.Context) error {
 	c.recorder = boundedRecorder{broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: name})}
 
 	c.pools = newQueue[v1alpha1.PoolReference](queuePools, c.metrics)
-	c.suspects = newQueue[string](queueSuspects, c.metrics)
+	c.examinations = newQueue[string](queueAllocations, c.metrics)
+	c.unplaced = newQueue[string](queueNodes, c.metrics)
 	defer c.ipam.Shutdown()
 	defer c.meta.Shutdown()
 	defer c.kube.Shutdown()
 	defer c.pools.ShutDown()
-	defer c.suspects.ShutDown()
+	defer c.examinations.ShutDown()
+	defer c.unplaced.ShutDown()
 	defer cancel() // first: the others wait for it
 	handled, err := c.watch()
 	if err != nil {
@@ -158,16 +176,20 @@ func (c *Controller) Run(ctx context.Context) error {
 	}
 	c.synced.Store(true)
 	defer c.synced.Store(false)
-	klog.FromContext(ctx).Info("Controller started", "namespace", c.opts.Namespace, "reclaimGrace", c.opts.ReclaimGrace.String())
+	klog.FromContext(ctx).Info("Controller started", "namespace", c.opts.Namespace, "reclaimGrace", c.opts.ReclaimGrace.String(), "reclaimGraceReadyNode", c.opts.ReclaimGraceReadyNode.String())
 
 	var workers sync.WaitGroup
 	workers.Go(func() { work(ctx, c.pools, c.reconcilePool, c.metrics.errors.WithLabelValues(queuePools)) })
+	workers.Go(func() { work(ctx, c.unplaced, c.locate, c.metrics.errors.WithLabelValues(queueNodes)) })
 	for range reclaimWorkers {
-		workers.Go(func() { work(ctx, c.suspects, c.examine, c.metrics.errors.WithLabelValues(queueSuspects)) })
+		workers.Go(func() {
+			work(ctx, c.examinations, c.examine, c.metrics.errors.WithLabelValues(queueAllocations))
+		})
 	}
 	<-ctx.Done()
 	c.pools.ShutDown()
-	c.suspects.ShutDown()
+	c.examinations.ShutDown()
+	c.unplaced.ShutDown()
 	workers.Wait()
 	klog.FromContext(ctx).Info("Controller stopped")
 	return nil

@@ -10,8 +10,10 @@
 //	IPAllocation gone ┘
 //
 //	IPAllocation ─┐
-//	Pod gone ─────┼─▶ suspects (IPAllocation) ─▶ examine ─▶ delete
-//	Node's health ┘
+//	Pod gone ─────┼─▶ examinations (IPAllocation) ─▶ examine ─▶ delete
+//	Node's health ┘        │  ▲
+//	                       ▼  │
+//	             unplaced (Node) ─▶ locate: are the pods there?
 //
 // One replica at a time does this (Lead). Everything is decided from informer
 // caches and settled by the API server: a status is applied over the resource

@@ -9,12 +9,14 @@ import (
 	"k8s.io/client-go/util/workqueue"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/reclaim"
 )
 
 // The workqueues' names.
 const (
-	queuePools    = "pools"
-	queueSuspects = "suspects"
+	queuePools       = "pools"
+	queueAllocations = "allocations"
+	queueNodes       = "nodes"
 )
 
 // metricsPrefix begins the name of every metric of this project.
@@ -35,8 +37,8 @@ var (
 	descOutside  = desc("pool_addresses_outside_block", "Addresses that nodes hold outside of their blocks and that nobody requested.", poolLabels...)
 	descForeign  = desc("pool_foreign_addresses", "Addresses that are held in the pool's name and are not in its subnet.", poolLabels...)
 	descOrphans  = desc("allocations_without_pool", "Allocations whose pool does not exist.")
-	descHeld     = desc("held", "Allocations whose pod is not there and which are not taken back, by reason.", "reason")
-	descSuspects = desc("suspects", "Allocations that look leaked and are taken back when the grace is over, by reason.", "reason")
+	descHeld     = desc("held", "Allocations that may be leaked and are not taken back, by reason.", "reason")
+	descLeaks    = desc("leak_candidates", "Allocations that look leaked and are taken back when the grace is over, by reason.", "reason")
 )
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -69,7 +71,7 @@ func newMetrics() *metrics {
 		return add(m, prometheus.NewHistogramVec(opts, []string{"name"}))
 	}
 	m.reclaimed = counter("reclaimed_total", "Allocations that were taken back, by reason.", "reason")
-	m.spared = counter("spared_total", "Suspects that a live look found alive or to be held.").WithLabelValues()
+	m.spared = counter("leak_candidates_spared_total", "Leak candidates that a live look found alive or to be held.").WithLabelValues()
 	m.errors = counter("errors_total", "Failed examinations and reconciliations, which are tried again, by workqueue.", "queue")
 
 	m.depth = gauge("workqueue_depth", "Items that wait.")
@@ -80,8 +82,8 @@ func newMetrics() *metrics {
 	m.longest = gauge("workqueue_longest_running_processor_seconds", "How long the longest item in work has taken so far.")
 	m.retries = counter("workqueue_retries_total", "Items that were added again after a failure.", "name")
 
-	for _, word := range suspectWords {
-		m.reclaimed.WithLabelValues(word)
+	for _, reason := range reclaim.CandidateReasons {
+		m.reclaimed.WithLabelValues(reason)
 	}
 	return m
 }
@@ -124,7 +126,7 @@ func (m *metrics) NewRetriesMetric(name string) workqueue.CounterMetric {
 // Describe is part of prometheus.Collector.
 func (c *Controller) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descReady, descCapacity, descUsed, descBlocks, descFull, descUnserved, descOverlaps, descOutside, descForeign, descOrphans, descHeld, descSuspects,
+		descReady, descCapacity, descUsed, descBlocks, descFull, descUnserved, descOverlaps, descOutside, descForeign, descOrphans, descHeld, descLeaks,
 	} {
 		ch <- d
 	}
@@ -162,12 +164,12 @@ func (c *Controller) Collect(ch chan<- prometheus.Metric) {
 		}
 		return true
 	})
-	seen := c.seen.count()
-	for _, word := range holdWords {
-		gauge(descHeld, int64(seen[tally{hold, word}]), word)
+	found := c.observations.count()
+	for _, reason := range reclaim.HoldReasons {
+		gauge(descHeld, int64(found[finding{reclaim.Hold, reason}]), reason)
 	}
-	for _, word := range suspectWords {
-		gauge(descSuspects, int64(seen[tally{suspect, word}]), word)
+	for _, reason := range reclaim.CandidateReasons {
+		gauge(descLeaks, int64(found[finding{reclaim.Candidate, reason}]), reason)
 	}
 }
 

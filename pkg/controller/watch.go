@@ -110,13 +110,16 @@ func (c *Controller) onPool(kind v1alpha1.PoolKind) cache.ResourceEventHandler {
 // examines a node's allocations when what is known of its containers changes.
 func (c *Controller) onNode() cache.ResourceEventHandler {
 	return cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { c.reconcileAllPools() },
+		AddFunc: func(obj any) {
+			c.reconcileAllPools()
+			c.examineIndexed(byNode, obj.(*corev1.Node).Name) // it may have been gone
+		},
 		UpdateFunc: func(before, after any) {
 			old, node := before.(*corev1.Node), after.(*corev1.Node)
 			if !equality.Semantic.DeepEqual(old.Labels, node.Labels) {
 				c.reconcileAllPools()
 			}
-			if unreachable(old) != unreachable(node) || outOfService(old) != outOfService(node) {
+			if nodeState(old) != nodeState(node) || old.UID != node.UID {
 				c.examineIndexed(byNode, node.Name)
 			}
 		},
@@ -140,11 +143,20 @@ func (c *Controller) onPod() cache.ResourceEventHandler {
 	return cache.ResourceEventHandlerFuncs{
 		AddFunc: examine,
 		UpdateFunc: func(before, after any) {
-			if before.(metav1.Object).GetUID() != after.(metav1.Object).GetUID() {
+			if old := before.(metav1.Object).GetUID(); old != after.(metav1.Object).GetUID() {
+				c.places.forget(old)
 				examine(after)
 			}
 		},
-		DeleteFunc: examine,
+		DeleteFunc: func(obj any) {
+			examine(obj)
+			if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+				obj = gone.Obj
+			}
+			if pod, ok := obj.(metav1.Object); ok {
+				c.places.forget(pod.GetUID())
+			}
+		},
 	}
 }
 
@@ -156,13 +168,13 @@ func (c *Controller) onPod() cache.ResourceEventHandler {
 func (c *Controller) onAllocation() cache.ResourceEventHandler {
 	examine := func(obj any) {
 		if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj); err == nil {
-			c.suspects.Add(key)
+			c.examinations.Add(key)
 		}
 	}
 	return cache.ResourceEventHandlerFuncs{
 		AddFunc: func(obj any) {
 			examine(obj)
-			if a := obj.(*v1alpha1.IPAllocation); a.Spec.PodRef.UID != "" {
+			if a := obj.(*v1alpha1.IPAllocation); a.Spec.PodRef.Name != "" {
 				c.examineIndexed(byPod, holder(a))
 			}
 			c.pools.AddAfter(obj.(*v1alpha1.IPAllocation).Spec.PoolRef, c.opts.Usage)
@@ -188,7 +200,7 @@ func (c *Controller) onAllocation() cache.ResourceEventHandler {
 func (c *Controller) examineIndexed(index, value string) {
 	keys, _ := c.allocations.IndexKeys(index, value) // fails for unknown indexes only
 	for _, key := range keys {
-		c.suspects.Add(key)
+		c.examinations.Add(key)
 	}
 }
 
@@ -213,7 +225,7 @@ func thin(obj any) (any, error) {
 	switch o := obj.(type) {
 	case *corev1.Node:
 		return &corev1.Node{
-			ObjectMeta: metav1.ObjectMeta{Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion, Labels: o.Labels},
+			ObjectMeta: metav1.ObjectMeta{Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion, CreationTimestamp: o.CreationTimestamp, Labels: o.Labels},
 			Spec:       corev1.NodeSpec{Taints: o.Spec.Taints, PodCIDRs: o.Spec.PodCIDRs},
 			Status:     corev1.NodeStatus{Conditions: readiness(o)},
 		}, nil
@@ -222,7 +234,7 @@ func thin(obj any) (any, error) {
 			TypeMeta: o.TypeMeta,
 			ObjectMeta: metav1.ObjectMeta{
 				Namespace: o.Namespace, Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion,
-				CreationTimestamp: o.CreationTimestamp, Annotations: only(o.Annotations, annotationConfigMirror, annotationConfigHash),
+				CreationTimestamp: o.CreationTimestamp, DeletionTimestamp: o.DeletionTimestamp, Annotations: only(o.Annotations, annotationConfigMirror, annotationConfigHash),
 			},
 		}, nil
 	case *v1alpha1.IPAllocation:

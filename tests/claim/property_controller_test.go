@@ -125,7 +125,7 @@ func (w *world) run(rt *rapid.T, every int) {
 	ctx, cancel := context.WithCancel(klog.NewContext(context.Background(), logr.Discard()))
 	r.cancel = cancel
 	go func() {
-		r.ended <- controller.New(clients, controller.Options{Namespace: w.cluster.ns, ReclaimGrace: time.Millisecond}).Run(ctx)
+		r.ended <- controller.New(clients, controller.Options{Namespace: w.cluster.ns, ReclaimGrace: time.Millisecond, ReclaimGraceReadyNode: time.Millisecond}).Run(ctx)
 	}()
 	w.replicas = append(w.replicas, r)
 	tally.controllers.Add(1)

@@ -126,13 +126,13 @@ func newScene(t *testing.T, base *cluster) *scene {
 	if _, err := s.ipam.IPPools(s.ns).UpdateStatus(t.Context(), p, metav1.UpdateOptions{FieldManager: "nv-ipam"}); err != nil {
 		t.Fatal(err)
 	}
-	pod := s.startPod(t, "pod", nil)
+	pod := s.startPodOn(t, "host", "pod", nil)
 	s.holdIn(t, "first", "pool1", "10.0.0.10", "host", pod) // its DEL was lost
 	s.leak(t, "10.0.0.11", "host")
 	s.leak(t, "10.0.0.101", "departed")
 	s.nextSecond(t)
 	s.holdIn(t, "second", "pool1", "10.0.0.12", "host", pod)
-	s.hold(t, "pool1", "10.0.0.55", "b", s.startPod(t, "other", nil))
+	s.hold(t, "pool1", "10.0.0.55", "b", s.startPodOn(t, "b", "other", nil))
 	list, err := s.ipam.IPAllocations(s.ns).List(t.Context(), metav1.ListOptions{})
 	if err != nil {
 		t.Fatal(err)

@@ -90,29 +90,87 @@ func TestReclaimReplacedSandbox(t *testing.T) {
 	c.run(t, controller.Options{Resync: time.Second})
 	pod, slow := c.startPod(t, "pod", nil), c.startPod(t, "slow", nil)
 	c.holdIn(t, "first", "pool1", "192.168.0.101", "kind-worker", pod)
+	c.nextSecond(t)
 	c.holdIn(t, "second", "pool1", "192.168.0.102", "kind-worker", pod)
 	// The create of an earlier container comes when the later one has its address.
 	asked := time.Now()
 	c.holdIn(t, "later", "pool1", "192.168.0.111", "kind-worker", slow)
 	c.holdSince(t, asked, "earlier", "pool1", "192.168.0.112", "kind-worker", slow)
 	c.wantHeld(t, "192.168.0.102", "192.168.0.111", "192.168.0.112")
-	c.wantEvent(t, "reclaimed 192.168.0.101 of pod "+c.ns+"/pod on node kind-worker: pod has another container since, second")
-	l.want(t, "Allocation is held", "192.168.0.111", "which is the later cannot be told")
-	l.want(t, "Allocation is held", "192.168.0.112", "which is the later cannot be told")
+	c.wantEvent(t, "reclaimed 192.168.0.101 of pod "+c.ns+"/pod on node kind-worker: pod has a later sandbox, second")
+	l.want(t, "Allocation is held", "192.168.0.111", "which is the later cannot be told", "until=")
+	l.want(t, "Allocation is held", "192.168.0.112", "which is the later cannot be told", "until=")
+}
+
+// The node's clock was set back between two sandboxes, and somebody has labelled
+// the earlier one's allocation since: the later one is not taken for the earlier.
+func TestReclaimTouchedAllocation(t *testing.T) {
+	c := seedCluster(t)
+	l := c.logged()
+	pod := c.startPod(t, "pod", nil)
+	c.holdIn(t, "first", "pool1", "192.168.0.101", "kind-worker", pod)
+	c.nextSecond(t)
+	c.holdSince(t, time.Now().Add(-time.Hour), "second", "pool1", "192.168.0.102", "kind-worker", pod)
+	patch := []byte(`{"metadata":{"labels":{"touched":"yes"}}}`)
+	if _, err := c.ipam.IPAllocations(c.ns).Patch(t.Context(), "pool1.192.168.0.101", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.run(t, controller.Options{Resync: time.Second})
+	for _, address := range []string{"192.168.0.101", "192.168.0.102"} {
+		l.want(t, "Allocation is held", address, "sandbox_unclear", "until=")
+	}
+	c.wantHeld(t, "192.168.0.101", "192.168.0.102")
+	// What ends it: the pod has yet another sandbox, or ends.
+	c.nextSecond(t)
+	c.holdIn(t, "third", "pool1", "192.168.0.103", "kind-worker", pod)
+	c.wantHeld(t, "192.168.0.103")
+}
+
+// A later sandbox replaces all of the earlier ones, whatever the network, the pool
+// and the interface: its definition may have been edited. Interfaces of one
+// sandbox replace nothing.
+func TestReclaimSandboxOfAnotherPool(t *testing.T) {
+	c := seedCluster(t)
+	pod := c.startPod(t, "pod", nil)
+	for i, name := range []string{"pool2", "pool3"} {
+		c.pool(t, name, v1alpha1.IPPoolSpec{Subnet: fmt.Sprintf("10.0.%d.0/24", i), PerNodeBlockSize: 10})
+	}
+	c.holdIn(t, "first", "pool1", "192.168.0.101", "kind-worker", pod)
+	c.holdIn(t, "first", "pool2", "10.0.0.1", "kind-worker", pod)
+	c.nextSecond(t)
+	c.holdIn(t, "second", "pool2", "10.0.0.2", "kind-worker", pod)
+	c.nextSecond(t)
+	c.holdIn(t, "second", "pool3", "10.0.1.1", "kind-worker", pod)
+	c.run(t, controller.Options{})
+	c.wantHeld(t, "10.0.0.2", "10.0.1.1")
+}
+
+// A runtime that tells no UID: the order of the sandboxes decides while the pod is
+// there, and it is not taken for a later pod of the name.
+func TestReclaimSandboxWithoutUID(t *testing.T) {
+	c := seedCluster(t)
+	pod := c.startPod(t, "pod", nil)
+	pod.UID = ""
+	c.holdIn(t, "first", "pool1", "192.168.0.101", "kind-worker", pod)
+	c.nextSecond(t)
+	c.holdIn(t, "second", "pool1", "192.168.0.102", "kind-worker", pod)
+	c.hold(t, "pool1", "192.168.0.201", "kind-worker2", pod) // names this pod, which is on another node
+	c.run(t, controller.Options{})
+	c.wantHeld(t, "192.168.0.102")
 }
 
 // What may never have been a pod of the API is held, and freed with its node.
 func TestReclaimUnknownPod(t *testing.T) {
 	c := seedCluster(t)
 	l := c.logged()
-	c.hold(t, "pool1", "192.168.0.101", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "static-without-mirror", UID: "0123456789abcdef0123456789abcdef"})
-	c.hold(t, "pool1", "192.168.0.102", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "synthetic"})
-	c.hold(t, "pool1", "192.168.0.201", "kind-worker2", v1alpha1.PodReference{Namespace: c.ns, Name: "stays"})
+	c.hold(t, "pool1", "192.168.0.101", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "static-without-mirror", UID: static})
+	c.hold(t, "pool1", "192.168.0.102", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "another", UID: another})
+	c.hold(t, "pool1", "192.168.0.201", "kind-worker2", v1alpha1.PodReference{Namespace: c.ns, Name: "stays", UID: static})
 	c.leak(t, "192.168.0.103", "kind-worker")
 	c.run(t, controller.Options{Resync: time.Second})
 	c.wantHeld(t, "192.168.0.101", "192.168.0.102", "192.168.0.201")
 	for _, address := range []string{"192.168.0.101", "192.168.0.102"} {
-		l.want(t, "Allocation is held", address, "it may never have been in the API")
+		l.want(t, "Allocation is held", address, "which may run without an object in the API", "kubectl delete ipa NAME")
 	}
 
 	if err := c.kube.CoreV1().Nodes().Delete(t.Context(), "kind-worker", metav1.DeleteOptions{}); err != nil {
@@ -162,7 +220,7 @@ func TestReclaimNodeBack(t *testing.T) {
 	c.hold(t, "pool1", "192.168.0.101", "kind-worker", c.startPod(t, "alive", nil))
 	c.leak(t, "192.168.0.102", "kind-worker")
 	c.run(t, controller.Options{})
-	l.want(t, "Allocation is held", "192.168.0.102", "its node is unreachable")
+	l.want(t, "Allocation is held", "192.168.0.102", "its node does not answer", "node.kubernetes.io/out-of-service")
 	c.patchNode(t, "kind-worker", `{"status":{"conditions":[{"type":"Ready","status":"True"}]}}`, "status")
 	c.wantHeld(t, "192.168.0.101")
 	if len(l.lines("Allocation looks leaked", "192.168.0.102")) != 1 {
@@ -174,7 +232,7 @@ func TestReclaimNodeBack(t *testing.T) {
 func TestReclaimDeletedPoolAndNode(t *testing.T) {
 	c := seedCluster(t)
 	c.hold(t, "pool1", "192.168.0.101", "kind-worker", c.startPod(t, "alive", nil))
-	c.hold(t, "pool1", "192.168.0.201", "kind-worker2", c.startPod(t, "alive2", nil))
+	c.hold(t, "pool1", "192.168.0.201", "kind-worker2", c.startPodOn(t, "kind-worker2", "alive2", nil))
 	c.leak(t, "192.168.0.102", "kind-worker")
 	c.leak(t, "192.168.0.202", "kind-worker2")
 	if err := c.ipam.IPPools(c.ns).Delete(t.Context(), "pool1", metav1.DeleteOptions{}); err != nil {
@@ -230,7 +288,7 @@ func TestReclaimStaleCache(t *testing.T) {
 		{"pods", "pod exists", func(t *testing.T, c *cluster) {
 			c.hold(t, "pool1", "192.168.0.105", "kind-worker", c.startPod(t, "alive", nil))
 		}},
-		{"nodes", "its node is unreachable", func(t *testing.T, c *cluster) {
+		{"nodes", "its node does not answer", func(t *testing.T, c *cluster) {
 			c.patchNode(t, "kind-worker", `{"status":{"conditions":[{"type":"Ready","status":"Unknown"}]}}`, "status")
 			c.leak(t, "192.168.0.105", "kind-worker")
 		}},
@@ -253,7 +311,7 @@ func TestReclaimStaleCache(t *testing.T) {
 			c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
 			f.frozen.Store(true)
 			tc.live(t, c)
-			l.want(t, "Suspect is spared", "192.168.0.105", tc.reason)
+			l.want(t, "Leak candidate is spared", "192.168.0.105", tc.reason)
 			c.wantHeld(t, "192.168.0.105")
 		})
 	}
@@ -265,6 +323,7 @@ func TestReclaimStaleRival(t *testing.T) {
 	l := c.logged()
 	pod := c.startPod(t, "pod", nil)
 	c.holdIn(t, "first", "pool1", "192.168.0.101", "kind-worker", pod)
+	c.nextSecond(t)
 	c.holdIn(t, "second", "pool1", "192.168.0.102", "kind-worker", pod)
 	f := &freezer{resource: "ipallocations", thaw: make(chan struct{})}
 	thaw := sync.OnceFunc(func() { close(f.thaw) })
@@ -275,7 +334,7 @@ func TestReclaimStaleRival(t *testing.T) {
 	if err := c.ipam.IPAllocations(c.ns).Delete(t.Context(), "pool1.192.168.0.102", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	l.want(t, "Suspect is spared", "192.168.0.101", "pod exists")
+	l.want(t, "Leak candidate is spared", "192.168.0.101", "pod exists")
 	c.wantHeld(t, "192.168.0.101")
 }
 

@@ -39,8 +39,13 @@ func TestMain(m *testing.M) { os.Exit(testenv.Run(m, &env, testenv.Options{})) }
 // needs to see that something did not happen.
 const grace = 2 * time.Second
 
-// gone is the UID of a pod that the API server may have had.
-const gone = "7d0c9a3e-1111-4222-8333-444455556666"
+// gone is the UID of a pod that the API server may have had, static and another are
+// of the kind that a kubelet gives to static pods.
+const (
+	gone    = "7d0c9a3e-1111-4222-8333-444455556666"
+	static  = "0123456789abcdef0123456789abcdef"
+	another = "fedcba9876543210fedcba9876543210"
+)
 
 // cluster is a namespace for pools in a cluster without nodes.
 type cluster struct {
@@ -160,6 +165,9 @@ func (c *cluster) runBehind(t *testing.T, opts controller.Options, wrap wrapper)
 	opts.Namespace = c.ns
 	if opts.ReclaimGrace == 0 {
 		opts.ReclaimGrace = grace
+	}
+	if opts.ReclaimGraceReadyNode == 0 {
+		opts.ReclaimGraceReadyNode = opts.ReclaimGrace
 	}
 	ctx, cancel := context.WithCancel(c.log.to(context.Background()))
 	ended := make(chan error, 1)
@@ -289,7 +297,7 @@ func (c *cluster) holdSince(t *testing.T, asked time.Time, container, poolName, 
 		ObjectMeta: metav1.ObjectMeta{Name: poolName + "." + address},
 		Spec: v1alpha1.IPAllocationSpec{
 			PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: poolName}, Address: address, NodeName: node,
-			PodRef: pod, ContainerID: container, InterfaceName: "net1",
+			PodRef: pod, ContainerID: container, InterfaceName: "net-" + poolName,
 			AddStartedAt: &metav1.MicroTime{Time: asked},
 		},
 	}
@@ -320,12 +328,18 @@ func (c *cluster) wantHeld(t *testing.T, want ...string) {
 	})
 }
 
-// startPod creates a pod that no kubelet looks after.
+// startPod creates a pod on kind-worker that no kubelet looks after.
 func (c *cluster) startPod(t *testing.T, name string, annotations map[string]string) v1alpha1.PodReference {
+	t.Helper()
+	return c.startPodOn(t, "kind-worker", name, annotations)
+}
+
+// startPodOn is startPod on some node, "" for none.
+func (c *cluster) startPodOn(t *testing.T, node, name string, annotations map[string]string) v1alpha1.PodReference {
 	t.Helper()
 	p, err := c.kube.CoreV1().Pods(c.ns).Create(t.Context(), &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: annotations},
-		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "i"}}, TerminationGracePeriodSeconds: new(int64)},
+		Spec:       corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: "c", Image: "i"}}, TerminationGracePeriodSeconds: new(int64)},
 	}, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)

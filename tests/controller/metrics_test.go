@@ -44,9 +44,9 @@ func TestMetrics(t *testing.T) {
 	}
 	c.hold(t, "pool1", "192.168.0.101", "kind-worker", c.startPod(t, "alive", nil))
 	c.hold(t, "pool1", "192.168.0.102", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "leaked", UID: gone})
-	c.hold(t, "pool1", "192.168.0.103", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "unknown", UID: "synthetic"})
+	c.hold(t, "pool1", "192.168.0.103", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "unknown", UID: static})
 	c.hold(t, "pool1", "192.168.0.201", "kind-worker2", v1alpha1.PodReference{Namespace: c.ns, Name: "lost", UID: gone})
-	c.hold(t, "small", "192.168.9.1", "kind-control-plane", c.startPod(t, "full", nil))
+	c.hold(t, "small", "192.168.9.1", "kind-control-plane", c.startPodOn(t, "kind-control-plane", "full", nil))
 	// What the plugin would not take: outside of the node's block, and of the subnet.
 	for _, a := range []string{"192.168.9.3", "1.2.3.4"} {
 		c.hold(t, "small", a, "kind-worker", c.startPod(t, "hostile-"+a, nil))
@@ -82,13 +82,16 @@ func TestMetrics(t *testing.T) {
 
 		`crd_ipam_allocations_without_pool`:               1,
 		`crd_ipam_held{reason="node_unreachable"}`:        1,
+		`crd_ipam_held{reason="node_not_ready"}`:          0,
 		`crd_ipam_held{reason="pod_unknown"}`:             1,
 		`crd_ipam_held{reason="reclaim_disabled"}`:        0,
-		`crd_ipam_suspects{reason="pod_gone"}`:            0,
+		`crd_ipam_held{reason="sandbox_unclear"}`:         0,
+		`crd_ipam_leak_candidates{reason="pod_gone"}`:     0,
 		`crd_ipam_reclaimed_total{reason="pod_gone"}`:     1,
 		`crd_ipam_reclaimed_total{reason="pod_replaced"}`: 0,
-		`crd_ipam_errors_total{queue="suspects"}`:         0,
-		`crd_ipam_workqueue_depth{name="suspects"}`:       0,
+		`crd_ipam_errors_total{queue="allocations"}`:      0,
+		`crd_ipam_errors_total{queue="nodes"}`:            0,
+		`crd_ipam_workqueue_depth{name="allocations"}`:    0,
 	}
 	var all map[string]float64
 	until(t, func() string {
@@ -194,7 +197,7 @@ func (c *cluster) startCommand(t *testing.T, name string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(binary, "--kubeconfig="+env.Kubeconfig, "--ippools-namespace="+c.ns, "--reclaim-grace=1s",
+	cmd := exec.Command(binary, "--kubeconfig="+env.Kubeconfig, "--ippools-namespace="+c.ns, "--reclaim-grace=1s", "--reclaim-grace-ready-node=1s",
 		"--leader-elect=true", "--leader-elect-namespace="+c.ns, "--health-probe-bind-address=0", "--metrics-bind-address="+address)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -9,8 +9,11 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -19,6 +22,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 	"sigs.k8s.io/yaml"
@@ -42,7 +46,7 @@ func TestReclaim(t *testing.T) {
 	c.hold(t, "pool1", "192.168.0.102", "kind-worker", leaked)
 	replaced := c.startPod(t, "replaced", nil)
 	c.hold(t, "pool1", "192.168.0.103", "kind-worker", replaced)
-	lost := c.startPod(t, "lost", nil)
+	lost := c.startPodOn(t, "kind-worker2", "lost", nil)
 	c.hold(t, "pool1", "192.168.0.201", "kind-worker2", lost)
 	c.startPod(t, "without-uid", nil)
 	c.hold(t, "pool1", "192.168.0.104", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "without-uid"})
@@ -86,14 +90,15 @@ func TestReclaim(t *testing.T) {
 func TestReclaimStaticPod(t *testing.T) {
 	c := seedCluster(t)
 	c.patchNode(t, "kind-worker", `{"status":{"conditions":[{"type":"Ready","status":"True"}]}}`, "status")
-	const uid = "0123456789abcdef0123456789abcdef"
+	const uid = static
 	kubelet, err := env.UserConfig("system:node:kind-worker", testenv.NodesGroup)
 	if err != nil {
 		t.Fatal(err)
 	}
 	clients, _, done := connect(t, kubelet, nil)
 	defer done()
-	c.hold(t, "pool1", "192.168.0.102", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "static-kind-worker", UID: "an-older-one"})
+	l := c.logged()
+	c.holdIn(t, "older", "pool1", "192.168.0.102", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "static-kind-worker", UID: another})
 	c.nextSecond(t)
 	node, err := c.kube.CoreV1().Nodes().Get(t.Context(), "kind-worker", metav1.GetOptions{})
 	if err != nil {
@@ -110,9 +115,174 @@ func TestReclaimStaticPod(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.hold(t, "pool1", "192.168.0.101", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "static-kind-worker", UID: uid})
 	c.run(t, controller.Options{})
+	// The mirror of a later one frees nothing: whoever creates pods can make it up.
+	l.want(t, "Allocation is held", "192.168.0.102", "pod_unknown", "until=")
+	c.hold(t, "pool1", "192.168.0.101", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "static-kind-worker", UID: uid})
+	c.wantHeld(t, "192.168.0.101") // the later one has a sandbox
+	c.wantEvent(t, "reclaimed 192.168.0.102 of pod "+c.ns+"/static-kind-worker on node kind-worker: another static pod of the name has a later sandbox")
+}
+
+// A pod that was deleted by force may run on for as long as its author wants, and
+// its node says DEL when it has ended. Only where the node is gone, or said to be,
+// nobody will.
+func TestReclaimForceDeletedPod(t *testing.T) {
+	c := seedCluster(t)
+	c.node(t, "dead", nil)
+	c.patchNode(t, "kind-worker", `{"status":{"conditions":[{"type":"Ready","status":"True"}]}}`, "status")
+	c.patchNode(t, "dead", `{"spec":{"taints":[{"key":"node.kubernetes.io/out-of-service","effect":"NoExecute"}]}}`)
+	for name, at := range map[string]struct{ node, address string }{
+		"runs": {"kind-worker", "192.168.0.101"}, "gone": {"never-there", "192.168.0.151"}, "off": {"dead", "192.168.0.152"},
+	} {
+		c.hold(t, "pool1", at.address, at.node, c.startPodOn(t, at.node, name, nil))
+		c.deletePod(t, name)
+	}
+	c.run(t, controller.Options{ReclaimGrace: time.Millisecond, ReclaimGraceReadyNode: time.Hour})
 	c.wantHeld(t, "192.168.0.101")
+	if err := c.kube.CoreV1().Nodes().Delete(t.Context(), "kind-worker", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.wantHeld(t)
+}
+
+// A mirror that somebody has made up keeps no address beyond what the kubelet's own
+// word keeps, and frees none.
+func TestReclaimMadeUpMirror(t *testing.T) {
+	c := seedCluster(t)
+	l := c.logged()
+	mirror := func(hash string) map[string]string {
+		return map[string]string{"kubernetes.io/config.mirror": hash, "kubernetes.io/config.hash": hash}
+	}
+	for i, name := range []string{"other-hash", "other-node"} {
+		c.hold(t, "pool1", fmt.Sprintf("192.168.0.10%d", i), "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: name, UID: static})
+	}
+	c.nextSecond(t)
+	c.startPod(t, "other-hash", mirror(another))
+	c.startPodOn(t, "kind-worker2", "other-node", mirror(static))
+	c.run(t, controller.Options{Resync: time.Second})
+	for i := range 2 {
+		l.want(t, "Allocation is held", fmt.Sprintf("192.168.0.10%d", i), "pod_unknown", "until=")
+	}
+	c.wantHeld(t, "192.168.0.100", "192.168.0.101")
+	if err := c.kube.CoreV1().Nodes().Delete(t.Context(), "kind-worker", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.wantHeld(t)
+}
+
+// What no pod can be named is no pod, and a pod keeps addresses on its own node.
+func TestReclaimNoPod(t *testing.T) {
+	c := seedCluster(t)
+	c.patchNode(t, "kind-worker", `{"status":{"conditions":[{"type":"Ready","status":"True"}]}}`, "status")
+	for i, ref := range []v1alpha1.PodReference{
+		{Namespace: c.ns, Name: "%zz", UID: gone}, {Namespace: c.ns, Name: "a/b"}, {Namespace: c.ns, Name: "..", UID: static},
+		{Namespace: "a b", Name: "pod", UID: gone}, {Namespace: "", Name: "pod", UID: gone}, {},
+		{Namespace: c.ns, Name: "uid", UID: "x"}, {Namespace: c.ns, Name: "no-uid"},
+		c.startPodOn(t, "kind-worker2", "other-node", nil), c.startPodOn(t, "", "no-node", nil),
+		{Namespace: c.ns, Name: "other-node"}, // the same, from a runtime that tells no UID
+	} {
+		c.hold(t, "pool1", fmt.Sprintf("192.168.0.%d", 110+i), "kind-worker", ref)
+	}
+	c.hold(t, "pool1", "192.168.0.101", "kind-worker", c.startPod(t, "alive", nil))
+	c.startPod(t, "alive-too", nil)
+	c.hold(t, "pool1", "192.168.0.102", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "alive-too"})
+	c.run(t, controller.Options{})
+	c.wantHeld(t, "192.168.0.101", "192.168.0.102")
+	c.wantEvent(t, "reclaimed 192.168.0.118 of pod "+c.ns+"/other-node on node kind-worker: pod is not on this node")
+}
+
+// Where pods are is asked once for a node, not for each of its allocations.
+func TestReclaimAsksOnceForANode(t *testing.T) {
+	c := seedCluster(t)
+	var lists atomic.Int32
+	var read sync.Map // pods
+	count := func(req *http.Request) error {
+		switch query := req.URL.Query(); {
+		case query.Get("fieldSelector") == "spec.nodeName=kind-worker" && query.Get("resourceVersion") == "0":
+			lists.Add(1)
+		case req.Method == http.MethodGet && strings.Contains(req.URL.Path, "/pods/"):
+			read.Store(path.Base(req.URL.Path), true)
+		}
+		return nil
+	}
+	for i := range 30 {
+		c.hold(t, "pool1", fmt.Sprintf("192.168.0.%d", 101+i), "kind-worker", c.startPod(t, fmt.Sprint("alive-", i), nil))
+	}
+	c.runBehind(t, controller.Options{}, gated(count))
+	until(t, func() string {
+		if lists.Load() == 0 {
+			return "kind-worker was not asked"
+		}
+		return ""
+	})
+	c.hold(t, "pool1", "192.168.0.140", "kind-worker", c.startPod(t, "one-more", nil))
+	c.leak(t, "192.168.0.150", "never-there")
+	until(t, func() string { // all the others have been examined by then
+		if slices.Contains(c.held(t), "192.168.0.150") {
+			return "not reclaimed"
+		}
+		return ""
+	})
+	if n := lists.Load(); n != 1 {
+		t.Errorf("%d lists, want 1", n)
+	}
+	read.Range(func(pod, _ any) bool {
+		if pod != "leaked-192.168.0.150" {
+			t.Errorf("read pod %s", pod)
+		}
+		return true
+	})
+}
+
+// A Node that was deleted and made again is another one. What is in the API and on
+// it stays; a static pod of before goes.
+func TestReclaimNodeMadeAgain(t *testing.T) {
+	c := seedCluster(t)
+	l := c.logged()
+	c.hold(t, "pool1", "192.168.0.101", "kind-worker", c.startPod(t, "alive", nil))
+	c.hold(t, "pool1", "192.168.0.102", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "static-before", UID: static})
+	c.nextSecond(t)
+	if err := c.kube.CoreV1().Nodes().Delete(t.Context(), "kind-worker", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.node(t, "kind-worker", map[string]string{workerLabel: ""})
+	c.patchNode(t, "kind-worker", `{"status":{"conditions":[{"type":"Ready","status":"Unknown"}]}}`, "status")
+	c.hold(t, "pool1", "192.168.0.103", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "static-after", UID: static})
+	c.run(t, controller.Options{})
+	l.want(t, "Allocation is held", "192.168.0.102", "node_unreachable", "until=")
+	c.patchNode(t, "kind-worker", `{"status":{"conditions":[{"type":"Ready","status":"True"}]}}`, "status")
+	c.wantHeld(t, "192.168.0.101", "192.168.0.103")
+	l.want(t, "Allocation is held", "192.168.0.103", "pod_unknown", "until=")
+}
+
+// Pods that have ended hold nothing on a node where nothing runs any more.
+func TestReclaimEndedPod(t *testing.T) {
+	c := seedCluster(t)
+	end := func(name string, phase corev1.PodPhase) {
+		t.Helper()
+		patch := []byte(`{"status":{"phase":"` + string(phase) + `"}}`)
+		if _, err := c.kube.CoreV1().Pods(c.ns).Patch(t.Context(), name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, name := range []string{"failed", "succeeded", "running"} {
+		c.hold(t, "pool1", fmt.Sprintf("192.168.0.20%d", 1+i), "kind-worker2", c.startPodOn(t, "kind-worker2", name, nil))
+		c.hold(t, "pool1", fmt.Sprintf("192.168.0.10%d", 1+i), "kind-worker", c.startPod(t, name+"-on-a-node-that-answers", nil))
+	}
+	end("failed", corev1.PodFailed)
+	end("succeeded", corev1.PodSucceeded)
+	end("running", corev1.PodRunning)
+	end("failed-on-a-node-that-answers", corev1.PodFailed)
+	c.run(t, controller.Options{Resync: time.Second})
+	c.patchNode(t, "kind-worker2", `{"spec":{"taints":[{"key":"node.kubernetes.io/out-of-service","value":"nodeshutdown","effect":"NoExecute"}]}}`)
+	c.wantHeld(t, "192.168.0.101", "192.168.0.102", "192.168.0.103", "192.168.0.203")
+	c.wantEvent(t, "reclaimed 192.168.0.201 of pod "+c.ns+"/failed on node kind-worker2: pod has ended, and its node is out of service")
+	// It ends later, as the node's lease does: the Node is deleted, the pod's object stays.
+	end("running", corev1.PodFailed)
+	if err := c.kube.CoreV1().Nodes().Delete(t.Context(), "kind-worker2", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.wantHeld(t, "192.168.0.101", "192.168.0.102", "192.168.0.103")
 }
 
 // While the API server does not say what has become of a pod, nothing is freed.

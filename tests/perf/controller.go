@@ -168,7 +168,7 @@ func (b *bench) startController() (*manager, error) {
 	}
 	defer log.Close() // the controller has its own
 	cmd := exec.Command(b.options.controller, "--kubeconfig="+b.env.Kubeconfig, "--ippools-namespace="+namespace,
-		"--leader-elect=true", "--leader-elect-namespace="+namespace, "--reclaim-grace="+grace.String(),
+		"--leader-elect=true", "--leader-elect-namespace="+namespace, "--reclaim-grace="+grace.String(), "--reclaim-grace-ready-node="+grace.String(),
 		"--health-probe-bind-address="+m.probes, "--metrics-bind-address=0")
 	cmd.Stdout, cmd.Stderr = log, log
 	if m.process, err = simnode.StartProcess(cmd); err != nil {

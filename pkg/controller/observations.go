@@ -1,0 +1,80 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/crd-ipam/crd-ipam/pkg/reclaim"
+)
+
+// observation is what was last found of an allocation that is a leak candidate or
+// held.
+type observation struct {
+	uid    types.UID
+	action reclaim.Action
+	reason string
+	prompt bool
+	since  time.Time // action and prompt have been the same
+}
+
+// continues reports whether o finds the same as before, so that the grace period
+// goes on. A node that went away, or came back, begins a new one.
+func (o observation) continues(before observation) bool {
+	return before.uid == o.uid && before.action == o.action && before.prompt == o.prompt
+}
+
+// observations are those of all allocations, by their keys in the cache. Nobody
+// examines one key twice at a time.
+type observations struct {
+	mu  sync.Mutex
+	all map[string]observation
+}
+
+// note keeps o, which is of now, and returns what was known before and since when
+// the allocation has been what it is. A kept allocation needs no observation.
+func (all *observations) note(key string, o observation) (before observation, since time.Time) {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	if before = all.all[key]; before.uid != o.uid { // of an earlier allocation
+		before = observation{}
+	}
+	if o.continues(before) {
+		o.since = before.since
+	}
+	if o.action == reclaim.Keep {
+		delete(all.all, key)
+		return before, o.since
+	}
+	if all.all == nil {
+		all.all = map[string]observation{}
+	}
+	all.all[key] = o
+	return before, o.since
+}
+
+func (all *observations) forget(key string) {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	delete(all.all, key)
+}
+
+// finding is an action and its reason, to be counted.
+type finding struct {
+	action reclaim.Action
+	reason string
+}
+
+func (all *observations) count() map[finding]int {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	out := map[finding]int{}
+	for _, o := range all.all {
+		out[finding{o.action, o.reason}]++
+	}
+	return out
+}

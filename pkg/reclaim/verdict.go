@@ -1,0 +1,175 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package reclaim
+
+import (
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+)
+
+// Action is what is to be done about an allocation.
+//
+//  1. It has no attachment: a reservation                      Keep
+//  2. A later sandbox of the same pod is on the node: the
+//     kubelet stops a sandbox before it makes the next         Candidate, prompt
+//  3. Its pod is in the API and on its node                    Keep
+//     another sandbox of the pod is there, and which of the
+//     two is later cannot be told                              Hold
+//     the pod has ended (Succeeded, Failed), and the node is
+//     gone or out of service                                   Candidate, prompt
+//
+// Otherwise its pod is not there. That alone does not prove that nothing answers
+// on the address: somebody may have deleted the pod by force, and the kubelet
+// still runs it down. So it depends on the node:
+//
+//  4. The node is gone or out of service                       Candidate, prompt
+//  5. The node does not answer, or is not ready, so that it
+//     may be unable to stop the container                      Hold
+//  6. The pod is a static one, which needs no object in the
+//     API, and the node is the one of then                     Hold
+//     unless a later static pod of the name has a sandbox      Candidate
+//  7. The node is ready, and had the time to say DEL itself    Candidate
+//
+// And whatever would be a candidate
+//
+//  8. in a pool whose owner has disabled reclaim               Hold
+//
+// A leak candidate is freed when it was one twice, a grace period apart, is older
+// than that, and a live look at everything that the verdict rests on finds the
+// same. The grace period of a prompt one is short. Nothing here rests on what the
+// author of a pod can write: an annotation, a name or a finalizer may keep an
+// address while a pod object is on its node, and frees none.
+type Action int
+
+// The actions.
+const (
+	Keep Action = iota
+	Hold
+	Candidate
+)
+
+// Verdict is what is to be done about an allocation, and why.
+type Verdict struct {
+	Action Action
+	// Reason is a word for metrics, one of those below.
+	Reason string
+	// Message says it to people.
+	Message string
+	// Prompt is set where the container is known not to run, or an operator says
+	// so: a short grace period is enough.
+	Prompt bool
+}
+
+// The reasons are values of a metric's label: docs/metrics.md.
+const (
+	InUse = "in_use"
+
+	PodEnded        = "pod_ended"
+	PodElsewhere    = "pod_elsewhere"
+	PodGone         = "pod_gone"
+	PodInvalid      = "pod_invalid"
+	PodReplaced     = "pod_replaced"
+	SandboxReplaced = "sandbox_replaced"
+
+	NodeNotReady    = "node_not_ready"
+	NodeUnreachable = "node_unreachable"
+	PodUnknown      = "pod_unknown"
+	ReclaimDisabled = "reclaim_disabled"
+	SandboxUnclear  = "sandbox_unclear"
+)
+
+// The reasons of each action, sorted.
+var (
+	HoldReasons      = []string{NodeNotReady, NodeUnreachable, PodUnknown, ReclaimDisabled, SandboxUnclear}
+	CandidateReasons = []string{PodElsewhere, PodEnded, PodGone, PodInvalid, PodReplaced, SandboxReplaced}
+)
+
+// Until says what ends a hold, in words for an operator; "" for other reasons.
+func Until(reason string) string {
+	const node = "the node is ready, its Node object is deleted, or it has the taint node.kubernetes.io/out-of-service"
+	switch reason {
+	case NodeNotReady, NodeUnreachable:
+		return node
+	case PodUnknown:
+		return "its DEL comes, another static pod of the name starts on the node, the Node object is deleted, " +
+			"or the node has the taint node.kubernetes.io/out-of-service; if you know that the container is gone: kubectl delete ipa NAME"
+	case ReclaimDisabled:
+		return "the annotation " + v1alpha1.AnnotationReclaim + " is removed from the pool; if you know that the container is gone: kubectl delete ipa NAME"
+	case SandboxUnclear:
+		return "the pod ends, or has yet another sandbox; if you know that the container is gone: kubectl delete ipa NAME"
+	}
+	return ""
+}
+
+// Decide returns the verdict on an allocation.
+func Decide(a *v1alpha1.IPAllocation, e Evidence) Verdict {
+	if a.Spec.ContainerID == "" {
+		return Verdict{Action: Keep, Reason: InUse, Message: "reservation"} // 1
+	}
+	v := decide(a, e)
+	if v.Action == Candidate && e.OptOut != "" { // 8
+		return Verdict{Action: Hold, Reason: ReclaimDisabled, Message: v.Message + ", but the pool has " + e.OptOut}
+	}
+	return v
+}
+
+func decide(a *v1alpha1.IPAllocation, e Evidence) Verdict {
+	other, order := e.otherSandbox(a)
+	if order == replaced { // 2
+		return Verdict{
+			Action: Candidate, Reason: SandboxReplaced, Message: "pod has a later sandbox, " + other.Spec.ContainerID,
+			// Without a UID it may be the sandbox of an earlier pod of the name.
+			Prompt: a.Spec.PodRef.UID != "" && other.Spec.PodRef.UID != "",
+		}
+	}
+	own := e.Pod.own(a)
+	if own == "" || e.Pod.elsewhere(a) {
+		return withoutPod(a, e)
+	}
+	if e.Pod.Ended && e.Node.dead() { // 3
+		return Verdict{Action: Candidate, Reason: PodEnded, Message: "pod has ended, and its node is " + e.Node.state(), Prompt: true}
+	}
+	if order == unclear { // 3
+		return Verdict{Action: Hold, Reason: SandboxUnclear, Message: "pod has another sandbox, " + other.Spec.ContainerID + ", and which is the later cannot be told"}
+	}
+	return Verdict{Action: Keep, Reason: InUse, Message: own} // 3
+}
+
+// withoutPod decides about an allocation whose pod is not on its node.
+func withoutPod(a *v1alpha1.IPAllocation, e Evidence) Verdict {
+	reason, message := missing(a, e.Pod)
+	candidate := Verdict{Action: Candidate, Reason: reason, Message: message, Prompt: e.Node.dead()}
+	switch {
+	case e.Node.dead(): // 4
+		return candidate
+	case e.Node.State == Unreachable: // 5
+		return Verdict{Action: Hold, Reason: NodeUnreachable, Message: message + ", but its node does not answer"}
+	case e.Node.State == NotReady: // 5
+		return Verdict{Action: Hold, Reason: NodeNotReady, Message: message + ", but its node is not ready and may be unable to stop the container"}
+	case !static(a.Spec.PodRef.UID) || e.Node.youngerThan(a) || !Possible(a.Spec.PodRef): // 7
+		return candidate
+	}
+	if next := e.nextStatic(a); next != nil { // 6
+		candidate.Reason, candidate.Message = PodReplaced, "another static pod of the name has a later sandbox, "+next.Spec.ContainerID
+		return candidate
+	}
+	return Verdict{Action: Hold, Reason: PodUnknown, Message: message + ", but it is a static pod, which may run without an object in the API"} // 6
+}
+
+// missing says in what way the pod of an allocation is not there.
+func missing(a *v1alpha1.IPAllocation, pod *Pod) (reason, message string) {
+	uid := a.Spec.PodRef.UID
+	switch {
+	case !Possible(a.Spec.PodRef):
+		return PodInvalid, "no pod can have this name and namespace"
+	case pod.own(a) != "":
+		return PodElsewhere, "pod is not on this node"
+	case uid != "" && !fromAPI(uid) && !static(uid):
+		return PodInvalid, "no pod can have this UID"
+	case pod == nil:
+		return PodGone, "pod is gone"
+	case uid == "":
+		return PodReplaced, "pod of the name was created later"
+	}
+	return PodReplaced, "pod of the name has another UID"
+}
