@@ -212,7 +212,9 @@ func allocation(pool, address, node string) *v1alpha1.IPAllocation {
 		},
 	}
 	if node != "" {
-		a.Labels = map[string]string{v1alpha1.LabelPool: pool, v1alpha1.LabelNode: node}
+		a.Labels = map[string]string{
+			v1alpha1.LabelPool: v1alpha1.LabelValue(pool), v1alpha1.LabelNode: v1alpha1.LabelValue(node), v1alpha1.LabelContainer: v1alpha1.ContainerLabel("c1"),
+		}
 		a.Spec.NodeName, a.Spec.ContainerID, a.Spec.InterfaceName = node, "c1", "net1"
 	}
 	return a
