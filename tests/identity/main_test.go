@@ -60,13 +60,18 @@ func newCluster(t *testing.T) *cluster {
 	}
 	c := &cluster{ns: env.Namespace(t), admin: admin, ipam: fixture.Client(t, env.Config)}
 	for _, node := range []string{"a", "b"} {
-		_, err := admin.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node}}, metav1.CreateOptions{})
-		if err != nil && !apierrors.IsAlreadyExists(err) {
-			t.Fatal(err)
-		}
+		c.addNode(t, node)
 	}
 	c.install(t)
 	return c
+}
+
+func (c *cluster) addNode(t *testing.T, name string) {
+	t.Helper()
+	_, err := c.admin.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		t.Fatal(err)
+	}
 }
 
 // overlay writes what a person would to apply role and policy in the namespace,

@@ -10,11 +10,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
@@ -314,7 +316,49 @@ func TestLongNames(t *testing.T) {
 	}
 }
 
-// bloated is a create of node a with 1.2 MB more in it than it needs.
+// What docs/security.md says that a node can do all the same.
+func TestWhatThePolicyCannotSee(t *testing.T) {
+	c := newCluster(t)
+	client := c.node(t, "a").IPAllocations(c.ns)
+	for name, edit := range map[string]edit{
+		"a pool that does not exist": func(*v1alpha1.IPAllocation) {},
+		"a pod that does not exist":  pod(v1alpha1.PodReference{Namespace: "gone", Name: "gone"}),
+		"any address":                func(a *v1alpha1.IPAllocation) { a.Name, a.Spec.Address = "p.192.0.2.1", "192.0.2.1" },
+	} {
+		a := allocation("p", "10.0.0.1", "a")
+		edit(a)
+		if _, err := client.Create(t.Context(), a, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Without the policy's binding the role alone counts, and the CRD.
+func TestWithoutThePolicy(t *testing.T) {
+	c := newCluster(t)
+	if _, err := env.Kubectl(t.Context(), "delete", "validatingadmissionpolicybinding", role); err != nil {
+		t.Fatal(err)
+	}
+	client, ctx := c.node(t, "a").IPAllocations(c.ns), t.Context()
+	foreign := allocation("p", "10.0.0.1", "b")
+	err := wait.PollUntilContextTimeout(ctx, 50*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+		_, err := client.Create(ctx, foreign, metav1.CreateOptions{})
+		return err == nil, nil
+	})
+	if err != nil {
+		t.Fatal("the policy is still in force: ", err)
+	}
+	_, err = client.Patch(ctx, foreign.Name, types.MergePatchType, []byte(`{"metadata":{"labels":{"x":"y"}}}`), metav1.PatchOptions{})
+	want(t, err, "cannot patch")
+	misnamed := allocation("p", "10.0.0.2", "b")
+	misnamed.Name = "p.10.0.0.3"
+	if _, err := client.Create(ctx, misnamed, metav1.CreateOptions{}); !apierrors.IsInvalid(err) {
+		t.Errorf("got %v, want Invalid", err)
+	}
+	want(t, client.Delete(ctx, foreign.Name, metav1.DeleteOptions{}), "")
+}
+
+// bloated is a create of node a with up to 1.2 MB more in it than it needs.
 func bloated(t *testing.T, field string) []byte {
 	t.Helper()
 	data, err := json.Marshal(allocation("p", "10.0.0.1", "a"))
@@ -350,10 +394,12 @@ func bloated(t *testing.T, field string) []byte {
 	case "ownerReferences":
 		metadata["ownerReferences"] = []any{map[string]any{"apiVersion": "v1", "kind": "Pod", "name": large, "uid": "u"}}
 	case "finalizers":
-		metadata["finalizers"] = slices.Collect(func(yield func(any) bool) {
-			for i := 0; i < 5000 && yield(fmt.Sprintf("example.com/%0200d", i)); i++ {
-			}
-		})
+		// Not more: to merge a long list takes the server time.
+		all := []any{}
+		for i := range 500 {
+			all = append(all, fmt.Sprintf("example.com/%060d", i))
+		}
+		metadata["finalizers"] = all
 	case "labels":
 		for i := range 10000 {
 			metadata["labels"].(map[string]any)[fmt.Sprintf("example.com/%050d", i)] = strings.Repeat("x", 63)
@@ -397,6 +443,48 @@ func bloated(t *testing.T, field string) []byte {
 		t.Fatal(err)
 	}
 	return data
+}
+
+// With all the managed fields that the policy lets pass, an allocation has less than
+// 8 KiB, in which the longest names of node and pod have their place.
+func TestLargestAllocation(t *testing.T) {
+	c := newCluster(t)
+	parts := strings.Fields(". f:labels f:poolRef f:address f:nodeName f:podRef f:containerID f:interfaceName f:networkName f:deviceID f:requested f:addStartedAt")
+	leaves := strings.Fields(". f:nv-ipam.nvidia.com/container f:nv-ipam.nvidia.com/node f:nv-ipam.nvidia.com/pool f:kind f:name f:namespace f:uid")
+	fields := map[string]any{}
+	for _, top := range []string{"f:metadata", "f:spec"} {
+		inner := map[string]any{}
+		for _, part := range parts {
+			leaf := map[string]any{}
+			if part == "f:labels" || part == "f:poolRef" || part == "f:podRef" {
+				for _, l := range leaves {
+					leaf[l] = map[string]any{}
+				}
+			}
+			inner[part] = leaf
+		}
+		fields[top] = inner
+	}
+	data, err := json.Marshal(fields)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := metav1.Now()
+	a := allocation("p", "10.0.0.1", "a")
+	a.ManagedFields = []metav1.ManagedFieldsEntry{{
+		Manager: "large", Operation: metav1.ManagedFieldsOperationUpdate, APIVersion: v1alpha1.GroupVersion.String(), Time: &now,
+		FieldsType: "FieldsV1", FieldsV1: &metav1.FieldsV1{Raw: data},
+	}}
+	stored, err := c.node(t, "a").IPAllocations(c.ns).Create(t.Context(), a, metav1.CreateOptions{FieldManager: "large"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := json.Marshal(stored)
+	// What a spec with the longest of everything has, with its labels: TestAllocationIsSmall.
+	const longest = 3300
+	if err != nil || len(raw)+longest > 8192 || len(stored.ManagedFields) != 1 {
+		t.Errorf("%d bytes, %v:\n%s", len(raw), err, raw)
+	}
 }
 
 // No node stores more than an allocation needs, which TestAllocationIsSmall bounds:

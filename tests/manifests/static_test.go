@@ -156,6 +156,72 @@ func TestAnotherNamespace(t *testing.T) {
 	}
 }
 
+// What is applied as it is, with an image that nobody has named, runs nothing of
+// anybody's: the name's domain is reserved, and no registry can have it.
+func TestImageOfNobody(t *testing.T) {
+	for _, o := range overlays {
+		for _, c := range containers(t, o) {
+			if host, _, _ := strings.Cut(c.Image, "/"); !strings.HasSuffix(host, ".invalid") {
+				t.Errorf("%s: %s has the image %s", o.name, c.Name, c.Image)
+			}
+		}
+	}
+}
+
+// make manifests pins the image by its digest, in every container of every overlay.
+func TestPinnedImage(t *testing.T) {
+	digest := "sha256:" + strings.Repeat("0123456789abcdef", 4)
+	built := "sha256:" + strings.Repeat("fedcba9876543210", 4)
+	for _, tc := range []struct {
+		image, overlay, built string
+		want                  string // image; a complaint where there is none
+	}{
+		{"registry.example.com/crd-ipam@" + digest, "default", "", "registry.example.com/crd-ipam@" + digest},
+		{"registry.example.com:5000/a/b:v1@" + digest, "k8s-1.30", built, "registry.example.com:5000/a/b@" + digest},
+		{"registry.example.com:5000/a/b", "serviceaccount", built, "registry.example.com:5000/a/b@" + built},
+		{"registry.example.com/crd-ipam:v1", "default", built, "registry.example.com/crd-ipam@" + built},
+		{"registry.example.com/crd-ipam:v1", "default", "", "no digest"},
+		{"registry.example.com/crd-ipam@sha256:12", "default", built, "is not a digest"},
+		{"registry.example.com/crd-ipam:v1", "none", built, "there is no manifests/overlays/none"},
+		{makefileValue(t, "IMAGE"), "default", built, "in a registry of yours"},
+		{"", "default", built, "in a registry of yours"},
+	} {
+		t.Run(tc.image+" "+tc.overlay, func(t *testing.T) {
+			out := t.TempDir()
+			if tc.built != "" {
+				if err := os.WriteFile(filepath.Join(out, "image.digest"), []byte(tc.built+"\n"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			cmd := exec.CommandContext(t.Context(), filepath.Join(root(t), "hack", "manifests.sh"))
+			cmd.Env = append(os.Environ(), "IMAGE="+tc.image, "OVERLAY="+tc.overlay, "OUT="+out)
+			says, err := cmd.CombinedOutput()
+			if !strings.Contains(tc.want, "@") {
+				if err == nil || !strings.Contains(string(says), tc.want) {
+					t.Errorf("%v: %s", err, says)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatalf("%v: %s", err, says)
+			}
+			found := 0
+			for _, u := range render(t, filepath.Join(out, "manifests")) {
+				if spec := podSpec(t, u); spec != nil {
+					for _, c := range spec.Containers {
+						if found++; c.Image != tc.want {
+							t.Errorf("%s has the image %s, want %s", c.Name, c.Image, tc.want)
+						}
+					}
+				}
+			}
+			if found != 2 {
+				t.Errorf("%d containers", found)
+			}
+		})
+	}
+}
+
 // network-operator deletes what has its label and is not its own.
 func TestNetworkOperatorLeavesOursAlone(t *testing.T) {
 	theirs := []string{
