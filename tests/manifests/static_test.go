@@ -168,6 +168,31 @@ func TestImageOfNobody(t *testing.T) {
 	}
 }
 
+// docs/install.md tells how the policy for tokens learns what an API server calls
+// itself.
+func TestAnotherAudience(t *testing.T) {
+	doc := string(readFile(t, filepath.Join(root(t), "docs", "install.md")))
+	before, after, found := strings.Cut(doc, "    name: crd-ipam-plugin-token\n")
+	if !found {
+		t.Fatal("docs/install.md has no patch of the policy")
+	}
+	start := strings.LastIndex(before, "```yaml\n") + len("```yaml\n")
+	end, _, _ := strings.Cut(after, "```")
+	patch := before[start:] + "    name: crd-ipam-plugin-token\n" + end
+	dir := t.TempDir()
+	rel, err := filepath.Rel(dir, filepath.Join(root(t), "manifests", "overlays", "serviceaccount"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte("resources:\n- "+rel+"\n"+patch), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out := kubectl(t, &testenv.Env{}, "kustomize", dir)
+	if !strings.Contains(out, "expression: '[''https://issuer.example.com'']'\n    name: audiences") {
+		t.Errorf("the patch has no effect:\n%s", out)
+	}
+}
+
 // make manifests pins the image by its digest, in every container of every overlay.
 func TestPinnedImage(t *testing.T) {
 	digest := "sha256:" + strings.Repeat("0123456789abcdef", 4)
