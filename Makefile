@@ -21,9 +21,11 @@ BENCHFLAGS ?= -write
 # CHAOS are the arguments of make chaos: how many attachments at once, how often.
 # make test runs the same, with fewer of them.
 CHAOS ?= -attachments 1000 -rounds 3
-# IMAGE is the image's name, and the one that the manifests have: see
-# manifests/base/kustomization.yaml.
-IMAGE ?= ghcr.io/crd-ipam/crd-ipam:dev
+# IMAGE is the image's name. By default it is the manifests' placeholder, which no
+# registry serves: see manifests/base/kustomization.yaml.
+IMAGE ?= crd-ipam.invalid/crd-ipam:dev
+# OVERLAY is the one of manifests/overlays that make manifests is about.
+OVERLAY ?= default
 # IMAGE_USER is whom a container runs as whose manifest does not say.
 IMAGE_USER ?= 65532:65532
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -50,6 +52,10 @@ build: ## Build the commands into bin/
 .PHONY: image
 image: ## Build the container image for amd64 and arm64 into bin/image.tar, without Docker, and print its digest
 	@VERSION='$(VERSION)' IMAGE='$(IMAGE)' IMAGE_USER='$(IMAGE_USER)' hack/image.sh
+
+.PHONY: manifests
+manifests: ## Write bin/manifests, which installs OVERLAY with IMAGE, pinned by its digest: kubectl apply -k bin/manifests
+	@IMAGE='$(IMAGE)' OVERLAY='$(OVERLAY)' hack/manifests.sh
 
 .PHONY: test
 test: build ## Run all tests: units, then the rest against real API servers, the newest and the oldest supported
@@ -88,6 +94,9 @@ cluster: root ## Bring up a Kubernetes cluster of three nodes on this machine (a
 .PHONY: cluster-down
 cluster-down: root ## End that cluster and remove all of it
 	@cd tests; go build -o ../bin/cluster ./cluster; exec ../bin/cluster down
+
+# The name that tests/e2e/testdata has, and docs/install.md.
+e2e e2e-oldest: IMAGE := registry.example.com/crd-ipam:v1
 
 .PHONY: e2e
 e2e: root image ## Run pods on that cluster, with this project installed by its manifests and image (as root)

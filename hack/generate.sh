@@ -39,6 +39,11 @@ header=(--go-header-file hack/boilerplate.go.txt)
 	--versioned-clientset-package "$client/clientset/versioned" --listers-package "$client/listers" "$api"
 
 "$bin/controller-gen" crd:generateEmbeddedObjectMeta=false paths=./apis/... output:crd:artifacts:config="$new/crds"
+# How long a name may be, which no marker can say: otherwise the server estimates the
+# cost of a rule about the name by the longest request that there is. It takes this
+# only where both names are described.
+sed -i '/^          metadata:$/{n;s/.*/            properties:\n              generateName:\n                type: string\n              name:\n                maxLength: 253\n                type: string\n            type: object/}' \
+	"$new/crds/nv-ipam.nvidia.com_ipallocations.yaml"
 
 rm -rf generated manifests/base/crds/nv-ipam.nvidia.com_*.yaml
 mv "$new/generated" generated

@@ -3,13 +3,14 @@
 # put together by hack/image. Same source, VERSION and Go release: same digest.
 #
 # Usage: [VERSION=...] [IMAGE=NAME:TAG] [IMAGE_USER=UID:GID] [OUT=bin] hack/image.sh
-# Writes OUT/image.tar (OCI layout, all platforms), OUT/image-ARCH.docker.tar and
-# OUT/image-ARCH.spdx.json, and prints the digest on stdout; progress goes to stderr.
+# Writes OUT/image.tar (OCI layout, all platforms), OUT/image-ARCH.docker.tar,
+# OUT/image-ARCH.spdx.json and, for hack/manifests.sh, OUT/image.digest, and prints the
+# digest on stdout; progress goes to stderr.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 VERSION=${VERSION:-dev}
-IMAGE=${IMAGE:-ghcr.io/crd-ipam/crd-ipam:dev}
+IMAGE=${IMAGE:-crd-ipam.invalid/crd-ipam:dev}
 # nonroot. Whoever has to run as root says so in its manifest.
 IMAGE_USER=${IMAGE_USER:-65532:65532}
 OUT=${OUT:-bin}
@@ -31,5 +32,5 @@ done
 say "putting together $IMAGE, version $VERSION, built by $(go env GOVERSION)"
 out=$(cd "$OUT" && pwd)
 cd hack/image
-go run . -binaries "$out/image" -arches "$(IFS=,; echo "${arches[*]}")" -tag "$IMAGE" -version "$VERSION" -user "$IMAGE_USER" -out "$out"
+go run . -binaries "$out/image" -arches "$(IFS=,; echo "${arches[*]}")" -tag "$IMAGE" -version "$VERSION" -user "$IMAGE_USER" -out "$out" | tee "$out/image.digest"
 say "wrote $(cd "$out" && du -h image*.tar | awk '{printf "%s%s (%s)", sep, $2, $1; sep = ", "}') to $OUT"

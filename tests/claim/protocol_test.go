@@ -713,8 +713,13 @@ func TestOneContainerIDOnTwoNodes(t *testing.T) {
 func TestCollectBelievesNoLabel(t *testing.T) {
 	c := newCluster(t, 10, "a", "b")
 	c.hold(t, "p", "10.0.0.11", "b", "on-b")
-	patch := []byte(`{"metadata":{"labels":{"` + v1alpha1.LabelNode + `":"a"}},"spec":{"networkName":"net"}}`)
-	if _, err := c.client.IPAllocations(c.ns).Patch(t.Context(), "p.10.0.0.11", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+	a, err := c.client.IPAllocations(c.ns).Get(t.Context(), "p.10.0.0.11", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.free(t, "p", "10.0.0.11") // its spec cannot change
+	a.ResourceVersion, a.Spec.NetworkName, a.Labels[v1alpha1.LabelNode] = "", "net", "a"
+	if _, err := c.client.IPAllocations(c.ns).Create(t.Context(), a, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := newNode(t, c.ns, "a").Collect(t.Context(), "net", nil, time.Now().Add(time.Minute)); err != nil {

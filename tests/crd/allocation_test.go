@@ -4,9 +4,17 @@
 package crd
 
 import (
+	"encoding/binary"
+	"encoding/json"
+	"math/rand/v2"
+	"net/netip"
+	"strconv"
+	"strings"
 	"testing"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
@@ -28,6 +36,32 @@ func reserved() *v1alpha1.IPAllocation {
 			PodRef:  v1alpha1.PodReference{Namespace: "default", Name: "pod1", UID: "u1"},
 		},
 	}
+}
+
+const expandedName = "an IPv6 address as eight groups of four digits that are joined by dashes"
+
+func named(name, address string) func(*v1alpha1.IPAllocation) {
+	return func(a *v1alpha1.IPAllocation) { a.Name, a.Spec.Address = name, address }
+}
+
+func started(a *v1alpha1.IPAllocation, second int64) *v1alpha1.IPAllocation {
+	at := metav1.NewMicroTime(time.Unix(second, 0))
+	a.Spec.AddStartedAt = &at
+	return a
+}
+
+// longest has the most that each field takes.
+func longest() *v1alpha1.IPAllocation {
+	long := func(n int) string { return strings.Repeat("a", n) }
+	a := started(attached(), 1)
+	a.Spec = v1alpha1.IPAllocationSpec{
+		PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindCIDRPool, Name: long(213)}, Address: "fd00:1111:2222:3333:4444:5555:6666:7777",
+		NodeName: long(253), PodRef: v1alpha1.PodReference{Namespace: long(63), Name: long(253), UID: types.UID(long(64))},
+		ContainerID: long(256), InterfaceName: strings.Repeat("\u00e9", 15), NetworkName: long(253), DeviceID: long(253),
+		Requested: true, AddStartedAt: a.Spec.AddStartedAt,
+	}
+	a.Name = v1alpha1.AllocationName(a.Spec.PoolRef.Name, netip.MustParseAddr(a.Spec.Address))
+	return a
 }
 
 func TestCreateAllocation(t *testing.T) {
@@ -54,13 +88,58 @@ func TestCreateAllocation(t *testing.T) {
 		{name: "IPv6 with the name of another pool", edit: func(a *alloc) {
 			a.Name, a.Spec.Address = "pool2.fd00-0000-0000-0000-0000-0000-0000-0001", "fd00::1"
 		}, says: "metadata.name must begin with"},
+		{name: "IPv6 in the short form", edit: named("pool1.fd00--5", "fd00::5"), says: expandedName},
+		{name: "IPv6 as another address is named", edit: named("pool1.fd00-0000-0000-0000-0000-0000-0000-0006", "fd00::5"), says: expandedName},
+		{name: "IPv6 with the name of an IPv4 address", edit: named("pool1.10.0.0.8", "::1"), says: expandedName},
+		{name: "IPv6 with one group too many in its name", edit: named("pool1.0000-fd00-0000-0000-0000-0000-0000-0000-0005", "fd00::5"), says: expandedName},
+		{name: "IPv6 with digits that are missing in its name", edit: named("pool1.fd00-0-0-0-0-0-0-5", "fd00::5"), says: expandedName},
+		{name: "IPv6 with nothing after the pool", edit: named("pool1.x", "fd00::5"), says: expandedName},
+		{name: "IPv4 with the name of an IPv6 address", edit: named("pool1.fd00-0000-0000-0000-0000-0000-0000-0005", "10.0.0.5"), says: "metadata.name must be"},
+		{name: "pool's name has the address's beginning", edit: func(a *alloc) { a.Name, a.Spec.PoolRef.Name, a.Spec.Address = "p.10.0.0.7", "p.10", "0.0.7" }, says: "spec.address"},
+		{name: "pool's name has all but the end of the address", edit: func(a *alloc) { a.Name, a.Spec.PoolRef.Name, a.Spec.Address = "p.10.0.0.7", "p.10.0.0", "7" }, says: "spec.address"},
+		{name: "letters for an address", edit: named("pool1.aaaa.bbbb", "aaaa.bbbb"), says: "spec.address"},
+		{name: "leading zero", edit: named("pool1.010.0.0.1", "010.0.0.1"), says: "spec.address"},
+		{name: "number too large", edit: named("pool1.10.0.0.256", "10.0.0.256"), says: "spec.address"},
+		{name: "three numbers", edit: named("pool1.10.0.1", "10.0.1"), says: "spec.address"},
+		{name: "five numbers", edit: named("pool1.10.0.0.0.1", "10.0.0.0.1"), says: "spec.address"},
+		{name: "IPv4 inside IPv6", edit: named("pool1.0000-0000-0000-0000-0000-ffff-0a00-0001", "::ffff:10.0.0.1"), says: "spec.address"},
+		{name: "IPv4 inside IPv6 in hexadecimal", edit: named("pool1.0000-0000-0000-0000-0000-ffff-0a00-0001", "::ffff:a00:1"), says: "an IPv4 address must be written as IPv4"},
+		{name: "IPv4 inside IPv6 that ends in zeros", edit: named("pool1.0000-0000-0000-0000-0000-ffff-0000-0000", "::ffff:0:0"), says: "an IPv4 address must be written as IPv4"},
+		{name: "a zone", edit: named("pool1.fe80-0000-0000-0000-0000-0000-0000-0001", "fe80::1%eth0"), says: "spec.address"},
+		{name: "a zone of hexadecimal digits", edit: named("pool1.fe80-0000-0000-0000-0000-0000-0000-0001", "fe80::1%1"), says: "spec.address"},
+		{name: "three colons", edit: named("pool1.0000-0000-0000-0000-0000-0000-0000-0005", ":::5"), says: "spec.address"},
+		{name: "a group of five digits", edit: named("pool1.fd00-0000-0000-0000-0000-0000-0000-0005", "fd00::00005"), says: "spec.address"},
+		{name: "seven groups", edit: named("pool1.0001-0002-0003-0004-0005-0006-0007", "1:2:3:4:5:6:7"), says: "spec.address"},
+		{name: "nine groups", edit: named("pool1.0001-0002-0003-0004-0005-0006-0007-0008-0009", "1:2:3:4:5:6:7:8:9"), says: "spec.address"},
 		{name: "address with a length", edit: func(a *alloc) { a.Spec.Address = "10.0.0.5/24" }, says: "spec.address"},
-		{name: "address in capitals", edit: func(a *alloc) { a.Name, a.Spec.Address = "pool1.fd00", "FD00::1" }, says: "spec.address"},
+		{name: "address in capitals", edit: func(a *alloc) { a.Name, a.Spec.Address = "pool1.fd00-0000-0000-0000-0000-0000-0000-0001", "FD00::1" }, says: "spec.address"},
 		{name: "no address", edit: func(a *alloc) { a.Name, a.Spec.Address = "pool1.x", "" }, says: "spec.address"},
 		{name: "unknown kind of pool", edit: func(a *alloc) { a.Spec.PoolRef.Kind = "Pool" }, says: "spec.poolRef.kind"},
 		{name: "no pool", edit: func(a *alloc) { a.Spec.PoolRef.Name = "" }, says: "spec.poolRef.name"},
 		{name: "container without interface", edit: func(a *alloc) { a.Spec.InterfaceName = "" }, says: "containerID and interfaceName go together"},
 		{name: "interface without container", edit: func(a *alloc) { a.Spec.ContainerID = "" }, says: "containerID and interfaceName go together"},
+		{name: "UID of a static pod", edit: func(a *alloc) { a.Spec.PodRef.UID = "0123456789abcdef0123456789abcdef" }},
+		{name: "no UID", edit: func(a *alloc) { a.Spec.PodRef.UID = "" }},
+		{name: "longest of everything", edit: func(a *alloc) { *a = *longest() }},
+		{name: "UID too long", edit: func(a *alloc) { a.Spec.PodRef.UID = types.UID(strings.Repeat("a", 65)) }, says: "spec.podRef.uid"},
+		{name: "UID that is none", edit: func(a *alloc) { a.Spec.PodRef.UID = "%zz" }, says: "spec.podRef.uid"},
+		{name: "pod that nobody can name", edit: func(a *alloc) { a.Spec.PodRef.Name = "%zz" }, says: "spec.podRef.name"},
+		{name: "pod in capitals", edit: func(a *alloc) { a.Spec.PodRef.Name = "Pod" }, says: "spec.podRef.name"},
+		{name: "pod with a line break", edit: func(a *alloc) { a.Spec.PodRef.Name = "pod1\n" }, says: "spec.podRef.name"},
+		{name: "namespace that nobody can name", edit: func(a *alloc) { a.Spec.PodRef.Namespace = "a.b" }, says: "spec.podRef.namespace"},
+		{name: "node that nobody can name", edit: func(a *alloc) { a.Spec.NodeName = "node_1" }, says: "spec.nodeName"},
+		{name: "container with a slash", edit: func(a *alloc) { a.Spec.ContainerID = "../c1" }, says: "spec.containerID"},
+		{name: "container too long", edit: func(a *alloc) { a.Spec.ContainerID = strings.Repeat("c", 257) }, says: "spec.containerID"},
+		{name: "interface with a slash", edit: func(a *alloc) { a.Spec.InterfaceName = "net/1" }, says: "spec.interfaceName"},
+		{name: "interface with a colon", edit: func(a *alloc) { a.Spec.InterfaceName = "net1:0" }, says: "spec.interfaceName"},
+		{name: "interface with a space", edit: func(a *alloc) { a.Spec.InterfaceName = "net 1" }, says: "spec.interfaceName"},
+		{name: "interface with another space", edit: func(a *alloc) { a.Spec.InterfaceName = "net\u20031" }, says: "spec.interfaceName"},
+		{name: "interface with a control character", edit: func(a *alloc) { a.Spec.InterfaceName = "net\x1b1" }, says: "spec.interfaceName"},
+		{name: "interface too long", edit: func(a *alloc) { a.Spec.InterfaceName = strings.Repeat("n", 16) }, says: "spec.interfaceName"},
+		{name: "interface that is a directory", edit: func(a *alloc) { a.Spec.InterfaceName = ".." }, says: "must not be . or .."},
+		{name: "network with a slash", edit: func(a *alloc) { a.Spec.NetworkName = "a/b" }, says: "spec.networkName"},
+		{name: "device with a space", edit: func(a *alloc) { a.Spec.DeviceID = "0000:00:00.0 " }, says: "spec.deviceID"},
+		{name: "device too long", edit: func(a *alloc) { a.Spec.DeviceID = strings.Repeat("0", 254) }, says: "spec.deviceID"},
 		{name: "attachment without node", edit: func(a *alloc) { a.Spec.NodeName = "" }, says: "an attachment has a nodeName"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -85,7 +164,16 @@ func TestUpdateAllocation(t *testing.T) {
 		says string // empty: accepted
 	}{
 		{name: "labels", from: attached(), edit: func(a *alloc) { a.Labels = map[string]string{"a": "b"} }},
-		{name: "requested", from: attached(), edit: func(a *alloc) { a.Spec.Requested = true }},
+		{name: "another pod", from: attached(), edit: func(a *alloc) { a.Spec.PodRef.Name = "pod2" }, says: another},
+		{name: "another pod's UID", from: attached(), edit: func(a *alloc) { a.Spec.PodRef.UID = "u2" }, says: another},
+		{name: "a pod in another namespace", from: attached(), edit: func(a *alloc) { a.Spec.PodRef.Namespace = "other" }, says: another},
+		{name: "no pod any more", from: attached(), edit: func(a *alloc) { a.Spec.PodRef = v1alpha1.PodReference{} }, says: another},
+		{name: "another network", from: attached(), edit: func(a *alloc) { a.Spec.NetworkName = "net" }, says: another},
+		{name: "another device", from: attached(), edit: func(a *alloc) { a.Spec.DeviceID = "0000:00:00.0" }, says: another},
+		{name: "requested", from: attached(), edit: func(a *alloc) { a.Spec.Requested = true }, says: another},
+		{name: "another start of the ADD", from: started(attached(), 1), edit: func(a *alloc) { *a = *started(a, 2) }, says: another},
+		{name: "a start of the ADD", from: attached(), edit: func(a *alloc) { *a = *started(a, 1) }, says: another},
+		{name: "no start of the ADD any more", from: started(attached(), 1), edit: func(a *alloc) { a.Spec.AddStartedAt = nil }, says: another},
 		{name: "address", from: attached(), edit: func(a *alloc) { a.Spec.Address = "10.0.0.6" }, says: immutable},
 		{name: "address in another form", from: attached(), edit: func(a *alloc) { a.Spec.Address = "::ffff:10.0.0.5" }, says: immutable},
 		{name: "pool's name", from: attached(), edit: func(a *alloc) { a.Spec.PoolRef.Name = "pool2" }, says: immutable},
@@ -99,6 +187,8 @@ func TestUpdateAllocation(t *testing.T) {
 		{name: "no container any more", from: attached(), edit: func(a *alloc) { a.Spec.ContainerID = "" }, says: another},
 
 		{name: "a reservation is taken up", from: reserved(), edit: func(a *alloc) { a.Spec = attached().Spec }},
+		{name: "a reservation of another start of an ADD is taken up", from: started(reserved(), 1), edit: func(a *alloc) { a.Spec = started(attached(), 2).Spec }},
+		{name: "a reservation is taken up for another address", from: reserved(), edit: func(a *alloc) { a.Spec = attached().Spec; a.Spec.Address = "10.0.0.6" }, says: immutable},
 		{name: "a reservation is given to another pod", from: reserved(), edit: func(a *alloc) { a.Spec.PodRef.Name = "pod2" }},
 		{name: "a reservation is taken up in part", from: reserved(), edit: func(a *alloc) { a.Spec.NodeName, a.Spec.ContainerID = "node1", "c1" }, says: "containerID and interfaceName go together"},
 		{name: "a reservation is taken up on no node", from: reserved(), edit: func(a *alloc) { a.Spec.ContainerID, a.Spec.InterfaceName = "c1", "net1" }, says: "an attachment has a nodeName"},
@@ -114,6 +204,114 @@ func TestUpdateAllocation(t *testing.T) {
 			wantRefusal(t, err, tt.says)
 		})
 	}
+}
+
+// spellings are all texts that CEL's or Go's parser might take for the address of
+// eight groups: one run of zeros, or none, is written as "::".
+func spellings(groups []uint16) []string {
+	text := make([]string, len(groups))
+	for i, g := range groups {
+		text[i] = strconv.FormatUint(uint64(g), 16)
+	}
+	out := []string{strings.Join(text, ":")}
+	for start := range groups {
+		for end := start; end < len(groups) && groups[end] == 0; end++ {
+			out = append(out, strings.Join(text[:start], ":")+"::"+strings.Join(text[end+1:], ":"))
+		}
+	}
+	return out
+}
+
+// Whichever groups of an IPv6 address are zero: the canonical text is accepted and
+// every other one is refused.
+func TestCanonicalAddresses(t *testing.T) {
+	allocs := fixture.Client(t, env.Config).IPAllocations(env.Namespace(t))
+	accepted, refused := 0, 0
+	for zeros := range 1 << 8 {
+		groups, bytes := make([]uint16, 8), [16]byte{}
+		for i := range groups {
+			if zeros>>i&1 == 0 {
+				groups[i] = 0xa0 << i // some of two digits, some of four
+				binary.BigEndian.PutUint16(bytes[2*i:], groups[i])
+			}
+		}
+		addr := netip.AddrFrom16(bytes)
+		for _, text := range spellings(groups) {
+			a := attached()
+			a.Name, a.Spec.Address = v1alpha1.AllocationName("pool1", addr), text
+			_, err := allocs.Create(t.Context(), a, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+			switch {
+			case text == addr.String() && err != nil:
+				t.Errorf("%s is refused: %v", text, err)
+			case text == addr.String():
+				accepted++
+			case err == nil:
+				t.Errorf("%s is accepted for %s", text, addr)
+			case strings.Contains(err.Error(), "spec.address"):
+				refused++
+			default:
+				t.Errorf("%s: %v", text, err)
+			}
+		}
+	}
+	if accepted != 256 || refused < 1000 {
+		t.Errorf("%d accepted, %d refused", accepted, refused)
+	}
+}
+
+// What AllocationName makes is accepted, and the name of any other address is not.
+func TestAllocationNamesAreAccepted(t *testing.T) {
+	allocs := fixture.Client(t, env.Config).IPAllocations(env.Namespace(t))
+	pools := []string{"p", "pool1", "p.10", "p.10.0.0", "10.0.0.1", "p.fd00-0000", "0", "a.b-c.d", strings.Repeat("p", 213), strings.Repeat("p.", 106) + "p"}
+	random := rand.New(rand.NewPCG(1, 2))
+	address := func() netip.Addr {
+		var b [16]byte
+		for i := range b {
+			b[i] = byte(random.Uint32() & random.Uint32() & random.Uint32()) // small groups and zeros
+		}
+		if random.IntN(3) == 0 {
+			return netip.AddrFrom4([4]byte(b[:]))
+		}
+		return netip.AddrFrom16(b).Unmap()
+	}
+	for i := range 500 {
+		pool, addr, other := pools[i%len(pools)], address(), address()
+		a := attached()
+		a.Spec.PoolRef.Name, a.Spec.Address = pool, addr.String()
+		for name, says := range map[string]string{
+			v1alpha1.AllocationName(pool, addr):  "",
+			v1alpha1.AllocationName(pool, other): "metadata.name must be",
+		} {
+			if a.Name = name; says != "" && addr == other {
+				continue
+			}
+			_, err := allocs.Create(t.Context(), a, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+			if wantRefusal(t, err, says); t.Failed() {
+				t.Fatalf("%s for %s of pool %s", name, addr, pool)
+			}
+		}
+	}
+}
+
+// No allocation is larger than this, whatever a node makes of it: see
+// docs/security.md.
+func TestAllocationIsSmall(t *testing.T) {
+	const most = 4096 // bytes
+	allocs := fixture.Client(t, env.Config).IPAllocations(env.Namespace(t))
+	a := longest()
+	a.Labels = map[string]string{
+		v1alpha1.LabelPool: v1alpha1.LabelValue(a.Spec.PoolRef.Name), v1alpha1.LabelNode: v1alpha1.LabelValue(a.Spec.NodeName),
+		v1alpha1.LabelContainer: v1alpha1.ContainerLabel(a.Spec.ContainerID),
+	}
+	stored, err := allocs.Create(t.Context(), a, metav1.CreateOptions{FieldManager: strings.Repeat("m", 128)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := json.Marshal(stored)
+	if err != nil || len(data) > most {
+		t.Errorf("%d bytes, %v:\n%s", len(data), err, data)
+	}
+	t.Logf("%d bytes", len(data))
 }
 
 // A reservation is taken up once.

@@ -21,6 +21,9 @@ func TestCompatibilityDocument(t *testing.T) { checkRows(t, "nv-ipam-compatibili
 // So is every fault.
 func TestReliabilityDocument(t *testing.T) { checkRows(t, "reliability.md", 40) }
 
+// So is every right and every threat.
+func TestSecurityDocument(t *testing.T) { checkRows(t, "security.md", 18) }
+
 // checkRows checks the tests in the last column of a document's tables.
 func checkRows(t *testing.T, document string, atLeast int) {
 	t.Helper()

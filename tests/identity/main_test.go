@@ -60,13 +60,18 @@ func newCluster(t *testing.T) *cluster {
 	}
 	c := &cluster{ns: env.Namespace(t), admin: admin, ipam: fixture.Client(t, env.Config)}
 	for _, node := range []string{"a", "b"} {
-		_, err := admin.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node}}, metav1.CreateOptions{})
-		if err != nil && !apierrors.IsAlreadyExists(err) {
-			t.Fatal(err)
-		}
+		c.addNode(t, node)
 	}
 	c.install(t)
 	return c
+}
+
+func (c *cluster) addNode(t *testing.T, name string) {
+	t.Helper()
+	_, err := c.admin.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		t.Fatal(err)
+	}
 }
 
 // overlay writes what a person would to apply role and policy in the namespace,
@@ -212,7 +217,9 @@ func allocation(pool, address, node string) *v1alpha1.IPAllocation {
 		},
 	}
 	if node != "" {
-		a.Labels = map[string]string{v1alpha1.LabelPool: pool, v1alpha1.LabelNode: node}
+		a.Labels = map[string]string{
+			v1alpha1.LabelPool: v1alpha1.LabelValue(pool), v1alpha1.LabelNode: v1alpha1.LabelValue(node), v1alpha1.LabelContainer: v1alpha1.ContainerLabel("c1"),
+		}
 		a.Spec.NodeName, a.Spec.ContainerID, a.Spec.InterfaceName = node, "c1", "net1"
 	}
 	return a

@@ -5,13 +5,18 @@ package identity
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
@@ -20,12 +25,13 @@ import (
 
 // What the policy says to node a.
 const (
-	mayCreate = `node a may create only allocations whose spec.nodeName is its own name, this one has "`
-	mayUpdate = `node a may update only allocations whose spec.nodeName is and stays its own name, or take up one without: this one has "`
-	mayDelete = `node a may delete only allocations whose spec.nodeName is its own name, this one has "`
+	mayCreate  = `node a may create only allocations whose spec.nodeName is its own name, this one has "`
+	mayChange  = "node a may not change an allocation: it creates and deletes its own"
+	mayDelete  = `node a may delete only allocations whose spec.nodeName is its own name, this one has "`
+	namesBoth  = "node a may create only allocations that name a container and a pod with its namespace"
+	mustLabel  = "node a must label an allocation with nv-ipam.nvidia.com/pool and nv-ipam.nvidia.com/node"
+	nothingNew = "node a may not create an allocation with annotations, ownerReferences or finalizers"
 )
-
-const namesBoth = "node a may write only allocations that name a container and a pod"
 
 type edit func(*v1alpha1.IPAllocation)
 
@@ -46,16 +52,23 @@ func take(node string) edit {
 	}
 }
 
+// label sets a label, or removes it where value is empty.
 func label(key, value string) edit {
 	return func(a *v1alpha1.IPAllocation) {
 		if a.Labels == nil {
 			a.Labels = map[string]string{}
 		}
-		a.Labels[key] = value
+		if a.Labels[key] = value; value == "" {
+			delete(a.Labels, key)
+		}
 	}
 }
 
-func nameless(a *v1alpha1.IPAllocation) { a.Spec.PodRef = v1alpha1.PodReference{} }
+func annotated(a *v1alpha1.IPAllocation) { a.Annotations = map[string]string{"x": "y"} }
+
+func owned(a *v1alpha1.IPAllocation) {
+	a.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: "gone", UID: "u"}}
+}
 
 func finalizer(name string) edit {
 	return func(a *v1alpha1.IPAllocation) { a.Finalizers = append(a.Finalizers, name) }
@@ -63,6 +76,10 @@ func finalizer(name string) edit {
 
 func node(name string) edit {
 	return func(a *v1alpha1.IPAllocation) { a.Spec.NodeName = name }
+}
+
+func pod(ref v1alpha1.PodReference) edit {
+	return func(a *v1alpha1.IPAllocation) { a.Spec.PodRef = ref }
 }
 
 func both(edits ...edit) edit {
@@ -80,46 +97,55 @@ func planned(nodeName string) *v1alpha1.IPAllocation {
 	return a
 }
 
-func kept() *v1alpha1.IPAllocation {
-	a := allocation("p", "10.0.0.1", "a")
-	finalizer("example.com/stay")(a)
-	return a
-}
-
 func writes() []write {
 	const addr = "10.0.0.1"
 	own, foreign, nobodys := allocation("p", addr, "a"), allocation("p", addr, "b"), allocation("p", addr, "")
-	create := func(a *v1alpha1.IPAllocation) edit { return func(b *v1alpha1.IPAllocation) { *b = *a.DeepCopy() } }
-	labelled := func(a *v1alpha1.IPAllocation, value string) *v1alpha1.IPAllocation {
-		a = a.DeepCopy()
-		a.Labels[v1alpha1.LabelNode] = value
-		return a
+	// create is a create of own, with edits.
+	create := func(name, says string, edits ...edit) write {
+		return write{name: "create " + name, says: says, edit: both(append([]edit{func(b *v1alpha1.IPAllocation) { *b = *own.DeepCopy() }}, edits...)...)}
 	}
+	as := func(a *v1alpha1.IPAllocation) edit { return func(b *v1alpha1.IPAllocation) { *b = *a.DeepCopy() } }
 	return []write{
-		{name: "create own", edit: create(own)},
-		{name: "create own without labels", edit: both(create(own), func(a *v1alpha1.IPAllocation) { a.Labels = nil })},
-		{name: "create another's", edit: create(foreign), says: mayCreate + `b"`},
-		{name: "create nobody's", edit: create(nobodys), says: mayCreate + `"`},
-		{name: "create own reservation", edit: create(planned("a")), says: namesBoth},
-		{name: "create own for no pod", edit: both(create(own), nameless), says: namesBoth},
-		{name: "create own with another's label", edit: create(labelled(own, "b")), says: "node a may not label an allocation nv-ipam.nvidia.com/node=b"},
-		{name: "create own with a finalizer", edit: create(kept()), says: "node a may not add finalizers to an allocation"},
+		create("own", ""),
+		create("own with a UID", "", pod(v1alpha1.PodReference{Namespace: "ml", Name: "a.b", UID: "0123456789abcdef0123456789abcdef"})),
+		create("another's", mayCreate+`b"`, as(foreign)),
+		create("nobody's", mayCreate+`"`, as(nobodys)),
+		create("own reservation", namesBoth, as(planned("a"))),
+		create("own for no pod", namesBoth, pod(v1alpha1.PodReference{})),
+		create("own for a pod without a name", namesBoth, pod(v1alpha1.PodReference{Namespace: "ml", UID: "u"})),
+		create("own for a pod without a namespace", namesBoth, pod(v1alpha1.PodReference{Name: "train-0", UID: "u"})),
 
-		{name: "update own", before: own, edit: label("x", "y")},
-		{name: "update own that an administrator keeps", before: kept(), edit: label("x", "y")},
-		{name: "take the pod off own", before: own, edit: nameless, says: namesBoth},
-		{name: "update what is planned for it", before: planned("a"), edit: label("x", "y"), says: namesBoth},
-		{name: "update another's", before: foreign, edit: label("x", "y"), says: mayUpdate + `b" and would have "b"`},
-		{name: "update nobody's", before: nobodys, edit: label("x", "y"), says: mayUpdate + `" and would have ""`},
-		{name: "take up nobody's", before: nobodys, edit: both(take("a"), label(v1alpha1.LabelNode, "a"))},
-		{name: "take up nobody's for another", before: nobodys, edit: take("b"), says: mayUpdate + `" and would have "b"`},
-		{name: "take up what is planned for it", before: planned("a"), edit: take("a")},
-		{name: "take up what is planned for another", before: planned("b"), edit: take("a"), says: mayUpdate + `b" and would have "a"`},
-		{name: "give own away", before: planned("a"), edit: node("b"), says: mayUpdate + `a" and would have "b"`},
-		{name: "give own up", before: planned("a"), edit: node(""), says: mayUpdate + `a" and would have ""`},
-		{name: "label own for another", before: own, edit: label(v1alpha1.LabelNode, "b"), says: "node a may not label an allocation nv-ipam.nvidia.com/node=b"},
-		{name: "add a finalizer to own", before: own, edit: finalizer("example.com/stay"), says: "node a may not add finalizers to an allocation"},
-		{name: "add another finalizer to own", before: kept(), edit: finalizer("example.com/longer"), says: "node a may not add finalizers to an allocation"},
+		create("own without labels", mustLabel, func(a *v1alpha1.IPAllocation) { a.Labels = nil }),
+		create("own without the pool's label", mustLabel, label(v1alpha1.LabelPool, "")),
+		create("own without the node's label", mustLabel, label(v1alpha1.LabelNode, "")),
+		create("own without the container's label", mustLabel, label(v1alpha1.LabelContainer, "")),
+		create("own with another's label", mustLabel, label(v1alpha1.LabelNode, "b")),
+		create("own with another pool's label", mustLabel, label(v1alpha1.LabelPool, "q")),
+		create("own with a hash for the pool", mustLabel, label(v1alpha1.LabelPool, v1alpha1.ContainerLabel("p"))),
+		create("own with a hash for the node", mustLabel, label(v1alpha1.LabelNode, v1alpha1.ContainerLabel("a"))),
+		create("own with a container's name for its label", mustLabel, label(v1alpha1.LabelContainer, "c1")),
+		create("own with a label more", mustLabel, label("x", "y")),
+		create("own with another label in place of one", mustLabel, label(v1alpha1.LabelContainer, ""), label("x", v1alpha1.ContainerLabel("c1"))),
+
+		create("own with an annotation", nothingNew, annotated),
+		create("own with an owner", nothingNew, owned),
+		create("own with a finalizer", nothingNew, finalizer("example.com/stay")),
+
+		{name: "label own", before: own, edit: label("x", "y"), says: mayChange},
+		{name: "label own for another", before: own, edit: label(v1alpha1.LabelNode, "b"), says: mayChange},
+		{name: "label own for another pool", before: own, edit: label(v1alpha1.LabelPool, "q"), says: mayChange},
+		{name: "take the label off own", before: own, edit: label(v1alpha1.LabelPool, ""), says: mayChange},
+		{name: "annotate own", before: own, edit: annotated, says: mayChange},
+		{name: "give own an owner", before: own, edit: owned, says: mayChange},
+		{name: "add a finalizer to own", before: own, edit: finalizer("example.com/stay"), says: mayChange},
+		{name: "update what is planned for it", before: planned("a"), edit: pod(v1alpha1.PodReference{Namespace: "ml", Name: "train-1"}), says: mayChange},
+		{name: "take up what is planned for it", before: planned("a"), edit: take("a"), says: mayChange},
+		{name: "take up what is planned for another", before: planned("b"), edit: take("a"), says: mayChange},
+		{name: "take up nobody's", before: nobodys, edit: both(take("a"), label(v1alpha1.LabelNode, "a")), says: mayChange},
+		{name: "give own away", before: planned("a"), edit: node("b"), says: mayChange},
+		{name: "give own up", before: planned("a"), edit: node(""), says: mayChange},
+		{name: "update another's", before: foreign, edit: label("x", "y"), says: mayChange},
+		{name: "update nobody's", before: nobodys, edit: label("x", "y"), says: mayChange},
 
 		{name: "delete own", before: own},
 		{name: "delete what is planned for it", before: planned("a")},
@@ -180,9 +206,12 @@ func (c *cluster) tryAll(t *testing.T, as clientv1alpha1.NvIpamV1alpha1Interface
 	}
 }
 
-// Whatever makes a client node a, it may do the same.
+// Whatever makes a client node a, it may do the same. Its rights are more than the
+// role's, so that it is the policy that refuses.
 func TestOwnAllocationsOnly(t *testing.T) {
 	c := newCluster(t)
+	c.bind(t, "cluster-admin", rbacv1.Subject{Kind: rbacv1.GroupKind, APIGroup: rbacv1.GroupName, Name: testenv.NodesGroup},
+		rbacv1.Subject{Kind: rbacv1.GroupKind, APIGroup: rbacv1.GroupName, Name: "system:serviceaccounts:" + c.ns})
 	c.account(t, pluginAccount, role)
 	t.Run("kubelet's certificate", func(t *testing.T) { c.tryAll(t, c.node(t, "a")) })
 	t.Run("token bound to the node", func(t *testing.T) {
@@ -205,11 +234,11 @@ func TestPolicyHoldsWithMoreRights(t *testing.T) {
 	c.put(t, allocation("p", "10.0.0.2", "b"))
 	c.put(t, allocation("p", "10.0.0.3", ""))
 
-	_, err := allocs.Patch(ctx, "p.10.0.0.2", types.MergePatchType, []byte(`{"metadata":{"labels":{"x":"y"}}}`), metav1.PatchOptions{})
-	want(t, err, mayUpdate+`b"`)
-	_, err = allocs.Patch(ctx, "p.10.0.0.1", types.MergePatchType, []byte(`{"metadata":{"labels":{"x":"y"}}}`), metav1.PatchOptions{})
-	want(t, err, "")
-	_, err = allocs.Patch(ctx, "p.10.0.0.4", types.ApplyPatchType,
+	for _, name := range []string{"p.10.0.0.1", "p.10.0.0.2", "p.10.0.0.3"} {
+		_, err := allocs.Patch(ctx, name, types.MergePatchType, []byte(`{"metadata":{"labels":{"x":"y"}}}`), metav1.PatchOptions{})
+		want(t, err, mayChange)
+	}
+	_, err := allocs.Patch(ctx, "p.10.0.0.4", types.ApplyPatchType,
 		[]byte(`{"apiVersion":"nv-ipam.nvidia.com/v1alpha1","kind":"IPAllocation","metadata":{"name":"p.10.0.0.4"},"spec":{"poolRef":{"kind":"IPPool","name":"p"},"address":"10.0.0.4","nodeName":"b"}}`),
 		metav1.PatchOptions{FieldManager: "x"})
 	want(t, err, mayCreate+`b"`)
@@ -232,11 +261,13 @@ func TestPolicyHoldsWithMoreRights(t *testing.T) {
 // policy must leave alone.
 func TestOthers(t *testing.T) {
 	c := newCluster(t)
-	c.account(t, pluginAccount, role)
-	c.account(t, "controller", role)
+	const all = "cluster-admin" // so that it is not RBAC that refuses
+	c.account(t, pluginAccount, all)
+	c.account(t, "controller", all)
 	c.account(t, "pod", "")
-	group := rbacv1.Subject{Kind: rbacv1.GroupKind, APIGroup: rbacv1.GroupName, Name: "operators"}
-	c.bind(t, role, group)
+	for _, group := range []string{"operators", testenv.NodesGroup} {
+		c.bind(t, all, rbacv1.Subject{Kind: rbacv1.GroupKind, APIGroup: rbacv1.GroupName, Name: group})
+	}
 	unbound, err := c.token(t, pluginAccount, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -266,18 +297,219 @@ func TestOthers(t *testing.T) {
 	}
 }
 
-// The label of a node with a long name is a hash, which the policy cannot check
-// but for its form.
-func TestNodeWithALongName(t *testing.T) {
+// The label of a long name is a hash, which the policy cannot check but for its
+// form.
+func TestLongNames(t *testing.T) {
 	c := newCluster(t)
 	long := strings.Repeat("n", 60) + ".example.com"
-	for value, says := range map[string]string{
-		v1alpha1.LabelValue(long): "",
-		"b":                       "may not label an allocation nv-ipam.nvidia.com/node=b",
+	mustLabel := strings.ReplaceAll(mustLabel, "node a", "node "+long)
+	client := c.node(t, long)
+	for _, key := range []string{v1alpha1.LabelNode, v1alpha1.LabelPool} {
+		for value, says := range map[string]string{
+			v1alpha1.LabelValue(long): "", "b": mustLabel, "": mustLabel, long[:63]: mustLabel, strings.Repeat("A", 40): mustLabel,
+		} {
+			a := allocation(long, "10.0.0.1", long)
+			label(key, value)(a)
+			_, err := client.IPAllocations(c.ns).Create(t.Context(), a, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+			want(t, err, says)
+		}
+	}
+}
+
+// What docs/security.md says that a node can do all the same.
+func TestWhatThePolicyCannotSee(t *testing.T) {
+	c := newCluster(t)
+	client := c.node(t, "a").IPAllocations(c.ns)
+	for name, edit := range map[string]edit{
+		"a pool that does not exist": func(*v1alpha1.IPAllocation) {},
+		"a pod that does not exist":  pod(v1alpha1.PodReference{Namespace: "gone", Name: "gone"}),
+		"any address":                func(a *v1alpha1.IPAllocation) { a.Name, a.Spec.Address = "p.192.0.2.1", "192.0.2.1" },
 	} {
-		a := allocation("p", "10.0.0.1", long)
-		a.Labels[v1alpha1.LabelNode] = value
-		c.try(t, write{edit: func(b *v1alpha1.IPAllocation) { *b = *a }, says: says}, c.node(t, long))
+		a := allocation("p", "10.0.0.1", "a")
+		edit(a)
+		if _, err := client.Create(t.Context(), a, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Without the policy's binding the role alone counts, and the CRD.
+func TestWithoutThePolicy(t *testing.T) {
+	c := newCluster(t)
+	if _, err := env.Kubectl(t.Context(), "delete", "validatingadmissionpolicybinding", role); err != nil {
+		t.Fatal(err)
+	}
+	client, ctx := c.node(t, "a").IPAllocations(c.ns), t.Context()
+	foreign := allocation("p", "10.0.0.1", "b")
+	err := wait.PollUntilContextTimeout(ctx, 50*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+		_, err := client.Create(ctx, foreign, metav1.CreateOptions{})
+		return err == nil, nil
+	})
+	if err != nil {
+		t.Fatal("the policy is still in force: ", err)
+	}
+	_, err = client.Patch(ctx, foreign.Name, types.MergePatchType, []byte(`{"metadata":{"labels":{"x":"y"}}}`), metav1.PatchOptions{})
+	want(t, err, "cannot patch")
+	misnamed := allocation("p", "10.0.0.2", "b")
+	misnamed.Name = "p.10.0.0.3"
+	if _, err := client.Create(ctx, misnamed, metav1.CreateOptions{}); !apierrors.IsInvalid(err) {
+		t.Errorf("got %v, want Invalid", err)
+	}
+	want(t, client.Delete(ctx, foreign.Name, metav1.DeleteOptions{}), "")
+}
+
+// bloated is a create of node a with up to 1.2 MB more in it than it needs.
+func bloated(t *testing.T, field string) []byte {
+	t.Helper()
+	data, err := json.Marshal(allocation("p", "10.0.0.1", "a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var obj map[string]any
+	if err := json.Unmarshal(data, &obj); err != nil {
+		t.Fatal(err)
+	}
+	obj["apiVersion"], obj["kind"] = v1alpha1.GroupVersion.String(), "IPAllocation"
+	metadata, spec := obj["metadata"].(map[string]any), obj["spec"].(map[string]any)
+	large := strings.Repeat("x", 1200<<10)
+	// fields are managed fields with the large name at a path.
+	fields := func(path ...string) map[string]any {
+		inner := map[string]any{"f:" + large: map[string]any{}}
+		for _, p := range slices.Backward(path) {
+			inner = map[string]any{p: inner}
+		}
+		return inner
+	}
+	managed := func(manager string, fields map[string]any) {
+		metadata["managedFields"] = []any{map[string]any{
+			"manager": manager, "operation": "Update", "apiVersion": v1alpha1.GroupVersion.String(), "time": "2026-01-01T00:00:00Z",
+			"fieldsType": "FieldsV1", "fieldsV1": fields,
+		}}
+	}
+	switch field {
+	case "uid":
+		spec["podRef"].(map[string]any)["uid"] = large
+	case "annotations":
+		metadata["annotations"] = map[string]any{"x": large[:250<<10]} // the server's own bound
+	case "ownerReferences":
+		metadata["ownerReferences"] = []any{map[string]any{"apiVersion": "v1", "kind": "Pod", "name": large, "uid": "u"}}
+	case "finalizers":
+		// Not more: to merge a long list takes the server time.
+		all := []any{}
+		for i := range 500 {
+			all = append(all, fmt.Sprintf("example.com/%060d", i))
+		}
+		metadata["finalizers"] = all
+	case "labels":
+		for i := range 10000 {
+			metadata["labels"].(map[string]any)[fmt.Sprintf("example.com/%050d", i)] = strings.Repeat("x", 63)
+		}
+	case "managedFields":
+		managed("mine", fields("f:spec"))
+	case "managedFields of the own manager":
+		managed("large", fields("f:spec"))
+	case "managedFields of metadata":
+		managed("large", fields("f:metadata", "f:labels"))
+	case "managedFields of a pod":
+		managed("large", fields("f:spec", "f:podRef"))
+	case "managedFields of a leaf":
+		managed("large", fields("f:spec", "f:address"))
+	case "managedFields of nothing":
+		managed("large", fields())
+	case "managedFields of a subresource":
+		managed("large", fields("f:spec"))
+		metadata["managedFields"].([]any)[0].(map[string]any)["subresource"] = large
+	case "manager":
+		managed(large, map[string]any{"f:spec": map[string]any{"f:address": map[string]any{}}})
+	case "many managers":
+		managed("x", nil)
+		entry := func(i int) any {
+			return map[string]any{
+				"manager": fmt.Sprintf("%0100d", i), "operation": "Apply", "apiVersion": v1alpha1.GroupVersion.String(), "time": "2026-01-01T00:00:00Z",
+				"fieldsType": "FieldsV1", "fieldsV1": map[string]any{"f:spec": map[string]any{"f:address": map[string]any{}}},
+			}
+		}
+		all := []any{}
+		for i := range 5000 {
+			all = append(all, entry(i))
+		}
+		metadata["managedFields"] = all
+	default: // a field that no allocation has
+		third := large[:len(large)/3]
+		obj[field], spec[field], metadata[field] = third, third, third
+	}
+	data, err = json.Marshal(obj)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+// With all the managed fields that the policy lets pass, an allocation has less than
+// 8 KiB, in which the longest names of node and pod have their place.
+func TestLargestAllocation(t *testing.T) {
+	c := newCluster(t)
+	parts := strings.Fields(". f:labels f:poolRef f:address f:nodeName f:podRef f:containerID f:interfaceName f:networkName f:deviceID f:requested f:addStartedAt")
+	leaves := strings.Fields(". f:nv-ipam.nvidia.com/container f:nv-ipam.nvidia.com/node f:nv-ipam.nvidia.com/pool f:kind f:name f:namespace f:uid")
+	fields := map[string]any{}
+	for _, top := range []string{"f:metadata", "f:spec"} {
+		inner := map[string]any{}
+		for _, part := range parts {
+			leaf := map[string]any{}
+			if part == "f:labels" || part == "f:poolRef" || part == "f:podRef" {
+				for _, l := range leaves {
+					leaf[l] = map[string]any{}
+				}
+			}
+			inner[part] = leaf
+		}
+		fields[top] = inner
+	}
+	data, err := json.Marshal(fields)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := metav1.Now()
+	a := allocation("p", "10.0.0.1", "a")
+	a.ManagedFields = []metav1.ManagedFieldsEntry{{
+		Manager: "large", Operation: metav1.ManagedFieldsOperationUpdate, APIVersion: v1alpha1.GroupVersion.String(), Time: &now,
+		FieldsType: "FieldsV1", FieldsV1: &metav1.FieldsV1{Raw: data},
+	}}
+	stored, err := c.node(t, "a").IPAllocations(c.ns).Create(t.Context(), a, metav1.CreateOptions{FieldManager: "large"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := json.Marshal(stored)
+	// What a spec with the longest of everything has, with its labels: TestAllocationIsSmall.
+	const longest = 3300
+	if err != nil || len(raw)+longest > 8192 || len(stored.ManagedFields) != 1 {
+		t.Errorf("%d bytes, %v:\n%s", len(raw), err, raw)
+	}
+}
+
+// No node stores more than an allocation needs, which TestAllocationIsSmall bounds:
+// what is large is refused, or the server leaves it out.
+func TestLargeAllocations(t *testing.T) {
+	c := newCluster(t)
+	client := c.node(t, "a").RESTClient()
+	for field, refused := range map[string]bool{
+		"uid": true, "annotations": true, "ownerReferences": true, "finalizers": true, "labels": true,
+		"managedFields": true, "managedFields of the own manager": true, "managedFields of metadata": true, "managedFields of a pod": true,
+		"managedFields of a leaf": true, "managedFields of nothing": true, "managedFields of a subresource": true,
+		"manager": false, "many managers": false, "selfLink": false, "unknown": false, "status": false,
+	} {
+		t.Run(field, func(t *testing.T) {
+			defer c.remove(t, "p.10.0.0.1")
+			body := bloated(t, field)
+			err := client.Post().Namespace(c.ns).Resource("ipallocations").Param("fieldManager", "large").Body(body).Do(t.Context()).Error()
+			if refused && !apierrors.IsForbidden(err) && !apierrors.IsInvalid(err) {
+				t.Errorf("%d bytes: got %v", len(body), err)
+			}
+			raw, err := c.ipam.RESTClient().Get().Namespace(c.ns).Resource("ipallocations").Name("p.10.0.0.1").Do(t.Context()).Raw()
+			if refused && !apierrors.IsNotFound(err) || !refused && err != nil || err == nil && len(raw) > 4096 {
+				t.Errorf("%d bytes are stored, %v", len(raw), err)
+			}
+		})
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
@@ -60,7 +61,7 @@ func TestNothingElse(t *testing.T) {
 	}
 	wanted := []string{
 		"create ipallocations in pools", "delete ipallocations in pools", "get cidrpools in pools", "get ipallocations in pools",
-		"get ippools in pools", "list ipallocations in pools", "update ipallocations in pools",
+		"get ippools in pools", "list ipallocations in pools",
 	}
 	sort.Strings(allowed)
 	if !slices.Equal(allowed, wanted) {
@@ -77,6 +78,30 @@ func (c *cluster) may(t *testing.T, what *authorizationv1.ResourceAttributes) bo
 		t.Fatal(err)
 	}
 	return answer.Status.Allowed
+}
+
+// A pool whose nodeSelector uses a label of this prefix does not go to a node that
+// labels itself: which labels a kubelet may set is the API server's to say.
+func TestKubeletLabels(t *testing.T) {
+	c := newCluster(t)
+	core, err := kubernetes.NewForConfig(nodeConfig(t, "a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for label, refused := range map[string]bool{
+		"example.com/rack": false, "rack": false, "topology.kubernetes.io/zone": false, "node.kubernetes.io/rack": false,
+		"node-restriction.kubernetes.io/rack": true, "rack.node-restriction.kubernetes.io/a": true,
+	} {
+		for _, value := range []string{`"a"`, "null"} {
+			body := []byte(`{"metadata":{"labels":{"` + label + `":` + value + `}}}`)
+			if _, err := c.admin.CoreV1().Nodes().Patch(t.Context(), "a", types.MergePatchType, []byte(`{"metadata":{"labels":{"`+label+`":"b"}}}`), metav1.PatchOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := core.CoreV1().Nodes().Patch(t.Context(), "a", types.MergePatchType, body, metav1.PatchOptions{}); apierrors.IsForbidden(err) != refused {
+				t.Errorf("%s: %s: got %v, refused: %t", label, value, err, refused)
+			}
+		}
+	}
 }
 
 // Applied again, nothing changes: neither kubectl nor a GitOps tool finds drift.

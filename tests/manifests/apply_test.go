@@ -5,6 +5,7 @@ package manifests
 
 import (
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -39,6 +40,7 @@ func TestOverlays(t *testing.T) {
 			t.Run("rights", func(t *testing.T) { exactRights(t, env, o) })
 			t.Run("installer", func(t *testing.T) { installerClaims(t, env, o) })
 			if o.name == "serviceaccount" {
+				t.Run("queues", func(t *testing.T) { pluginQueues(t, env, o) })
 				t.Run("token", func(t *testing.T) { pluginTokens(t, env, o) })
 			}
 		})
@@ -150,7 +152,7 @@ func installNetworkOperator(t *testing.T, env *testenv.Env, namespace string) {
 }
 
 // With the component, what a node asks of this API group is in a queue of its own,
-// and what else it asks is not.
+// its lists are in another one, and what else it asks is in neither.
 func TestPriorityAndFairness(t *testing.T) {
 	env := start(t)
 	dir := t.TempDir()
@@ -168,30 +170,83 @@ func TestPriorityAndFairness(t *testing.T) {
 			t.Errorf("second apply: %s", line)
 		}
 	}
-	ours := kubectl(t, env, "get", "flowschema", "crd-ipam", "-o", "jsonpath={.metadata.uid}")
 	node, err := env.UserConfig("system:node:node-a", testenv.NodesGroup)
 	if err != nil {
 		t.Fatal(err)
 	}
-	client, err := rest.HTTPClientFor(node)
+	queues(t, env, node, "kube-system")
+}
+
+// queues checks in which queues the server puts what a plugin asks for, whatever it
+// answers.
+func queues(t *testing.T, env *testenv.Env, plugin *rest.Config, namespace string) {
+	t.Helper()
+	client, err := rest.HTTPClientFor(plugin)
 	if err != nil {
 		t.Fatal(err)
 	}
-	schema := func(path string) string {
-		resp, err := client.Get(node.Host + path)
+	const schema, level = "Flowschema", "Prioritylevel"
+	uid := func(kind, name string) string {
+		return kubectl(t, env, "get", map[string]string{schema: "flowschema", level: "prioritylevelconfiguration"}[kind], name, "-o", "jsonpath={.metadata.uid}")
+	}
+	in := func(method, path, kind string) string {
+		req, err := http.NewRequestWithContext(t.Context(), method, plugin.Host+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := client.Do(req)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer resp.Body.Close()
-		return resp.Header.Get("X-Kubernetes-PF-FlowSchema-UID")
+		return resp.Header.Get("X-Kubernetes-Pf-" + kind + "-Uid")
 	}
-	until(t, func() string {
-		if got := schema("/apis/nv-ipam.nvidia.com/v1alpha1/namespaces/kube-system/ipallocations"); got != ours {
-			return "allocations are in flow schema " + got
+	allocations := "/apis/nv-ipam.nvidia.com/v1alpha1/namespaces/" + namespace + "/ipallocations"
+	for _, request := range []struct{ method, path, name string }{
+		{http.MethodGet, allocations, "crd-ipam-lists"},
+		{http.MethodGet, allocations + "?limit=500&labelSelector=a%3Db", "crd-ipam-lists"},
+		{http.MethodPost, allocations, "crd-ipam"},
+		{http.MethodGet, allocations + "/p.10.0.0.1", "crd-ipam"},
+		{http.MethodDelete, allocations + "/p.10.0.0.1", "crd-ipam"},
+		{http.MethodGet, strings.TrimSuffix(allocations, "ipallocations") + "ippools/p", "crd-ipam"},
+	} {
+		for _, kind := range []string{schema, level} {
+			want := uid(kind, request.name)
+			until(t, func() string {
+				if got := in(request.method, request.path, kind); got != want {
+					return fmt.Sprintf("%s %s: %s %s, want %s", request.method, request.path, kind, got, want)
+				}
+				return ""
+			})
 		}
-		return ""
-	})
-	if schema("/api/v1/nodes/node-a") == ours {
-		t.Error("nodes are in the plugin's flow schema")
+	}
+	for _, path := range []string{"/api/v1/nodes/node-a", "/api/v1/namespaces/" + namespace + "/pods", "/api/v1/secrets"} {
+		if got := in(http.MethodGet, path, schema); got == uid(schema, "crd-ipam") || got == uid(schema, "crd-ipam-lists") {
+			t.Errorf("%s is in the plugin's queue", path)
+		}
+	}
+}
+
+// Where the plugin is a service account, its requests are in queues of their own, and
+// no other account's are.
+func pluginQueues(t *testing.T, env *testenv.Env, o overlay) {
+	queues(t, env, as(t, env, o.namespace, "crd-ipam-plugin", nil), o.namespace)
+	for _, other := range []string{account, installer} {
+		config := as(t, env, o.namespace, other, nil)
+		client, err := rest.HTTPClientFor(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := client.Get(config.Host + "/apis/nv-ipam.nvidia.com/v1alpha1/namespaces/" + o.namespace + "/ipallocations")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		got := resp.Header.Get("X-Kubernetes-Pf-Flowschema-Uid")
+		for _, name := range []string{"crd-ipam", "crd-ipam-lists"} {
+			if got == kubectl(t, env, "get", "flowschema", name, "-o", "jsonpath={.metadata.uid}") {
+				t.Errorf("%s is in flow schema %s", other, name)
+			}
+		}
 	}
 }

@@ -60,10 +60,13 @@ func root(t testing.TB) string {
 	return dir
 }
 
-// start starts a server without CRDs.
+// start starts a server without CRDs. Its tokens are for the audience that a cluster
+// has by default.
 func start(t *testing.T) *testenv.Env {
 	t.Helper()
-	env, err := testenv.Start(testenv.Options{NoCRDs: true})
+	env, err := testenv.Start(testenv.Options{
+		NoCRDs: true, APIServerArgs: map[string]string{"api-audiences": "https://kubernetes.default.svc.cluster.local"},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

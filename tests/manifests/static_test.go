@@ -150,9 +150,100 @@ func TestAnotherNamespace(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte("namespace: elsewhere\nresources:\n- "+rel+"\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if out := kubectl(t, &testenv.Env{}, "kustomize", dir); strings.Contains(out, "namespace: "+o.namespace) || strings.Contains(out, "namespace: default") {
+		if out := kubectl(t, &testenv.Env{}, "kustomize", dir); strings.Contains(out, "namespace: "+o.namespace) || strings.Contains(out, "namespace: default") || strings.Contains(out, "kube-system") {
 			t.Errorf("%s: something stays behind:\n%s", o.name, out)
 		}
+	}
+}
+
+// What is applied as it is, with an image that nobody has named, runs nothing of
+// anybody's: the name's domain is reserved, and no registry can have it.
+func TestImageOfNobody(t *testing.T) {
+	for _, o := range overlays {
+		for _, c := range containers(t, o) {
+			if host, _, _ := strings.Cut(c.Image, "/"); !strings.HasSuffix(host, ".invalid") {
+				t.Errorf("%s: %s has the image %s", o.name, c.Name, c.Image)
+			}
+		}
+	}
+}
+
+// docs/install.md tells how the policy for tokens learns what an API server calls
+// itself.
+func TestAnotherAudience(t *testing.T) {
+	doc := string(readFile(t, filepath.Join(root(t), "docs", "install.md")))
+	before, after, found := strings.Cut(doc, "    name: crd-ipam-plugin-token\n")
+	if !found {
+		t.Fatal("docs/install.md has no patch of the policy")
+	}
+	start := strings.LastIndex(before, "```yaml\n") + len("```yaml\n")
+	end, _, _ := strings.Cut(after, "```")
+	patch := before[start:] + "    name: crd-ipam-plugin-token\n" + end
+	dir := t.TempDir()
+	rel, err := filepath.Rel(dir, filepath.Join(root(t), "manifests", "overlays", "serviceaccount"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte("resources:\n- "+rel+"\n"+patch), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out := kubectl(t, &testenv.Env{}, "kustomize", dir)
+	if !strings.Contains(out, "expression: '[''https://issuer.example.com'']'\n    name: audiences") {
+		t.Errorf("the patch has no effect:\n%s", out)
+	}
+}
+
+// make manifests pins the image by its digest, in every container of every overlay.
+func TestPinnedImage(t *testing.T) {
+	digest := "sha256:" + strings.Repeat("0123456789abcdef", 4)
+	built := "sha256:" + strings.Repeat("fedcba9876543210", 4)
+	for _, tc := range []struct {
+		image, overlay, built string
+		want                  string // image; a complaint where there is none
+	}{
+		{"registry.example.com/crd-ipam@" + digest, "default", "", "registry.example.com/crd-ipam@" + digest},
+		{"registry.example.com:5000/a/b:v1@" + digest, "k8s-1.30", built, "registry.example.com:5000/a/b@" + digest},
+		{"registry.example.com:5000/a/b", "serviceaccount", built, "registry.example.com:5000/a/b@" + built},
+		{"registry.example.com/crd-ipam:v1", "default", built, "registry.example.com/crd-ipam@" + built},
+		{"registry.example.com/crd-ipam:v1", "default", "", "no digest"},
+		{"registry.example.com/crd-ipam@sha256:12", "default", built, "is not a digest"},
+		{"registry.example.com/crd-ipam:v1", "none", built, "there is no manifests/overlays/none"},
+		{makefileValue(t, "IMAGE"), "default", built, "in a registry of yours"},
+		{"", "default", built, "in a registry of yours"},
+	} {
+		t.Run(tc.image+" "+tc.overlay, func(t *testing.T) {
+			out := t.TempDir()
+			if tc.built != "" {
+				if err := os.WriteFile(filepath.Join(out, "image.digest"), []byte(tc.built+"\n"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			cmd := exec.CommandContext(t.Context(), filepath.Join(root(t), "hack", "manifests.sh"))
+			cmd.Env = append(os.Environ(), "IMAGE="+tc.image, "OVERLAY="+tc.overlay, "OUT="+out)
+			says, err := cmd.CombinedOutput()
+			if !strings.Contains(tc.want, "@") {
+				if err == nil || !strings.Contains(string(says), tc.want) {
+					t.Errorf("%v: %s", err, says)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatalf("%v: %s", err, says)
+			}
+			found := 0
+			for _, u := range render(t, filepath.Join(out, "manifests")) {
+				if spec := podSpec(t, u); spec != nil {
+					for _, c := range spec.Containers {
+						if found++; c.Image != tc.want {
+							t.Errorf("%s has the image %s, want %s", c.Name, c.Image, tc.want)
+						}
+					}
+				}
+			}
+			if found != 2 {
+				t.Errorf("%d containers", found)
+			}
+		})
 	}
 }
 

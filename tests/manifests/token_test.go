@@ -26,6 +26,12 @@ import (
 func pluginTokens(t *testing.T, env *testenv.Env, o overlay) {
 	nodes := twoNodes(t, env)
 	ours := kube(t, installerOn(t, env, o.namespace, "node-a"))
+	seconds := func(n int64) *int64 { return &n }
+	// Somebody gives the installer more than its role.
+	kubectl(t, env, "create", "rolebinding", "more", "-n", o.namespace, "--clusterrole=admin", "--serviceaccount="+o.namespace+":"+installer)
+	kubectl(t, env, "create", "clusterrole", "any-token", "--verb=create", "--resource=serviceaccounts/token")
+	kubectl(t, env, "create", "rolebinding", "any-token", "-n", o.namespace, "--clusterrole=any-token", "--serviceaccount="+o.namespace+":"+installer)
+	kubectl(t, env, "create", "serviceaccount", "other", "-n", o.namespace)
 	homeless := kube(t, as(t, env, o.namespace, installer, nil)) // its token names no node
 	bound := func(node string) *authenticationv1.BoundObjectReference {
 		return &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Node", Name: node, UID: nodes[node]}
@@ -34,18 +40,27 @@ func pluginTokens(t *testing.T, env *testenv.Env, o overlay) {
 		name    string
 		client  kubernetes.Interface
 		account string
-		bound   *authenticationv1.BoundObjectReference
+		spec    authenticationv1.TokenRequestSpec
 		refused string
 	}{
-		{"its own node", ours, "crd-ipam-plugin", bound("node-a"), ""},
-		{"another node", ours, "crd-ipam-plugin", bound("node-b"), "must be bound to Node node-a"},
-		{"not bound", ours, "crd-ipam-plugin", nil, "must be bound to Node node-a"},
-		{"bound to its pod", ours, "crd-ipam-plugin", &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: "some-pod"}, "must be bound to Node node-a"},
-		{"no pod on a node", homeless, "crd-ipam-plugin", bound("node-a"), "only to a pod on a node"},
-		{"another account", ours, "nv-ipam-controller", bound("node-a"), `cannot create resource "serviceaccounts/token"`},
+		{"its own node", ours, "crd-ipam-plugin", authenticationv1.TokenRequestSpec{BoundObjectRef: bound("node-a")}, ""},
+		{"as the installer asks by default", ours, "crd-ipam-plugin", authenticationv1.TokenRequestSpec{BoundObjectRef: bound("node-a"), ExpirationSeconds: seconds(86400)}, ""},
+		{"another node", ours, "crd-ipam-plugin", authenticationv1.TokenRequestSpec{BoundObjectRef: bound("node-b")}, "must be bound to Node node-a"},
+		{"not bound", ours, "crd-ipam-plugin", authenticationv1.TokenRequestSpec{}, "must be bound to Node node-a"},
+		{"bound to its pod", ours, "crd-ipam-plugin", authenticationv1.TokenRequestSpec{
+			BoundObjectRef: &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: "some-pod"}}, "must be bound to Node node-a"},
+		{"no pod on a node", homeless, "crd-ipam-plugin", authenticationv1.TokenRequestSpec{BoundObjectRef: bound("node-a")}, "only to a pod on a node"},
+		{"a hundred years", ours, "crd-ipam-plugin", authenticationv1.TokenRequestSpec{BoundObjectRef: bound("node-a"), ExpirationSeconds: seconds(100 * 365 * 24 * 3600)}, "for 86400 seconds at most"},
+		{"a second too long", ours, "crd-ipam-plugin", authenticationv1.TokenRequestSpec{BoundObjectRef: bound("node-a"), ExpirationSeconds: seconds(86401)}, "for 86400 seconds at most"},
+		{"another audience", ours, "crd-ipam-plugin", authenticationv1.TokenRequestSpec{BoundObjectRef: bound("node-a"), Audiences: []string{"vault"}}, "for the API server only"},
+		{"another audience beside the API server", ours, "crd-ipam-plugin", authenticationv1.TokenRequestSpec{
+			BoundObjectRef: bound("node-a"), Audiences: []string{"https://kubernetes.default.svc.cluster.local", "vault"}}, "for the API server only"},
+		{"another account", ours, "other", authenticationv1.TokenRequestSpec{BoundObjectRef: bound("node-a")}, "of service account crd-ipam-plugin only, not of other"},
+		{"the controller's account", ours, account, authenticationv1.TokenRequestSpec{BoundObjectRef: bound("node-a")}, "of service account crd-ipam-plugin only"},
+		{"the installer's own account", ours, installer, authenticationv1.TokenRequestSpec{BoundObjectRef: bound("node-a")}, "of service account crd-ipam-plugin only"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			req := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: tc.bound}}
+			req := &authenticationv1.TokenRequest{Spec: tc.spec}
 			req, err := tc.client.CoreV1().ServiceAccounts(o.namespace).CreateToken(t.Context(), tc.account, req, metav1.CreateOptions{})
 			if tc.refused != "" {
 				if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), tc.refused) {
@@ -109,7 +124,9 @@ func installerClaims(t *testing.T, env *testenv.Env, o overlay) {
 func claim(t *testing.T, client clientv1alpha1.NvIpamV1alpha1Interface, namespace, address, node string) error {
 	t.Helper()
 	_, err := client.IPAllocations(namespace).Create(t.Context(), &v1alpha1.IPAllocation{
-		ObjectMeta: metav1.ObjectMeta{Name: "claimed." + address},
+		ObjectMeta: metav1.ObjectMeta{Name: "claimed." + address, Labels: map[string]string{
+			v1alpha1.LabelPool: "claimed", v1alpha1.LabelNode: node, v1alpha1.LabelContainer: v1alpha1.ContainerLabel("c"),
+		}},
 		Spec: v1alpha1.IPAllocationSpec{
 			PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "claimed"}, Address: address, NodeName: node,
 			PodRef: v1alpha1.PodReference{Namespace: "default", Name: "p"}, ContainerID: "c", InterfaceName: "net1",

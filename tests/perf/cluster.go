@@ -173,7 +173,9 @@ func (b *bench) install() error {
 
 func canary(node string) *v1alpha1.IPAllocation {
 	return &v1alpha1.IPAllocation{
-		ObjectMeta: metav1.ObjectMeta{Name: "canary.10.9.9.9"},
+		ObjectMeta: metav1.ObjectMeta{Name: "canary.10.9.9.9", Labels: map[string]string{
+			v1alpha1.LabelPool: "canary", v1alpha1.LabelNode: node, v1alpha1.LabelContainer: v1alpha1.ContainerLabel("c"),
+		}},
 		Spec: v1alpha1.IPAllocationSpec{
 			PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "canary"},
 			Address: "10.9.9.9", NodeName: node, ContainerID: "c", InterfaceName: "net1",
