@@ -169,7 +169,7 @@ func readConfig(path string) ([]byte, error) {
 // the runtime happens to have started in.
 func (s *Settings) checkPaths() error {
 	for _, p := range []struct{ key, path string }{
-		{"confDir", s.ConfDir}, {"logFile", s.LogFile}, {"kubeconfig", s.Kubeconfig}, {"dataDir", s.DataDir},
+		{"confDir", s.ConfDir}, {"kubeconfig", s.Kubeconfig}, {"dataDir", s.DataDir},
 	} {
 		if p.path != "" && !filepath.IsAbs(p.path) {
 			return fmt.Errorf("ipam.%s: %q is not an absolute path", p.key, p.path)

@@ -246,33 +246,6 @@ func TestErrorCodes(t *testing.T) {
 	}
 }
 
-func TestLogLevels(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "log")
-	log, closeLog, err := openLog(file, "Warning")
-	if err != nil {
-		t.Fatal(err)
-	}
-	log.Info("quiet")
-	log.Warn("loud")
-	closeLog()
-	data, err := os.ReadFile(file)
-	if err != nil || strings.Contains(string(data), "quiet") || !strings.Contains(string(data), "loud") {
-		t.Errorf("log is %q, %v", data, err)
-	}
-	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("log has mode %v, %v; it names pods", info.Mode(), err)
-	}
-	if _, _, err := openLog(file, "loud"); err == nil {
-		t.Error("level loud is accepted")
-	}
-	log, closeLog, err = openLog(filepath.Join(file, "not-a-directory"), "error")
-	if err != nil {
-		t.Errorf("a log that cannot be opened fails the call: %v", err)
-	}
-	log.Debug("nowhere")
-	closeLog()
-}
-
 func addresses(texts ...string) pool.Want {
 	var w pool.Want
 	for _, s := range texts {

@@ -153,10 +153,7 @@ func (p Plugin) call(v verb, args *skel.CmdArgs, run runFunc) error {
 	if err != nil {
 		return cniError(v.name, invalid(err))
 	}
-	log, closeLog, err := openLog(n.IPAM.LogFile, n.IPAM.LogLevel)
-	if err != nil {
-		return cniError(v.name, invalid(err))
-	}
+	log, closeLog := openLog(n.IPAM.LogFile, n.IPAM.LogLevel)
 	defer closeLog()
 	log = log.With("verb", v.name, "network", n.Name, "container", args.ContainerID, "interface", args.IfName)
 
