@@ -96,7 +96,9 @@ func (i *installer) setUp(ctx context.Context) error {
 		return err
 	}
 	if m == nil {
-		err = i.host.Install(ctx)
+		// A migration that was killed at its very end, or that nobody wants to go on
+		// with, must not keep addresses from pods.
+		err = errors.Join(claim.NewHint(i.dataDir).Open(), i.host.Install(ctx))
 	} else {
 		err = i.migrateAndInstall(ctx, m)
 	}

@@ -32,7 +32,8 @@ type Request struct {
 	Pod      v1alpha1.PodReference
 	DeviceID string
 
-	started time.Time // when the ADD began; zero where nobody knows
+	started time.Time       // when the ADD began; zero where nobody knows
+	foreign map[string]bool // allocations that it must not make: see Hint.foreign
 }
 
 // Claim is an address that was claimed, and the block that it belongs to.
@@ -52,6 +53,7 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 	if err := c.awaitOpen(ctx); err != nil {
 		return nil, err
 	}
+	req.foreign = c.Hint.foreign()
 	if err := c.settleOwn(ctx, req.Attachment); err != nil {
 		return nil, err
 	}
@@ -106,6 +108,9 @@ func (c *Claimer) claim(ctx context.Context, req Request, b *pool.Block, wanted 
 // claimRequested claims one address and no other. Where an earlier sandbox of the
 // same pod has it, whose DEL was lost, that one gives way.
 func (c *Claimer) claimRequested(ctx context.Context, req Request, b *pool.Block, addr netip.Addr) (Held, error) {
+	if req.foreign[v1alpha1.AllocationName(b.Pool.Name, addr)] {
+		return Held{}, foreignInUse(b.Pool, addr)
+	}
 	try := func() (Held, error) {
 		c.hintFailed("holding an address", c.Hint.HoldRequested(Held{Attachment: req.Attachment, Pool: b.Pool.Name, Address: addr}))
 		return c.create(ctx, req, b, addr)
@@ -208,7 +213,8 @@ func (c *Claimer) tryCandidates(ctx context.Context, req Request, b *pool.Block,
 	collisions := 0
 	for addr := range b.Candidates(last) {
 		// What is being released may be free already; the list says so.
-		if _, taken := listed[addr]; taken || listed == nil && unsettled[v1alpha1.AllocationName(b.Pool.Name, addr)] != nil {
+		name := v1alpha1.AllocationName(b.Pool.Name, addr)
+		if _, taken := listed[addr]; taken || req.foreign[name] || listed == nil && unsettled[name] != nil {
 			continue
 		}
 		free, err := c.Hint.Hold(b.Pool.Name, addr, req.Attachment)

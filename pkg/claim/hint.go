@@ -53,7 +53,7 @@ type Held struct {
 //	pools/TYPE.POOL.last  -> ADDRESS                   where round robin stopped
 //	claims/.complete      -> BOOT                      claims/ has all of this node's
 //	claims/.rebuilding*   -> BOOT                      a call is making it so
-//	closed                                             another IPAM's addresses are being adopted: ADDs wait
+//	closed                                             another IPAM's addresses are being adopted: ADDs wait (see Foreign)
 //	lock                                               held to change an entry, never across a request
 //
 // An entry is a symbolic link that points at text, not at a file: making one is

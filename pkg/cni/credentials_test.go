@@ -115,6 +115,10 @@ func TestFindCredentials(t *testing.T) {
 		"/var/lib/rancher/k3s/agent/kubelet.kubeconfig",
 		"/var/lib/rancher/rke2/agent/kubelet.kubeconfig",
 		"/var/snap/microk8s/current/credentials/kubelet.config",
+		"/etc/kubernetes/kubeconfig-kubelet",
+		"/var/lib/k0s/kubelet.conf",
+		"/etc/kubernetes/kubelet/kubeconfig",
+		"/var/lib/kubelet/kubeconfig-real",
 	}
 	if len(kubeletKubeconfigs) != len(places)-1 {
 		t.Errorf("%d places are not tested", len(kubeletKubeconfigs)+1-len(places))
@@ -319,8 +323,9 @@ func TestExplain(t *testing.T) {
 		until time.Time
 		words []string // none: left alone
 	}{
-		{"forbidden", apierrors.NewForbidden(resource, "p.10.0.0.1", errors.New("no")), "system:node:a", fresh,
-			[]string{"no", "asked as system:node:a", "/etc/kubernetes/kubelet.conf", "ClusterRole", nodeRole}},
+		{"forbidden", apierrors.NewForbidden(resource, "p.10.0.0.1", errors.New(`User "system:node:a" cannot create resource "ipallocations"`)), "system:node:a", fresh,
+			[]string{"cannot create", "asked as system:node:a", "/etc/kubernetes/kubelet.conf", "ClusterRole", nodeRole}},
+		{"forbidden, and nobody knows why", apierrors.NewForbidden(resource, "p.10.0.0.1", errors.New("no")), "system:node:a", fresh, []string{"asked as system:node:a", "an admission plugin"}},
 		{"wrapped", fmt.Errorf("claiming: %w", errors.Join(apierrors.NewForbidden(resource, "x", errors.New("no")))), "system:node:a", fresh, []string{"claiming: ", "asked as system:node:a"}},
 		{"unauthorized", unauthorized, "system:node:a", fresh, []string{"asked as system:node:a", "/etc/kubernetes/kubelet.conf", "revoked"}},
 		{"unauthorized, and it is not known until when", unauthorized, "", time.Time{}, []string{"a user that only the API server knows", "revoked"}},
