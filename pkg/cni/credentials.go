@@ -248,15 +248,14 @@ func (c *credentials) explain(err error) error {
 	var badServer *tls.CertificateVerificationError
 	var alert *net.OpError
 	var request *url.Error
+	rejected := apierrors.IsUnauthorized(err) || errors.As(err, &alert) && alert.Op == "remote error"
 	switch {
-	case apierrors.IsUnauthorized(err), errors.As(err, &alert) && alert.Op == "remote error":
-		if now := time.Now(); !c.expires.IsZero() && c.expires.Before(now) {
-			advice = "they have expired at " + c.expires.UTC().Format(time.RFC3339) + ", and whoever renews them has not"
-		} else if advice == "" {
-			advice = adviceOnToken
-		}
 	case errors.As(err, &badServer):
 		advice = "the certificate authority in there is not that of " + c.config.Host
+	case c.expired() && (rejected || closedAtOnce(err)):
+		advice = "they have expired at " + c.expires.UTC().Format(time.RFC3339) + ", and whoever renews them has not"
+	case rejected && advice == "":
+		advice = adviceOnToken
 	case advice != "":
 	case errors.Is(err, claim.ErrUnavailable):
 		return fmt.Errorf("%w (server %s, from %s: %s)", err, c.server(), c.file, adviceOnServer(err))
@@ -270,6 +269,15 @@ func (c *credentials) explain(err error) error {
 		user = c.user
 	}
 	return fmt.Errorf("%w (asked as %s, with the credentials of %s: %s)", err, user, c.file, advice)
+}
+
+func (c *credentials) expired() bool { return !c.expires.IsZero() && c.expires.Before(time.Now()) }
+
+// closedAtOnce reports whether the server has closed the connection before the first
+// request. So it looks, now and then, where it rejects a certificate: with TLS 1.3 the
+// client has finished by then, and the alert that says why may come too late.
+func closedAtOnce(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "http2: client conn could not be established")
 }
 
 // server says where requests go: a proxy that refuses a connection gives only a
