@@ -132,7 +132,7 @@ lint: ## Run go vet, golangci-lint and a syntax check of the scripts
 	"$$lint" run ./... || ok=false; cd tests; "$$lint" run ./... || ok=false; $$ok
 
 .PHONY: vulncheck
-vulncheck: ## Look up what ships in Go's vulnerability database, where that can be reached (GOVULNDB)
+vulncheck: ## Look up what ships in Go's vulnerability database (GOVULNDB); fails where it cannot, unless hack/vulncheck-waiver says who waives that
 	hack/vulncheck.sh
 
 .PHONY: clean

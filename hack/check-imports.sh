@@ -44,6 +44,7 @@ never_itself pkg/reclaim '^(os|io|log|syscall|context|net|time)(/|$)|^k8s.io/api
 never pkg/claim "$ours/(pkg/cni|pkg/controller|cmd)"
 never pkg/cni "$ours/(pkg/controller|cmd)"
 never pkg/controller "$ours/(pkg/cni|cmd)"
+never cmd/internal/program "$ours/(generated|pkg)"
 # The typed clients of Kubernetes alone double the plugin's start-up time and size;
 # what fakes and OpenAPI need takes a quarter of it.
 never cmd/nv-ipam "$ours/pkg/controller|^k8s.io/client-go/(kubernetes|testing|gentype|informers)(/|$)|^k8s.io/kube-openapi/pkg/validation|^github.com/(prometheus|google/gnostic-models)/"

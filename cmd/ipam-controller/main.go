@@ -11,7 +11,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/signal"
 	"sync/atomic"
@@ -26,6 +25,7 @@ import (
 	"k8s.io/client-go/transport"
 	"k8s.io/klog/v2"
 
+	"github.com/crd-ipam/crd-ipam/cmd/internal/program"
 	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned"
 	"github.com/crd-ipam/crd-ipam/pkg/controller"
 )
@@ -39,8 +39,8 @@ type options struct {
 	kubeconfig     string
 	probes         string
 	metrics        string
-	verbosity      int
-	logFormat      string
+	log            program.Log
+	accepted       program.Accepted
 }
 
 func main() {
@@ -75,9 +75,8 @@ func parse(args []string) (*options, error) {
 	fs.StringVar(&o.kubeconfig, "kubeconfig", "", "path of a kubeconfig; default is $KUBECONFIG, then the pod's service account")
 	fs.StringVar(&o.probes, "health-probe-bind-address", ":8081", "address that /healthz and /readyz are served on; empty or 0 serves nothing")
 	fs.StringVar(&o.metrics, "metrics-bind-address", ":8080", "address that /metrics is served on; empty or 0 serves nothing")
-	webhook := fs.Bool("webhook", false, "accepted for compatibility; pools are validated by their CRDs and by admission policies, which need no webhook")
-	fs.IntVar(&o.verbosity, "v", 0, "verbosity of the log: 0 what was done, 2 what was retried, 4 every decision")
-	fs.StringVar(&o.logFormat, "logging-format", "text", "text or json")
+	o.accepted.Switch(fs, "webhook") // pools are validated by their CRDs and by admission policies
+	o.log.Flags(fs, &o.accepted)
 	showVersion := fs.Bool("version", false, "print the version and exit")
 	if err := fs.Parse(args); err != nil {
 		return nil, err
@@ -90,10 +89,7 @@ func parse(args []string) (*options, error) {
 		fmt.Fprintln(fs.Output(), err)
 		return nil, err
 	}
-	o.setUpLog()
-	if *webhook {
-		klog.Info("--webhook has no effect: pools are validated by their CRDs and by admission policies")
-	}
+	o.accepted.Say(o.log.SetUp())
 	return o, nil
 }
 
@@ -101,8 +97,6 @@ func (o *options) check(args []string) error {
 	switch {
 	case len(args) > 0:
 		return fmt.Errorf("unexpected arguments: %q", args)
-	case o.logFormat != "text" && o.logFormat != "json":
-		return fmt.Errorf("--logging-format must be text or json, not %q", o.logFormat)
 	case o.ReclaimGrace < 0:
 		return fmt.Errorf("--reclaim-grace must not be negative: %v", o.ReclaimGrace)
 	case o.ReclaimGraceReadyNode < 0:
@@ -110,20 +104,7 @@ func (o *options) check(args []string) error {
 	case o.Namespace == "":
 		return errors.New("--ippools-namespace must not be empty")
 	}
-	return nil
-}
-
-// setUpLog sends klog's output, client-go's too, through slog: levels above 0
-// are negative there.
-func (o *options) setUpLog() {
-	var level klog.Level
-	_ = level.Set(fmt.Sprint(o.verbosity)) // sets klog's own; a number is never an error
-	handling := &slog.HandlerOptions{Level: slog.Level(-o.verbosity)}
-	var handler slog.Handler = slog.NewTextHandler(os.Stderr, handling)
-	if o.logFormat == "json" {
-		handler = slog.NewJSONHandler(os.Stderr, handling)
-	}
-	klog.SetSlogLogger(slog.New(handler))
+	return o.log.Check()
 }
 
 func run(ctx context.Context, o *options) error {
@@ -140,12 +121,12 @@ func run(ctx context.Context, o *options) error {
 		return c.Run(ctx)
 	}
 	ready := func() bool { return c.Synced() || o.elect && !leading.Load() } // or standing by
-	stopProbes, err := serve(o.probes, probes(ready))
+	stopProbes, err := program.Serve(o.probes, probes(ready), program.DefaultLimits)
 	if err != nil {
 		return err
 	}
 	defer stopProbes()
-	stopMetrics, err := serve(o.metrics, m.handler())
+	stopMetrics, err := program.Serve(o.metrics, m.handler(), program.DefaultLimits)
 	if err != nil {
 		return err
 	}

@@ -4,37 +4,15 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"runtime"
 	"strconv"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"k8s.io/klog/v2"
 )
-
-// serve answers requests to address until stop is called.
-func serve(address string, handler http.Handler) (stop func(), err error) {
-	if address == "" || address == "0" {
-		return func() {}, nil
-	}
-	listener, err := net.Listen("tcp", address)
-	if err != nil {
-		return nil, err
-	}
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second}
-	go func() {
-		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			klog.ErrorS(err, "Nothing is served any more", "address", address)
-		}
-	}()
-	return func() { _ = server.Close() }, nil
-}
 
 // probes answers the kubelet.
 func probes(ready func() bool) http.Handler {
@@ -81,9 +59,12 @@ func newMetrics(leading func() bool) *metrics {
 	return m
 }
 
+// maxScrapes are answered at a time: each one counts all allocations.
+const maxScrapes = 4
+
 func (m *metrics) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("/metrics", promhttp.HandlerFor(m, promhttp.HandlerOpts{}))
+	mux.Handle("/metrics", promhttp.HandlerFor(m, promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes}))
 	return mux
 }
 

@@ -17,11 +17,14 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"k8s.io/klog/v2"
+
+	"github.com/crd-ipam/crd-ipam/cmd/internal/program"
 )
 
 var version = "dev" // set by the linker
@@ -41,8 +44,8 @@ type options struct {
 	namespace  string
 	kubeconfig string
 	probes     string
-	verbosity  int
-	logFormat  string
+	log        program.Log
+	accepted   program.Accepted
 	interval   time.Duration
 
 	source        string
@@ -65,6 +68,8 @@ type options struct {
 	tokenAccount  string
 	tokenServer   string
 	tokenLifetime time.Duration
+
+	cooldown time.Duration
 }
 
 func main() {
@@ -79,7 +84,9 @@ func main() {
 		return
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	err = run(ctx, o, o.setUpLog())
+	log := o.log.SetUp()
+	o.say(log)
+	err = run(ctx, o, log)
 	stop()
 	if err != nil {
 		klog.ErrorS(err, "Stopped")
@@ -97,14 +104,12 @@ func parse(args []string) (*options, error) {
 	fs.StringVar(&o.namespace, "ippools-namespace", "kube-system", "namespace of the pools and of their allocations")
 	fs.StringVar(&o.kubeconfig, "kubeconfig", "", "path of a kubeconfig for this program; default is $KUBECONFIG, then the pod's service account")
 	fs.StringVar(&o.probes, "health-probe-bind-address", ":8081", "address that /healthz and /readyz are served on; empty or 0 serves nothing")
-	fs.IntVar(&o.verbosity, "v", 0, "verbosity of the log")
-	fs.StringVar(&o.logFormat, "logging-format", "text", "text or json")
-	fs.DurationVar(&o.interval, "check-interval", time.Minute, "how often is looked whether the files on the host are as they were installed")
+	fs.DurationVar(&o.interval, "check-interval", time.Minute, "how often to check that the installed files are unchanged")
 	o.hostFlags(fs)
 	o.migrationFlags(fs)
 	o.tokenFlags(fs)
-	fs.String("bind-address", "unix:///var/lib/cni/nv-ipam/daemon.sock", "accepted for compatibility; there is no daemon that serves the plugin")
-	fs.String("metrics-bind-address", ":8080", "accepted for compatibility; there are no metrics")
+	o.log.Flags(fs, &o.accepted)
+	o.acceptedFlags(fs)
 	showVersion := fs.Bool("version", false, "print the version and exit")
 	if err := fs.Parse(args); err != nil {
 		return nil, err
@@ -117,6 +122,34 @@ func parse(args []string) (*options, error) {
 		return nil, err
 	}
 	return o, nil
+}
+
+// acceptedFlags are those of nv-ipam's ipam-node that have no effect here: there is
+// no daemon that serves the plugin, and the controller looks for leaked addresses.
+func (o *options) acceptedFlags(fs *flag.FlagSet) {
+	anything := func(string) error { return nil }
+	o.accepted.Flag(fs, "bind-address", anything)
+	o.accepted.Flag(fs, "metrics-bind-address", anything)
+	o.accepted.Flag(fs, "stale-ip-check-interval", func(value string) error {
+		interval, err := time.ParseDuration(value)
+		if err == nil && interval < 0 {
+			err = errors.New("must not be negative")
+		}
+		return err
+	})
+	o.accepted.Flag(fs, "stale-ip-check-count-before-release", func(value string) error {
+		_, err := strconv.ParseUint(value, 10, 31)
+		return err
+	})
+	fs.DurationVar(&o.cooldown, "released-ip-cooldown", 0, "how long an address that was released is not given again; accepted, and not honoured by this version")
+}
+
+// say says which flags have no effect.
+func (o *options) say(log *slog.Logger) {
+	o.accepted.Say(log)
+	if o.cooldown > 0 {
+		log.Warn("--released-ip-cooldown is not honoured by this version: an address that was released may be given again at once", "cooldown", o.cooldown)
+	}
 }
 
 func (o *options) hostFlags(fs *flag.FlagSet) {
@@ -142,9 +175,9 @@ func (o *options) migrationFlags(fs *flag.FlagSet) {
 }
 
 func (o *options) tokenFlags(fs *flag.FlagSet) {
-	fs.StringVar(&o.tokenAccount, "token-service-account", "", "NAME or NAMESPACE/NAME of a service account whose token, bound to this node, is kept for the plugin; for clusters where the kubelet's credentials cannot be used")
+	fs.StringVar(&o.tokenAccount, "token-service-account", "", "crd-ipam-plugin or NAMESPACE/crd-ipam-plugin: the service account whose token, bound to this node, is kept for the plugin; for clusters where the kubelet's credentials cannot be used")
 	fs.StringVar(&o.tokenServer, "token-server", "", "https://host:port of the API server in the plugin's kubeconfig; default is that of the pod's environment")
-	fs.DurationVar(&o.tokenLifetime, "token-lifetime", 24*time.Hour, "lifetime of that token, at least 10m; it is renewed at between 50 % and 80 % of it")
+	fs.DurationVar(&o.tokenLifetime, "token-lifetime", 24*time.Hour, "lifetime of that token, 10m to 24h; it is renewed at between 50 % and 80 % of it")
 }
 
 func (o *options) check(args []string) error {
@@ -159,38 +192,50 @@ func (o *options) check(args []string) error {
 		return fmt.Errorf("unexpected arguments: %q", args)
 	case once > 1:
 		return errors.New("--once, --uninstall and --migrate-dry-run exclude each other")
-	case o.logFormat != "text" && o.logFormat != "json":
-		return fmt.Errorf("--logging-format must be text or json, not %q", o.logFormat)
+	case o.cooldown < 0:
+		return fmt.Errorf("--released-ip-cooldown must not be negative: %v", o.cooldown)
 	case !slices.Contains([]string{migrateAuto, migrateForce, migrateNever, migrateOnly}, o.migrate):
 		return fmt.Errorf("--migrate must be auto, force, only or never, not %q", o.migrate)
 	case o.namespace == "":
 		return errors.New("--ippools-namespace must not be empty")
 	case o.interval <= 0:
 		return fmt.Errorf("--check-interval must be positive: %v", o.interval)
-	case o.settle < 0 || o.daemonTimeout < 0:
-		return errors.New("--migrate-settle and --cni-daemon-call-timeout must not be negative")
+	case o.settle < 0:
+		return fmt.Errorf("--migrate-settle must not be negative: %v", o.settle)
+	case o.daemonTimeout < 0:
+		return fmt.Errorf("--cni-daemon-call-timeout must not be negative: %d", o.daemonTimeout)
 	case o.tokenAccount != "" && o.nodeName == "":
 		return errors.New("--token-service-account needs --node-name")
-	case o.tokenLifetime < 10*time.Minute:
-		return fmt.Errorf("--token-lifetime must be at least 10m: %v", o.tokenLifetime)
 	case o.tokenServer != "" && !strings.HasPrefix(o.tokenServer, "https://"):
 		return fmt.Errorf("--token-server must be https://host:port, not %q", o.tokenServer)
 	}
 	o.settle = cmp.Or(o.settle, time.Duration(o.daemonTimeout+1)*time.Second)
-	return nil
+	return errors.Join(o.log.Check(), o.checkToken())
 }
 
-// setUpLog sends klog's output, client-go's too, through slog: levels above 0
-// are negative there.
-func (o *options) setUpLog() *slog.Logger {
-	var level klog.Level
-	_ = level.Set(fmt.Sprint(o.verbosity)) // sets klog's own; a number is never an error
-	handling := &slog.HandlerOptions{Level: slog.Level(-o.verbosity)}
-	var handler slog.Handler = slog.NewTextHandler(os.Stderr, handling)
-	if o.logFormat == "json" {
-		handler = slog.NewJSONHandler(os.Stderr, handling)
+// The only service account that the manifests' role and policies know, and what a
+// token of it may live for.
+const (
+	tokenAccount     = "crd-ipam-plugin"
+	minTokenLifetime = 10 * time.Minute
+	maxTokenLifetime = 24 * time.Hour // as the policy crd-ipam-plugin-token
+)
+
+// checkToken refuses what the admission policies do not know: the writes of any other
+// account would not be confined to its node, and its tokens could be had by any node.
+func (o *options) checkToken() error {
+	if o.tokenLifetime < minTokenLifetime || o.tokenLifetime > maxTokenLifetime {
+		return fmt.Errorf("--token-lifetime must be between %v and %v, not %v: it is renewed long before its end, and whoever steals it has it for as long", minTokenLifetime, maxTokenLifetime, o.tokenLifetime)
 	}
-	log := slog.New(handler)
-	klog.SetSlogLogger(log)
-	return log
+	if o.tokenAccount == "" {
+		return nil
+	}
+	namespace, name, ok := strings.Cut(o.tokenAccount, "/")
+	if !ok {
+		namespace, name = o.namespace, o.tokenAccount
+	}
+	if name != tokenAccount || namespace == "" || strings.Contains(name, "/") {
+		return fmt.Errorf("--token-service-account must be %s or NAMESPACE/%s, not %q: the admission policies crd-ipam-node and crd-ipam-plugin-token keep only that account to its own node", tokenAccount, tokenAccount, o.tokenAccount)
+	}
+	return nil
 }

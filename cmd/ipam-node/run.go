@@ -23,6 +23,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/crd-ipam/crd-ipam/cmd/internal/program"
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
 	"github.com/crd-ipam/crd-ipam/pkg/cni"
@@ -98,7 +99,9 @@ func (i *installer) setUp(ctx context.Context) error {
 		return err
 	}
 	if m == nil {
-		err = i.host.Install(ctx)
+		// A migration that was killed at its very end, or that nobody wants to go on
+		// with, must not keep addresses from pods.
+		err = errors.Join(hint.Open(i.dataDir, "", i.namespace, i.log).Open(), i.host.Install(ctx))
 	} else {
 		err = i.migrateAndInstall(ctx, m)
 	}
@@ -350,13 +353,6 @@ func (i *installer) untilSetUp(ctx context.Context) error {
 
 // serveProbes answers the kubelet until stop is called.
 func (i *installer) serveProbes() (stop func(), err error) {
-	if i.probes == "" || i.probes == "0" {
-		return func() {}, nil
-	}
-	listener, err := net.Listen("tcp", i.probes)
-	if err != nil {
-		return nil, err
-	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
@@ -369,13 +365,7 @@ func (i *installer) serveProbes() (stop func(), err error) {
 			fmt.Fprintln(w, "ok")
 		}
 	})
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
-	go func() {
-		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			i.log.Error("probes are not served any more", "error", err)
-		}
-	}()
-	return func() { _ = server.Close() }, nil
+	return program.Serve(i.probes, mux, program.DefaultLimits)
 }
 
 func exists(path string) bool {

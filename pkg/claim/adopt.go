@@ -13,6 +13,7 @@ import (
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/hint"
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
 // ErrTakingOver says that what another IPAM has given on this node is being
@@ -51,4 +52,10 @@ func (c *Claimer) awaitOpen(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// foreignInUse refuses a requested address that nv-ipam has given.
+func foreignInUse(ref v1alpha1.PoolReference, addr netip.Addr) error {
+	return fmt.Errorf("requested IP is already reserved in the pool %q, poolType %q: %s is held in nv-ipam's store on this node, whose migration is unfinished; see the log of ipam-node: %w",
+		ref.Name, pool.Type(ref.Kind), addr, ErrTakingOver)
 }

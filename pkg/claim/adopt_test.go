@@ -7,11 +7,13 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/hint"
 )
 
@@ -29,7 +31,7 @@ func TestAddsWaitWhileClosed(t *testing.T) {
 	cancel()
 
 	must(c.awaitOpen(over))
-	must(h.Close())
+	must(h.Close(hint.Foreign{}))
 	if err := c.awaitOpen(over); !errors.Is(err, ErrTakingOver) {
 		t.Errorf("closed: %v, want ErrTakingOver", err)
 	}
@@ -40,13 +42,21 @@ func TestAddsWaitWhileClosed(t *testing.T) {
 	must(<-waited)
 
 	// Whoever closed it has died.
-	must(h.Close())
+	must(h.Close(hint.Foreign{}))
 	long := time.Now().Add(-time.Hour)
 	must(os.Chtimes(filepath.Join(dir, "closed"), long, long))
 	must(c.awaitOpen(over))
 	// Closing it again keeps it closed.
-	must(h.Close())
+	must(h.Close(hint.Foreign{}))
 	if err := c.awaitOpen(over); !errors.Is(err, ErrTakingOver) {
 		t.Errorf("closed again: %v, want ErrTakingOver", err)
+	}
+}
+
+func TestForeignInUse(t *testing.T) {
+	err := foreignInUse(v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "p"}, netip.MustParseAddr("10.0.0.1"))
+	want := `requested IP is already reserved in the pool "p", poolType "ippool": 10.0.0.1 is held in nv-ipam's store on this node, whose migration is unfinished; see the log of ipam-node: ` + ErrTakingOver.Error()
+	if err.Error() != want || !errors.Is(err, ErrTakingOver) {
+		t.Errorf("got %v", err)
 	}
 }

@@ -28,7 +28,8 @@ type Request struct {
 	Pod      v1alpha1.PodReference
 	DeviceID string
 
-	started time.Time // when the ADD began; zero if nobody knows
+	started time.Time       // when the ADD began; zero if nobody knows
+	foreign map[string]bool // allocations that it must not make: see hint.Foreign
 }
 
 // Claim is an address that was claimed, and the block that it belongs to.
@@ -48,6 +49,7 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 	if err := c.awaitOpen(ctx); err != nil {
 		return nil, err
 	}
+	req.foreign = c.Hint.Foreign()
 	if err := c.releaseEarlier(ctx, req.Attachment); err != nil {
 		return nil, err
 	}
@@ -107,6 +109,9 @@ func (c *Claimer) allocate(ctx context.Context, req Request, v view, wanted neti
 
 // claimRequested claims one address and no other.
 func (c *Claimer) claimRequested(ctx context.Context, req Request, b *pool.Block, addr netip.Addr) (hint.Entry, error) {
+	if req.foreign[v1alpha1.AllocationName(b.Pool.Name, addr)] {
+		return hint.Entry{}, foreignInUse(b.Pool, addr)
+	}
 	c.Hint.ClaimingRequested(hint.Entry{Attachment: req.Attachment, Pool: b.Pool.Name, Address: addr})
 	return c.create(ctx, req, b, addr, true)
 }

@@ -80,10 +80,8 @@ func (c *Claimer) beingReleased(b *pool.Block) map[netip.Addr]bool {
 // there are no more, or if as many as may collide were held by others.
 func (s *search) try(ctx context.Context, candidates iter.Seq[netip.Addr], collisions int) (e hint.Entry, collided bool, err error) {
 	for addr := range candidates {
-		if s.held[addr] || s.releasing[addr] {
-			continue
-		}
-		if s.Hint.Claiming(hint.Entry{Attachment: s.req.Attachment, Pool: s.b.Pool.Name, Address: addr}) {
+		entry := hint.Entry{Attachment: s.req.Attachment, Pool: s.b.Pool.Name, Address: addr}
+		if s.held[addr] || s.releasing[addr] || s.req.foreign[entry.Name()] || s.Hint.Claiming(entry) {
 			continue
 		}
 		e, err := s.create(ctx, s.req, s.b, addr, false)
@@ -96,7 +94,7 @@ func (s *search) try(ctx context.Context, candidates iter.Seq[netip.Addr], colli
 		}
 		s.Log.Debug("candidate is held by another", "error", err)
 		s.held[addr] = true
-		s.Hint.Elsewhere(hint.Entry{Attachment: s.req.Attachment, Pool: s.b.Pool.Name, Address: addr})
+		s.Hint.Elsewhere(entry)
 		if collisions--; collisions == 0 {
 			return hint.Entry{}, true, nil
 		}

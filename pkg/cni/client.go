@@ -8,9 +8,13 @@ import (
 	"fmt"
 	"mime"
 	"net/http"
+	"net/url"
+	"os"
+	"strings"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/rest"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned/scheme"
@@ -19,13 +23,38 @@ import (
 
 // newClient returns a client of the API server, and of nothing else that may
 // answer in its place.
+//
+// The kubeconfig alone says how to reach it. The environment is the container
+// runtime's: a proxy that it has for pulling images, or an authority that it trusts,
+// is not meant for the API server.
 func newClient(config *rest.Config) (clientv1alpha1.NvIpamV1alpha1Interface, error) {
+	before := forgetEnvironment()
+	if exec := config.ExecProvider; exec != nil { // the program may need what it was started with
+		exec.Env = append(before, exec.Env...)
+	}
+	if config.Proxy == nil { // no proxy-url
+		config.Proxy = func(*http.Request) (*url.URL, error) { return nil, nil }
+	}
 	config.QPS = -1 // a process makes two requests
 	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return jsonOnly{next} })
 	config.APIPath, config.GroupVersion = "/apis", &schema.GroupVersion{Group: v1alpha1.GroupName, Version: v1alpha1.GroupVersion.Version}
 	config.NegotiatedSerializer = scheme.Codecs.WithoutConversion()
 	c, err := rest.RESTClientFor(config)
 	return clientv1alpha1.New(once{c}), err
+}
+
+// forgetEnvironment removes what the libraries would read of the environment, and
+// returns what was there: HTTPS_PROXY, SSL_CERT_FILE, GODEBUG, KUBE_FEATURE_* and
+// whatever they will come to know. PATH stays, to find a credential program.
+func forgetEnvironment() (before []clientcmdapi.ExecEnvVar) {
+	for _, entry := range os.Environ() {
+		name, value, _ := strings.Cut(entry, "=")
+		before = append(before, clientcmdapi.ExecEnvVar{Name: name, Value: value})
+		if name != "PATH" {
+			_ = os.Unsetenv(name) // not Clearenv, which the runtime does not notice for GODEBUG
+		}
+	}
+	return before
 }
 
 // once sends each request once. The client's own retries know nothing of the time

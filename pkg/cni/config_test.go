@@ -248,24 +248,6 @@ func TestErrorCodes(t *testing.T) {
 	}
 }
 
-func TestLogLevels(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "log")
-	log, closeLog := openLog(file, "Warning")
-	log.Info("quiet")
-	log.Warn("loud")
-	closeLog()
-	data, err := os.ReadFile(file)
-	if err != nil || strings.Contains(string(data), "quiet") || !strings.Contains(string(data), "loud") {
-		t.Errorf("log is %q, %v", data, err)
-	}
-	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("log has mode %v, %v; it names pods", info.Mode(), err)
-	}
-	log, closeLog = openLog(filepath.Join(file, "not-a-directory"), "loud")
-	log.Debug("nowhere")
-	closeLog()
-}
-
 func addresses(texts ...string) pool.Want {
 	var w pool.Want
 	for _, s := range texts {

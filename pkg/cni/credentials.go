@@ -16,6 +16,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -40,10 +41,14 @@ const ownKubeconfig = "nv-ipam.kubeconfig"
 // without kube-proxy, and the kubelet keeps its credentials fresh.
 var kubeletKubeconfigs = []string{
 	"/etc/kubernetes/kubelet.conf",                          // kubeadm, kind
-	"/var/lib/kubelet/kubeconfig",                           // OpenShift, GKE, EKS
+	"/var/lib/kubelet/kubeconfig",                           // OpenShift, GKE, EKS, AKS, kops
 	"/var/lib/rancher/k3s/agent/kubelet.kubeconfig",         // K3s
 	"/var/lib/rancher/rke2/agent/kubelet.kubeconfig",        // RKE2
 	"/var/snap/microk8s/current/credentials/kubelet.config", // MicroK8s
+	"/etc/kubernetes/kubeconfig-kubelet",                    // Talos
+	"/var/lib/k0s/kubelet.conf",                             // k0s
+	"/etc/kubernetes/kubelet/kubeconfig",                    // Bottlerocket
+	"/var/lib/kubelet/kubeconfig-real",                      // Gardener
 }
 
 // What makes a user a kubelet, and what the role and the admission policy are
@@ -235,27 +240,27 @@ func (c *credentials) nodeName(configured string, log *slog.Logger) (string, err
 	return strings.ToLower(host), nil
 }
 
-// explain adds to an error that is about who asks what a person needs to do
-// something about it: as whom was asked, with which file, and what may be wrong.
+// explain adds to an error that is about who asks, or about what the API server
+// makes of it, what a person needs to do something about it: as whom was asked, with
+// which file, and what may be wrong.
 func (c *credentials) explain(err error) error {
-	var advice string
+	advice := adviceOnRefusal(err)
 	var badServer *tls.CertificateVerificationError
 	var alert *net.OpError
 	var request *url.Error
+	rejected := apierrors.IsUnauthorized(err) || errors.As(err, &alert) && alert.Op == "remote error"
 	switch {
-	case apierrors.IsForbidden(err):
-		advice = "what that user may do is in ClusterRole and ValidatingAdmissionPolicy " + nodeRole + " and their bindings"
-	case apierrors.IsUnauthorized(err), errors.As(err, &alert) && alert.Op == "remote error":
-		advice = "they may be revoked, or be those of another cluster"
-		if now := time.Now(); !c.expires.IsZero() && c.expires.Before(now) {
-			advice = "they have expired at " + c.expires.UTC().Format(time.RFC3339) + ", and whoever renews them has not"
-		}
 	case errors.As(err, &badServer):
 		advice = "the certificate authority in there is not that of " + c.config.Host
+	case c.expired() && (rejected || closedAtOnce(err)):
+		advice = "they have expired at " + c.expires.UTC().Format(time.RFC3339) + ", and whoever renews them has not"
+	case rejected && advice == "":
+		advice = adviceOnToken
+	case advice != "":
 	case errors.Is(err, ledger.ErrUnavailable):
-		return fmt.Errorf("%w (server %s, from %s: %s)", err, c.config.Host, c.file, adviceOnServer(err))
+		return fmt.Errorf("%w (server %s, from %s: %s)", err, c.server(), c.file, adviceOnServer(err))
 	case errors.As(err, &request): // whose own words have to do
-		return fmt.Errorf("%w (server %s, from %s)", err, c.config.Host, c.file)
+		return fmt.Errorf("%w (server %s, from %s)", err, c.server(), c.file)
 	default:
 		return err
 	}
@@ -264,6 +269,31 @@ func (c *credentials) explain(err error) error {
 		user = c.user
 	}
 	return fmt.Errorf("%w (asked as %s, with the credentials of %s: %s)", err, user, c.file, advice)
+}
+
+func (c *credentials) expired() bool { return !c.expires.IsZero() && c.expires.Before(time.Now()) }
+
+// closedAtOnce reports whether the server has closed the connection before the first
+// request. So it looks, now and then, where it rejects a certificate: with TLS 1.3 the
+// client has finished by then, and the alert that says why may come too late.
+func closedAtOnce(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "http2: client conn could not be established")
+}
+
+// server says where requests go: a proxy that refuses a connection gives only a
+// status text, which reads as if it were the API server's.
+func (c *credentials) server() string {
+	if c.config.Proxy == nil {
+		return c.config.Host
+	}
+	req, err := http.NewRequest(http.MethodGet, c.config.Host, nil)
+	if err != nil {
+		return c.config.Host
+	}
+	if proxy, err := c.config.Proxy(req); err == nil && proxy != nil {
+		return c.config.Host + " through the kubeconfig's proxy-url " + proxy.Redacted()
+	}
+	return c.config.Host
 }
 
 // adviceOnServer says what to look at where the API server does not answer as it
@@ -281,7 +311,7 @@ func adviceOnServer(err error) string {
 	case apierrors.IsNotFound(err):
 		return "either something else answers there, or the CRDs of nv-ipam.nvidia.com are not installed"
 	case apierrors.IsUnexpectedServerError(err):
-		return "something in front of the API server answers in its place, or it is starting"
+		return adviceOnProxy + ", or it is starting"
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return "it does not answer in time; is it overloaded, or does a firewall between this host and it drop packets?"
 	}

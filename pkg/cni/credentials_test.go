@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"math/big"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -115,6 +116,10 @@ func TestFindCredentials(t *testing.T) {
 		"/var/lib/rancher/k3s/agent/kubelet.kubeconfig",
 		"/var/lib/rancher/rke2/agent/kubelet.kubeconfig",
 		"/var/snap/microk8s/current/credentials/kubelet.config",
+		"/etc/kubernetes/kubeconfig-kubelet",
+		"/var/lib/k0s/kubelet.conf",
+		"/etc/kubernetes/kubelet/kubeconfig",
+		"/var/lib/kubelet/kubeconfig-real",
 	}
 	if len(kubeletKubeconfigs) != len(places)-1 {
 		t.Errorf("%d places are not tested", len(kubeletKubeconfigs)+1-len(places))
@@ -319,13 +324,16 @@ func TestExplain(t *testing.T) {
 		until time.Time
 		words []string // none: left alone
 	}{
-		{"forbidden", apierrors.NewForbidden(resource, "p.10.0.0.1", errors.New("no")), "system:node:a", fresh,
-			[]string{"no", "asked as system:node:a", "/etc/kubernetes/kubelet.conf", "ClusterRole", nodeRole}},
+		{"forbidden", apierrors.NewForbidden(resource, "p.10.0.0.1", errors.New(`User "system:node:a" cannot create resource "ipallocations"`)), "system:node:a", fresh,
+			[]string{"cannot create", "asked as system:node:a", "/etc/kubernetes/kubelet.conf", "ClusterRole", nodeRole}},
+		{"forbidden, and nobody knows why", apierrors.NewForbidden(resource, "p.10.0.0.1", errors.New("no")), "system:node:a", fresh, []string{"asked as system:node:a", "an admission plugin"}},
 		{"wrapped", fmt.Errorf("claiming: %w", errors.Join(apierrors.NewForbidden(resource, "x", errors.New("no")))), "system:node:a", fresh, []string{"claiming: ", "asked as system:node:a"}},
 		{"unauthorized", unauthorized, "system:node:a", fresh, []string{"asked as system:node:a", "/etc/kubernetes/kubelet.conf", "revoked"}},
 		{"unauthorized, and it is not known until when", unauthorized, "", time.Time{}, []string{"a user that only the API server knows", "revoked"}},
 		{"expired", unauthorized, "system:node:a", expired, []string{"expired at 2026-01-02T03:04:05Z", "/etc/kubernetes/kubelet.conf"}},
 		{"expired, says a proxy", &net.OpError{Op: "remote error", Err: errors.New("tls: expired certificate")}, "system:node:a", expired, []string{"expired at 2026-01-02T03:04:05Z"}},
+		{"expired, and the alert came too late", &url.Error{Op: "Get", URL: "https://x", Err: errors.New("http2: client conn could not be established")}, "system:node:a", expired, []string{"expired at 2026-01-02T03:04:05Z"}},
+		{"closed at once for another reason", &url.Error{Op: "Get", URL: "https://x", Err: errors.New("http2: client conn could not be established")}, "system:node:a", fresh, []string{"(server https://127.0.0.1:1, from /etc/kubernetes/kubelet.conf)"}},
 		{"another cluster's server", &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, "system:node:a", fresh, []string{"authority", "https://127.0.0.1:1", "/etc/kubernetes/kubelet.conf"}},
 		{"nothing", nil, "system:node:a", expired, nil},
 		{"in use", &ledger.InUseError{Holder: &v1alpha1.IPAllocation{}}, "system:node:a", expired, nil},

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -637,5 +638,64 @@ func TestGarbage(t *testing.T) {
 		if h.Claiming(heldBy(podA, netip.MustParseAddr(a), "")) {
 			t.Errorf("%s is taken", a)
 		}
+	}
+}
+
+// What nv-ipam has given and nobody has adopted is known as long as the node is
+// closed, however old that is.
+func TestForeign(t *testing.T) {
+	const store = `{"version":1,"pools":{
+		"p":{"entries":{"a":{"container_id":"aaaa","interface_name":"net1","ip_address":"10.0.0.1"},"x":{"ip_address":"none"}}},
+		"cidrpool/q":{"entries":{"b":{"container_id":"bbbb","interface_name":"net1","ip_address":"10.0.0.2"}}}}}`
+	entryA, entryB := NewForeignEntry("p", addr1, podA), NewForeignEntry("q", addr2, podB)
+	for _, tc := range []struct {
+		name    string
+		store   string // what is in the store by now; none where it is empty
+		foreign Foreign
+		want    []string
+	}{
+		{"nothing is given", "", Foreign{}, nil},
+		{"as it was read", "", Foreign{Held: []ForeignEntry{entryA, NewForeignEntry("p", addr6, podA)}}, []string{"p.10.0.0.1", v1alpha1.AllocationName("p", addr6)}},
+		{"given since then", store, Foreign{}, []string{"p.10.0.0.1", "q.10.0.0.2"}},
+		{"adopted", store, Foreign{Settled: []ForeignEntry{entryA}}, []string{"q.10.0.0.2"}},
+		{"adopted, and given again since", store, Foreign{Settled: []ForeignEntry{NewForeignEntry("p", addr1, podB), entryB}}, []string{"p.10.0.0.1"}},
+		{"half a store", store[:60], Foreign{Held: []ForeignEntry{entryB}}, []string{"q.10.0.0.2"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			dir := t.TempDir()
+			h := Open(dir, "cluster", "ns", slog.New(slog.DiscardHandler))
+			if tc.store != "" {
+				must(t, os.WriteFile(filepath.Join(dir, "store"), []byte(tc.store), 0o600))
+			}
+			if got := h.Foreign(); got != nil {
+				t.Errorf("open: %v", got)
+			}
+			tc.foreign.Store = filepath.Join(dir, "store")
+			must(t, h.Close(tc.foreign))
+			age(t, h, 24*time.Hour, "..", closedFile)
+			// The host has the directory under another path than who has closed it.
+			moved := filepath.Join(t.TempDir(), "moved")
+			must(t, os.Rename(dir, moved))
+			h = Open(moved, "cluster", "ns", h.log)
+			if got := slices.Sorted(maps.Keys(h.Foreign())); !slices.Equal(got, tc.want) {
+				t.Errorf("got %q, want %q", got, tc.want)
+			}
+			// A file that says nothing stands for all that the store has.
+			must(t, os.WriteFile(filepath.Join(moved, closedFile), nil, 0o600))
+			if got := len(h.Foreign()); tc.store == store && got != 2 {
+				t.Errorf("%d of an empty file, want 2", got)
+			}
+			must(t, h.Open())
+			if got := h.Foreign(); got != nil {
+				t.Errorf("open again: %v", got)
+			}
+		})
+	}
+	h := newHint(t)
+	elsewhere := filepath.Join(t.TempDir(), "store")
+	must(t, os.WriteFile(elsewhere, []byte(store), 0o600))
+	must(t, h.Close(Foreign{Store: elsewhere}))
+	if got := h.Foreign(); len(got) != 2 {
+		t.Errorf("a store elsewhere: %v", got)
 	}
 }

@@ -46,6 +46,9 @@ func newIssuer() *issuer {
 			return true, nil, i.fail
 		}
 		spec := action.(clienttesting.CreateAction).GetObject().(*authenticationv1.TokenRequest).Spec
+		if len(spec.Audiences) > 0 || spec.ExpirationSeconds == nil || spec.BoundObjectRef == nil || spec.BoundObjectRef.Kind != "Node" {
+			return true, nil, apierrors.NewForbidden(corev1.Resource("serviceaccounts/token"), "plugin", errors.New("not as the admission policy demands"))
+		}
 		node := spec.BoundObjectRef.UID
 		if i.bindTo != "" {
 			node = i.bindTo

@@ -13,6 +13,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 )
 
@@ -98,13 +99,13 @@ func (m *Migrator) Claim(ctx context.Context) (*Journal, error) {
 // another reason than that another pod holds it, nothing is switched: the error
 // says why, and the next Run begins anew.
 //
-// The node stays closed when Run fails after the switch, until the next Run or
-// until hint.Close runs out.
+// The node stays closed when Run fails after the switch, until the next Run. When
+// hint.Close runs out, ADDs go on, with what nv-ipam has not given.
 func (m *Migrator) Run(ctx context.Context, switchOver func(context.Context) error) (*Journal, error) {
-	if before, err := ReadJournal(m.StoreFile); err == nil && before != nil && before.Switched && before.Finished == nil {
+	if store, before, err := m.read(); err == nil && store != nil && before.Switched && before.Finished == nil {
 		// A run that ended early left the node closed; it must not open meanwhile.
-		if err := m.Claimer.Hint.Close(); err != nil {
-			return before, fmt.Errorf("keeping the node closed: %w", err)
+		if err := m.close(store, before); err != nil {
+			return before, err
 		}
 	}
 	journal, err := m.Claim(ctx)
@@ -118,8 +119,8 @@ func (m *Migrator) Run(ctx context.Context, switchOver func(context.Context) err
 	if err := journal.save(m.StoreFile); err != nil {
 		return journal, fmt.Errorf("writing the journal of the migration: %w", err)
 	}
-	if err := m.Claimer.Hint.Close(); err != nil {
-		return journal, fmt.Errorf("closing the node: %w", err)
+	if err := m.closeAgain(journal); err != nil {
+		return journal, err
 	}
 	// A node that is closed should be opened, also where the process is told to end.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.Settle+switchTime)
@@ -146,6 +147,9 @@ func (m *Migrator) settle(ctx context.Context, journal *Journal) error {
 		if err != nil {
 			return fmt.Errorf("reading nv-ipam's store again: %w", err)
 		}
+		if err := m.close(store, journal); err != nil {
+			return err
+		}
 		if store.Sum != journal.Store {
 			quiet = time.Now()
 			if err := m.pass(ctx, store, store.news(journal), journal); err != nil {
@@ -161,10 +165,34 @@ func (m *Migrator) settle(ctx context.Context, journal *Journal) error {
 			return ctx.Err()
 		case <-time.After(wait):
 		}
-		if err := m.Claimer.Hint.Close(); err != nil {
-			return fmt.Errorf("keeping the node closed: %w", err)
+	}
+}
+
+// closeAgain is close with the store as it is by now.
+func (m *Migrator) closeAgain(journal *Journal) error {
+	store, err := ReadStore(m.StoreFile)
+	if err != nil {
+		return fmt.Errorf("reading nv-ipam's store again: %w", err)
+	}
+	return m.close(store, journal)
+}
+
+// close closes the node, or keeps it closed: no ADD is given what the store has and
+// the journal does not.
+func (m *Migrator) close(store *Store, journal *Journal) error {
+	foreign := hint.Foreign{Store: m.StoreFile}
+	for _, e := range store.Entries {
+		entry := hint.NewForeignEntry(e.Pool.Name, e.Address, e.Attachment)
+		if journal.find(e) == nil {
+			foreign.Held = append(foreign.Held, entry)
+		} else {
+			foreign.Settled = append(foreign.Settled, entry)
 		}
 	}
+	if err := m.Claimer.Hint.Close(foreign); err != nil {
+		return fmt.Errorf("keeping the node closed: %w", err)
+	}
+	return nil
 }
 
 // pass claims entries of the store. It goes on whatever becomes of one of them,

@@ -535,6 +535,83 @@ func TestKilledAfterTheSwitch(t *testing.T) {
 	}
 }
 
+// As above, and the installer stays away for more than the two minutes that ADDs
+// wait: they go on, and nobody is given what nv-ipam has given, also not what it gave
+// after the installer has read its store for the last time.
+func TestInstallerStaysAway(t *testing.T) {
+	c := newCluster(t)
+	h, p := c.host(t, "kind-worker", sampleStore(t)), c.proxy(t)
+	h.kubeconfig = p.kubeconfig
+	cmd := newProcess(h.ipamNode(t, "--once"))
+	late := withEntry(t, sampleStore(t), "late", "192.168.0.104")
+	p.set(func(name string) {
+		if name == "pool1.192.168.0.104" {
+			cmd.signal(os.Kill)
+		}
+	}, func(name string) {
+		if name != "rail1.10.60.1.2" {
+			h.write(t, "data/store", late, 0o644)
+		}
+	})
+	if err := cmd.run(t); err == nil || !h.isInstalled(t) {
+		t.Fatalf("killed: %v, switched: %t", err, h.isInstalled(t))
+	}
+	p.set(nil, nil)
+	h.write(t, "data/store", withEntry(t, withEntry(t, late, "later", "192.168.0.105"), "static", "192.168.0.9"), 0o644)
+	longAgo := time.Now().Add(-3 * time.Minute)
+	if err := os.Chtimes(h.path("data/closed"), longAgo, longAgo); err != nil {
+		t.Fatal(err)
+	}
+
+	if got := h.add(t, "c1", ""); got != "192.168.0.106" {
+		t.Errorf("the next address is %s", got)
+	}
+	for _, addr := range []string{"192.168.0.104", "192.168.0.105", "192.168.0.9"} {
+		_, err := h.call(t.Context(), "ADD", "c2", ";IP="+addr, "pool1", "ippool")
+		if err == nil || !strings.Contains(err.Error(), "requested IP is already reserved in the pool") || !strings.Contains(err.Error(), addr+" is held in nv-ipam's store") {
+			t.Errorf("a request for %s: %v", addr, err)
+		}
+	}
+	if got := h.add(t, "c3", ";IP=192.168.0.8"); got != "192.168.0.8" {
+		t.Errorf("an address that nv-ipam has not given: %s", got)
+	}
+	// What was migrated and released since is free, whatever nv-ipam's store says.
+	h.del(t, static)
+	if got := h.add(t, "c4", ";IP=192.168.0.5"); got != "192.168.0.5" {
+		t.Errorf("an address that was given back: %s", got)
+	}
+
+	h.mustRun(t, "--once")
+	if _, err := os.Stat(h.path("data/closed")); !os.IsNotExist(err) {
+		t.Errorf("the node is not open: %v", err)
+	}
+	held := c.held(t)
+	for _, line := range []string{"192.168.0.104 kind-worker default/late", "192.168.0.105 kind-worker default/later", "192.168.0.9 kind-worker default/static", "192.168.0.106 kind-worker default/c1"} {
+		if !strings.Contains(held, line) {
+			t.Errorf("not held: %s\nin\n%s", line, held)
+		}
+	}
+	h.del(t, "c-late")
+	if got := h.add(t, "c5", ";IP=192.168.0.104"); got != "192.168.0.104" {
+		t.Errorf("after the migration: %s", got)
+	}
+}
+
+// Killed at the very end, when all is claimed and the node is not open yet, or given
+// up for good: nothing is kept from pods.
+func TestNodeOpensWhereNothingIsLeftToMigrate(t *testing.T) {
+	for _, how := range []string{"auto", "never"} {
+		c := newCluster(t)
+		h := c.host(t, "kind-worker", sampleStore(t))
+		h.mustRun(t, "--once")
+		h.write(t, "data/closed", `{"store":"store","held":["pool1.192.168.0.9 x/net1"]}`, 0o600)
+		h.mustRun(t, "--once", "--migrate="+how)
+		if got := h.add(t, "c1", ";IP=192.168.0.9"); got != "192.168.0.9" {
+			t.Errorf("--migrate=%s: %s", how, got)
+		}
+	}
+}
+
 // While the installer claims what nv-ipam gave last, an ADD of the new plugin
 // waits and does not take that address.
 func TestAddDuringTheSwitch(t *testing.T) {

@@ -28,17 +28,20 @@ var pluginRules = []rbacv1.PolicyRule{
 	{APIGroups: []string{v1alpha1.GroupName}, Resources: []string{"ipallocations"}, Verbs: []string{"get", "list", "create", "delete"}},
 }
 
-// tokenHost is a host whose plugin uses a token of service account "plugin".
+// account is the only one whose token the installer keeps.
+const account = "crd-ipam-plugin"
+
+// tokenHost is a host whose plugin uses a token of that service account.
 func tokenHost(t *testing.T) (*host, []string) {
 	t.Helper()
 	c := newCluster(t)
 	h := c.host(t, "node-"+c.ns, "")
-	if _, err := c.kube.CoreV1().ServiceAccounts(c.ns).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "plugin"}}, metav1.CreateOptions{}); err != nil {
+	if _, err := c.kube.CoreV1().ServiceAccounts(c.ns).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: account}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	c.allow(t, "plugin", rbacv1.Subject{Kind: "ServiceAccount", Namespace: c.ns, Name: "plugin"}, pluginRules)
+	c.allow(t, "plugin", rbacv1.Subject{Kind: "ServiceAccount", Namespace: c.ns, Name: account}, pluginRules)
 	installer := rbacv1.Subject{Kind: "User", APIGroup: rbacv1.GroupName, Name: "installer-" + c.ns}
-	c.allow(t, "token", installer, tokenRules("plugin"))
+	c.allow(t, "token", installer, tokenRules(account))
 	_, err := c.kube.RbacV1().ClusterRoles().Create(t.Context(), &rbacv1.ClusterRole{
 		ObjectMeta: metav1.ObjectMeta{Name: c.ns},
 		Rules:      []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"nodes"}, Verbs: []string{"get"}}},
@@ -54,7 +57,7 @@ func tokenHost(t *testing.T) (*host, []string) {
 	}
 	h.makeNode(t)
 	fixture.IPPool(t, c.client, c.ns, "mine", v1alpha1.IPPoolSpec{Subnet: "10.7.0.0/24", PerNodeBlockSize: 10}, h.name)
-	return h, []string{"--cni-kubeconfig=", "--token-service-account=plugin", "--token-server=" + env.Config.Host, "--token-lifetime=1h"}
+	return h, []string{"--cni-kubeconfig=", "--token-service-account=" + account, "--token-server=" + env.Config.Host, "--token-lifetime=1h"}
 }
 
 func (h *host) makeNode(t *testing.T) *corev1.Node {
@@ -99,7 +102,7 @@ func TestToken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if user.Username != "system:serviceaccount:"+h.ns+":plugin" || strings.Join(user.Extra["authentication.kubernetes.io/node-name"], ",") != h.name {
+	if user.Username != "system:serviceaccount:"+h.ns+":"+account || strings.Join(user.Extra["authentication.kubernetes.io/node-name"], ",") != h.name {
 		t.Errorf("the API server takes the plugin for %+v", user)
 	}
 	for _, name := range []string{"conf/nv-ipam.kubeconfig", "conf/nv-ipam.token"} {
@@ -148,9 +151,23 @@ func TestToken(t *testing.T) {
 func TestTokenRefused(t *testing.T) {
 	needNodeTokens(t)
 	h, args := tokenHost(t)
-	_, log, err := h.run(t, append(args, "--once", "--token-service-account=default")...)
+	_, log, err := h.run(t, append(args, "--once", "--token-service-account=default/"+account)...)
 	if err == nil || !strings.Contains(log, "forbidden") || h.isInstalled(t) {
 		t.Errorf("%v, installed %t\n%s", err, h.isInstalled(t), log)
+	}
+}
+
+// What the admission policies do not know is not even asked for.
+func TestTokenOfAnotherAccountIsRefused(t *testing.T) {
+	h, args := tokenHost(t)
+	for _, tc := range []struct{ flag, words string }{
+		{"--token-service-account=default", `--token-service-account must be crd-ipam-plugin or NAMESPACE/crd-ipam-plugin, not "default"`},
+		{"--token-lifetime=876000h", "--token-lifetime must be between 10m0s and 24h0m0s, not 876000h0m0s"},
+	} {
+		_, log, err := h.run(t, append(args, "--once", tc.flag)...)
+		if err == nil || !strings.Contains(log, tc.words) || h.isInstalled(t) {
+			t.Errorf("%s: %v, installed %t\n%s", tc.flag, err, h.isInstalled(t), log)
+		}
 	}
 }
 

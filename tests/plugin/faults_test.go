@@ -235,7 +235,7 @@ func faults() []fault {
 				t.Fatal(err)
 			}
 			kubeconfig(t, path, env.Config.Host, env.Config.CAData, clientcmdapi.AuthInfo{ClientCertificateData: nobody.CertData, ClientKeyData: nobody.KeyData})
-		}, []string{"asked as nobody", "ClusterRole and ValidatingAdmissionPolicy crd-ipam-node"}},
+		}, []string{"asked as nobody", "ClusterRole crd-ipam-node"}},
 	}
 }
 

@@ -71,6 +71,8 @@ type host struct {
 	dir     string
 	name    string
 	version string // cniVersion of the network configuration
+	// environment is what the runtime has in its own, beyond CNI's.
+	environment []string
 }
 
 func (c *cluster) host(t *testing.T, name string) *host {
@@ -133,6 +135,7 @@ func (h *host) run(t testing.TB, c call) ([]byte, *types.Error) {
 		"CNI_COMMAND=" + c.verb, "CNI_CONTAINERID=" + c.container, "CNI_IFNAME=" + c.ifName, "CNI_ARGS=" + args,
 		"CNI_NETNS=/proc/self/ns/net", "CNI_NETNS_OVERRIDE=1", "CNI_PATH=" + filepath.Dir(h.plugin),
 	}
+	cmd.Env = append(cmd.Env, h.environment...)
 	cmd.Stdin = bytes.NewReader(stdin)
 	var out, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &stderr
