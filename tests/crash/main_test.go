@@ -27,6 +27,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -47,6 +48,8 @@ import (
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
 	"github.com/crd-ipam/crd-ipam/pkg/controller"
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
@@ -67,6 +70,7 @@ type cluster struct {
 	client *clientv1alpha1.NvIpamV1alpha1Client
 	plugin string // a copy: a build may replace the other under way
 	dir    string
+	id     string // in the path of a hint
 
 	// carved are the blocks of all pools.
 	carved map[string][]v1alpha1.Allocation
@@ -86,6 +90,10 @@ type batch struct {
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
 	c := &cluster{ns: env.Namespace(t), client: fixture.Client(t, env.Config), dir: t.TempDir(), carved: map[string][]v1alpha1.Allocation{}}
+	var err error
+	if c.id, err = ledger.ClusterOf(env.Config); err != nil {
+		t.Fatal(err)
+	}
 	built, err := testenv.Binary("nv-ipam")
 	if err != nil {
 		t.Fatal(err)
@@ -133,7 +141,7 @@ type machine struct {
 	*batch
 	node string
 	dir  string
-	hint *claim.Hint
+	hint *hint.Hint
 	// live are the addresses that the plugin has told a container which is still
 	// there.
 	live map[string][]string
@@ -150,7 +158,7 @@ func (c *cluster) machine(t *testing.T, b *batch) *machine {
 	if err := os.Mkdir(m.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	m.hint = claim.NewHint(m.data())
+	m.hint = hint.Open(m.data(), c.id, c.ns, slog.New(slog.DiscardHandler))
 	settings, err := json.Marshal(map[string]any{
 		"kubeconfig": env.Kubeconfig, "poolsNamespace": c.ns, "nodeName": node,
 		"dataDir": m.data(), "logFile": filepath.Join(m.dir, "log"), "logLevel": "info",
@@ -378,8 +386,10 @@ func (m *machine) hintAndAPI(t *testing.T, container string, held []v1alpha1.IPA
 		if !strings.HasPrefix(text, container+"/") || strings.Contains(path, ".tmp") {
 			return
 		}
-		rel, _ := filepath.Rel(m.data(), path)
-		what, _, _ := strings.Cut(rel, "/")
+		what := filepath.Base(filepath.Dir(path))
+		if what == "claims" && strings.Contains(filepath.Base(path), "@") {
+			what = "beside" // of another's entry
+		}
 		if strings.HasSuffix(text, "/") {
 			what += " without UID"
 		}
@@ -399,20 +409,30 @@ func (m *machine) notes(t *testing.T) map[string]bool {
 	t.Helper()
 	noted := map[string]bool{}
 	m.entries(t, func(path, _ string) {
-		if dir := filepath.Base(filepath.Dir(path)); dir == "releasing" || dir == "owed" {
-			name, _, _ := strings.Cut(filepath.Base(path), "@")
+		name, _, _ := strings.Cut(filepath.Base(path), "@")
+		if filepath.Base(filepath.Dir(path)) == "releases" && name != "" {
 			noted[name] = true
 		}
 	})
 	return noted
 }
 
+// since is the time in the note of a release: at its begin or at its end.
+var since = regexp.MustCompile(`(^|/)[0-9]+(;|$)`)
+
+func relink(path, text string) error { return errors.Join(os.Remove(path), os.Symlink(text, path)) }
+
 // age makes everything in the hint older than any call can be.
 func (m *machine) age(t *testing.T) {
 	t.Helper()
-	old := unix.NsecToTimeval(time.Now().Add(-time.Hour).UnixNano())
-	m.entries(t, func(path, _ string) {
-		if err := unix.Lutimes(path, []unix.Timeval{old, old}); err != nil {
+	ago := time.Now().Add(-time.Hour)
+	old := unix.NsecToTimeval(ago.UnixNano())
+	m.entries(t, func(path, text string) {
+		var err error
+		if filepath.Base(filepath.Dir(path)) == "releases" { // says since when
+			err = relink(path, since.ReplaceAllString(text, fmt.Sprint("${1}", ago.Unix(), "${2}")))
+		}
+		if err := errors.Join(err, unix.Lutimes(path, []unix.Timeval{old, old})); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -427,10 +447,11 @@ func (m *machine) reboot(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.entries(t, func(path, text string) {
-		if text != strings.TrimSpace(string(boot)) {
+		format, id, _ := strings.Cut(text, "/")
+		if id != strings.TrimSpace(string(boot)) {
 			return
 		}
-		if err := errors.Join(os.Remove(path), os.Symlink("an-earlier-one", path)); err != nil {
+		if err := relink(path, format+"/an-earlier-one"); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -439,11 +460,14 @@ func (m *machine) reboot(t *testing.T) {
 // claimer does what the plugin does, in this process: for what comes before a call
 // that is killed, and after all that matters.
 func (m *machine) claimer() *claim.Claimer {
-	return &claim.Claimer{Client: m.client, Namespace: m.ns, Node: m.node, Hint: m.hint, Log: slog.New(slog.DiscardHandler)}
+	return &claim.Claimer{
+		Ledger: ledger.Ledger{Client: m.client, Namespace: m.ns, Node: m.node},
+		Hint:   m.hint, Log: slog.New(slog.DiscardHandler),
+	}
 }
 
-func attachment(container string) claim.Attachment {
-	return claim.Attachment{ContainerID: container, Interface: "net1"}
+func attachment(container string) hint.Attachment {
+	return hint.Attachment{ContainerID: container, Interface: "net1"}
 }
 
 // pools returns the pools of "p", "q" or "p,q".

@@ -36,6 +36,12 @@ func (h *host) mountData(t *testing.T, options string) {
 
 func (h *host) data() string { return filepath.Join(h.dir, "data") }
 
+// hint is a file of the hint: what this node believes about the one namespace and
+// cluster that its calls use.
+func (h *host) hint(name ...string) string {
+	return filepath.Join(append([]string{h.data(), h.ns + "@" + clusterID()}, name...)...)
+}
+
 // remount makes the data read-only or writable.
 func (h *host) remount(t *testing.T, flags uintptr) {
 	t.Helper()
@@ -101,23 +107,26 @@ var disks = []struct {
 		spoil: func(t *testing.T, h *host) { replace(t, h.data()) },
 		mend:  func(t *testing.T, h *host) { remove(t, h.data()) }},
 	{name: "a file where the claims should be",
-		spoil: func(t *testing.T, h *host) { replace(t, filepath.Join(h.data(), "claims")) },
-		mend:  func(t *testing.T, h *host) { remove(t, filepath.Join(h.data(), "claims")) }},
-	{name: "a file where the pool's claims should be",
-		spoil: func(t *testing.T, h *host) { replace(t, filepath.Join(h.data(), "claims", "p")) },
-		mend:  func(t *testing.T, h *host) { remove(t, filepath.Join(h.data(), "claims", "p")) }},
+		spoil: func(t *testing.T, h *host) { replace(t, h.hint("claims")) },
+		mend:  func(t *testing.T, h *host) { remove(t, h.hint("claims")) }},
+	{name: "a file where the hint should be",
+		spoil: func(t *testing.T, h *host) { replace(t, h.hint()) },
+		mend:  func(t *testing.T, h *host) { remove(t, h.hint()) }},
+	{name: "a file where the releases should be",
+		spoil: func(t *testing.T, h *host) { replace(t, h.hint("releases")) },
+		mend:  func(t *testing.T, h *host) { remove(t, h.hint("releases")) }},
 	{name: "a directory where the lock should be",
 		spoil: func(t *testing.T, h *host) {
-			remove(t, filepath.Join(h.data(), "lock"))
-			if err := os.Mkdir(filepath.Join(h.data(), "lock"), 0o700); err != nil {
+			remove(t, h.hint("lock"))
+			if err := os.Mkdir(h.hint("lock"), 0o700); err != nil {
 				t.Fatal(err)
 			}
 		},
-		mend: func(t *testing.T, h *host) { remove(t, filepath.Join(h.data(), "lock")) }},
+		mend: func(t *testing.T, h *host) { remove(t, h.hint("lock")) }},
 	{name: "torn views", usable: true, mend: func(*testing.T, *host) {},
 		spoil: func(t *testing.T, h *host) {
 			for _, name := range []string{"ippool.p.json", "ippool.p.last"} {
-				path := filepath.Join(h.data(), "pools", name)
+				path := h.hint("pools", name)
 				remove(t, path)
 				if err := os.WriteFile(path, []byte(`{"version":"`), 0o600); err != nil {
 					t.Fatal(err)
@@ -127,7 +136,7 @@ var disks = []struct {
 	{name: "deleted", usable: true, mend: func(*testing.T, *host) {},
 		spoil: func(t *testing.T, h *host) { remove(t, h.data()) }},
 	{name: "its claims deleted, and nothing else", usable: true, mend: func(*testing.T, *host) {},
-		spoil: func(t *testing.T, h *host) { remove(t, filepath.Join(h.data(), "claims")) }},
+		spoil: func(t *testing.T, h *host) { remove(t, h.hint("claims")) }},
 	{name: "somebody else's, and nobody's to write", usable: true, mend: func(*testing.T, *host) {},
 		spoil: func(t *testing.T, h *host) { // root may write nevertheless
 			if err := filepath.WalkDir(h.data(), func(path string, _ fs.DirEntry, err error) error {

@@ -428,15 +428,6 @@ func TestDelWithoutCredentials(t *testing.T) {
 			if got := c.held(t); got != "[]" {
 				t.Errorf("held %s", got)
 			}
-			// A node that knows nothing must not say that all is well.
-			h.mustAdd(t, call{container: "c3"})
-			if err := os.RemoveAll(filepath.Join(h.dir, "data")); err != nil {
-				t.Fatal(err)
-			}
-			h.use(t, c, path)
-			h.wantError(t, call{verb: "DEL", container: "c3"}, 7, path)
-			h.use(t, c, "")
-			h.mustRun(t, call{verb: "DEL", container: "c3"})
 		})
 	}
 }

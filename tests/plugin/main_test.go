@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -21,11 +22,21 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
 var env *testenv.Env
+
+// clusterID is how a hint calls the cluster.
+var clusterID = sync.OnceValue(func() string {
+	id, err := ledger.ClusterOf(env.Config)
+	if err != nil {
+		panic(err)
+	}
+	return id
+})
 
 func TestMain(m *testing.M) {
 	// Calls that wait for a server that does not answer need no processor.
@@ -70,17 +81,23 @@ type host struct {
 	plugin  string
 	dir     string
 	name    string
+	ns      string // of the pools
 	version string // cniVersion of the network configuration
 }
 
 func (c *cluster) host(t *testing.T, name string) *host {
 	t.Helper()
-	h := &host{plugin: binary(t), dir: t.TempDir(), name: name, version: "1.1.0"}
-	h.configure(t, map[string]any{
-		"kubeconfig": env.Kubeconfig, "poolsNamespace": c.ns, "nodeName": name,
-		"dataDir": filepath.Join(h.dir, "data"), "logFile": filepath.Join(h.dir, "log"), "logLevel": "debug",
-	})
+	h := &host{plugin: binary(t), dir: t.TempDir(), name: name, ns: c.ns, version: "1.1.0"}
+	h.configure(t, h.settings())
 	return h
+}
+
+// settings are what nv-ipam.conf says on a node where all is well.
+func (h *host) settings() map[string]any {
+	return map[string]any{
+		"kubeconfig": env.Kubeconfig, "poolsNamespace": h.ns, "nodeName": h.name,
+		"dataDir": filepath.Join(h.dir, "data"), "logFile": filepath.Join(h.dir, "log"), "logLevel": "debug",
+	}
 }
 
 func (h *host) configure(t *testing.T, settings map[string]any) {

@@ -213,7 +213,6 @@ func TestBadInput(t *testing.T) {
 		{"poolType", call{ipam: map[string]any{"poolType": "vlan"}}, "unsupported poolType vlan, supported values: ippool, cidrpool"},
 		{"three pools", call{ipam: map[string]any{"poolName": "a,b,c"}}, "pool field can't contain more then two entries"},
 		{"IP", call{args: "IP=x"}, "CNI_ARGS: IP argument contains invalid IP address"},
-		{"logLevel", call{ipam: map[string]any{"logLevel": "loud"}}, "unsupported logLevel loud"},
 		{"kubeconfig", call{ipam: map[string]any{"kubeconfig": "/nowhere"}}, "ipam.kubeconfig: open /nowhere: no such file or directory"},
 	} {
 		tc.call.verb, tc.call.container = "ADD", "c1"
