@@ -38,7 +38,7 @@ type scenario struct {
 	// ahead is done on all machines long before anything is killed.
 	ahead  func(t *testing.T, c *cluster, b *batch)
 	before func(t *testing.T, m *machine)
-	killed func(m *machine) call
+	killed func(t *testing.T, m *machine) call
 	// refused says that the call, left alone, ends with an error.
 	refused bool
 	// pending are containers whose release is pending, and forgotten are those whose
@@ -63,7 +63,7 @@ var scenarios = []scenario{
 	{
 		name:   "ADD",
 		before: func(t *testing.T, m *machine) { m.hold(t, "p", "c0") },
-		killed: func(*machine) call { return call{verb: "ADD", container: subject} },
+		killed: func(*testing.T, *machine) call { return call{verb: "ADD", container: subject} },
 		steps: []string{"openat log", "symlinkat hint/claims/p.ADDRESS", "connect socket", "write socket: data",
 			"renameat hint/claims/p.ADDRESS", "renameat hint/pools/ippool.p.last", "write stdout"},
 		states: []string{nothing, entered, unanswered, claimed},
@@ -71,7 +71,7 @@ var scenarios = []scenario{
 	{
 		name:   "ADD with an empty hint",
 		before: func(*testing.T, *machine) {},
-		killed: func(*machine) call { return call{verb: "ADD", container: subject} },
+		killed: func(*testing.T, *machine) call { return call{verb: "ADD", container: subject} },
 		steps:  []string{"renameat hint/pools/ippool.p.json", "symlinkat hint/claims/p.ADDRESS"},
 		states: []string{nothing, entered, unanswered, claimed},
 	},
@@ -97,7 +97,7 @@ var scenarios = []scenario{
 	{
 		name:   "ADD with two pools",
 		before: func(t *testing.T, m *machine) { m.hold(t, "p", "c0") },
-		killed: func(*machine) call { return call{verb: "ADD", container: subject, pools: "p,q"} },
+		killed: func(*testing.T, *machine) call { return call{verb: "ADD", container: subject, pools: "p,q"} },
 		steps:  []string{"symlinkat hint/claims/p.ADDRESS", "symlinkat hint/claims/q.ADDRESS", "renameat hint/claims/q.ADDRESS"},
 		states: []string{"hint [claims, claims without UID], API 1", "hint [claims, claims without UID], API 2", "hint [claims], API 2"},
 	},
@@ -107,7 +107,7 @@ var scenarios = []scenario{
 			m.hold(t, "p", "c0")
 			m.hold(t, "q", "all-of-q")
 		},
-		killed:  func(*machine) call { return call{verb: "ADD", container: subject, pools: "p,q"} },
+		killed:  func(*testing.T, *machine) call { return call{verb: "ADD", container: subject, pools: "p,q"} },
 		refused: true,
 		steps:   []string{"symlinkat hint/releases/p.ADDRESS@HASH", "unlinkat hint/claims/p.ADDRESS", "unlinkat hint/releases/p.ADDRESS@HASH"},
 		states:  []string{unanswered, claimed, noted, releasing, released, nothing},
@@ -118,7 +118,7 @@ var scenarios = []scenario{
 			m.hold(t, "p", "c0")
 			m.foreign(t, 3)
 		},
-		killed: func(*machine) call { return call{verb: "ADD", container: subject} },
+		killed: func(*testing.T, *machine) call { return call{verb: "ADD", container: subject} },
 		steps:  []string{"unlinkat hint/claims/p.ADDRESS", "symlinkat hint/claims/p.ADDRESS", "renameat hint/claims/p.ADDRESS"},
 		states: []string{nothing, entered, unanswered, claimed},
 	},
@@ -128,7 +128,7 @@ var scenarios = []scenario{
 			m.hold(t, "p", "c0", "d1", "d2")
 			m.leave(t, "d1", "d2")
 		},
-		killed:  func(*machine) call { return call{verb: "ADD", container: subject} },
+		killed:  func(*testing.T, *machine) call { return call{verb: "ADD", container: subject} },
 		pending: []string{"d1", "d2"},
 		steps:   []string{"unlinkat hint/releases/p.ADDRESS@HASH", "symlinkat hint/claims/p.ADDRESS"},
 		states:  []string{nothing, entered, unanswered, claimed},
@@ -136,7 +136,7 @@ var scenarios = []scenario{
 	{
 		name:   "DEL",
 		before: func(t *testing.T, m *machine) { m.hold(t, "p", "c0", subject) },
-		killed: func(*machine) call { return call{verb: "DEL", container: subject} },
+		killed: func(*testing.T, *machine) call { return call{verb: "DEL", container: subject} },
 		steps: []string{"symlinkat hint/releases/p.ADDRESS@HASH", "unlinkat hint/claims/p.ADDRESS", "connect socket", "write socket: data",
 			"unlinkat hint/releases/p.ADDRESS@HASH"},
 		states: []string{claimed, noted, releasing, released, nothing},
@@ -146,7 +146,7 @@ var scenarios = []scenario{
 		before: func(t *testing.T, m *machine) {
 			m.hold(t, "p,q", subject)
 		},
-		killed: func(*machine) call { return call{verb: "DEL", container: subject} },
+		killed: func(*testing.T, *machine) call { return call{verb: "DEL", container: subject} },
 		steps:  []string{"symlinkat hint/releases/p.ADDRESS@HASH", "symlinkat hint/releases/q.ADDRESS@HASH"},
 		states: []string{"hint [claims], API 2", "hint [claims, releases], API 2", claimed, released, nothing},
 	},
@@ -156,7 +156,7 @@ var scenarios = []scenario{
 			m.hold(t, "p", "c0", subject)
 			delete(m.live, subject) // its DEL was lost
 		},
-		killed: (*machine).gc,
+		killed: func(t *testing.T, m *machine) call { return m.gc(t) },
 		steps: []string{"symlinkat hint/releases/p.ADDRESS@HASH",
 			"unlinkat hint/releases/p.ADDRESS@HASH"},
 		states: []string{claimed, noted, releasing, released, nothing},
@@ -164,7 +164,7 @@ var scenarios = []scenario{
 	{
 		name:   "CHECK",
 		before: func(t *testing.T, m *machine) { m.hold(t, "p", "c0", subject) },
-		killed: func(*machine) call { return call{verb: "CHECK", container: subject} },
+		killed: func(*testing.T, *machine) call { return call{verb: "CHECK", container: subject} },
 		steps:  []string{"write socket: data"},
 		states: []string{claimed},
 	},
@@ -180,7 +180,7 @@ var scenarios = []scenario{
 	},
 }
 
-func requested(m *machine) call {
+func requested(_ *testing.T, m *machine) call {
 	return call{verb: "ADD", container: subject, ip: m.address(2).String()}
 }
 
@@ -287,7 +287,7 @@ var sequels = []sequel{
 	}},
 	{"the same call again", func(t *testing.T, r *run) {
 		r.again = true
-		c := r.killed(r.machine)
+		c := r.killed(t, r.machine)
 		if err := r.call(t, c); (err != nil) != r.refused {
 			t.Fatalf("again, %s %s: %v", c.verb, c.container, err)
 		}
@@ -303,7 +303,7 @@ var sequels = []sequel{
 		r.add(t, "o2")
 		r.del(t, "o2")
 		if r.n%2 == 0 { // else it is left to the controller
-			r.mustRun(t, r.gc())
+			r.mustRun(t, r.gc(t))
 			r.abandoned = nil
 		}
 	}},
@@ -341,7 +341,7 @@ var sequels = []sequel{
 // replace adds the pod's next container.
 func (r *run) replace(t *testing.T) {
 	t.Helper()
-	c := r.killed(r.machine)
+	c := r.killed(t, r.machine)
 	if c.verb != "ADD" || r.refused {
 		c = call{verb: "ADD"}
 	}
@@ -489,7 +489,7 @@ func (c *cluster) killAt(t *testing.T, b *batch, s scenario, y *tally, n int, q 
 	}
 	s.before(t, r.machine)
 	r.save(t)
-	r.out = r.crash(t, s.killed(r.machine), n)
+	r.out = r.crash(t, s.killed(t, r.machine), n)
 	if !r.out.killed && (r.out.code != 0) != s.refused {
 		t.Fatalf("left alone: exit code %d, %s", r.out.code, r.out.stdout)
 	}
@@ -515,7 +515,7 @@ func (r *run) end(t *testing.T, y *tally) {
 	left := r.held(t)
 	if slices.ContainsFunc(left, r.late) {
 		y.late++
-		r.mustRun(t, r.gc())
+		r.mustRun(t, r.gc(t))
 		left = r.held(t)
 	}
 	for _, a := range left {

@@ -302,8 +302,15 @@ func (m *machine) del(t *testing.T, containers ...string) {
 	}
 }
 
-// gc says which containers are there.
-func (m *machine) gc() call {
+// gc says which containers are there, long after the last of them was added.
+func (m *machine) gc(t *testing.T) call {
+	t.Helper()
+	for _, a := range m.held(t) {
+		a.Spec.AddStartedAt = &metav1.MicroTime{Time: time.Now().Add(-time.Hour)}
+		if _, err := m.client.IPAllocations(m.ns).Update(t.Context(), &a, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	valid := []map[string]string{}
 	for c := range m.live {
 		valid = append(valid, map[string]string{"containerID": c, "ifname": "net1"})
