@@ -27,11 +27,11 @@ func (c *Claimer) create(ctx context.Context, req Request, b *pool.Block, addr n
 	e.UID, _, err = c.Create(ctx, alloc)
 	var inUse *ledger.InUseError
 	if errors.As(err, &inUse) && c.yields(inUse.Holder, req) {
-		if err := c.takeOver(ctx, inUse.Holder); err != nil {
-			c.Hint.NotClaimed(e)
-			return hint.Entry{}, err
+		if why := c.takeOver(ctx, inUse.Holder); why != nil {
+			err = fmt.Errorf("%w; %w", err, why)
+		} else {
+			e.UID, _, err = c.Create(ctx, alloc)
 		}
-		e.UID, _, err = c.Create(ctx, alloc)
 	}
 	switch {
 	case err == nil:

@@ -36,7 +36,7 @@ func (c *Claimer) claimAny(ctx context.Context, req Request, v view) (hint.Entry
 	if c.Hint.Full(b.Pool, v.version) {
 		return hint.Entry{}, c.exhausted(b)
 	}
-	s := &search{Claimer: c, req: req, b: b, skip: c.beingReleased(b)}
+	s := &search{Claimer: c, req: req, b: b, held: map[netip.Addr]bool{}, releasing: c.beingReleased(b)}
 	e, collided, err := s.try(ctx, b.Candidates(c.Hint.Last(b.Pool)), maxCollisions)
 	if collided { // 2
 		e, _, err = s.try(ctx, b.Candidates(b.RandomAddress()), maxCollisions)
@@ -57,12 +57,14 @@ type search struct {
 	*Claimer
 	req Request
 	b   *pool.Block
-	// skip are the addresses that are known to be held.
-	skip map[netip.Addr]bool
+	// held are the addresses that the API server said are held, during this search.
+	held map[netip.Addr]bool
+	// releasing are those that are held until their releases are carried out.
+	releasing map[netip.Addr]bool
 }
 
-// beingReleased returns the addresses of a block that are held until their releases
-// are carried out.
+// beingReleased returns the addresses of a block that are being released, or are to
+// be by later calls.
 func (c *Claimer) beingReleased(b *pool.Block) map[netip.Addr]bool {
 	out := map[netip.Addr]bool{}
 	releases, _ := c.Hint.Pending()
@@ -78,7 +80,7 @@ func (c *Claimer) beingReleased(b *pool.Block) map[netip.Addr]bool {
 // there are no more, or if as many as may collide were held by others.
 func (s *search) try(ctx context.Context, candidates iter.Seq[netip.Addr], collisions int) (e hint.Entry, collided bool, err error) {
 	for addr := range candidates {
-		if s.skip[addr] {
+		if s.held[addr] || s.releasing[addr] {
 			continue
 		}
 		if s.Hint.Claiming(hint.Entry{Attachment: s.req.Attachment, Pool: s.b.Pool.Name, Address: addr}) {
@@ -93,7 +95,7 @@ func (s *search) try(ctx context.Context, candidates iter.Seq[netip.Addr], colli
 			return hint.Entry{}, false, err
 		}
 		s.Log.Debug("candidate is held by another", "error", err)
-		s.skip[addr] = true
+		s.held[addr] = true
 		s.Hint.Elsewhere(hint.Entry{Attachment: s.req.Attachment, Pool: s.b.Pool.Name, Address: addr})
 		if collisions--; collisions == 0 {
 			return hint.Entry{}, true, nil
@@ -111,10 +113,10 @@ func (s *search) lookThrough(ctx context.Context) (hint.Entry, error) {
 	if err != nil {
 		return hint.Entry{}, err
 	}
-	s.skip = s.beingReleased(s.b)
+	s.releasing = nil // the controller may have been faster
 	for _, e := range listed { // the hint may not be usable
 		if e.Pool == s.b.Pool.Name {
-			s.skip[e.Address] = true
+			s.held[e.Address] = true
 		}
 	}
 	s.recheckElsewhere()
@@ -140,7 +142,7 @@ func (s *search) recheckElsewhere() {
 		if n == maxRechecks {
 			return
 		}
-		if elsewhere && s.b.Range.Contains(addr) {
+		if elsewhere && !s.held[addr] && s.b.Range.Contains(addr) {
 			s.Hint.NotElsewhere(s.b.Pool.Name, addr)
 			n++
 		}

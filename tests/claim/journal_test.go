@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,6 +20,8 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 )
 
 // page is what is answered in the API server's place.
@@ -51,13 +54,20 @@ func refuse(method string, bad func(name string) bool) func(*http.Request) *page
 func all(string) bool { return true }
 
 // owed returns what a node owes.
-func (n *node) owed(t *testing.T) []claim.Held {
+func (n *node) owed(t *testing.T) (out []hint.Entry) {
 	t.Helper()
-	debts, err := n.Hint.Debts()
-	if err != nil {
-		t.Fatal(err)
+	return due(n.hint())
+}
+
+// due returns the releases that any call may carry out.
+func due(h *hint.Hint) (out []hint.Entry) {
+	releases, _ := h.Pending()
+	for _, r := range releases {
+		if r.Due {
+			out = append(out, r.Entry)
+		}
 	}
-	return debts
+	return out
 }
 
 // settled makes calls until the node owes no more than some, and fails when that
@@ -142,7 +152,7 @@ func TestRefusedReleaseIsGivenUp(t *testing.T) {
 	if len(n.owed(t)) != 1 {
 		t.Fatalf("owed %v", n.owed(t))
 	}
-	ageNotes(t, n.dir, 25*time.Hour)
+	n.ageNotes(t, 25*time.Hour)
 	n.wire.setAnswer(nil)
 	n.wire.setLose(down)
 	n.mustDel(t, "never-added")
@@ -158,14 +168,28 @@ func TestRefusedReleaseIsGivenUp(t *testing.T) {
 	c.wantHeld(t, "10.0.0.1")
 }
 
-func ageNotes(t *testing.T, dir string, age time.Duration) {
+// ageNotes makes the notes of releases look older: since when is in their text.
+func (n *node) ageNotes(t *testing.T, age time.Duration) {
 	t.Helper()
-	notes, err := filepath.Glob(filepath.Join(dir, "owed", "*"))
+	notes, err := filepath.Glob(n.path("releases", "*"))
 	if err != nil || len(notes) == 0 {
 		t.Fatalf("no notes: %v", err)
 	}
-	for _, n := range notes {
-		lutimes(t, n, time.Now().Add(-age))
+	for _, note := range notes {
+		text, err := os.Readlink(note)
+		if err != nil {
+			t.Fatal(err)
+		}
+		since := fmt.Sprint(time.Now().Add(-age).Unix())
+		if _, rest, unanswered := strings.Cut(text, ";"); unanswered {
+			text = since + ";" + rest
+		} else {
+			text = text[:strings.LastIndexByte(text, '/')+1] + since
+		}
+		if err := errors.Join(os.Remove(note), os.Symlink(text, note)); err != nil {
+			t.Fatal(err)
+		}
+		lutimes(t, note, time.Now().Add(-age))
 	}
 }
 
@@ -225,7 +249,7 @@ func TestCreateWithoutAnswerIsGivenBack(t *testing.T) {
 		}
 		return nothing
 	})
-	if _, err := n.add(shortly(t), "pod1", ippool("p")); !errors.Is(err, claim.ErrUnavailable) {
+	if _, err := n.add(shortly(t), "pod1", ippool("p")); !errors.Is(err, ledger.ErrUnavailable) {
 		t.Errorf("error %v", err)
 	}
 	c.wantHeld(t, "10.0.0.1", "10.0.0.2")
@@ -247,7 +271,7 @@ func TestCreateThatIsCarriedOutLate(t *testing.T) {
 		}
 		return nothing
 	})
-	if _, err := n.add(shortly(t), "pod1", ippool("p")); !errors.Is(err, claim.ErrUnavailable) {
+	if _, err := n.add(shortly(t), "pod1", ippool("p")); !errors.Is(err, ledger.ErrUnavailable) {
 		t.Fatalf("error %v", err)
 	}
 	n.wire.setLose(nil)
@@ -265,7 +289,7 @@ func TestCreateThatIsCarriedOutLate(t *testing.T) {
 			}
 			return nothing
 		})
-		if _, err := n.add(shortly(t), "pod2", ippool("p"), "10.0.0.3"); !errors.Is(err, claim.ErrUnavailable) {
+		if _, err := n.add(shortly(t), "pod2", ippool("p"), "10.0.0.3"); !errors.Is(err, ledger.ErrUnavailable) {
 			t.Fatalf("error %v", err)
 		}
 		n.wire.setLose(nil)
@@ -301,9 +325,9 @@ func TestThousandsOwed(t *testing.T) {
 	n := newNode(t, c.ns, "a")
 	n.mustAdd(t, "pod0", ippool("p"))
 	for i := range owed {
-		held := claim.Held{Attachment: pod(fmt.Sprint("gone", i)), Pool: "p", Address: netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), UID: types.UID(fmt.Sprint("uid", i))}
-		if err := errors.Join(n.Hint.Releasing(held), n.Hint.Owe(held)); err != nil {
-			t.Fatal(err)
+		held := hint.Entry{Attachment: pod(fmt.Sprint("gone", i)), Pool: "p", Address: netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), UID: types.UID(fmt.Sprint("uid", i))}
+		if !n.Hint.Releasing(held) || !n.Hint.Owed(held) {
+			t.Fatal("not noted")
 		}
 	}
 	n.wire.take()
@@ -317,26 +341,34 @@ func TestThousandsOwed(t *testing.T) {
 	c.wantHeld(t, "10.0.0.1", "10.0.0.2")
 }
 
-// A call whose credentials cannot be used notes the release where the hint has
-// all, and says why it cannot where not.
+// A call whose credentials cannot be used notes the release. If the hint does not have
+// all, it notes the attachment, and a later call finds out what that holds.
 func TestReleaseLater(t *testing.T) {
-	c := newCluster(t, 3, "a")
+	c := newCluster(t, 4, "a")
 	n := newNode(t, c.ns, "a")
-	n.mustAdd(t, "pod1", ippool("p"))
-	n.mustAdd(t, "pod2", ippool("p"))
-	n.wire.take()
-	why := errors.New("no credentials")
-	if err := n.ReleaseLater(pod("never-added"), why); err != nil {
-		t.Error(err)
+	for i := range 4 {
+		n.mustAdd(t, fmt.Sprint("pod", i), ippool("p"))
 	}
-	if err := n.ReleaseLater(pod("pod1"), why); err != nil {
-		t.Error(err)
+	n.mustDel(t, "pod0") // makes the hint complete
+	n.wire.take()
+	for _, name := range []string{"never-added", "pod1"} {
+		if !claim.ReleaseLater(n.hint(), pod(name)) {
+			t.Errorf("%s: not noted", name)
+		}
 	}
 	wantRequests(t, n)
 	n.settled(t, 0, 1)
-	c.wantHeld(t, "10.0.0.2")
+	c.wantHeld(t, "10.0.0.3", "10.0.0.4")
 	n.loseHint(t)
-	if err := n.ReleaseLater(pod("pod2"), why); !errors.Is(err, why) {
-		t.Errorf("error %v", err)
+	for _, name := range []string{"never-added", "pod2"} {
+		if !claim.ReleaseLater(n.hint(), pod(name)) {
+			t.Errorf("%s: not noted", name)
+		}
+	}
+	n.restart()
+	n.mustDel(t, "never-added")
+	c.wantHeld(t, "10.0.0.4")
+	if left, whole := n.hint().Pending(); len(left) > 0 || len(whole) > 0 {
+		t.Errorf("left: %v, %v", left, whole)
 	}
 }

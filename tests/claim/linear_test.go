@@ -27,6 +27,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
 )
 
 var (
@@ -272,7 +273,7 @@ type client struct {
 // live is the life of a container: ADD, and DEL until it succeeds.
 func (c *client) live(ctx context.Context) {
 	c.node.restart()
-	att := claim.Attachment{ContainerID: c.container, Interface: "net1"}
+	att := hint.Attachment{ContainerID: c.container, Interface: "net1"}
 	req := claim.Request{Attachment: att, Pools: ippool("p"), Network: "net",
 		Pod: v1alpha1.PodReference{Namespace: "default", Name: c.container, UID: types.UID(c.container)}}
 	candidates := contended
@@ -317,7 +318,7 @@ func (c *client) wait(most time.Duration) {
 
 // die is the DEL of a container whose claim was answered so. One that was refused
 // holds nothing: a create of it that comes late is not the node's to take back.
-func (c *client) die(ctx context.Context, att claim.Attachment, candidates []string, answer outcome) {
+func (c *client) die(ctx context.Context, att hint.Attachment, candidates []string, answer outcome) {
 	for {
 		called := c.now()
 		c.node.restart()
@@ -347,17 +348,9 @@ func (c *client) call(v verb, address string) call {
 	return call{verb: v, address: address, container: c.container}
 }
 
-func (c *client) owed(att claim.Attachment) bool {
-	debts, err := claim.NewHint(c.node.dir).Debts()
-	if err != nil {
-		c.t.Error(err)
-	}
-	for _, held := range debts {
-		if held.Attachment == att {
-			return true
-		}
-	}
-	return false
+func (c *client) owed(att hint.Attachment) bool {
+	releases, whole := c.node.hint().Pending()
+	return slices.Contains(whole, att) || slices.ContainsFunc(releases, func(r hint.Release) bool { return r.Due && r.Attachment == att })
 }
 
 // badLine is a client's connection: it delays, loses on the way and on the way

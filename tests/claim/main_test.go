@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -27,6 +28,8 @@ import (
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
@@ -181,15 +184,24 @@ func newNode(t *testing.T, namespace, name string) *node {
 	config.QPS = -1
 	config.Wrap(func(rt http.RoundTripper) http.RoundTripper { w.next = rt; return w })
 	dir := t.TempDir()
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	return &node{wire: w, dir: dir, Claimer: &claim.Claimer{
-		Client: fixture.Client(t, config), Namespace: namespace, Node: name,
-		Hint: claim.NewHint(dir), Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		Ledger: ledger.Ledger{Client: fixture.Client(t, config), Namespace: namespace, Node: name},
+		Hint:   hint.Open(dir, "cluster", namespace, log), Log: log,
 	}}
 }
 
 // restart is another process of the plugin on the same node.
 func (n *node) restart() {
-	n.Claimer = &claim.Claimer{Client: n.Client, Namespace: n.Namespace, Node: n.Node, Hint: claim.NewHint(n.dir), Log: n.Log}
+	n.Claimer = &claim.Claimer{Ledger: n.Ledger, Hint: n.hint(), Log: n.Log}
+}
+
+// hint opens the node's hint, as each process does.
+func (n *node) hint() *hint.Hint { return hint.Open(n.dir, "cluster", n.Namespace, n.Log) }
+
+// path is the path of a file of the node's hint.
+func (n *node) path(parts ...string) string {
+	return filepath.Join(append([]string{n.dir, n.Namespace + "@cluster"}, parts...)...)
 }
 
 // loseHint is a node whose disk was wiped.
@@ -201,8 +213,8 @@ func (n *node) loseHint(t *testing.T) {
 }
 
 // pod returns the attachment of a pod's first interface.
-func pod(name string) claim.Attachment {
-	return claim.Attachment{ContainerID: "sandbox-of-" + name, Interface: "net1"}
+func pod(name string) hint.Attachment {
+	return hint.Attachment{ContainerID: "sandbox-of-" + name, Interface: "net1"}
 }
 
 func ippool(names ...string) []v1alpha1.PoolReference {
@@ -313,8 +325,8 @@ func wantRequests(t *testing.T, n *node, want ...string) {
 	}
 }
 
-func asInUse(err error) *claim.InUseError {
-	var inUse *claim.InUseError
+func asInUse(err error) *ledger.InUseError {
+	var inUse *ledger.InUseError
 	errors.As(err, &inUse)
 	return inUse
 }

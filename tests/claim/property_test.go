@@ -28,6 +28,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
 )
 
 // world is a cluster in the small, and the model of it: which container is live
@@ -62,8 +63,8 @@ type simPod struct {
 
 func (p *simPod) container() string { return fmt.Sprintf("%s-%d", p.name, p.sandbox) }
 
-func (p *simPod) attachment() claim.Attachment {
-	return claim.Attachment{ContainerID: p.container(), Interface: "net1"}
+func (p *simPod) attachment() hint.Attachment {
+	return hint.Attachment{ContainerID: p.container(), Interface: "net1"}
 }
 
 var nodeNames = []string{"a", "b", "c"}
@@ -353,13 +354,13 @@ func (w *world) checkVerb(rt *rapid.T) {
 
 func (w *world) gc(rt *rapid.T) {
 	n := w.pick(rt)
-	var valid []claim.Attachment
+	var valid []hint.Attachment
 	for _, p := range w.pods {
 		if p.on == n && live(p) {
 			valid = append(valid, p.attachment())
 		}
 	}
-	_, _ = w.process(rt, n, func(ctx context.Context) error { return n.Collect(ctx, "net", valid) })
+	_, _ = w.process(rt, n, func(ctx context.Context) error { return n.Collect(ctx, "net", valid, time.Now().Add(time.Minute)) })
 }
 
 func (w *world) loseHint(rt *rapid.T) {
@@ -494,18 +495,17 @@ func (w *world) end(rt *rapid.T) {
 		if err := w.release(n, pod("never-added")); err != nil {
 			rt.Fatal(err)
 		}
-		debts, err := claim.NewHint(n.dir).Debts()
 		// One without a UID is kept for a while: its create may still be carried out.
-		debts = slices.DeleteFunc(debts, func(held claim.Held) bool { return held.UID == "" })
-		if err != nil || len(debts) > 0 {
-			rt.Errorf("node %s still owes %v, %v", n.Node, debts, err)
+		left := slices.DeleteFunc(due(n.hint()), func(e hint.Entry) bool { return e.UID == "" })
+		if len(left) > 0 {
+			rt.Errorf("node %s has still to release %v", n.Node, left)
 		}
 	}
 	w.wantReclaimed(rt)
 }
 
 // release is a DEL without faults.
-func (w *world) release(n *node, att claim.Attachment) error {
+func (w *world) release(n *node, att hint.Attachment) error {
 	err, _ := w.runProcess(n, 20*time.Second, nil, func(ctx context.Context) error { return n.Release(ctx, att) })
 	return err
 }

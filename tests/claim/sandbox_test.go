@@ -18,12 +18,13 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
 )
 
 // addSandbox claims 10.0.0.2 for a sandbox of pod default/web.
 func (n *node) addSandbox(ctx context.Context, container string, change func(*claim.Request)) error {
 	req := claim.Request{
-		Attachment: claim.Attachment{ContainerID: container, Interface: "net1"}, Pools: ippool("p"), Network: "net",
+		Attachment: hint.Attachment{ContainerID: container, Interface: "net1"}, Pools: ippool("p"), Network: "net",
 		Pod: v1alpha1.PodReference{Namespace: "default", Name: "web", UID: "uid-1"},
 	}
 	req.Want.Addresses = []netip.Addr{netip.MustParseAddr("10.0.0.2")}
@@ -86,7 +87,7 @@ func TestPodsNextSandboxTakesOver(t *testing.T) {
 	for name, change := range map[string]func(*claim.Request){
 		"another pod of that name": func(r *claim.Request) { r.Pod.UID = "uid-2" },
 		"a pod without a UID":      func(r *claim.Request) { r.Pod.UID = "" },
-		"another interface":        func(r *claim.Request) { r.Interface = "net2" },
+		"another pod":              func(r *claim.Request) { r.Pod.Name = "other" },
 	} {
 		if err := a.addSandbox(t.Context(), "sandbox-2", change); asInUse(err) == nil {
 			t.Errorf("%s: %v", name, err)
@@ -119,7 +120,7 @@ func TestPodsNextSandboxTakesOver(t *testing.T) {
 	if len(winners) != 1 {
 		t.Fatalf("%v have the address", winners)
 	}
-	must(a.Release(t.Context(), claim.Attachment{ContainerID: "sandbox-1", Interface: "net1"})) // the lost DEL
+	must(a.Release(t.Context(), hint.Attachment{ContainerID: "sandbox-1", Interface: "net1"})) // the lost DEL
 	if holder := c.allocation(t, "p.10.0.0.2").Spec.ContainerID; holder != winners[0] {
 		t.Errorf("%s holds it, want %s", holder, winners[0])
 	}
