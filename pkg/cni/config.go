@@ -174,9 +174,10 @@ func readSettings(confDir string) (file Settings, err error) {
 	return file, nil
 }
 
-// findDataDirs sets dataDirs, if the configuration itself names a data directory.
+// findDataDirs sets dataDirs, if the configuration itself names a data directory, or
+// a file that may.
 func (n *network) findDataDirs(told Settings) {
-	if told.DataDir == "" {
+	if told.DataDir == "" && told.ConfDir == "" {
 		return
 	}
 	confDirs := []string{defaultConfDir}
