@@ -95,6 +95,9 @@ func (p Plugin) del(args *skel.CmdArgs) error {
 	n, problem := parseNetwork(args.StdinData)
 	log, closeLog := openLogFor("DEL", n, args)
 	defer closeLog()
+	if len(args.ContainerID) > maxContainerID {
+		return nil // no allocation can name it, and no note either
+	}
 	if problem != nil {
 		log.Warn("configuration is not usable, releasing what this node knows of", "error", problem)
 	}
