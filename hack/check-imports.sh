@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks that imports run one way:
-#   cmd/nv-ipam -> cni -> claim -> {pool, generated} -> apis
-#   cmd/ipam-controller -> controller -> {pool, claim, generated}
+#   cmd/nv-ipam -> cni -> claim -> {hint, ledger} -> {pool, generated} -> apis
+#   cmd/ipam-controller -> controller -> {pool, generated}
 # and that the plugin, a process for every call, stays small and quick to start.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -35,6 +35,8 @@ never generated/clientset/versioned "$ours/(pkg|cmd)"
 never generated/informers/externalversions "$ours/(pkg|cmd)"
 never pkg/pool "$ours/(generated|pkg|cmd)|^k8s.io/client-go"
 never_itself pkg/pool '^(os|io|log|syscall|context)(/|$)|^net(/[^n].*)?$'
+never pkg/hint "$ours/(generated|pkg/(claim|ledger|cni|controller)|cmd)|^k8s.io/client-go"
+never pkg/ledger "$ours/(pkg|cmd)"
 never pkg/claim "$ours/(pkg/cni|pkg/controller|cmd)"
 never pkg/cni "$ours/(pkg/controller|cmd)"
 never pkg/controller "$ours/(pkg/cni|cmd)"

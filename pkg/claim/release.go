@@ -22,14 +22,13 @@ var errMayCome = errors.New("a create may still be carried out")
 
 // rebuildPatience is how long a DEL waits for a list of what this node holds. After
 // that it notes that whatever the attachment holds has to be given back.
-const rebuildPatience = 7 * time.Second
+const rebuildPatience = 4 * time.Second
 
 // Release gives back all that the attachment holds. Nothing held is success, and
 // so is a release that could only be noted, because the API server is away or
 // refuses it: later calls on this node carry it out. It returns an error if it could
 // neither release nor note that.
 func (c *Claimer) Release(ctx context.Context, att hint.Attachment) error {
-	c.carryOut(ctx, releasesPerCall)
 	listing, cancel := context.WithTimeout(ctx, rebuildPatience)
 	defer cancel()
 	entries, err := c.holding(listing, att)
@@ -38,8 +37,11 @@ func (c *Claimer) Release(ctx context.Context, att hint.Attachment) error {
 			return err
 		}
 		c.Log.Warn("what the attachment holds is not known, its release is left to later calls", "error", err)
+		return c.releaseAll(ctx, entries)
 	}
-	return c.releaseAll(ctx, entries)
+	err = c.releaseAll(ctx, entries)
+	c.carryOut(ctx, releasesPerCall)
+	return err
 }
 
 // ReleaseKnown gives back what the hint knows that the attachment holds.

@@ -113,7 +113,7 @@ func (s *search) lookThrough(ctx context.Context) (hint.Entry, error) {
 	if err != nil {
 		return hint.Entry{}, err
 	}
-	s.releasing = nil // the controller may have been faster
+	s.releasing = nil          // the controller may have been faster
 	for _, e := range listed { // the hint may not be usable
 		if e.Pool == s.b.Pool.Name {
 			s.held[e.Address] = true

@@ -102,7 +102,7 @@ func (p Plugin) del(args *skel.CmdArgs) error {
 		log.Warn("configuration is not usable, releasing what this node knows of", "error", problem)
 	}
 	hints := hint.All(n.IPAM.DataDir, log)
-	err := within(delTime, func() error { return p.release(n, hints, attachment(args), log) })
+	err := within(delTime, func() error { return p.release(n, problem == nil, hints, attachment(args), log) })
 	if err != nil {
 		log.Warn("release is left to later calls", "error", err)
 		err = within(undoTime, func() error { return releaseLater(n, hints, attachment(args), err, log) })
@@ -122,8 +122,8 @@ func (p Plugin) del(args *skel.CmdArgs) error {
 
 // release releases what the attachment holds in the configured namespace, and what
 // the hints of other namespaces know of it: the configuration may have been changed or
-// cut down since the ADD.
-func (p Plugin) release(n *network, hints []*hint.Hint, att hint.Attachment, log *slog.Logger) error {
+// cut down since the ADD. If it could not be read, each of them may have something.
+func (p Plugin) release(n *network, readable bool, hints []*hint.Hint, att hint.Attachment, log *slog.Logger) error {
 	creds, c, err := p.connect(n, log)
 	if err != nil {
 		return err
@@ -135,15 +135,19 @@ func (p Plugin) release(n *network, hints []*hint.Hint, att hint.Attachment, log
 		if h.Same(c.Hint) {
 			continue
 		}
-		if h.Cluster != c.Hint.Cluster {
-			if entries, _ := h.Holding(att); len(entries) > 0 && !claim.ReleaseLater(h, att) {
-				errs = append(errs, fmt.Errorf("noting a release for another cluster"))
-			}
-			continue
-		}
 		other := *c
 		other.Namespace, other.Hint = h.Namespace, h
-		errs = append(errs, other.ReleaseKnown(ctx, att))
+		switch entries, _ := h.Holding(att); {
+		case h.Cluster != c.Hint.Cluster && (len(entries) > 0 || !readable):
+			if !claim.ReleaseLater(h, att) {
+				errs = append(errs, errors.New("the release of what another cluster's hint has cannot be noted"))
+			}
+		case h.Cluster != c.Hint.Cluster:
+		case readable:
+			errs = append(errs, other.ReleaseKnown(ctx, att))
+		default:
+			errs = append(errs, other.Release(ctx, att))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -117,6 +117,31 @@ func (h *Hint) tidy() {
 	}
 }
 
+// staleAge is how long something is kept of which nothing is heard.
+const staleAge = 30 * 24 * time.Hour
+
+// tidyOthers removes what is known of pools that nobody has asked for in a long time,
+// and the hints of namespaces and clusters for which nothing is held or pending.
+func (h *Hint) tidyOthers() {
+	dir, names, _ := h.list("pools")
+	if dir != nil {
+		_ = dir.Close()
+	}
+	for _, name := range names {
+		if !h.younger(staleAge, "pools", name) {
+			_ = os.Remove(h.path("pools", name))
+		}
+	}
+	for _, other := range All(h.root, h.log) {
+		if other.Same(h) || other.younger(staleAge) || other.younger(staleAge, "claims") || other.younger(staleAge, "releases") {
+			continue
+		}
+		if releases, whole := other.Pending(); len(releases)+len(whole) == 0 && !other.holdsAnything() {
+			_ = os.RemoveAll(other.dir)
+		}
+	}
+}
+
 // rename makes a file under a temporary name and moves it into place, so that
 // nobody sees half of it.
 func (h *Hint) rename(create func(tmp string) error, parts ...string) error {

@@ -455,6 +455,44 @@ func TestTemporaryFilesOfDeadProcessesAreRemoved(t *testing.T) {
 	}
 }
 
+// Nothing stays for ever of pools, namespaces and clusters that are gone; but what is
+// held or pending does.
+func TestWhatIsGoneIsForgotten(t *testing.T) {
+	h := newHint(t)
+	old := func(parts ...string) { age(t, h, 2*staleAge, parts...) }
+	gone, kept := v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "gone"}, v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "kept"}
+	h.SetLast(gone, addr1)
+	h.SetLast(kept, addr1)
+	old("pools", "ippool.gone.last")
+	others := map[string]func(*Hint){
+		"empty":   func(o *Hint) { rebuild(t, o) },
+		"holding": func(o *Hint) { o.Claimed(heldBy(podA, addr1, "u1")) },
+		"pending": func(o *Hint) { o.ReleasingAll(podA) },
+		"young":   func(o *Hint) { rebuild(t, o) },
+	}
+	for ns, f := range others {
+		o := Open(h.root, "cluster", ns, h.log)
+		f(o)
+		for _, part := range []string{"claims", "releases", ""} {
+			if _, err := os.Lstat(o.path(part)); err == nil && ns != "young" {
+				age(t, o, 2*staleAge, part)
+			}
+		}
+	}
+	rebuild(t, h)
+	if h.Last(gone).IsValid() || !h.Last(kept).IsValid() {
+		t.Errorf("last of a pool long not used: %s, of the other: %s", h.Last(gone), h.Last(kept))
+	}
+	var left []string
+	for _, o := range All(h.root, h.log) {
+		left = append(left, o.Namespace)
+	}
+	slices.Sort(left)
+	if want := []string{"holding", "ns", "pending", "young"}; !slices.Equal(left, want) {
+		t.Errorf("left: %v, want %v", left, want)
+	}
+}
+
 func TestPoolViews(t *testing.T) {
 	h := newHint(t)
 	ref := v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "p"}

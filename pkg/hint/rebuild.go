@@ -48,6 +48,7 @@ func (h *Hint) Rebuild(ctx context.Context, since time.Time) *Rebuilding {
 	}
 	h.adoptFormer()
 	h.tidy()
+	h.tidyOthers()
 	r.mark = fmt.Sprintf("%s%d-%d", rebuildingMark, os.Getpid(), renames.Add(1))
 	_ = os.Remove(h.path("claims", r.mark)) // of a process that died and had this one's number
 	r.err = h.link(markText(), "claims", r.mark)

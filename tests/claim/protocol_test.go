@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -661,6 +662,51 @@ func TestCollect(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.wantHeld(t, "10.0.0.11", "10.0.0.5")
+}
+
+// What is asked for while a GC waits is not in the list that it was given.
+func TestCollectLeavesWhatIsNewerThanItsList(t *testing.T) {
+	c := newCluster(t, 10, "a")
+	a := newNode(t, c.ns, "a")
+	a.mustAdd(t, "during", ippool("p"))
+	for _, started := range []time.Time{time.Now(), time.Now().Add(-time.Minute), time.Now().Add(10 * time.Second)} {
+		if err := a.Collect(t.Context(), "net", nil, started); err != nil {
+			t.Fatal(err)
+		}
+		c.wantHeld(t, "10.0.0.1")
+	}
+	if err := a.Collect(t.Context(), "net", nil, time.Now().Add(27*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	c.wantHeld(t)
+}
+
+// Two nodes may have containers of one ID: cnitool makes it from a path. Neither
+// takes, finds or frees what is the other's.
+func TestOneContainerIDOnTwoNodes(t *testing.T) {
+	c := newCluster(t, 10, "a", "b")
+	a, b := newNode(t, c.ns, "a"), newNode(t, c.ns, "b")
+	a.mustAdd(t, "twin", ippool("p"), "10.0.0.2")
+	if _, err := b.add(t.Context(), "twin", ippool("p"), "10.0.0.2"); asInUse(err) == nil {
+		t.Errorf("the second one: %v", err)
+	}
+	b.mustDel(t, "twin")
+	b.loseHint(t)
+	b.mustDel(t, "twin")
+	if err := b.Check(t.Context(), pod("twin"), ippool("p")); !errors.Is(err, claim.ErrNotHeld) {
+		t.Errorf("CHECK on the other node: %v", err)
+	}
+	if err := b.Collect(t.Context(), "net", nil, time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	c.wantHeld(t, "10.0.0.2")
+	// The next address of b's block is claimed under a container's ID of b, by a.
+	first := b.mustAdd(t, "pod1", ippool("p"))
+	next := netip.MustParseAddr(first).Next().String()
+	c.hold(t, "p", next, "a", "victim")
+	if got := b.mustAdd(t, "victim", ippool("p")); got == next {
+		t.Errorf("took %s for its own", got)
+	}
 }
 
 // A label is a hint for lists; whose an allocation is stands in its spec.

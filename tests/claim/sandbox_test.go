@@ -151,3 +151,53 @@ func TestTakingOverIsARace(t *testing.T) {
 		t.Errorf("%s holds it", holder)
 	}
 }
+
+// The ADD of an earlier sandbox hangs in its create. The pod's next sandbox claims the
+// address, and the node's clock is far ahead of the API server's.
+func TestLateAddTakesNothingOver(t *testing.T) {
+	c := newCluster(t, 10, "a")
+	early, late := newNode(t, c.ns, "a"), newNode(t, c.ns, "a")
+	early.wire.setLose(func(req *http.Request) loss {
+		if req.Method == http.MethodPost && req.Body != nil {
+			early.wire.lose = nil // only the first
+			if err := late.addSandbox(t.Context(), "sandbox-2", nil); err != nil {
+				t.Errorf("sandbox-2: %v", err)
+			}
+			early.wire.next = backdate{early.wire.next, c.uid(t, "p.10.0.0.2")}
+		}
+		return nothing
+	})
+	if err := early.addSandbox(t.Context(), "sandbox-1", nil); asInUse(err) == nil {
+		t.Errorf("the earlier sandbox: %v", err)
+	}
+	if holder := c.allocation(t, "p.10.0.0.2").Spec.ContainerID; holder != "sandbox-2" {
+		t.Errorf("%s holds it", holder)
+	}
+}
+
+// Some runtimes do not tell the pod's UID: then its name has to do. Who does not say
+// when its ADD began is taken nothing from.
+func TestNextSandboxWithoutUIDTakesOver(t *testing.T) {
+	withoutUID := func(r *claim.Request) { r.Pod.UID = "" }
+	c := newCluster(t, 10, "a")
+	a := newNode(t, c.ns, "a")
+	if err := a.addSandbox(t.Context(), "sandbox-1", withoutUID); err != nil {
+		t.Fatal(err)
+	}
+	a.later(c.uid(t, "p.10.0.0.2"))
+	if err := a.addSandbox(t.Context(), "sandbox-2", nil); asInUse(err) == nil {
+		t.Errorf("a pod with a UID takes over from one without: %v", err)
+	}
+	if err := a.addSandbox(t.Context(), "sandbox-2", withoutUID); err != nil {
+		t.Errorf("the next sandbox: %v", err)
+	}
+	c.hold(t, "p", "10.0.0.3", "a", "web") // by the version before: nothing says when
+	a.later(c.uid(t, "p.10.0.0.3"))
+	err := a.addSandbox(t.Context(), "sandbox-3", func(r *claim.Request) {
+		withoutUID(r)
+		r.Want.Addresses = []netip.Addr{netip.MustParseAddr("10.0.0.3")}
+	})
+	if asInUse(err) == nil {
+		t.Errorf("whose order is not known: %v", err)
+	}
+}
