@@ -307,6 +307,40 @@ func TestDelWithAnyFile(t *testing.T) {
 	})
 }
 
+// The credentials do not say whose they are, and the configuration of a DEL names
+// another node than that of the ADD, or none: the node holds what it held, and its
+// calls go on to know that.
+func TestDelUnderAnotherNodeName(t *testing.T) {
+	t.Parallel()
+	for name, file := range map[string]string{
+		"another": `{"poolsNamespace":"NS","nodeName":"b"}`,
+		"none":    `{"poolsNamespace":"NS"}`,
+		"torn":    `{"poolsNamespace":"NS`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newCluster(t)
+			c.blocks(t, "a")
+			h := c.defaultHost(t, "a")
+			admin, err := os.ReadFile(env.Kubeconfig)
+			if err != nil {
+				t.Fatal(err)
+			}
+			write(t, h.kubelet(), string(admin))
+			h.mustAdd(t, call{container: "c1"})
+			h.mustAdd(t, call{container: "stays"})
+			h.reboot(t)
+			write(t, filepath.Join(h.dir, "nv-ipam.conf"), strings.ReplaceAll(file, "NS", c.ns))
+			h.delAndMend(t, c)
+			h.mustRun(t, call{verb: "CHECK", container: "stays"})
+			h.mustRun(t, call{verb: "DEL", container: "stays"})
+			if got := c.held(t); got != "[]" {
+				t.Errorf("held %s: the hint believes to be complete, and is not", got)
+			}
+		})
+	}
+}
+
 // delAndMend runs a DEL while the node's file is bad, and another call when it is
 // good again.
 func (h *host) delAndMend(t *testing.T, c *cluster) {

@@ -118,7 +118,12 @@ func (h *host) kubelet() string { return filepath.Join(h.root, "etc/kubernetes/k
 
 func (h *host) restoreCredentials(t *testing.T) {
 	t.Helper()
-	data, err := os.ReadFile(env.Kubeconfig)
+	// Whatever else it may do, it says whose it is.
+	path, err := env.UserKubeconfig("system:node:"+h.name, "system:masters")
+	var data []byte
+	if err == nil {
+		data, err = os.ReadFile(path)
+	}
 	if err == nil {
 		err = os.WriteFile(h.kubelet(), data, 0o600)
 	}
