@@ -56,7 +56,10 @@ import (
 
 var env *testenv.Env
 
-func TestMain(m *testing.M) { os.Exit(testenv.Run(m, &env, testenv.Options{})) }
+func TestMain(m *testing.M) {
+	testenv.Isolate()
+	os.Exit(testenv.Run(m, &env, testenv.Options{}))
+}
 
 // Sizes of a node's blocks in the pools p and q.
 const (

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -330,6 +331,7 @@ func TestDelUnderAnotherNodeName(t *testing.T) {
 			h.mustAdd(t, call{container: "c1"})
 			h.mustAdd(t, call{container: "stays"})
 			h.reboot(t)
+			shift(t, h.data(), -time.Hour)
 			write(t, filepath.Join(h.dir, "nv-ipam.conf"), strings.ReplaceAll(file, "NS", c.ns))
 			h.delAndMend(t, c)
 			h.mustRun(t, call{verb: "CHECK", container: "stays"})

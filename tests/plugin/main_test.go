@@ -42,6 +42,7 @@ var clusterID = sync.OnceValue(func() string {
 })
 
 func TestMain(m *testing.M) {
+	testenv.Isolate()
 	// Calls that wait for a server that does not answer need no processor.
 	if err := flag.Set("test.parallel", "32"); err != nil {
 		panic(err)
