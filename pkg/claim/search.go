@@ -155,6 +155,9 @@ func (c *Claimer) exhausted(b *pool.Block) error {
 	if b.Size() == 0 {
 		why = fmt.Sprintf("block %s of node %s has no address to hand out: each is excluded, or the gateway", b.Range, c.Node)
 	}
+	if b.Earlier {
+		why += "; it is left over from an earlier specification of the pool, which has no room for a block of this one"
+	}
 	return fmt.Errorf("%w %q, poolType %q: %s", ErrExhausted, b.Pool.Name, pool.Type(b.Pool.Kind), why)
 }
 

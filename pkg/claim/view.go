@@ -56,11 +56,7 @@ func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference) (view, e
 	case err != nil:
 		return view{}, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
 	}
-	for _, a := range current {
-		if a.Node != c.Node {
-			continue
-		}
-		b := parsed.Block(a)
+	if b, ok := parsed.BlockOf(current, c.Node); ok {
 		c.Hint.SetView(ref, version(meta), b)
 		return view{b, version(meta)}, nil
 	}

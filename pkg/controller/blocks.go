@@ -10,22 +10,20 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// Reasons of a pool's Ready condition, and of its events. InvalidSpec and
-// NoFreeRanges are nv-ipam's words.
+// Reasons of a pool's conditions, and of its events. InvalidSpec and NoFreeRanges
+// are nv-ipam's words.
 const (
 	reasonBlocksAssigned = "BlocksAssigned"
+	reasonNoNodes        = "NoMatchingNodes"
 	reasonInvalidSpec    = "InvalidSpec"
 	reasonNoFreeRanges   = "NoFreeRanges"
 	reasonReclaimed      = "Reclaimed"
-	reasonSpecInUse      = "EarlierSpecInUse"
 	reasonReclaimUnknown = "UnknownReclaimAnnotation"
 )
 
@@ -37,8 +35,12 @@ type outcome struct {
 	// allocations is what status.allocations ought to be; nil leaves it alone.
 	allocations any
 	ready       metav1.Condition
-	unserved    []string // nodes that there was no room for, by name
-	blocks      []size   // nil where the specification is invalid
+	notices     []notice
+	news        []nodeNews
+	unserved    []string  // nodes that there was no room for, by name
+	use         *pool.Use // nil where the specification is invalid
+	// kept is true where there is something that is kept only as long as it is held.
+	kept bool
 }
 
 // reconcilePool gives the nodes their blocks of a pool.
@@ -49,53 +51,65 @@ type outcome struct {
 //  3. Invalid, with blocks from before: those, untouched, since pods live in
 //     them; not Ready, InvalidSpec, an event.
 //  4. Invalid from the start: no blocks, and as 3.
-//  5. Valid, but blocks or addresses of an earlier specification are in use and
-//     do not fit: they stay; not Ready, EarlierSpecInUse.
+//  5. Valid, and no node matches the selector: Ready, NoMatchingNodes.
+//
+// What else there is to tell are notices: conditions of their own, which do not
+// change Ready.
 func (c *Controller) reconcilePool(ctx context.Context, ref v1alpha1.PoolReference) error {
 	kind := c.kinds[ref.Kind]
 	obj, found, _ := kind.informer.GetIndexer().GetByKey(c.opts.Namespace + "/" + ref.Name) // never fails
 	if !found {
 		delete(c.reported, ref)
-		delete(c.overlapping, ref)
 		delete(c.counted, ref)
 		c.misfitting.Delete(ref)
-		c.censuses.Delete(ref)
+		c.summaries.Delete(ref)
 		return nil
 	}
 	view := kind.view(obj)
 	before := view.status.Conditions
-	others := c.overlapsWith(view)
-	overlap := overlapping(view, others)
-	holds := func(node string) bool { return c.holds(ref, node) }
-	held, _ := c.allocations.ByIndex(byPool, poolKey(ref)) // fails for unknown indexes only
-	out := blocks(kind, view, c.nodes.List(), held, holds)
-	if out.ready.Reason == reasonSpecInUse {
+	nodes, others := c.nodes.List(), c.overlapsWith(view)
+	held, count := c.heldOf(ref)
+	out := blocks(kind, view, nodes, held)
+	out.notices = append(out.notices, overlapping(view, others)...)
+	out.notices = append(out.notices, podNetwork(view, nodes)...)
+	if out.kept {
 		c.misfitting.Store(ref, nil)
 	} else {
 		c.misfitting.Delete(ref)
 	}
-
-	census := census{ready: out.ready, overlaps: len(others), unserved: len(out.unserved), blocks: out.blocks, held: int64(len(held))}
-	c.censuses.Store(ref, census)
+	sum := out.summary(len(others), count)
+	c.summaries.Store(ref, sum)
 
 	view, err := c.writeAllocations(ctx, kind, view, out.allocations)
 	if err != nil {
 		return err
 	}
-	if err := c.writeRest(ctx, kind, view, census, overlap); err != nil {
+	if err := c.writeRest(ctx, kind, view, sum, out.notices); err != nil {
 		return err
 	}
-	c.report(view, meta.FindStatusCondition(before, v1alpha1.ConditionReady), out)
-	c.reportOverlap(view, before, overlap)
+	c.report(view, before, out)
 	return nil
 }
 
-// blocks says which node gets which block of a pool, of which the allocations
-// held exist.
-func blocks(kind poolKind, view *poolView, nodes, held []any, holds func(node string) bool) outcome {
+// heldOf returns the addresses of a pool that are held, and how many allocations
+// there are.
+func (c *Controller) heldOf(ref v1alpha1.PoolReference) (held []pool.Held, count int) {
+	all, _ := c.allocations.ByIndex(byPool, poolKey(ref)) // fails for unknown indexes only
+	held = make([]pool.Held, 0, len(all))
+	for _, obj := range all {
+		spec := &obj.(*v1alpha1.IPAllocation).Spec
+		if addr, err := pool.ParseAddr(spec.Address); err == nil {
+			held = append(held, pool.Held{Node: spec.NodeName, Addr: addr, Requested: spec.Requested})
+		}
+	}
+	return held, len(all)
+}
+
+// blocks says which node gets which block of a pool, and what there is to tell.
+func blocks(kind poolKind, view *poolView, nodes []any, held []pool.Held) outcome {
 	parsed, errs := view.parse()
 	if len(errs) > 0 {
-		out := outcome{ready: notReady(reasonInvalidSpec, errs.ToAggregate().Error())}
+		out := outcome{ready: notReady(reasonInvalidSpec, pool.Explain(errs))}
 		if view.allocations == nil {
 			out.allocations = kind.allocations(nil)
 		}
@@ -107,21 +121,35 @@ func blocks(kind poolKind, view *poolView, nodes, held []any, holds func(node st
 			selected = append(selected, node.Name)
 		}
 	}
-	assigned, unserved := parsed.Carve(view.blocks, selected, holds)
-	out := outcome{allocations: kind.allocations(assigned), unserved: unserved, blocks: sizes(parsed, assigned)}
-	if len(unserved) > 0 {
+	assigned, unserved := parsed.Carve(view.blocks, selected, held)
+	use := parsed.Use(assigned, held)
+	out := outcome{allocations: kind.allocations(assigned), unserved: unserved, use: use}
+	out.kept = len(use.Gateways)+len(use.Unfit) > 0 || len(assigned)+len(unserved) > len(selected) ||
+		slices.ContainsFunc(use.Blocks, func(b pool.BlockUse) bool { return b.Earlier })
+	out.notices = slices.Concat(earlierSpec(view, use), foreign(parsed, use), full(use))
+	out.news = slices.Concat(newlyFull(use), newlyOutside(use), newlyForeign(parsed, use))
+	active := use.Active()
+	switch {
+	case len(unserved) > 0:
 		out.ready = notReady(reasonNoFreeRanges, noRoom(unserved))
-		return out
-	}
-	if message := misfits(parsed, assigned, held); message != "" {
-		out.ready = notReady(reasonSpecInUse, message)
-		return out
-	}
-	out.ready = metav1.Condition{
-		Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: reasonBlocksAssigned,
-		Message: fmt.Sprintf("nodes with a block: %d", len(assigned)),
+	case len(selected) == 0 && parsed.SelectorText() != "":
+		out.ready = ready(reasonNoNodes, fmt.Sprintf("no node matches spec.nodeSelector (%s); nodes with a block: %d", parsed.SelectorText(), len(active)))
+	default:
+		out.ready = ready(reasonBlocksAssigned, fmt.Sprintf("nodes with a block: %d", len(active)))
 	}
 	return out
+}
+
+func (out *outcome) summary(overlaps, held int) summary {
+	s := summary{ready: out.ready, overlaps: overlaps, unserved: len(out.unserved), held: int64(held)}
+	if out.use != nil {
+		s.blocks, s.outside, s.foreign = countBlocks(out.use.Active()), len(out.use.Outside), len(out.use.Foreign)
+	}
+	return s
+}
+
+func ready(reason, message string) metav1.Condition {
+	return metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: reason, Message: message}
 }
 
 func notReady(reason, message string) metav1.Condition {
@@ -132,33 +160,6 @@ func noRoom(nodes []string) string {
 	return fmt.Sprintf("no free ranges for %d nodes: %s", len(nodes), enumerate(nodes))
 }
 
-// misfits says what is in use of an earlier specification, "" where nothing is.
-// Nobody's address changes for that: it is kept until it is given back.
-func misfits(p *pool.Pool, assigned []pool.Assignment, held []any) string {
-	var nodes, addresses []string
-	for _, a := range p.Misfits(assigned) {
-		nodes = append(nodes, fmt.Sprintf("%s (%s)", a.Node, a.Range))
-	}
-	for _, obj := range held {
-		a := obj.(*v1alpha1.IPAllocation)
-		if addr, err := pool.ParseAddr(a.Spec.Address); err == nil && !p.FitsAddress(addr, a.Spec.Requested) {
-			addresses = append(addresses, a.Spec.Address)
-		}
-	}
-	slices.Sort(addresses)
-	var parts []string
-	if len(nodes) > 0 {
-		parts = append(parts, "blocks of nodes "+enumerate(nodes))
-	}
-	if len(addresses) > 0 {
-		parts = append(parts, "addresses "+enumerate(addresses))
-	}
-	if len(parts) == 0 {
-		return ""
-	}
-	return "kept from an earlier specification until they are given back: " + strings.Join(parts, "; ")
-}
-
 // enumerate names the first few of many.
 func enumerate(names []string) string {
 	text := strings.Join(names[:min(len(names), named)], ", ")
@@ -166,42 +167,4 @@ func enumerate(names []string) string {
 		text += fmt.Sprintf(" and %d more", more)
 	}
 	return text
-}
-
-// report is what was last said about a pool in events.
-type report struct {
-	uid      types.UID
-	ready    metav1.Condition
-	unserved []string
-	optOut   string
-}
-
-// report records what is new since the last time as events. After a restart,
-// the condition as it was before tells what has been said already.
-func (c *Controller) report(view *poolView, before *metav1.Condition, out outcome) {
-	last, known := c.reported[view.ref]
-	optOut := optOut(view.meta.Annotations)
-	c.reported[view.ref] = report{uid: view.meta.UID, ready: out.ready, unserved: out.unserved, optOut: optOut}
-	if last.uid != view.meta.UID {
-		last, known = report{}, false
-	}
-	if value := view.meta.Annotations[v1alpha1.AnnotationReclaim]; optOut != last.optOut && optOut != "" && value != v1alpha1.ReclaimDisabled {
-		c.recorder.Eventf(view.object(), corev1.EventTypeWarning, reasonReclaimUnknown,
-			"no address is reclaimed: annotation %s is %q, want %q or %q", v1alpha1.AnnotationReclaim, value, v1alpha1.ReclaimEnabled, v1alpha1.ReclaimDisabled)
-	}
-	if !known && before != nil && same(*before, out.ready) {
-		return
-	}
-	if out.ready.Reason == reasonInvalidSpec && !same(last.ready, out.ready) {
-		c.recorder.Event(view.object(), corev1.EventTypeWarning, reasonInvalidSpec, out.ready.Message)
-	}
-	for _, node := range out.unserved {
-		if _, said := slices.BinarySearch(last.unserved, node); !said {
-			c.recorder.Event(view.object(), corev1.EventTypeWarning, reasonNoFreeRanges, "failed to allocate IPs on Node: "+node)
-		}
-	}
-}
-
-func same(a, b metav1.Condition) bool {
-	return a.Status == b.Status && a.Reason == b.Reason && a.Message == b.Message
 }

@@ -6,6 +6,7 @@ package controller
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -20,6 +21,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
 var (
@@ -63,6 +65,11 @@ func (w *world) patches(answer func(kind string) runtime.Object) *[]clienttestin
 	return &all
 }
 
+// holding is an address that nobody requested.
+func holding(node, address string) []pool.Held {
+	return []pool.Held{{Node: node, Addr: netip.MustParseAddr(address)}}
+}
+
 // The numbers are those of reconcilePool; the rows of both kinds go one way.
 func TestBlocks(t *testing.T) {
 	badIP, badCIDR := ippool(nil), cidrpool(nil)
@@ -77,7 +84,7 @@ func TestBlocks(t *testing.T) {
 		ref      v1alpha1.PoolReference
 		pool     any
 		nodes    []string
-		holds    string
+		holds    []pool.Held
 		want     string // of status.allocations; null leaves it alone
 		reason   string
 		message  string
@@ -90,7 +97,7 @@ func TestBlocks(t *testing.T) {
 			want:   `[{"nodeName":"a","prefix":"10.60.0.0/17"},{"nodeName":"b","prefix":"10.60.128.0/17"}]`,
 			reason: reasonBlocksAssigned, message: "nodes with a block: 2"},
 		{name: "1 no nodes", ref: ipRef, pool: ippool(nil), want: `[]`, reason: reasonBlocksAssigned, message: "nodes with a block: 0"},
-		{name: "1 a departed node holds addresses", ref: ipRef, pool: held, nodes: []string{"a"}, holds: "gone",
+		{name: "1 a departed node holds addresses", ref: ipRef, pool: held, nodes: []string{"a"}, holds: holding("gone", "192.168.0.7"),
 			want:   `[{"nodeName":"gone","startIP":"192.168.0.1","endIP":"192.168.0.100"},{"nodeName":"a","startIP":"192.168.0.101","endIP":"192.168.0.200"}]`,
 			reason: reasonBlocksAssigned, message: "nodes with a block: 2"},
 		{name: "1 a departed node holds none", ref: ipRef, pool: held, nodes: []string{"a"},
@@ -111,7 +118,7 @@ func TestBlocks(t *testing.T) {
 			w := newWorld(t, Options{})
 			w.nodesNamed(t, tc.nodes...)
 			kind := w.kinds[tc.ref.Kind]
-			out := blocks(kind, kind.view(tc.pool), w.nodes.List(), nil, func(n string) bool { return n == tc.holds })
+			out := blocks(kind, kind.view(tc.pool), w.nodes.List(), tc.holds)
 			if got, _ := json.Marshal(out.allocations); string(got) != tc.want {
 				t.Errorf("allocations\n got %s\nwant %s", got, tc.want)
 			}
@@ -251,10 +258,10 @@ func TestEvents(t *testing.T) {
 	clear(w.reported)
 	kind := w.kinds[v1alpha1.PoolKindIPPool]
 	persisted := again.DeepCopy()
-	persisted.Status.Conditions = []metav1.Condition{blocks(kind, kind.view(again), nil, nil, nil).ready}
+	persisted.Status.Conditions = []metav1.Condition{blocks(kind, kind.view(again), nil, nil).ready}
 	reconcile(persisted)
 	full := ippool(nil)
-	full.Status.Conditions = []metav1.Condition{blocks(kind, kind.view(full), w.nodes.List(), nil, func(string) bool { return false }).ready}
+	full.Status.Conditions = []metav1.Condition{blocks(kind, kind.view(full), w.nodes.List(), nil).ready}
 	clear(w.reported)
 	reconcile(full)
 	w.nodesNamed(t, "f")
@@ -378,5 +385,79 @@ func TestThin(t *testing.T) {
 	n.Status.Conditions = append([]corev1.NodeCondition{{Type: corev1.NodeDiskPressure}}, n.Status.Conditions...)
 	if got, _ := thin(n); !reflect.DeepEqual(got, node(corev1.ConditionTrue)) {
 		t.Errorf("node: got %+v", got)
+	}
+}
+
+// What changes with every address is written no more often than the count of used
+// ones; that something of an earlier specification is left, and no longer is, at once.
+func TestNoticesAreWrittenSeldom(t *testing.T) {
+	w := newWorld(t, Options{Usage: time.Hour})
+	w.nodesNamed(t, "a")
+	p := ippool([]v1alpha1.Allocation{{NodeName: "a", StartIP: "192.168.0.1", EndIP: "192.168.0.2"}})
+	p.Spec.PerNodeBlockSize = 2
+	body, err := json.Marshal(p.Status.Allocations)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: blocksManager(body), Operation: metav1.ManagedFieldsOperationApply, Subresource: "status"}}
+	indexer := w.kinds[v1alpha1.PoolKindIPPool].informer.GetIndexer()
+	all := w.patches(func(string) runtime.Object { return p })
+	reconcile := func(writes int, types ...string) {
+		t.Helper()
+		*all = nil
+		if err := indexer.Update(p); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.reconcilePool(t.Context(), ipRef); err != nil {
+			t.Fatal(err)
+		}
+		for _, patch := range *all { // as the server would
+			var body struct{ Status v1alpha1.PoolStatus }
+			if err := json.Unmarshal(patch.Patch, &body); err != nil {
+				t.Fatal(err)
+			}
+			p = p.DeepCopy()
+			p.Status.PoolStatus = body.Status
+		}
+		var got []string
+		for _, condition := range p.Status.Conditions {
+			got = append(got, condition.Type)
+		}
+		if len(*all) != writes || !slices.Equal(got, types) {
+			t.Errorf("%d writes, conditions %q, want %d and %q", len(*all), got, writes, types)
+		}
+	}
+	hold := func(address string) {
+		t.Helper()
+		a := allocation()
+		a.Name, a.Spec.Address, a.Spec.NodeName = "pool1."+address, address, "a"
+		if err := w.allocations.Add(a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.Status.Conditions = []metav1.Condition{{Type: "Other"}} // not pruned
+	reconcile(1, "Other", "Ready")
+	hold("192.168.0.1")
+	hold("192.168.0.2")
+	hold("1.2.3.4")
+	reconcile(0, "Other", "Ready")
+	w.counted[ipRef] = time.Now().Add(-time.Hour)
+	reconcile(1, "Other", "Ready", "ForeignAddresses", "BlockFull")
+	reconcile(0, "Other", "Ready", "ForeignAddresses", "BlockFull")
+	p = p.DeepCopy()
+	p.Spec.Gateway = "192.168.0.2"
+	reconcile(1, "Other", "Ready", "ForeignAddresses", "BlockFull", "EarlierSpecInUse")
+}
+
+// The text of an event is bounded, whoever writes it.
+func TestBoundedRecorder(t *testing.T) {
+	w := newWorld(t, Options{})
+	r := boundedRecorder{w.events}
+	r.Event(ippool(nil), corev1.EventTypeNormal, "R", strings.Repeat("x", 5000))
+	r.Eventf(ippool(nil), corev1.EventTypeNormal, "R", "%s", strings.Repeat("y", 5000))
+	for _, e := range said(w) {
+		if len(e) > maxEvent+50 || !strings.HasSuffix(e, "(3976 bytes more)") {
+			t.Errorf("%d bytes: %s", len(e), e)
+		}
 	}
 }

@@ -82,16 +82,14 @@ type Controller struct {
 	pools    workqueue.TypedRateLimitingInterface[v1alpha1.PoolReference]
 	suspects workqueue.TypedRateLimitingInterface[string]
 
-	reported map[v1alpha1.PoolReference]report // by the one worker of pools
-	pruned   map[v1alpha1.PoolKind]bool        // likewise
-	// overlapping is what was last said about a pool's overlaps; likewise.
-	overlapping map[v1alpha1.PoolReference]string
-	counted     map[v1alpha1.PoolReference]time.Time // used was last written; likewise
-	countless   map[v1alpha1.PoolKind]bool           // the CRD has no used; likewise
-	seen        sightings
-	censuses    sync.Map // v1alpha1.PoolReference to census
-	metrics     *metrics
-	// misfitting are the pools with blocks or addresses of an earlier spec.
+	reported  map[v1alpha1.PoolReference]report    // by the one worker of pools
+	pruned    map[v1alpha1.PoolKind]bool           // likewise
+	counted   map[v1alpha1.PoolReference]time.Time // used was last written; likewise
+	countless map[v1alpha1.PoolKind]bool           // the CRD has no used; likewise
+	seen      sightings
+	summaries sync.Map // v1alpha1.PoolReference to summary
+	metrics   *metrics
+	// misfitting are the pools that keep something only as long as it is held.
 	misfitting sync.Map
 	synced     atomic.Bool
 }
@@ -117,10 +115,9 @@ func New(clients Clients, opts Options) *Controller {
 		reported: map[v1alpha1.PoolReference]report{},
 		pruned:   map[v1alpha1.PoolKind]bool{},
 
-		overlapping: map[v1alpha1.PoolReference]string{},
-		counted:     map[v1alpha1.PoolReference]time.Time{},
-		countless:   map[v1alpha1.PoolKind]bool{},
-		metrics:     newMetrics(),
+		counted:   map[v1alpha1.PoolReference]time.Time{},
+		countless: map[v1alpha1.PoolKind]bool{},
+		metrics:   newMetrics(),
 	}
 	c.kinds = poolKinds(clients.IPAM.NvIpamV1alpha1(), c.ipam.NvIpam().V1alpha1(), opts.Namespace)
 	if opts.Metrics != nil {
@@ -139,7 +136,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
 	defer broadcaster.Shutdown()
 	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: c.clients.Kube.CoreV1().Events(c.opts.Namespace)})
-	c.recorder = broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: name})
+	c.recorder = boundedRecorder{broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: name})}
 
 	c.pools = newQueue[v1alpha1.PoolReference](queuePools, c.metrics)
 	c.suspects = newQueue[string](queueSuspects, c.metrics)

@@ -32,6 +32,8 @@ var (
 	descFull     = desc("pool_blocks_full", "Nodes whose block has no address left.", poolLabels...)
 	descUnserved = desc("pool_nodes_without_block", "Nodes that the pool has no room for.", poolLabels...)
 	descOverlaps = desc("pool_overlaps", "Other pools that have addresses in common with this one.", poolLabels...)
+	descOutside  = desc("pool_addresses_outside_block", "Addresses that nodes hold outside of their blocks and that nobody requested.", poolLabels...)
+	descForeign  = desc("pool_foreign_addresses", "Addresses that are held in the pool's name and are not in its subnet.", poolLabels...)
 	descOrphans  = desc("allocations_without_pool", "Allocations whose pool does not exist.")
 	descHeld     = desc("held", "Allocations whose pod is not there and which are not taken back, by reason.", "reason")
 	descSuspects = desc("suspects", "Allocations that look leaked and are taken back when the grace is over, by reason.", "reason")
@@ -122,7 +124,7 @@ func (m *metrics) NewRetriesMetric(name string) workqueue.CounterMetric {
 // Describe is part of prometheus.Collector.
 func (c *Controller) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descReady, descCapacity, descUsed, descBlocks, descFull, descUnserved, descOverlaps, descOrphans, descHeld, descSuspects,
+		descReady, descCapacity, descUsed, descBlocks, descFull, descUnserved, descOverlaps, descOutside, descForeign, descOrphans, descHeld, descSuspects,
 	} {
 		ch <- d
 	}
@@ -136,7 +138,7 @@ func (c *Controller) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, value int64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(value), labels...)
 	}
-	held, total := c.countHeld()
+	total := c.countHeld()
 	var orphans int64
 	for ref, n := range total {
 		if c.pool(ref) == nil {
@@ -144,17 +146,19 @@ func (c *Controller) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	gauge(descOrphans, orphans)
-	c.censuses.Range(func(key, value any) bool {
-		ref, census := key.(v1alpha1.PoolReference), value.(census)
+	c.summaries.Range(func(key, value any) bool {
+		ref, sum := key.(v1alpha1.PoolReference), value.(summary)
 		kind, pool := string(ref.Kind), ref.Name
-		gauge(descReady, isTrue(census.ready), kind, pool, census.ready.Reason)
+		gauge(descReady, isTrue(sum.ready), kind, pool, sum.ready.Reason)
 		gauge(descUsed, total[ref], kind, pool)
-		gauge(descUnserved, int64(census.unserved), kind, pool)
-		gauge(descOverlaps, int64(census.overlaps), kind, pool)
-		if census.blocks != nil {
-			gauge(descCapacity, census.capacity(), kind, pool)
-			gauge(descBlocks, int64(len(census.blocks)), kind, pool)
-			gauge(descFull, int64(census.full(held[ref])), kind, pool)
+		gauge(descUnserved, int64(sum.unserved), kind, pool)
+		gauge(descOverlaps, int64(sum.overlaps), kind, pool)
+		gauge(descOutside, int64(sum.outside), kind, pool)
+		gauge(descForeign, int64(sum.foreign), kind, pool)
+		if sum.blocks != nil {
+			gauge(descCapacity, sum.blocks.capacity, kind, pool)
+			gauge(descBlocks, int64(sum.blocks.nodes), kind, pool)
+			gauge(descFull, int64(sum.blocks.full), kind, pool)
 		}
 		return true
 	})
@@ -167,21 +171,13 @@ func (c *Controller) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// countHeld counts the addresses that each node holds of each pool, and all
-// together.
-func (c *Controller) countHeld() (byNode map[v1alpha1.PoolReference]map[string]int64, total map[v1alpha1.PoolReference]int64) {
-	byNode, total = map[v1alpha1.PoolReference]map[string]int64{}, map[v1alpha1.PoolReference]int64{}
+// countHeld counts the addresses of each pool that are held.
+func (c *Controller) countHeld() map[v1alpha1.PoolReference]int64 {
+	total := map[v1alpha1.PoolReference]int64{}
 	for _, obj := range c.allocations.List() {
-		spec := &obj.(*v1alpha1.IPAllocation).Spec
-		nodes := byNode[spec.PoolRef]
-		if nodes == nil {
-			nodes = map[string]int64{}
-			byNode[spec.PoolRef] = nodes
-		}
-		nodes[spec.NodeName]++
-		total[spec.PoolRef]++
+		total[obj.(*v1alpha1.IPAllocation).Spec.PoolRef]++
 	}
-	return byNode, total
+	return total
 }
 
 func isTrue(c metav1.Condition) int64 {

@@ -8,14 +8,8 @@ import (
 	"net/netip"
 	"slices"
 
-	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/meta"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 )
-
-const reasonOverlap = "SubnetsOverlap"
 
 // overlapsWith names the other pools that have addresses in common with this one.
 func (c *Controller) overlapsWith(view *poolView) (others []string) {
@@ -32,15 +26,16 @@ func (c *Controller) overlapsWith(view *poolView) (others []string) {
 	return others
 }
 
-// overlapping returns the condition that says so, or nil where there are none. It
-// is no error: two pools may be for two networks that never meet. But an address
-// is given once in each pool, so where they are one network, it is given twice.
-func overlapping(view *poolView, others []string) *metav1.Condition {
+// overlapping says that there are such pools. It is no error: two pools may be for
+// two networks that never meet. But an address is given once in each pool, so where
+// they are one network, it is given twice.
+func overlapping(view *poolView, others []string) []notice {
 	if len(others) == 0 {
 		return nil
 	}
-	message := fmt.Sprintf("%s overlaps with %s", view.subnet, enumerate(others))
-	return &metav1.Condition{Type: v1alpha1.ConditionOverlapping, Status: metav1.ConditionTrue, Reason: reasonOverlap, Message: message}
+	n := newNotice(v1alpha1.ConditionOverlapping, reasonOverlap, fmt.Sprintf("%s overlaps with %s", view.subnet, enumerate(others)))
+	n.event = n.condition.Message
+	return []notice{n}
 }
 
 // overlaps reports whether two subnets, as specifications have them, share an
@@ -49,19 +44,4 @@ func overlaps(a, b string) bool {
 	p, errA := netip.ParsePrefix(a)
 	q, errB := netip.ParsePrefix(b)
 	return errA == nil && errB == nil && p.Overlaps(q)
-}
-
-// reportOverlap records a new overlap as an event.
-func (c *Controller) reportOverlap(view *poolView, before []metav1.Condition, now *metav1.Condition) {
-	if now == nil {
-		return
-	}
-	if said := meta.FindStatusCondition(before, now.Type); said != nil && same(*said, *now) {
-		return
-	}
-	if c.overlapping[view.ref] == now.Message { // where the CRD has no conditions
-		return
-	}
-	c.overlapping[view.ref] = now.Message
-	c.recorder.Event(view.object(), corev1.EventTypeWarning, now.Reason, now.Message)
 }

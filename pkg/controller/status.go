@@ -21,6 +21,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
 // A pool's status is written in two parts, by two field managers.
@@ -82,19 +83,24 @@ func applied(entries []metav1.ManagedFieldsEntry, manager string) bool {
 	})
 }
 
-// writeRest patches the conditions and the counts where they have changed; only
-// for a new count of used addresses, not often. Without an overlap there is none
-// to speak of. nv-ipam's own CRDs have neither, and the API server drops them:
-// nothing is written then after the first try.
-func (c *Controller) writeRest(ctx context.Context, kind poolKind, view *poolView, census census, overlap *metav1.Condition) error {
+// maxMessage is how long the message of a condition may be, in bytes; the API allows
+// 32,768.
+const maxMessage = 8192
+
+// writeRest patches the conditions and the counts where they have changed; only for
+// what changes with every address, not often (Options.Usage). nv-ipam's own CRDs
+// have neither, and the API server drops them: nothing is written then after the
+// first try.
+func (c *Controller) writeRest(ctx context.Context, kind poolKind, view *poolView, sum summary, notices []notice) error {
 	ref := view.ref
 	if c.pruned[ref.Kind] {
 		return nil
 	}
-	want := c.rest(view, census, overlap)
+	want := c.rest(view, sum, notices)
 	now := time.Now()
-	if c.same(ref.Kind, want, view.status) {
-		if c.countless[ref.Kind] || ptr.Equal(want.Used, view.status.Used) {
+	if c.same(ref.Kind, want, view.status, lasting) {
+		usedSame := c.countless[ref.Kind] || ptr.Equal(want.Used, view.status.Used)
+		if usedSame && c.same(ref.Kind, want, view.status, slices.Clone) {
 			return nil
 		}
 		if wait := c.counted[ref].Add(c.opts.Usage).Sub(now); wait > 0 {
@@ -123,30 +129,52 @@ func (c *Controller) writeRest(ctx context.Context, kind poolKind, view *poolVie
 }
 
 // rest is what a pool's status ought to be, but for its blocks.
-func (c *Controller) rest(view *poolView, census census, overlap *metav1.Condition) v1alpha1.PoolStatus {
+func (c *Controller) rest(view *poolView, sum summary, notices []notice) v1alpha1.PoolStatus {
 	want := v1alpha1.PoolStatus{
 		ObservedGeneration: view.meta.Generation,
 		Conditions:         slices.Clone(view.status.Conditions), // the cache's
 		Capacity:           view.status.Capacity,
-		Used:               &census.held,
+		Used:               &sum.held,
 	}
-	if census.blocks != nil {
-		want.Capacity = new(census.capacity())
+	if sum.blocks != nil {
+		want.Capacity = &sum.blocks.capacity
 	}
-	census.ready.ObservedGeneration = view.meta.Generation
-	meta.SetStatusCondition(&want.Conditions, census.ready)
-	if overlap == nil {
-		meta.RemoveStatusCondition(&want.Conditions, v1alpha1.ConditionOverlapping)
-	} else {
-		overlap.ObservedGeneration = view.meta.Generation
-		meta.SetStatusCondition(&want.Conditions, *overlap)
+	set := func(condition metav1.Condition) {
+		condition.ObservedGeneration = view.meta.Generation
+		condition.Message = pool.Cut(condition.Message, maxMessage)
+		meta.SetStatusCondition(&want.Conditions, condition)
+	}
+	set(sum.ready)
+	for _, t := range noticeTypes {
+		i := slices.IndexFunc(notices, func(n notice) bool { return n.condition.Type == t })
+		if i < 0 {
+			meta.RemoveStatusCondition(&want.Conditions, t)
+		} else {
+			set(notices[i].condition)
+		}
 	}
 	return want
 }
 
+// lasting leaves out of conditions what may change with every address that is taken
+// or released.
+func lasting(in []metav1.Condition) (out []metav1.Condition) {
+	for _, condition := range in {
+		switch condition.Type {
+		case v1alpha1.ConditionBlockFull, v1alpha1.ConditionForeignAddresses:
+			continue
+		case v1alpha1.ConditionEarlierSpecInUse:
+			condition.Message = ""
+		}
+		out = append(out, condition)
+	}
+	return out
+}
+
 // same reports whether two statuses differ in nothing but the count of used
-// addresses, as far as the installed CRD has the fields.
-func (c *Controller) same(kind v1alpha1.PoolKind, a v1alpha1.PoolStatus, b *v1alpha1.PoolStatus) bool {
-	return a.ObservedGeneration == b.ObservedGeneration && equality.Semantic.DeepEqual(a.Conditions, b.Conditions) &&
+// addresses, as far as the installed CRD has the fields; of their conditions it
+// compares a part.
+func (c *Controller) same(kind v1alpha1.PoolKind, a v1alpha1.PoolStatus, b *v1alpha1.PoolStatus, part func([]metav1.Condition) []metav1.Condition) bool {
+	return a.ObservedGeneration == b.ObservedGeneration && equality.Semantic.DeepEqual(part(a.Conditions), part(b.Conditions)) &&
 		(c.countless[kind] || ptr.Equal(a.Capacity, b.Capacity))
 }

@@ -214,7 +214,7 @@ func thin(obj any) (any, error) {
 	case *corev1.Node:
 		return &corev1.Node{
 			ObjectMeta: metav1.ObjectMeta{Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion, Labels: o.Labels},
-			Spec:       corev1.NodeSpec{Taints: o.Spec.Taints},
+			Spec:       corev1.NodeSpec{Taints: o.Spec.Taints, PodCIDRs: o.Spec.PodCIDRs},
 			Status:     corev1.NodeStatus{Conditions: readiness(o)},
 		}, nil
 	case *metav1.PartialObjectMetadata: // a pod

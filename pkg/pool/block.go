@@ -31,6 +31,9 @@ type Block struct {
 	Gateway netip.Addr `json:"gateway,omitzero"`
 	// Routes that come with an address, via Gateway; sorted.
 	Routes []netip.Prefix `json:"routes,omitempty"`
+	// Earlier is true where the block is of an earlier specification of the pool,
+	// and the node has none of the present one.
+	Earlier bool `json:"earlier,omitempty"`
 }
 
 // Block returns what a node needs to know about the block that it was assigned.

@@ -4,9 +4,11 @@
 package pool
 
 import (
+	"cmp"
 	"math/big"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"go4.org/netipx"
 )
@@ -15,50 +17,160 @@ import (
 //
 //	current  the blocks as they are
 //	nodes    the nodes that the pool's selector matches, in any order
-//	holds    whether a node holds addresses of this pool
+//	held     the addresses of this pool that nodes hold
 //
 // The rules, in their order:
 //
-//  1. A node that holds addresses keeps its block, whatever else has changed: a
-//     block is not moved or given away under a live pod. Of two such blocks that
-//     overlap, the first in current counts.
+//  1. A node keeps each block in which it holds addresses, whatever else has
+//     changed: a block is not moved or given away under a live pod. Of two such
+//     blocks that overlap, the one with more addresses that nobody requested
+//     counts, then the one with more requested ones, then the first in current.
 //  2. A static allocation gives its node its prefix, and keeps it from others.
-//  3. Any other node that is still selected keeps its block, if that is still one
-//     of the pool's and has an address that is not excluded.
-//  4. Every other node, by name, is given the first block that is free and has
-//     an address that is not excluded.
+//  3. Any other node that is still selected, and has no block that fits (Misfits)
+//     by then, keeps the first that does.
+//  4. If current lacks the block of a node that holds addresses (a status that was
+//     lost), the node is given the block of the pool that contains most of them.
+//     The order is that of rule 1, then the node's name. If nothing is left of
+//     current, also nodes that are not selected are, and nodes are given all blocks
+//     that contain what they hold.
+//  5. Every other node, by name, is given the first block that is free and has
+//     an address that is not excluded. If there is none, what rule 4 gave a node
+//     beyond its first block, or one that is not selected, is free as well.
 //
-// It returns the blocks sorted by address, and the nodes that there was no room
-// for, sorted by name.
-func (p *Pool) Carve(current []Assignment, nodes []string, holds func(node string) bool) (blocks []Assignment, unserved []string) {
-	c := carving{pool: p, fixed: map[string]Assignment{}, served: map[string]bool{}, position: new(big.Int)}
-	for _, s := range p.static {
-		if s.Node != "" {
-			c.fixed[s.Node] = s
-		}
+// A node that keeps a block of an earlier specification is so given one of the
+// new one as well, if there is room.
+//
+// It returns the blocks sorted by address, and the nodes without a block that
+// fits, sorted by name.
+func (p *Pool) Carve(current []Assignment, nodes []string, held []Held) (blocks []Assignment, unserved []string) {
+	c := p.carving(nodes)
+	for _, e := range p.evidence(current, held) { // rule 1
+		c.give(e.Assignment, c.fits(e.Assignment))
 	}
-	nodes = slices.Compact(slices.Sorted(slices.Values(nodes)))
-	selected := func(node string) bool { _, ok := slices.BinarySearch(nodes, node); return ok }
-
-	for _, a := range current { // rule 1
-		if holds(a.Node) {
-			c.give(a)
-		}
-	}
+	lost := len(c.blocks) == 0
 	for _, s := range p.static { // rule 2
-		if s.Node != "" && selected(s.Node) {
-			c.give(s)
+		if s.Node != "" && c.selected(s.Node) {
+			c.give(s, true)
 		}
 	}
 	for _, s := range p.static {
 		c.taken.add(s.Range)
 	}
 	for _, a := range current { // rule 3
-		if selected(a.Node) && !c.hasFixed(a.Node) && p.grid.has(a.Range) && !p.wasted(a.Range) {
-			c.give(a)
+		if s, ok := c.fixed[a.Node]; ok && s.Range == a.Range {
+			lost = false
+		} else if c.selected(a.Node) && !c.served[a.Node] && c.fits(a) && c.give(a, true) {
+			lost = false
 		}
 	}
-	for _, node := range nodes { // rule 4
+	more := c.recover(held, lost) // rule 4
+	unserved = c.serve(more)      // rule 5
+	slices.SortFunc(c.blocks, func(a, b Assignment) int { return a.Range.From().Compare(b.Range.From()) })
+	return c.blocks, unserved
+}
+
+// carving is the state of one Carve.
+type carving struct {
+	pool     *Pool
+	nodes    []string // selected ones, sorted
+	fits     func(Assignment) bool
+	fixed    map[string]Assignment // static allocations by node
+	blocks   []Assignment
+	served   map[string]bool // nodes with a block that fits
+	taken    ranges
+	position *big.Int // no block before it is free
+}
+
+func (p *Pool) carving(nodes []string) *carving {
+	nodes = slices.Compact(slices.Sorted(slices.Values(nodes)))
+	c := &carving{pool: p, nodes: nodes, fits: p.fitting(), fixed: map[string]Assignment{}, served: map[string]bool{}, position: new(big.Int)}
+	for _, s := range p.static {
+		if s.Node != "" {
+			c.fixed[s.Node] = s
+		}
+	}
+	return c
+}
+
+// recover is rule 4. It returns what it gave beyond a first block of selected nodes,
+// the best evidence first.
+func (c *carving) recover(held []Held, lost bool) (more []netipx.IPRange) {
+	claims := c.claims(held, lost)
+	first := func(e evidence) bool { return c.selected(e.Node) && !c.served[e.Node] && !c.hasFixed(e.Node) }
+	gone := map[string]bool{} // nodes that are not selected and have one
+	for _, e := range claims {
+		switch {
+		case e.dynamic == 0:
+		case first(e):
+			c.give(e.Assignment, true)
+		case lost && !c.selected(e.Node) && !gone[e.Node] && c.give(e.Assignment, false):
+			gone[e.Node] = true
+			more = append(more, e.Range)
+		}
+	}
+	for _, e := range claims {
+		if lost && e.dynamic > 0 && c.give(e.Assignment, false) {
+			more = append(more, e.Range)
+		}
+	}
+	for _, e := range claims { // by requested addresses alone
+		if first(e) {
+			c.give(e.Assignment, true)
+		}
+	}
+	return more
+}
+
+// claims are the blocks of the pool that contain what nodes hold, the best evidence
+// first: of those nodes that rule 4 is for, or of all where the status was lost.
+func (c *carving) claims(held []Held, lost bool) []evidence {
+	var all []evidence
+	known := map[Assignment]int{}
+	for _, h := range held {
+		if h.Node == "" || !lost && (c.served[h.Node] || c.hasFixed(h.Node) || !c.selected(h.Node)) {
+			continue
+		}
+		r, ok := c.pool.grid.containing(h.Addr)
+		if !ok {
+			continue
+		}
+		a := Assignment{Node: h.Node, Range: r}
+		i, found := known[a]
+		if !found {
+			i, known[a] = len(all), len(all)
+			all = append(all, evidence{Assignment: a})
+		}
+		all[i].count(h, c.pool.layout)
+	}
+	all = slices.DeleteFunc(all, func(e evidence) bool { return c.pool.wasted(e.Range) })
+	slices.SortFunc(all, func(a, b evidence) int {
+		return cmp.Or(a.compare(b), strings.Compare(a.Node, b.Node), a.Range.From().Compare(b.Range.From()))
+	})
+	return all
+}
+
+// serve is rule 5. It takes back as much of more, from its end, as it needs.
+func (c *carving) serve(more []netipx.IPRange) (unserved []string) {
+	unserved = c.byName(c.nodes)
+	for len(more) > 0 {
+		waiting := slices.DeleteFunc(slices.Clone(unserved), c.hasFixed)
+		if len(waiting) == 0 {
+			break
+		}
+		keep := max(0, len(more)-len(waiting))
+		for _, r := range more[keep:] {
+			c.taken = slices.DeleteFunc(c.taken, func(t netipx.IPRange) bool { return t == r })
+			c.blocks = slices.DeleteFunc(c.blocks, func(a Assignment) bool { return a.Range == r })
+		}
+		more, c.position = more[:keep], new(big.Int)
+		unserved = c.byName(unserved)
+	}
+	return unserved
+}
+
+// byName gives free blocks to those of nodes that have none, and returns the rest.
+func (c *carving) byName(nodes []string) (unserved []string) {
+	for _, node := range nodes {
 		if c.served[node] {
 			continue
 		}
@@ -70,30 +182,27 @@ func (p *Pool) Carve(current []Assignment, nodes []string, holds func(node strin
 			unserved = append(unserved, node)
 			continue
 		}
-		c.give(Assignment{Node: node, Range: r})
+		c.give(Assignment{Node: node, Range: r}, true)
 	}
-	slices.SortFunc(c.blocks, func(a, b Assignment) int { return a.Range.From().Compare(b.Range.From()) })
-	return c.blocks, unserved
+	return unserved
 }
 
-// carving is the state of one Carve.
-type carving struct {
-	pool     *Pool
-	fixed    map[string]Assignment // static allocations by node
-	blocks   []Assignment
-	served   map[string]bool
-	taken    ranges
-	position *big.Int // no block before it is free
-}
-
-// give assigns a block, unless its node has one or a part of it is taken.
-func (c *carving) give(a Assignment) {
-	if c.served[a.Node] || !c.taken.add(a.Range) {
-		return
+// give assigns a block, unless a part of it is taken.
+func (c *carving) give(a Assignment, fits bool) bool {
+	if !c.taken.add(a.Range) {
+		return false
 	}
 	a.Gateway = c.gateway(a)
-	c.served[a.Node] = true
 	c.blocks = append(c.blocks, a)
+	if fits {
+		c.served[a.Node] = true
+	}
+	return true
+}
+
+func (c *carving) selected(node string) bool {
+	_, ok := slices.BinarySearch(c.nodes, node)
+	return ok
 }
 
 func (c *carving) hasFixed(node string) bool { _, ok := c.fixed[node]; return ok }

@@ -110,10 +110,22 @@ func cidrPool(t testing.TB, spec v1alpha1.CIDRPoolSpec) *Pool {
 	return p
 }
 
-// holding is a Carve callback for the nodes in a space-separated list.
-func holding(nodes string) func(string) bool {
-	list := strings.Fields(nodes)
-	return func(node string) bool { return slices.Contains(list, node) }
+// holding reads what nodes hold: "a" is the first address of a's first block in
+// current, "a=10.0.0.5" an address, and "a=10.0.0.5?" a requested one.
+func holding(current []Assignment, text string) []Held {
+	var out []Held
+	for _, f := range strings.Fields(text) {
+		node, a, found := strings.Cut(f, "=")
+		if found {
+			a, requested := strings.CutSuffix(a, "?")
+			out = append(out, Held{Node: node, Addr: addr(a), Requested: requested})
+			continue
+		}
+		if i := slices.IndexFunc(current, func(a Assignment) bool { return a.Node == node }); i >= 0 {
+			out = append(out, Held{Node: node, Addr: current[i].Range.From()})
+		}
+	}
+	return out
 }
 
 func seed() v1alpha1.IPPoolSpec {
@@ -144,7 +156,16 @@ func via(gateway string) func(*v1alpha1.IPPoolSpec) {
 	return func(s *v1alpha1.IPPoolSpec) { s.Gateway = gateway }
 }
 
+// anySubnet lets a test's pools reach the ends of the address families, where no
+// subnet may be.
+func anySubnet(t *testing.T) {
+	all := notUnicast
+	notUnicast = nil
+	t.Cleanup(func() { notUnicast = all })
+}
+
 func TestCarveIPPool(t *testing.T) {
+	anySubnet(t)
 	small := func(subnet string, size int) v1alpha1.IPPoolSpec {
 		return v1alpha1.IPPoolSpec{Subnet: subnet, PerNodeBlockSize: size}
 	}
@@ -238,25 +259,70 @@ func TestCarveIPPool(t *testing.T) {
 		{name: "selector matches other nodes", spec: tens(), current: "a=10.0.0.1-10.0.0.10 b=10.0.0.11-10.0.0.20", nodes: "x y",
 			want: "x=10.0.0.1-10.0.0.10 y=10.0.0.11-10.0.0.20"},
 		{name: "block size 10 to 8, all hold", spec: tens(blockSize(8)), current: "a=10.0.0.1-10.0.0.10 b=10.0.0.11-10.0.0.20", nodes: "a b c", holds: "a b",
-			want: "a=10.0.0.1-10.0.0.10 b=10.0.0.11-10.0.0.20 c=10.0.0.25-10.0.0.32"},
+			want: "a=10.0.0.1-10.0.0.10 b=10.0.0.11-10.0.0.20 a=10.0.0.25-10.0.0.32 b=10.0.0.33-10.0.0.40 c=10.0.0.41-10.0.0.48"},
 		{name: "block size 10 to 8, one holds", spec: tens(blockSize(8)), current: "a=10.0.0.1-10.0.0.10 b=10.0.0.11-10.0.0.20", nodes: "a b c", holds: "b",
-			want: "a=10.0.0.1-10.0.0.8 b=10.0.0.11-10.0.0.20 c=10.0.0.25-10.0.0.32"},
+			want: "a=10.0.0.1-10.0.0.8 b=10.0.0.11-10.0.0.20 b=10.0.0.25-10.0.0.32 c=10.0.0.33-10.0.0.40"},
 		{name: "block size 10 to 8, none holds", spec: tens(blockSize(8)), current: "a=10.0.0.1-10.0.0.10 b=10.0.0.11-10.0.0.20", nodes: "a b",
 			want: "a=10.0.0.1-10.0.0.8 b=10.0.0.9-10.0.0.16"},
 		{name: "block size 4 to 10, one holds", spec: tens(), current: "a=10.0.0.1-10.0.0.4 b=10.0.0.5-10.0.0.8", nodes: "a b", holds: "a",
-			want: "a=10.0.0.1-10.0.0.4 b=10.0.0.11-10.0.0.20"},
+			want: "a=10.0.0.1-10.0.0.4 a=10.0.0.11-10.0.0.20 b=10.0.0.21-10.0.0.30"},
 		{name: "other subnet, one holds", spec: tens(), current: "a=10.9.0.1-10.9.0.10 b=10.9.0.11-10.9.0.20", nodes: "a b", holds: "a",
-			want: "b=10.0.0.1-10.0.0.10 a=10.9.0.1-10.9.0.10"},
+			want: "a=10.0.0.1-10.0.0.10 b=10.0.0.11-10.0.0.20 a=10.9.0.1-10.9.0.10"},
 		{name: "other family, one holds", spec: tens(), current: "a=fd00::1-fd00::a b=fd00::b-fd00::14", nodes: "a b", holds: "a",
-			want: "b=10.0.0.1-10.0.0.10 a=fd00::1-fd00::a"},
+			want: "a=10.0.0.1-10.0.0.10 b=10.0.0.11-10.0.0.20 a=fd00::1-fd00::a"},
 		{name: "other family of the same number, none holds", spec: tens(), current: "b=::a00:1-::a00:a", nodes: "a b", want: "a=10.0.0.1-10.0.0.10 b=10.0.0.11-10.0.0.20"},
 		{name: "off the grid by one, not held", spec: tens(), current: "a=10.0.0.2-10.0.0.11", nodes: "a", want: "a=10.0.0.1-10.0.0.10"},
 		{name: "block excluded afterwards, not held", spec: tens(excluding("10.0.0.1-10.0.0.10")), current: "a=10.0.0.1-10.0.0.10", nodes: "a",
 			want: "a=10.0.0.11-10.0.0.20"},
 		{name: "block excluded afterwards, held", spec: tens(excluding("10.0.0.1-10.0.0.10")), current: "a=10.0.0.1-10.0.0.10", nodes: "a", holds: "a",
-			want: "a=10.0.0.1-10.0.0.10"},
+			want: "a=10.0.0.1-10.0.0.10 a=10.0.0.11-10.0.0.20"},
 		{name: "block size 1 that became the gateway, not held", spec: tens(blockSize(1), via("10.0.0.1")), current: "a=10.0.0.1-10.0.0.1", nodes: "a",
 			want: "a=10.0.0.2-10.0.0.2"},
+		{name: "block size 10 to 8, no room for a new one", spec: small("10.0.0.0/28", 8), current: "a=10.0.0.1-10.0.0.10", nodes: "a", holds: "a",
+			want: "a=10.0.0.1-10.0.0.10", unserved: "a"},
+		{name: "edited twice, held in each", spec: tens(blockSize(8)), current: "a=10.0.0.1-10.0.0.3 a=10.0.0.9-10.0.0.16 b=10.0.0.17-10.0.0.24 a=10.9.0.1-10.9.0.9", nodes: "a b",
+			holds: "a=10.0.0.2 a=10.0.0.10 a=10.9.0.1", want: "a=10.0.0.1-10.0.0.3 a=10.0.0.9-10.0.0.16 b=10.0.0.17-10.0.0.24 a=10.9.0.1-10.9.0.9"},
+		{name: "block of now and an earlier one, which is given back", spec: tens(), current: "a=10.0.0.1-10.0.0.10 a=10.9.0.1-10.9.0.9", nodes: "a",
+			holds: "a=10.0.0.2", want: "a=10.0.0.1-10.0.0.10"},
+		{name: "block of now not held, earlier one held", spec: tens(), current: "b=10.0.0.1-10.0.0.10 a=10.0.0.11-10.0.0.20 a=10.9.0.1-10.9.0.9", nodes: "a b",
+			holds: "a=10.9.0.2", want: "b=10.0.0.1-10.0.0.10 a=10.0.0.11-10.0.0.20 a=10.9.0.1-10.9.0.9"},
+
+		// What is held elsewhere keeps no block.
+		{name: "node gone, holding elsewhere", spec: tens(), current: "a=10.0.0.1-10.0.0.10 b=10.0.0.11-10.0.0.20", nodes: "b c", holds: "a=10.0.0.200?",
+			want: "c=10.0.0.1-10.0.0.10 b=10.0.0.11-10.0.0.20"},
+		{name: "node gone, holding in another's block", spec: tens(), current: "a=10.0.0.1-10.0.0.10 b=10.0.0.11-10.0.0.20", nodes: "b c", holds: "a=10.0.0.12? a=10.0.0.13",
+			want: "c=10.0.0.1-10.0.0.10 b=10.0.0.11-10.0.0.20"},
+		{name: "node gone, requested address in its block", spec: tens(), current: "a=10.0.0.1-10.0.0.10", nodes: "c", holds: "a=10.0.0.9?",
+			want: "a=10.0.0.1-10.0.0.10 c=10.0.0.11-10.0.0.20"},
+		{name: "block excluded afterwards, holding elsewhere", spec: tens(excluding("10.0.0.1-10.0.0.10")), current: "a=10.0.0.1-10.0.0.10", nodes: "a", holds: "a=10.0.0.200?",
+			want: "a=10.0.0.191-10.0.0.200"},
+		{name: "block size 10 to 8, holding elsewhere", spec: tens(blockSize(8)), current: "a=10.0.0.1-10.0.0.10", nodes: "a", holds: "a=10.0.0.200?",
+			want: "a=10.0.0.193-10.0.0.200"},
+		{name: "a node takes no block of another by what it writes", spec: tens(), current: "a=10.0.0.1-10.0.0.10 b=10.0.0.11-10.0.0.20", nodes: "a b",
+			holds: "b=10.0.0.1 b=10.0.0.2 b=10.0.0.3", want: "a=10.0.0.1-10.0.0.10 b=10.0.0.11-10.0.0.20"},
+		{name: "nor a second block", spec: tens(), current: "a=10.0.0.1-10.0.0.10 b=10.0.0.11-10.0.0.20", nodes: "a b c", holds: "b=10.0.0.25 b=10.0.0.35 gone=10.0.0.21",
+			want: "a=10.0.0.1-10.0.0.10 b=10.0.0.11-10.0.0.20 c=10.0.0.21-10.0.0.30"},
+
+		// A status that was lost.
+		{name: "lost", spec: tens(), nodes: "a b c", holds: "b=10.0.0.5 a=10.0.0.15", want: "b=10.0.0.1-10.0.0.10 a=10.0.0.11-10.0.0.20 c=10.0.0.21-10.0.0.30"},
+		{name: "lost for one node", spec: tens(), current: "c=10.0.0.21-10.0.0.30", nodes: "a b c", holds: "b=10.0.0.5",
+			want: "b=10.0.0.1-10.0.0.10 a=10.0.0.11-10.0.0.20 c=10.0.0.21-10.0.0.30"},
+		{name: "lost, replaced by nonsense", spec: tens(), current: "x=10.0.9.0-10.0.9.7", nodes: "a b", holds: "b=10.0.0.5 gone=10.0.0.15", want: "b=10.0.0.1-10.0.0.10 gone=10.0.0.11-10.0.0.20 a=10.0.0.21-10.0.0.30"},
+		{name: "lost, node gone", spec: tens(), nodes: "a", holds: "gone=10.0.0.5", want: "gone=10.0.0.1-10.0.0.10 a=10.0.0.11-10.0.0.20"},
+		{name: "lost, node gone with a requested address", spec: tens(), nodes: "a", holds: "gone=10.0.0.5?", want: "a=10.0.0.1-10.0.0.10"},
+		{name: "lost, requested addresses of two nodes in each other's block", spec: tens(), nodes: "a b", holds: "a=10.0.0.5? a=10.0.0.6? a=10.0.0.15 b=10.0.0.7 b=10.0.0.16? b=10.0.0.17?",
+			want: "b=10.0.0.1-10.0.0.10 a=10.0.0.11-10.0.0.20"},
+		{name: "lost, requested addresses alone", spec: tens(), nodes: "a b", holds: "b=10.0.0.5?", want: "b=10.0.0.1-10.0.0.10 a=10.0.0.11-10.0.0.20"},
+		{name: "lost, two nodes in one block", spec: tens(), nodes: "a b", holds: "a=10.0.0.5 b=10.0.0.6 b=10.0.0.7", want: "b=10.0.0.1-10.0.0.10 a=10.0.0.11-10.0.0.20"},
+		{name: "lost, two nodes in one block, equally", spec: tens(), nodes: "a b", holds: "b=10.0.0.6 a=10.0.0.5", want: "a=10.0.0.1-10.0.0.10 b=10.0.0.11-10.0.0.20"},
+		{name: "lost, a node in two blocks", spec: tens(), nodes: "a b", holds: "a=10.0.0.5 a=10.0.0.15 a=10.0.0.16", want: "a=10.0.0.1-10.0.0.10 a=10.0.0.11-10.0.0.20 b=10.0.0.21-10.0.0.30"},
+		{name: "lost, a node in all blocks", spec: small("10.0.0.0/29", 2), nodes: "a b", holds: "a=10.0.0.2 a=10.0.0.3 a=10.0.0.4 a=10.0.0.5 gone=10.0.0.1",
+			want: "gone=10.0.0.1-10.0.0.2 a=10.0.0.3-10.0.0.4 b=10.0.0.5-10.0.0.6"},
+		{name: "lost, no block has the address", spec: tens(blockSize(100)), nodes: "a", holds: "a=10.0.0.254 a=10.1.0.1 a=fd00::1", want: "a=10.0.0.1-10.0.0.100"},
+		{name: "lost, reserved for nobody's node", spec: tens(), nodes: "a", holds: "=10.0.0.5", want: "a=10.0.0.1-10.0.0.10"},
+		{name: "lost, excluded meanwhile", spec: tens(excluding("10.0.0.11-10.0.0.20")), nodes: "a", holds: "a=10.0.0.15", want: "a=10.0.0.1-10.0.0.10"},
+		{name: "two nodes that hold overlapping blocks, one more", spec: tens(), current: "b=10.0.0.1-10.0.0.10 a=10.0.0.6-10.0.0.15", nodes: "b", holds: "b a a=10.0.0.7",
+			want: "a=10.0.0.6-10.0.0.15 b=10.0.0.21-10.0.0.30"},
 		{name: "no room left by one that holds", spec: small("10.0.0.0/29", 6), current: "z=10.0.0.1-10.0.0.6", nodes: "a", holds: "z",
 			want: "z=10.0.0.1-10.0.0.6", unserved: "a"},
 		{name: "unserved nodes by name", spec: small("10.0.0.0/29", 6), nodes: "d b c a", want: "a=10.0.0.1-10.0.0.6", unserved: "b c d"},
@@ -275,7 +341,8 @@ func TestCarveIPPool(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			blocks, unserved := ipPool(t, tt.spec).Carve(IPPoolAssignments(ipStatus(tt.current)), strings.Fields(tt.nodes), holding(tt.holds))
+			current := IPPoolAssignments(ipStatus(tt.current))
+			blocks, unserved := ipPool(t, tt.spec).Carve(current, strings.Fields(tt.nodes), holding(current, tt.holds))
 			if got := ipText(IPPoolAllocations(blocks)); got != tt.want {
 				t.Errorf("blocks:\n got %s\nwant %s", got, tt.want)
 			}
@@ -287,6 +354,7 @@ func TestCarveIPPool(t *testing.T) {
 }
 
 func TestCarveCIDRPool(t *testing.T) {
+	anySubnet(t)
 	type spec = v1alpha1.CIDRPoolSpec
 	rail := func(edit ...func(*spec)) spec {
 		s := spec{CIDR: "10.0.0.0/16", PerNodeNetworkPrefix: 24, GatewayIndex: index(1)}
@@ -344,15 +412,15 @@ func TestCarveCIDRPool(t *testing.T) {
 		{name: "statics that fill the pool", spec: rail(bits(17), fix("=10.0.0.0/17 z=10.0.128.0/17")), nodes: "a", unserved: "a"},
 		{name: "static that is wholly excluded", spec: rail(fix("a=10.0.0.0/24"), excluding("10.0.0.0-10.0.0.255")), nodes: "a", want: "a=10.0.0.0/24@10.0.0.1"},
 		{name: "static prefix held by another live node", spec: rail(fix("a=10.0.0.0/24@10.0.0.9")), current: "b=10.0.0.0/24@10.0.0.1", nodes: "a b", holds: "b",
-			want: "b=10.0.0.0/24@10.0.0.1", unserved: "a"},
+			want: "b=10.0.0.0/24@10.0.0.1 b=10.0.1.0/24@10.0.1.1", unserved: "a"},
 		{name: "static prefix held by a node that is gone", spec: rail(fix("a=10.0.0.0/24")), current: "b=10.0.0.0/24@10.0.0.1", nodes: "a", holds: "b",
 			want: "b=10.0.0.0/24@10.0.0.1", unserved: "a"},
 		{name: "waiting for a static prefix does not keep another", spec: rail(fix("a=10.0.0.0/24")), current: "b=10.0.0.0/24@10.0.0.1 a=10.0.1.0/24@10.0.1.1", nodes: "a b c", holds: "b",
-			want: "b=10.0.0.0/24@10.0.0.1 c=10.0.1.0/24@10.0.1.1", unserved: "a"},
+			want: "b=10.0.0.0/24@10.0.0.1 b=10.0.1.0/24@10.0.1.1 c=10.0.2.0/24@10.0.2.1", unserved: "a"},
 		{name: "static prefix of a node that holds nothing", spec: rail(fix("a=10.0.0.0/24")), current: "b=10.0.0.0/24@10.0.0.1", nodes: "a b",
 			want: "a=10.0.0.0/24@10.0.0.1 b=10.0.1.0/24@10.0.1.1"},
 		{name: "static for a node that holds another prefix", spec: rail(fix("a=10.0.9.0/24")), current: "a=10.0.0.0/24@10.0.0.1", nodes: "a b", holds: "a",
-			want: "a=10.0.0.0/24@10.0.0.1 b=10.0.1.0/24@10.0.1.1"},
+			want: "a=10.0.0.0/24@10.0.0.1 b=10.0.1.0/24@10.0.1.1 a=10.0.9.0/24@10.0.9.1"},
 		{name: "static for a node that has another prefix", spec: rail(fix("a=10.0.9.0/24")), current: "a=10.0.0.0/24@10.0.0.1", nodes: "a b",
 			want: "b=10.0.0.0/24@10.0.0.1 a=10.0.9.0/24@10.0.9.1"},
 
@@ -377,7 +445,14 @@ func TestCarveCIDRPool(t *testing.T) {
 		{name: "exclusion that ends within a large prefix", nodes: "a",
 			spec: spec{CIDR: "2001:db8::/64", PerNodeNetworkPrefix: 80, Exclusions: exclude("2001:db8::-2001:db8:0:0:abcd::7fff")}, want: "a=2001:db8:0:0:abcd::/80"},
 		{name: "prefix excluded afterwards, not held", spec: rail(excluding("10.0.0.0-10.0.0.255")), current: "a=10.0.0.0/24@10.0.0.1", nodes: "a", want: "a=10.0.1.0/24@10.0.1.1"},
-		{name: "prefix excluded afterwards, held", spec: rail(excluding("10.0.0.0-10.0.0.255")), current: "a=10.0.0.0/24@10.0.0.1", nodes: "a", holds: "a", want: "a=10.0.0.0/24@10.0.0.1"},
+		{name: "prefix excluded afterwards, held", spec: rail(excluding("10.0.0.0-10.0.0.255")), current: "a=10.0.0.0/24@10.0.0.1", nodes: "a", holds: "a", want: "a=10.0.0.0/24@10.0.0.1 a=10.0.1.0/24@10.0.1.1"},
+		{name: "lost", spec: rail(), nodes: "a b", holds: "a=10.0.1.7 b=10.0.0.9", want: "b=10.0.0.0/24@10.0.0.1 a=10.0.1.0/24@10.0.1.1"},
+		{name: "lost, requested addresses are in the own prefix too", spec: rail(), nodes: "a b", holds: "a=10.0.1.7? b=10.0.0.9?", want: "b=10.0.0.0/24@10.0.0.1 a=10.0.1.0/24@10.0.1.1"},
+		{name: "lost, with longer prefixes", spec: rail(bits(26)), nodes: "a b", holds: "b=10.0.0.9 b=10.0.0.70", want: "b=10.0.0.0/26@10.0.0.1 b=10.0.0.64/26@10.0.0.65 a=10.0.0.128/26@10.0.0.129"},
+		{name: "lost, with a static prefix elsewhere", spec: rail(fix("a=10.0.9.0/24")), nodes: "a b", holds: "a=10.0.0.9", want: "a=10.0.0.0/24@10.0.0.1 b=10.0.1.0/24@10.0.1.1 a=10.0.9.0/24@10.0.9.1"},
+		{name: "lost, in the static prefix of another", spec: rail(fix("a=10.0.0.0/24")), nodes: "a b", holds: "b=10.0.0.9", want: "a=10.0.0.0/24@10.0.0.1 b=10.0.1.0/24@10.0.1.1"},
+		{name: "not lost, all static", spec: rail(fix("a=10.0.0.0/24")), current: "a=10.0.0.0/24@10.0.0.1", nodes: "a", holds: "gone=10.0.1.9", want: "a=10.0.0.0/24@10.0.0.1"},
+		{name: "node gone, holding in another's prefix", spec: rail(), current: "a=10.0.0.0/24@10.0.0.1 b=10.0.1.0/24@10.0.1.1", nodes: "b", holds: "a=10.0.1.9", want: "b=10.0.1.0/24@10.0.1.1"},
 		{name: "/32 that is its own gateway", spec: of("10.0.0.0/31", 32, index(0)), nodes: "a b", want: "a=10.0.0.0/32@10.0.0.0 b=10.0.0.1/32@10.0.0.1"},
 
 		// What is there already.
@@ -386,14 +461,14 @@ func TestCarveCIDRPool(t *testing.T) {
 		{name: "node gone", spec: rail(), current: "a=10.0.0.0/24@10.0.0.1", nodes: "b", want: "b=10.0.0.0/24@10.0.0.1"},
 		{name: "node gone but holding", spec: rail(), current: "a=10.0.0.0/24@10.0.0.1", nodes: "b", holds: "a", want: "a=10.0.0.0/24@10.0.0.1 b=10.0.1.0/24@10.0.1.1"},
 		{name: "/24 to /26, one holds", spec: rail(bits(26), gatewayAt(index(3))), current: "a=10.0.0.0/24@10.0.0.1 b=10.0.1.0/24@10.0.1.1", nodes: "a b", holds: "a",
-			want: "a=10.0.0.0/24@10.0.0.1 b=10.0.1.0/26@10.0.1.3"},
+			want: "a=10.0.0.0/24@10.0.0.1 a=10.0.1.0/26@10.0.1.3 b=10.0.1.64/26@10.0.1.67"},
 		{name: "/26 to /24, one holds", spec: rail(gatewayAt(index(200))), current: "a=10.0.0.64/26@10.0.0.65 b=10.0.0.128/26@10.0.0.129", nodes: "a b", holds: "a",
-			want: "a=10.0.0.64/26@10.0.0.65 b=10.0.1.0/24@10.0.1.200"},
-		{name: "a gateway that an old prefix has no room for", spec: rail(gatewayAt(index(200))), current: "a=10.0.0.64/26", nodes: "a", holds: "a", want: "a=10.0.0.64/26"},
+			want: "a=10.0.0.64/26@10.0.0.65 a=10.0.1.0/24@10.0.1.200 b=10.0.2.0/24@10.0.2.200"},
+		{name: "a gateway that an old prefix has no room for", spec: rail(gatewayAt(index(200))), current: "a=10.0.0.64/26", nodes: "a", holds: "a", want: "a=10.0.0.64/26 a=10.0.1.0/24@10.0.1.200"},
 		{name: "static prefix is kept beside one that holds a part of it", spec: rail(fix("z=10.0.0.0/24")), current: "a=10.0.0.64/26@10.0.0.65", nodes: "a b", holds: "a",
-			want: "a=10.0.0.64/26@10.0.0.65 b=10.0.1.0/24@10.0.1.1"},
+			want: "a=10.0.0.64/26@10.0.0.65 a=10.0.1.0/24@10.0.1.1 b=10.0.2.0/24@10.0.2.1"},
 		{name: "other cidr, one holds", spec: rail(), current: "a=10.9.0.0/24@10.9.0.1 b=10.9.1.0/24@10.9.1.1", nodes: "a b", holds: "a",
-			want: "b=10.0.0.0/24@10.0.0.1 a=10.9.0.0/24@10.9.0.1"},
+			want: "a=10.0.0.0/24@10.0.0.1 b=10.0.1.0/24@10.0.1.1 a=10.9.0.0/24@10.9.0.1"},
 		{name: "two prefixes for a node, two nodes for a prefix", spec: rail(), current: "a=10.0.0.0/24@10.0.0.1 a=10.0.1.0/24@10.0.1.1 b=10.0.0.0/24@10.0.0.1", nodes: "a b",
 			want: "a=10.0.0.0/24@10.0.0.1 b=10.0.1.0/24@10.0.1.1"},
 		{name: "garbage", spec: rail(), current: "a=x@y b=10.0.0.0/99 c=::ffff:10.0.0.0/120 =10.0.0.0/24 d=", nodes: "a b c", holds: "a b c",
@@ -401,7 +476,8 @@ func TestCarveCIDRPool(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			blocks, unserved := cidrPool(t, tt.spec).Carve(CIDRPoolAssignments(cidrStatus(tt.current)), strings.Fields(tt.nodes), holding(tt.holds))
+			current := CIDRPoolAssignments(cidrStatus(tt.current))
+			blocks, unserved := cidrPool(t, tt.spec).Carve(current, strings.Fields(tt.nodes), holding(current, tt.holds))
 			if got := cidrText(CIDRPoolAllocations(blocks)); got != tt.want {
 				t.Errorf("blocks:\n got %s\nwant %s", got, tt.want)
 			}
@@ -420,7 +496,8 @@ func nodeNames(n int) []string {
 	return out
 }
 
-var nobody = func(string) bool { return false }
+// nobody holds anything.
+var nobody []Held
 
 // large are pools with room for 5,000 nodes.
 func large(t testing.TB) map[string]*Pool {
@@ -482,6 +559,37 @@ func BenchmarkCarve(b *testing.B) {
 			for b.Loop() {
 				if got, _ := p.Carve(nil, nodes, nobody); len(got) != len(nodes) {
 					b.Fatal(len(got))
+				}
+			}
+		})
+		var held []Held
+		for _, a := range full {
+			for at := a.Range.From(); len(held)%30 < 29; at = at.Next() {
+				held = append(held, Held{Node: a.Node, Addr: at})
+			}
+			held = append(held, Held{Node: a.Node, Addr: a.Range.To(), Requested: true})
+		}
+		b.Run(name+"/5000 nodes with 30 addresses each", func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if got, _ := p.Carve(full, nodes, held); len(got) != len(nodes) {
+					b.Fatal(len(got))
+				}
+			}
+		})
+		b.Run(name+"/the same, their blocks lost", func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if got, _ := p.Carve(nil, nodes, held); !slices.Equal(got, full) {
+					b.Fatal(len(got))
+				}
+			}
+		})
+		b.Run(name+"/the same, measured", func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if u := p.Use(full, held); len(u.Blocks) != len(nodes) || len(u.Outside) != 0 {
+					b.Fatal(len(u.Outside))
 				}
 			}
 		})

@@ -4,7 +4,6 @@
 package pool
 
 import (
-	"net/netip"
 	"slices"
 
 	"go4.org/netipx"
@@ -14,23 +13,45 @@ import (
 // specified now: they are from an earlier specification, and are kept because
 // their nodes hold addresses of them (rule 1 of Carve).
 func (p *Pool) Misfits(blocks []Assignment) []Assignment {
-	byNode, byRange := map[string]netipx.IPRange{}, map[netipx.IPRange]string{}
+	return slices.DeleteFunc(slices.Clone(blocks), p.fitting())
+}
+
+// fitting returns a function that reports whether the pool as it is specified now
+// would give a block to its node.
+func (p *Pool) fitting() func(Assignment) bool {
+	byNode, byRange := map[string]netipx.IPRange{}, map[netipx.IPRange]bool{}
 	for _, s := range p.static {
-		byNode[s.Node], byRange[s.Range] = s.Range, s.Node
+		byNode[s.Node], byRange[s.Range] = s.Range, true
 	}
 	delete(byNode, "") // kept for nobody
-	return slices.DeleteFunc(slices.Clone(blocks), func(a Assignment) bool {
+	return func(a Assignment) bool {
 		if own, fixed := byNode[a.Node]; fixed {
 			return own == a.Range
 		}
-		_, othersOwn := byRange[a.Range]
-		return !othersOwn && p.grid.has(a.Range) && !p.wasted(a.Range)
-	})
+		return !byRange[a.Range] && p.grid.has(a.Range) && !p.wasted(a.Range)
+	}
 }
 
-// FitsAddress reports whether the pool as it is specified now could have given
-// an address: it is in the subnet, and unless it was requested it is not
-// excluded.
-func (p *Pool) FitsAddress(a netip.Addr, requested bool) bool {
-	return p.Subnet.Contains(a) && (requested || !p.excluded.Contains(a))
+// BlockOf returns the block from which a node hands out addresses, of those that
+// it has in current: one that fits the specification, else one of an earlier
+// specification, which its node has only as long as it holds addresses of it. It
+// returns false where the node has none.
+func (p *Pool) BlockOf(current []Assignment, node string) (b *Block, ok bool) {
+	fits := p.fitting()
+	var old []Assignment
+	for _, a := range current {
+		switch {
+		case a.Node != node:
+		case fits(a):
+			return p.Block(a), true
+		default:
+			old = append(old, a)
+		}
+	}
+	if len(old) == 0 {
+		return nil, false
+	}
+	b = p.Block(old[0])
+	b.Earlier = true
+	return b, true
 }

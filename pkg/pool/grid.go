@@ -37,6 +37,14 @@ func (g grid) position(a netip.Addr) *big.Int {
 	return new(big.Int).Div(distance(g.first, a), g.step)
 }
 
+// containing returns the block that a lies in, or false where there is none.
+func (g grid) containing(a netip.Addr) (netipx.IPRange, bool) {
+	if a.BitLen() != g.first.BitLen() || a.Less(g.first) {
+		return netipx.IPRange{}, false
+	}
+	return g.at(g.position(a))
+}
+
 // has reports whether r is one of the blocks.
 func (g grid) has(r netipx.IPRange) bool {
 	if r.From().Less(g.first) {

@@ -126,5 +126,5 @@ func Invalid(ref v1alpha1.PoolReference, errs field.ErrorList) error {
 	if len(errs) == 0 {
 		return nil
 	}
-	return refuse("%s %q is invalid: %v", ref.Kind, ref.Name, errs.ToAggregate())
+	return refuse("%s %q is invalid: %s", ref.Kind, ref.Name, Explain(errs))
 }

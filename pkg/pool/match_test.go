@@ -16,6 +16,7 @@ import (
 )
 
 func TestMatch(t *testing.T) {
+	anySubnet(t)
 	v4 := ipPool(t, v1alpha1.IPPoolSpec{Subnet: "192.168.0.0/16", PerNodeBlockSize: 100, Gateway: "192.168.0.1", Exclusions: exclude("192.168.0.0-192.168.0.10")}).
 		Block(Assignment{Node: "b", Range: netipx.MustParseIPRange("192.168.0.101-192.168.0.200")})
 	first := ipPool(t, seed()).Block(Assignment{Node: "a", Range: netipx.MustParseIPRange("192.168.0.1-192.168.0.100")})

@@ -45,7 +45,7 @@ func randomModel(r *rand.Rand) model {
 		first, last := m.hosts(0, m.size)
 		m.step = 1 + r.Intn(min(last-first+1, 9))
 		if r.Intn(2) == 0 {
-			m.gateway = r.Intn(m.size)
+			m.gateway = first + r.Intn(last-first+1)
 		}
 	}
 	m.excluded, m.perNode = make([]bool, m.size), make([]bool, m.step)
@@ -118,32 +118,81 @@ func (m model) wasted(b modelBlock) bool {
 	return true
 }
 
-func (m model) carve(current []modelBlock, nodes, holds []string) (out []modelBlock, unserved []string) {
-	owned := map[int]bool{}
-	served := map[string]bool{}
+// modelHeld is an address that a node holds.
+type modelHeld struct {
+	node      string
+	addr      int
+	requested bool
+}
+
+// count returns how many addresses a node holds in a block, those that were not
+// requested and those that were.
+func (m model) count(b modelBlock, held []modelHeld) (dynamic, requested int) {
+	for _, h := range held {
+		switch {
+		case h.node != b.node || h.addr < b.first || h.addr > b.last:
+		case h.requested && !m.cidr:
+			requested++
+		default:
+			dynamic++
+		}
+	}
+	return dynamic, requested
+}
+
+func (m model) fixed(node string) bool {
+	return node != "" && slices.ContainsFunc(m.statics, func(s modelBlock) bool { return s.node == node })
+}
+
+// fits walks over the static allocations and the blocks.
+func (m model) fits(b modelBlock) bool {
+	if m.fixed(b.node) {
+		return slices.Contains(m.statics, b)
+	}
+	return m.isBlock(b) && !m.wasted(b) && !slices.ContainsFunc(m.statics, b.overlaps)
+}
+
+// best puts the blocks in which their nodes hold the most first.
+func (m model) best(blocks []modelBlock, held []modelHeld) []modelBlock {
+	score := func(b modelBlock) int {
+		dynamic, requested := m.count(b, held)
+		return 1000*dynamic + requested
+	}
+	var out []modelBlock
+	for _, b := range blocks {
+		if n := score(b); n > 0 {
+			i := slices.IndexFunc(out, func(o modelBlock) bool { return score(o) < n })
+			if i < 0 {
+				i = len(out)
+			}
+			out = slices.Insert(out, i, b)
+		}
+	}
+	return out
+}
+
+func (m model) carve(current []modelBlock, nodes []string, held []modelHeld) (out []modelBlock, unserved []string) {
+	owned, served := map[int]bool{}, map[string]bool{}
 	give := func(b modelBlock) bool {
 		for i := b.first; i <= b.last; i++ {
-			if owned[i] || served[b.node] {
+			if owned[i] {
 				return false
 			}
 		}
 		for i := b.first; i <= b.last; i++ {
 			owned[i] = true
 		}
-		served[b.node] = true
+		served[b.node] = served[b.node] || m.fits(b)
 		out = append(out, b)
 		return true
 	}
-	fixed := func(node string) bool {
-		return slices.ContainsFunc(m.statics, func(s modelBlock) bool { return s.node == node })
-	}
-	for _, b := range current {
-		if slices.Contains(holds, b.node) {
-			give(b)
-		}
+	selected := func(node string) bool { return slices.Contains(nodes, node) }
+
+	for _, b := range m.best(current, held) {
+		give(b)
 	}
 	for _, s := range m.statics {
-		if slices.Contains(nodes, s.node) {
+		if selected(s.node) {
 			give(s)
 		}
 		for i := s.first; i <= s.last; i++ {
@@ -151,24 +200,74 @@ func (m model) carve(current []modelBlock, nodes, holds []string) (out []modelBl
 		}
 	}
 	for _, b := range current {
-		if slices.Contains(nodes, b.node) && !fixed(b.node) && m.isBlock(b) && !m.wasted(b) {
+		if selected(b.node) && !served[b.node] && m.fits(b) {
 			give(b)
 		}
 	}
-	for _, node := range slices.Sorted(slices.Values(nodes)) {
-		done := served[node]
+	lost := !slices.ContainsFunc(current, func(b modelBlock) bool {
+		return slices.Contains(out, b) || slices.Contains(m.statics, b)
+	})
+	more := m.recover(nodes, held, lost, served, give)
+	nodes = slices.Sorted(slices.Values(nodes))
+	for _, node := range nodes {
 		for _, b := range m.blocks() {
-			if done || fixed(node) {
-				break
+			if !served[node] && !m.fixed(node) && !m.wasted(b) {
+				give(modelBlock{node, b.first, b.last})
 			}
-			done = !m.wasted(b) && give(modelBlock{node, b.first, b.last})
 		}
-		if !done {
+	}
+	var waiting []string
+	for _, node := range nodes {
+		if !served[node] && !m.fixed(node) {
+			waiting = append(waiting, node)
+		}
+	}
+	// The weakest of what was given beyond go to those that wait, by name.
+	taken := more[max(0, len(more)-len(waiting)):]
+	slices.SortFunc(taken, func(a, b modelBlock) int { return a.first - b.first })
+	for i, b := range taken {
+		served[waiting[i]] = true
+		out[slices.Index(out, b)].node = waiting[i]
+	}
+	for _, node := range nodes {
+		if !served[node] {
 			unserved = append(unserved, node)
 		}
 	}
 	slices.SortFunc(out, func(a, b modelBlock) int { return a.first - b.first })
 	return out, unserved
+}
+
+// recover gives nodes the blocks that contain what they hold, and returns those
+// beyond a node's first.
+func (m model) recover(nodes []string, held []modelHeld, lost bool, served map[string]bool, give func(modelBlock) bool) (more []modelBlock) {
+	var all []modelBlock
+	for _, node := range []string{"a", "b", "c", "d", "e", "f", "g", "h", "i", "j"} {
+		for _, b := range m.blocks() {
+			if b.node = node; !m.wasted(b) {
+				all = append(all, b)
+			}
+		}
+	}
+	all = m.best(all, held)
+	first := func(b modelBlock) bool {
+		return slices.Contains(nodes, b.node) && !served[b.node] && !m.fixed(b.node)
+	}
+	for pass := range 3 {
+		for _, b := range all {
+			dynamic, _ := m.count(b, held)
+			gone := !slices.Contains(nodes, b.node) && !slices.ContainsFunc(more, func(o modelBlock) bool { return o.node == b.node })
+			switch {
+			case pass == 0 && dynamic > 0 && first(b), pass == 2 && first(b):
+				give(b)
+			case (pass == 1 || pass == 0 && gone) && dynamic > 0 && lost:
+				if give(b) {
+					more = append(more, b)
+				}
+			}
+		}
+	}
+	return more
 }
 
 // The same pool for the code under test.
@@ -228,6 +327,14 @@ func (m model) pool(t *testing.T) *Pool {
 	return cidrPool(t, spec)
 }
 
+func (m model) held(in []modelHeld) []Held {
+	var out []Held
+	for _, h := range in {
+		out = append(out, Held{Node: h.node, Addr: m.addr(h.addr), Requested: h.requested})
+	}
+	return out
+}
+
 func some(r *rand.Rand, of []string) []string {
 	var out []string
 	for _, s := range of {
@@ -238,8 +345,33 @@ func some(r *rand.Rand, of []string) []string {
 	return out
 }
 
-// TestCarveAgainstModel carves a pool again and again while nodes come and go,
-// hold addresses or not, and the specification is edited under them.
+// hold lets nodes take addresses of their blocks, request some anywhere, and give
+// some back. What is held once is held by nobody else.
+func (m model) hold(r *rand.Rand, blocks []modelBlock, held []modelHeld) []modelHeld {
+	held = slices.DeleteFunc(held, func(modelHeld) bool { return r.Intn(3) == 0 })
+	take := func(h modelHeld) {
+		if !slices.ContainsFunc(held, func(o modelHeld) bool { return o.addr == h.addr }) {
+			held = append(held, h)
+		}
+	}
+	for _, b := range blocks {
+		for range r.Intn(3) {
+			take(modelHeld{b.node, b.first + r.Intn(b.last-b.first+1), false})
+		}
+		if r.Intn(4) == 0 {
+			at := r.Intn(64)
+			if m.cidr {
+				at = b.first + r.Intn(b.last-b.first+1)
+			}
+			take(modelHeld{b.node, at, true})
+		}
+	}
+	return held
+}
+
+// TestCarveAgainstModel carves a pool again and again while nodes come and go, hold
+// addresses and give them back, the specification is edited under them, and the
+// status is lost, in part or altogether.
 func TestCarveAgainstModel(t *testing.T) {
 	const randSeed = 20261123
 	t.Logf("seed %d", randSeed)
@@ -248,68 +380,101 @@ func TestCarveAgainstModel(t *testing.T) {
 	for round := range 3000 {
 		m := randomModel(r)
 		var current []modelBlock
-		for step := range 5 {
-			if step > 0 && r.Intn(2) == 0 { // an edit, in a subnet that is not smaller
-				if e := randomModel(r); e.v6 == m.v6 && e.cidr == m.cidr && e.size >= m.size {
+		var held []modelHeld
+		for step := range 8 {
+			if step > 0 && r.Intn(3) == 0 { // an edit
+				if e := randomModel(r); e.v6 == m.v6 && e.cidr == m.cidr {
 					m = e
 				}
 			}
-			nodes, holds := some(r, all), some(r, all)
+			switch r.Intn(8) {
+			case 0:
+				current = nil
+			case 1:
+				current = slices.DeleteFunc(current, func(modelBlock) bool { return r.Intn(2) == 0 })
+			}
+			nodes := some(r, all)
 			r.Shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
 
-			got, unserved := m.pool(t).Carve(m.assignments(current), nodes, func(n string) bool { return slices.Contains(holds, n) })
-			want, wantUnserved := m.carve(current, nodes, holds)
+			got, unserved := m.pool(t).Carve(m.assignments(current), nodes, m.held(held))
+			want, wantUnserved := m.carve(current, nodes, held)
 			for i := range got {
 				if !m.cidr && m.gateway >= 0 && got[i].Gateway != m.addr(m.gateway) {
-					t.Errorf("round %d.%d: gateway %s, want %s", round, step, got[i].Gateway, m.addr(m.gateway))
+					t.Errorf("gateway %s, want %s", got[i].Gateway, m.addr(m.gateway))
 				}
 				got[i].Gateway = netip.Addr{}
 			}
 			if !slices.Equal(got, m.assignments(want)) || !slices.Equal(unserved, wantUnserved) {
-				t.Fatalf("round %d.%d: %+v\ncurrent %v\nnodes %v, holding %v\n got %v, unserved %v\nwant %v, unserved %v",
-					round, step, m, current, nodes, holds, got, unserved, m.assignments(want), wantUnserved)
+				t.Errorf("got %v, unserved %v\nwant %v, unserved %v", got, unserved, m.assignments(want), wantUnserved)
 			}
-			m.checkInvariants(t, current, nodes, holds, got, unserved)
+			m.checkInvariants(t, current, nodes, held, want, unserved)
 			if t.Failed() {
-				t.Fatalf("round %d.%d: %+v\ncurrent %v\nnodes %v, holding %v\ngot %v", round, step, m, current, nodes, holds, got)
+				t.Fatalf("round %d.%d: %+v\ncurrent %v\nnodes %v, holding %v\ngot %v", round, step, m, current, nodes, held, got)
 			}
-			current = want
+			current, held = want, m.hold(r, want, held)
 		}
 	}
 }
 
 // checkInvariants checks what must hold whatever the rules are. The blocks in
 // current come from an earlier carving, so they do not overlap.
-func (m model) checkInvariants(t *testing.T, current []modelBlock, nodes, holds []string, got []Assignment, unserved []string) {
-	of := map[string]netipx.IPRange{}
-	for i, a := range got {
-		if _, twice := of[a.Node]; twice {
-			t.Errorf("%s has two blocks", a.Node)
+func (m model) checkInvariants(t *testing.T, current []modelBlock, nodes []string, held []modelHeld, got []modelBlock, unserved []string) {
+	fitting := map[string]bool{}
+	for i, b := range got {
+		fitting[b.node] = fitting[b.node] || m.fits(b)
+		if i > 0 && got[i-1].last >= b.first {
+			t.Errorf("%v and %v overlap or are not in order", got[i-1], b)
 		}
-		of[a.Node] = a.Range
-		if i > 0 && !got[i-1].Range.To().Less(a.Range.From()) {
-			t.Errorf("%s and %s overlap or are not in order", got[i-1].Range, a.Range)
+		dynamic, requested := m.count(b, held)
+		if !slices.Contains(nodes, b.node) && dynamic+requested == 0 {
+			t.Errorf("%v is of a node that is not selected and holds nothing of it", b)
 		}
 	}
 	for _, node := range nodes {
-		if _, served := of[node]; served == slices.Contains(unserved, node) {
-			t.Errorf("node %s: served %v, in %v", node, served, unserved)
+		if fitting[node] == slices.Contains(unserved, node) {
+			t.Errorf("node %s: has a block that fits %v, unserved are %v", node, fitting[node], unserved)
 		}
 	}
 	for _, b := range current {
-		if slices.Contains(holds, b.node) && of[b.node] != m.assignment(b).Range {
-			t.Errorf("held block of %s moved to %s", b.node, of[b.node])
+		if dynamic, requested := m.count(b, held); dynamic+requested > 0 && !slices.Contains(got, b) {
+			t.Errorf("held block %v has gone", b)
 		}
 	}
 	for _, node := range unserved {
-		if slices.ContainsFunc(m.statics, func(s modelBlock) bool { return s.node == node }) {
-			continue // waits for its own prefix
+		for _, b := range m.blocks() {
+			if b.node = node; m.fits(b) && !slices.ContainsFunc(got, b.overlaps) {
+				t.Errorf("node %s is unserved, yet %v is free", node, b)
+			}
+		}
+	}
+	m.checkHeld(t, current, nodes, held, got)
+}
+
+// checkHeld checks that what nobody requested lies in a block of its node, if there
+// is one that nobody else has a better right to: by what it holds there, or since it
+// would have none. Where the status was lost in part only, that is not promised to a
+// node which still has a block.
+func (m model) checkHeld(t *testing.T, current []modelBlock, nodes []string, held []modelHeld, got []modelBlock) {
+	free := slices.ContainsFunc(m.blocks(), func(b modelBlock) bool {
+		return !m.wasted(b) && !slices.ContainsFunc(m.statics, b.overlaps) && !slices.ContainsFunc(got, b.overlaps)
+	})
+	for _, h := range held {
+		if len(current) > 0 || h.requested && !m.cidr || slices.ContainsFunc(got, func(b modelBlock) bool {
+			return b.node == h.node && b.first <= h.addr && h.addr <= b.last
+		}) {
+			continue
 		}
 		for _, b := range m.blocks() {
-			r := m.assignment(b).Range
-			free := !slices.ContainsFunc(got, func(a Assignment) bool { return a.Range.Overlaps(r) })
-			if free && !slices.ContainsFunc(m.statics, b.overlaps) && !m.wasted(b) {
-				t.Errorf("node %s is unserved, yet %s is free", node, r)
+			if h.addr < b.first || h.addr > b.last || m.wasted(b) || slices.ContainsFunc(m.statics, b.overlaps) {
+				continue
+			}
+			b.node = h.node
+			mine, _ := m.count(b, held)
+			if !slices.ContainsFunc(got, func(o modelBlock) bool {
+				theirs, _ := m.count(o, held)
+				return o.overlaps(b) && (theirs >= mine || !free && slices.Contains(nodes, o.node))
+			}) {
+				t.Errorf("%v is held outside of a block of its node, and nobody has a better right to %v", h, b)
 			}
 		}
 	}

@@ -29,12 +29,17 @@ func FromIPPool(obj *v1alpha1.IPPool) (*Pool, field.ErrorList) {
 		c.invalid(size, obj.Spec.PerNodeBlockSize, "must be at least 1")
 	}
 	gateway := c.optionalAddr(spec.Child("gateway"), obj.Spec.Gateway)
-	if gateway.IsValid() && subnet.IsValid() && !subnet.Contains(gateway) {
-		c.invalid(spec.Child("gateway"), obj.Spec.Gateway, "is not part of the subnet")
+	c.unicast(spec.Child("subnet"), obj.Spec.Subnet, subnet)
+	if gateway.IsValid() && subnet.IsValid() {
+		if !subnet.Contains(gateway) {
+			c.invalid(spec.Child("gateway"), obj.Spec.Gateway, "is not part of the subnet")
+		}
+		c.gatewayHost(spec.Child("gateway"), obj.Spec.Gateway, gateway, subnet)
 	}
 	p := &Pool{
 		Ref:      v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: obj.Name},
 		selector: c.nodeSelector(spec.Child("nodeSelector"), obj.Spec.NodeSelector),
+		terms:    obj.Spec.NodeSelector,
 		layout:   sharedSubnet{subnet: subnet, gw: gateway},
 	}
 	c.common(p, subnet, obj.Spec.Exclusions, obj.Spec.Routes, obj.Spec.DefaultGateway, gateway.IsValid(), "gateway")
@@ -64,11 +69,13 @@ func FromCIDRPool(obj *v1alpha1.CIDRPool) (*Pool, field.ErrorList) {
 	c.poolName(obj.Name)
 
 	cidr := c.network(spec.Child("cidr"), obj.Spec.CIDR)
+	c.unicast(spec.Child("cidr"), obj.Spec.CIDR, cidr)
 	bits := int(obj.Spec.PerNodeNetworkPrefix)
 	layout := ownSubnet{gatewayIndex: obj.Spec.GatewayIndex}
 	p := &Pool{
 		Ref:      v1alpha1.PoolReference{Kind: v1alpha1.PoolKindCIDRPool, Name: obj.Name},
 		selector: c.nodeSelector(spec.Child("nodeSelector"), obj.Spec.NodeSelector),
+		terms:    obj.Spec.NodeSelector,
 		layout:   layout,
 	}
 	c.common(p, cidr, obj.Spec.Exclusions, obj.Spec.Routes, obj.Spec.DefaultGateway, obj.Spec.GatewayIndex != nil, "gatewayIndex")
@@ -113,6 +120,43 @@ func ValidName(name string) error {
 func (c *checker) poolName(name string) {
 	if ValidName(name) != nil {
 		c.invalid(field.NewPath("metadata", "name"), name, "must be a valid CNI network name")
+	}
+	if len(name) > v1alpha1.MaxPoolName {
+		c.invalid(field.NewPath("metadata", "name"), name, fmt.Sprintf("must have at most %d characters, since an allocation's name contains it", v1alpha1.MaxPoolName))
+	}
+}
+
+// notUnicast are addresses that no host can use.
+var notUnicast = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/32"),  // unspecified
+	netip.MustParsePrefix("224.0.0.0/4"), // multicast
+	netip.MustParsePrefix("240.0.0.0/4"), // class E, and the limited broadcast address
+	netip.MustParsePrefix("::/128"),      // unspecified
+	netip.MustParsePrefix("ff00::/8"),    // multicast
+}
+
+// unicast refuses a subnet with addresses that no host can use.
+func (c *checker) unicast(path *field.Path, text string, subnet netip.Prefix) {
+	for _, p := range notUnicast {
+		if subnet.IsValid() && subnet.Overlaps(p) {
+			c.invalid(path, text, "overlaps with "+p.String()+", which has no addresses for hosts")
+			return
+		}
+	}
+}
+
+// gatewayHost refuses a gateway that is the network or the broadcast address of an
+// IPv4 subnet. The first address of an IPv6 subnet is its routers' anycast
+// address: it may be a gateway.
+func (c *checker) gatewayHost(path *field.Path, text string, gateway netip.Addr, subnet netip.Prefix) {
+	if !gateway.Is4() || !subnet.Addr().Is4() || pointToPoint(subnet) {
+		return
+	}
+	switch gateway {
+	case subnet.Addr():
+		c.invalid(path, text, "is the network address of "+subnet.String())
+	case netipx.PrefixLastIP(subnet):
+		c.invalid(path, text, "is the broadcast address of "+subnet.String())
 	}
 }
 
@@ -259,6 +303,7 @@ func (c *checker) staticAllocations(path *field.Path, entries []v1alpha1.CIDRPoo
 		if gateway.IsValid() && !prefix.Contains(gateway) {
 			c.invalid(at.Child("gateway"), e.Gateway, "is outside of the prefix "+e.Prefix)
 		}
+		c.gatewayHost(at.Child("gateway"), e.Gateway, gateway, prefix)
 		if e.NodeName != "" && nodes[e.NodeName] {
 			c.errs = append(c.errs, field.Duplicate(at.Child("nodeName"), e.NodeName))
 		}

@@ -165,6 +165,7 @@ func TestParseIPPool(t *testing.T) {
 }
 
 func TestParseCIDRPool(t *testing.T) {
+	anySubnet(t)
 	type spec = v1alpha1.CIDRPoolSpec
 	of := func(cidr string, bits, gateway int32) func(*spec) {
 		return func(s *spec) { *s = spec{CIDR: cidr, PerNodeNetworkPrefix: bits, GatewayIndex: index(gateway)} }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 
 	"go4.org/netipx"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
@@ -21,6 +22,7 @@ type Pool struct {
 	Subnet netip.Prefix
 
 	selector *nodeaffinity.NodeSelector // nil selects all nodes
+	terms    *corev1.NodeSelector       // the same, as it was written
 	grid     grid
 	static   []Assignment // of a CIDRPool; Node is empty where a prefix is kept for nobody
 	excluded *netipx.IPSet
@@ -42,6 +44,9 @@ type layout interface {
 	// view returns the subnet that addresses of the block r belong to and the
 	// part of r that may be handed out.
 	view(r netipx.IPRange) (netip.Prefix, netipx.IPRange)
+	// anywhere reports whether a requested address may lie outside of its node's
+	// block.
+	anywhere() bool
 }
 
 // sharedSubnet is the layout of an IPPool: one subnet, one gateway for all.
@@ -53,6 +58,8 @@ type sharedSubnet struct {
 func (l sharedSubnet) gateway(netipx.IPRange) netip.Addr { return l.gw }
 
 func (l sharedSubnet) view(r netipx.IPRange) (netip.Prefix, netipx.IPRange) { return l.subnet, r }
+
+func (l sharedSubnet) anywhere() bool { return true }
 
 // ownSubnet is the layout of a CIDRPool: a prefix and a gateway for each node.
 type ownSubnet struct {
@@ -69,6 +76,8 @@ func (l ownSubnet) gateway(r netipx.IPRange) netip.Addr {
 	}
 	return gw
 }
+
+func (l ownSubnet) anywhere() bool { return false }
 
 // view takes the prefix from r and not from the specification: a node that holds
 // addresses keeps its prefix when perNodeNetworkPrefix is edited.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -330,13 +331,20 @@ func TestSpecEditsUnderLivePods(t *testing.T) {
 		after       []string
 	}{
 		{"block size", `{"spec":{"perNodeBlockSize":50}}`,
-			[]string{"kind-control-plane 192.168.0.1 192.168.0.50", "kind-worker2 192.168.0.51 192.168.0.100", "kind-worker 192.168.0.101 192.168.0.200"},
+			[]string{"kind-control-plane 192.168.0.1 192.168.0.50", "kind-worker 192.168.0.51 192.168.0.100", "kind-worker 192.168.0.101 192.168.0.200", "kind-worker2 192.168.0.201 192.168.0.250"},
 			"blocks of nodes kind-worker (192.168.0.101-192.168.0.200)",
-			[]string{"kind-control-plane 192.168.0.1 192.168.0.50", "kind-worker2 192.168.0.51 192.168.0.100", "kind-worker 192.168.0.101 192.168.0.150"}},
+			[]string{"kind-control-plane 192.168.0.1 192.168.0.50", "kind-worker 192.168.0.51 192.168.0.100", "kind-worker2 192.168.0.201 192.168.0.250"}},
 		{"subnet", `{"spec":{"subnet":"10.7.0.0/16","gateway":"10.7.0.1","exclusions":null}}`,
-			[]string{"kind-control-plane 10.7.0.1 10.7.0.100", "kind-worker2 10.7.0.101 10.7.0.200", "kind-worker 192.168.0.101 192.168.0.200"},
+			[]string{"kind-control-plane 10.7.0.1 10.7.0.100", "kind-worker 10.7.0.101 10.7.0.200", "kind-worker2 10.7.0.201 10.7.1.44", "kind-worker 192.168.0.101 192.168.0.200"},
 			"blocks of nodes kind-worker (192.168.0.101-192.168.0.200); addresses 192.168.0.105",
-			[]string{"kind-control-plane 10.7.0.1 10.7.0.100", "kind-worker2 10.7.0.101 10.7.0.200", "kind-worker 10.7.0.201 10.7.1.44"}},
+			[]string{"kind-control-plane 10.7.0.1 10.7.0.100", "kind-worker 10.7.0.101 10.7.0.200", "kind-worker2 10.7.0.201 10.7.1.44"}},
+		{"block excluded", `{"spec":{"exclusions":[{"startIP":"192.168.0.101","endIP":"192.168.0.200"}]}}`,
+			append(slices.Clone(seedBlocks), "kind-worker 192.168.1.45 192.168.1.144"),
+			"blocks of nodes kind-worker (192.168.0.101-192.168.0.200); addresses 192.168.0.105",
+			[]string{seedBlocks[0], seedBlocks[2], "kind-worker 192.168.1.45 192.168.1.144"}},
+		{"gateway", `{"spec":{"gateway":"192.168.0.105"}}`,
+			seedBlocks, "addresses that are a gateway now 192.168.0.105 (held on node kind-worker)", seedBlocks},
+		{"excluded in each block", `{"spec":{"perNodeExclusions":[{"startIndex":4,"endIndex":4}]}}`, seedBlocks, "addresses 192.168.0.105", seedBlocks},
 		{"exclusions", `{"spec":{"exclusions":[{"startIP":"192.168.0.100","endIP":"192.168.0.110"}]}}`,
 			seedBlocks, "addresses 192.168.0.105", seedBlocks},
 		{"node selector", `{"spec":{"nodeSelector":{"nodeSelectorTerms":[{"matchFields":[{"key":"metadata.name","operator":"In","values":["kind-worker2"]}]}]}}}`,
@@ -352,13 +360,10 @@ func TestSpecEditsUnderLivePods(t *testing.T) {
 			if _, err := c.ipam.IPPools(c.ns).Patch(t.Context(), "pool1", types.MergePatchType, []byte(tc.patch), metav1.PatchOptions{}); err != nil {
 				t.Fatal(err)
 			}
-			reason := "EarlierSpecInUse"
-			if tc.message == "" {
-				reason = "BlocksAssigned"
-			}
-			c.wantPool(t, "pool1", reason, tc.blocks...)
-			if got := c.getPool(t, "pool1").Status.Conditions[0].Message; !strings.HasSuffix(got, tc.message) {
-				t.Errorf("message %q, want %q", got, tc.message)
+			c.wantPool(t, "pool1", "BlocksAssigned", tc.blocks...)
+			c.wantNotice(t, "pool1", "EarlierSpecInUse", tc.message)
+			if tc.message != "" {
+				c.wantEvent(t, "Warning IPPool/pool1 EarlierSpecInUse: kept from an earlier specification until they are released: "+tc.message)
 			}
 			if got := c.held(t); len(got) != 1 {
 				t.Errorf("held: %v", got)
@@ -367,8 +372,29 @@ func TestSpecEditsUnderLivePods(t *testing.T) {
 				t.Fatal(err)
 			}
 			c.wantPool(t, "pool1", "BlocksAssigned", tc.after...)
+			c.wantNotice(t, "pool1", "EarlierSpecInUse", "")
 		})
 	}
+}
+
+// wantNotice waits until an IPPool has a condition of this type, which is True and
+// whose message ends so; "" is no condition. The pool is Ready all the same.
+func (c *cluster) wantNotice(t *testing.T, name, conditionType, message string) {
+	t.Helper()
+	until(t, func() string {
+		p := c.getPool(t, name)
+		found := meta.FindStatusCondition(p.Status.Conditions, conditionType)
+		if message == "" && found == nil {
+			return ""
+		}
+		if message == "" || found == nil || found.Status != metav1.ConditionTrue || !strings.HasSuffix(found.Message, message) || found.ObservedGeneration != p.Generation {
+			return fmt.Sprintf("pool %s has %s %+v, want %q", name, conditionType, found, message)
+		}
+		if !meta.IsStatusConditionTrue(p.Status.Conditions, v1alpha1.ConditionReady) {
+			return fmt.Sprintf("pool %s is not Ready: %+v", name, p.Status.Conditions)
+		}
+		return ""
+	})
 }
 
 // seen waits until the controller has seen what exists: a node that comes after

@@ -47,6 +47,10 @@ func TestMetrics(t *testing.T) {
 	c.hold(t, "pool1", "192.168.0.103", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "unknown", UID: "synthetic"})
 	c.hold(t, "pool1", "192.168.0.201", "kind-worker2", v1alpha1.PodReference{Namespace: c.ns, Name: "lost", UID: gone})
 	c.hold(t, "small", "192.168.9.1", "kind-control-plane", c.startPod(t, "full", nil))
+	// What the plugin would not take: outside of the node's block, and of the subnet.
+	for _, a := range []string{"192.168.9.3", "1.2.3.4"} {
+		c.hold(t, "small", a, "kind-worker", c.startPod(t, "hostile-"+a, nil))
+	}
 	c.hold(t, "deleted", "10.9.9.9", "kind-worker", c.startPod(t, "orphan", nil))
 
 	leader := c.startCommand(t, "leader")
@@ -59,10 +63,14 @@ func TestMetrics(t *testing.T) {
 		`crd_ipam_pool_blocks_full{kind="IPPool",pool="pool1"}`:                   0,
 		`crd_ipam_pool_nodes_without_block{kind="IPPool",pool="pool1"}`:           0,
 		`crd_ipam_pool_overlaps{kind="IPPool",pool="pool1"}`:                      1,
+		`crd_ipam_pool_addresses_outside_block{kind="IPPool",pool="pool1"}`:       0,
+		`crd_ipam_pool_foreign_addresses{kind="IPPool",pool="pool1"}`:             0,
 
 		`crd_ipam_pool_ready{kind="IPPool",pool="small",reason="NoFreeRanges"}`: 0,
 		`crd_ipam_pool_capacity{kind="IPPool",pool="small"}`:                    2,
-		`crd_ipam_pool_used{kind="IPPool",pool="small"}`:                        1,
+		`crd_ipam_pool_used{kind="IPPool",pool="small"}`:                        3,
+		`crd_ipam_pool_addresses_outside_block{kind="IPPool",pool="small"}`:     1,
+		`crd_ipam_pool_foreign_addresses{kind="IPPool",pool="small"}`:           1,
 		`crd_ipam_pool_blocks{kind="IPPool",pool="small"}`:                      2,
 		`crd_ipam_pool_blocks_full{kind="IPPool",pool="small"}`:                 1,
 		`crd_ipam_pool_nodes_without_block{kind="IPPool",pool="small"}`:         1,

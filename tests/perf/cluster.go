@@ -231,7 +231,7 @@ func (b *bench) pool(name string, spec v1alpha1.IPPoolSpec, nodes []string) erro
 	if len(errs) > 0 {
 		return errs.ToAggregate()
 	}
-	blocks, unserved := p.Carve(nil, nodes, func(string) bool { return false })
+	blocks, unserved := p.Carve(nil, nodes, nil)
 	if len(unserved) > 0 {
 		return fmt.Errorf("pool %s has no room for %d nodes", name, len(unserved))
 	}

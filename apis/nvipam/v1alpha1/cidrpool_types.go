@@ -25,6 +25,7 @@ import (
 // +kubebuilder:printcolumn:name="Capacity",type="integer",JSONPath=`.status.capacity`,priority=1
 // +kubebuilder:printcolumn:name="Used",type="integer",JSONPath=`.status.used`,priority=1
 // +kubebuilder:printcolumn:name="Ready",type="string",JSONPath=`.status.conditions[?(@.type=="Ready")].status`,priority=1
+// +kubebuilder:validation:XValidation:rule="oldSelf.hasValue() || size(self.metadata.name) <= 213",optionalOldSelf=true,message="metadata.name must have at most 213 characters, since an allocation's name contains it"
 type CIDRPool struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
@@ -48,6 +49,7 @@ type CIDRPool struct {
 // +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.perNodeExclusions) || [(self.cidr.contains(':') ? 128 : 32) - self.perNodeNetworkPrefix].all(bits, bits < 0 || bits > 31 || self.perNodeExclusions.all(e, e.endIndex < [1, 2, 4, 8, 16, 32, 64, 128][bits % 8] * [1, 256, 65536, 16777216][bits / 8]))",optionalOldSelf=true,message="is outside of a node's block, which has as many addresses as spec.perNodeNetworkPrefix leaves",fieldPath=".perNodeExclusions"
 // +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.staticAllocations) || self.staticAllocations.all(a, !a.prefix.matches('/[0-9]{1,3}$') || int(a.prefix.substring(a.prefix.lastIndexOf('/') + 1)) == self.perNodeNetworkPrefix)",optionalOldSelf=true,message="prefix length must be spec.perNodeNetworkPrefix",fieldPath=".staticAllocations"
 // +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.nodeSelector) || size(self.nodeSelector.nodeSelectorTerms) > 0",optionalOldSelf=true,message="must have at least one node selector term",fieldPath=".nodeSelector.nodeSelectorTerms"
+// +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !self.cidr.matches('^(0[.]0[.]0[.]0/|2(2[4-9]|3[0-9]|4[0-9]|5[0-5])[.]|[0:]+/|[fF]{2}[0-9a-fA-F]{2}:)')",optionalOldSelf=true,message="overlaps with 0.0.0.0/32, 224.0.0.0/4, 240.0.0.0/4, ::/128 or ff00::/8, which have no addresses for hosts",fieldPath=".cidr"
 type CIDRPoolSpec struct {
 	// cidr that is cut into one prefix a node.
 	// +kubebuilder:validation:MaxLength=49
@@ -92,7 +94,9 @@ type CIDRPoolStaticAllocation struct {
 
 // CIDRPoolStatus is which node has which prefix, and how the pool fares.
 type CIDRPoolStatus struct {
-	// allocations are the nodes' prefixes, in the order of their addresses.
+	// allocations are the nodes' prefixes, in the order of their addresses. A node may
+	// have two: one of an earlier specification as long as it holds addresses in it,
+	// beside the one that it allocates from.
 	Allocations []CIDRPoolAllocation `json:"allocations"`
 
 	PoolStatus `json:",inline"`

@@ -15,13 +15,33 @@ const (
 	LabelContainer = "nv-ipam.nvidia.com/container"
 )
 
+// MaxPoolName is how long the name of a pool may be: an allocation's name contains
+// it, a dot, and an IPv6 address of 39 characters.
+const MaxPoolName = 253 - 1 - 39
+
 // ConditionReady is the kstatus-style condition of a pool: True when its
-// specification is valid and every node that its selector matches has a block.
+// specification is valid and every node that its selector matches has a block of
+// it.
 const ConditionReady = "Ready"
 
-// ConditionOverlapping is True on a pool whose subnet overlaps with another
-// pool's, and absent otherwise.
-const ConditionOverlapping = "Overlapping"
+// Conditions of a pool that are True where there is something to tell, and absent
+// otherwise. None of them changes Ready.
+const (
+	// ConditionOverlapping says that the pool's subnet overlaps with another
+	// pool's.
+	ConditionOverlapping = "Overlapping"
+	// ConditionPodNetworkOverlap says that the pool's subnet overlaps with the
+	// cluster's own pod network, as the nodes' podCIDRs have it.
+	ConditionPodNetworkOverlap = "PodNetworkOverlap"
+	// ConditionEarlierSpecInUse says which blocks and addresses of an earlier
+	// specification are still held. They stay until they are released.
+	ConditionEarlierSpecInUse = "EarlierSpecInUse"
+	// ConditionForeignAddresses says that nodes hold addresses in the pool's name
+	// that are not in its subnet.
+	ConditionForeignAddresses = "ForeignAddresses"
+	// ConditionBlockFull says that nodes have no free address left in their block.
+	ConditionBlockFull = "BlockFull"
+)
 
 // AnnotationReclaim on a pool says whether the controller may take back addresses
 // whose pods are gone. With ReclaimDisabled, or any other value that it does not

@@ -27,6 +27,7 @@ import (
 // +kubebuilder:printcolumn:name="Capacity",type="integer",JSONPath=`.status.capacity`,priority=1
 // +kubebuilder:printcolumn:name="Used",type="integer",JSONPath=`.status.used`,priority=1
 // +kubebuilder:printcolumn:name="Ready",type="string",JSONPath=`.status.conditions[?(@.type=="Ready")].status`,priority=1
+// +kubebuilder:validation:XValidation:rule="oldSelf.hasValue() || size(self.metadata.name) <= 213",optionalOldSelf=true,message="metadata.name must have at most 213 characters, since an allocation's name contains it"
 type IPPool struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
@@ -52,6 +53,8 @@ type IPPool struct {
 // +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.perNodeExclusions) || self.perNodeExclusions.all(e, e.endIndex < self.perNodeBlockSize)",optionalOldSelf=true,message="is outside of a node's block of spec.perNodeBlockSize addresses",fieldPath=".perNodeExclusions"
 // +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !self.subnet.matches('/[0-9]{1,3}$') || [(self.subnet.contains(':') ? 128 : 32) - int(self.subnet.substring(self.subnet.lastIndexOf('/') + 1))].all(bits, bits < 0 || bits > 62 || self.perNodeBlockSize <= [1, 2, 4, 8, 16, 32, 64, 128][bits % 8] * [1, 256, 65536, 16777216, 4294967296, 1099511627776, 281474976710656, 72057594037927936][bits / 8] - (bits < 2 ? 0 : self.subnet.contains(':') ? 1 : 2))",optionalOldSelf=true,message="is larger than the number of addresses in the subnet",fieldPath=".perNodeBlockSize"
 // +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.nodeSelector) || size(self.nodeSelector.nodeSelectorTerms) > 0",optionalOldSelf=true,message="must have at least one node selector term",fieldPath=".nodeSelector.nodeSelectorTerms"
+// +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !self.subnet.matches('^(0[.]0[.]0[.]0/|2(2[4-9]|3[0-9]|4[0-9]|5[0-5])[.]|[0:]+/|[fF]{2}[0-9a-fA-F]{2}:)')",optionalOldSelf=true,message="overlaps with 0.0.0.0/32, 224.0.0.0/4, 240.0.0.0/4, ::/128 or ff00::/8, which have no addresses for hosts",fieldPath=".subnet"
+// +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.gateway) || !self.gateway.matches('^[0-9]{1,3}([.][0-9]{1,3}){3}$') || !self.subnet.matches('^[0-9.]+/[0-9]{1,2}$') || [32 - int(self.subnet.substring(self.subnet.lastIndexOf('/') + 1))].all(bits, bits < 2 || [[1, 2, 4, 8, 16, 32, 64, 128][bits % 8] * [1, 256, 65536, 16777216, 4294967296][bits / 8]].all(n, [self.gateway.split('.').map(o, int(o))].all(o, [(((o[0] * 256 + o[1]) * 256 + o[2]) * 256 + o[3]) % n].all(at, at > 0 && at < n - 1))))",optionalOldSelf=true,message="is the network or broadcast address of the subnet",fieldPath=".gateway"
 type IPPoolSpec struct {
 	// subnet that the pool's addresses are taken from, in CIDR notation.
 	// +kubebuilder:validation:MaxLength=49
@@ -80,7 +83,9 @@ type IPPoolSpec struct {
 
 // IPPoolStatus is which node has which block, and how the pool fares.
 type IPPoolStatus struct {
-	// allocations are the nodes' blocks, in the order of their addresses.
+	// allocations are the nodes' blocks, in the order of their addresses. A node may
+	// have two: one of an earlier specification as long as it holds addresses in it,
+	// beside the one that it allocates from.
 	Allocations []Allocation `json:"allocations"`
 
 	PoolStatus `json:",inline"`
@@ -113,7 +118,9 @@ type PoolStatus struct {
 	// outside of the blocks included. It may be some minutes old.
 	// +optional
 	Used *int64 `json:"used,omitempty"`
-	// conditions: Ready.
+	// conditions: Ready, and such as are there only where there is something to
+	// tell: EarlierSpecInUse, BlockFull, Overlapping, PodNetworkOverlap,
+	// ForeignAddresses.
 	// +listType=map
 	// +listMapKey=type
 	// +optional

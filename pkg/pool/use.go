@@ -1,0 +1,138 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"net/netip"
+	"slices"
+
+	"go4.org/netipx"
+)
+
+// Use says how the addresses that are held lie to the blocks of a pool.
+type Use struct {
+	// Blocks are all blocks, by address.
+	Blocks []BlockUse
+	// Gateways are held addresses that are a gateway now, and were not when they
+	// were given: nobody requested them.
+	Gateways []Held
+	// Unfit are other held addresses that the pool would not give as it is
+	// specified now. Those outside of the subnet lie in a block that their node has
+	// kept from an earlier specification.
+	Unfit []Held
+	// Outside are held addresses of the subnet that lie in no block of their node,
+	// although nobody requested them.
+	Outside []Held
+	// Foreign are held addresses outside of the subnet and of their node's blocks.
+	Foreign []Held
+}
+
+// BlockUse is how much of a block is held.
+type BlockUse struct {
+	Assignment
+
+	// Earlier is true where the block is of an earlier specification.
+	Earlier bool
+	// Size is how many addresses are usable, at most MaxSize; Held is how many of
+	// these anybody holds.
+	Size, Held int64
+
+	usable []netipx.IPRange
+}
+
+// Use measures blocks, which are as Carve returns them.
+func (p *Pool) Use(blocks []Assignment, held []Held) *Use {
+	u := &Use{Blocks: make([]BlockUse, len(blocks))}
+	fits := p.fitting()
+	for i, a := range blocks {
+		b := p.Block(a)
+		u.Blocks[i] = BlockUse{Assignment: a, Earlier: !fits(a), Size: b.Size(), usable: b.Usable}
+	}
+	for _, h := range held {
+		p.sort(u, u.blockAt(h.Addr), h)
+	}
+	return u
+}
+
+// Active returns the blocks that nodes hand out addresses from: one for each node,
+// and of an earlier specification only where the node has no other (BlockOf).
+func (u *Use) Active() []BlockUse {
+	current, seen := map[string]bool{}, map[string]bool{}
+	for _, b := range u.Blocks {
+		current[b.Node] = current[b.Node] || !b.Earlier
+	}
+	var out []BlockUse
+	for _, b := range u.Blocks {
+		if !seen[b.Node] && b.Earlier != current[b.Node] {
+			seen[b.Node] = true
+			out = append(out, b)
+		}
+	}
+	return out
+}
+
+// blockAt returns the block that a lies in, nil where there is none.
+func (u *Use) blockAt(a netip.Addr) *BlockUse {
+	i, _ := slices.BinarySearchFunc(u.Blocks, a, func(b BlockUse, a netip.Addr) int { return b.Range.To().Compare(a) })
+	if i < len(u.Blocks) && u.Blocks[i].Range.Contains(a) {
+		return &u.Blocks[i]
+	}
+	return nil
+}
+
+// sort enters a held address that lies in block b; nil is no block.
+func (p *Pool) sort(u *Use, b *BlockUse, h Held) {
+	own := b != nil && b.Node == h.Node
+	usable := b != nil && within(b.usable, h.Addr)
+	if usable {
+		b.Held++
+	}
+	if h.Node == "" { // reserved, wherever an administrator wants it
+		return
+	}
+	requested := h.Requested && (own || p.layout.anywhere())
+	if !p.Subnet.Contains(h.Addr) {
+		if own {
+			u.Unfit = append(u.Unfit, h)
+		} else {
+			u.Foreign = append(u.Foreign, h)
+		}
+		return
+	}
+	switch {
+	case requested:
+		if !p.requestable(b, h.Addr) {
+			u.Unfit = append(u.Unfit, h)
+		}
+	case p.isGateway(b, h.Addr):
+		u.Gateways = append(u.Gateways, h)
+	case p.excluded.Contains(h.Addr), own && !b.Earlier && !usable:
+		u.Unfit = append(u.Unfit, h)
+	}
+	if !requested && !own {
+		u.Outside = append(u.Outside, h)
+	}
+}
+
+// isGateway reports whether a, which lies in block b, is a gateway.
+func (p *Pool) isGateway(b *BlockUse, a netip.Addr) bool {
+	return b != nil && b.Gateway == a || p.layout.anywhere() && p.layout.gateway(netipx.IPRange{}) == a
+}
+
+// requestable reports whether a, which lies in block b, may be requested: not where
+// it is a network or broadcast address.
+func (p *Pool) requestable(b *BlockUse, a netip.Addr) bool {
+	var r netipx.IPRange // an IPPool's subnet is that of every block
+	if b != nil {
+		r = b.Range
+	}
+	subnet, _ := p.layout.view(r)
+	return a.Is6() || hosts(subnet).Contains(a)
+}
+
+// within reports whether one of rs, which are in ascending order, contains a.
+func within(rs []netipx.IPRange, a netip.Addr) bool {
+	i, _ := slices.BinarySearchFunc(rs, a, func(r netipx.IPRange, a netip.Addr) int { return r.To().Compare(a) })
+	return i < len(rs) && rs[i].Contains(a)
+}
