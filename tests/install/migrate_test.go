@@ -6,12 +6,14 @@ package install
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
+	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
@@ -221,6 +223,17 @@ func (h *host) hint(t *testing.T, name string) string {
 	return filepath.Join(homes[0], name)
 }
 
+// claimFile is the name of an allocation's entry: an IPv6 address has no separators
+// in it.
+func claimFile(spec v1alpha1.IPAllocationSpec) string {
+	text := spec.Address
+	if addr := netip.MustParseAddr(text); addr.Is6() {
+		bytes := addr.As16()
+		text = hex.EncodeToString(bytes[:])
+	}
+	return spec.PoolRef.Name + "." + text
+}
+
 // hintHasAll checks that the hint holds at least what the node holds.
 func (h *host) hintHasAll(t *testing.T) {
 	t.Helper()
@@ -229,7 +242,7 @@ func (h *host) hintHasAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, a := range list.Items {
-		entry, err := os.Readlink(h.hint(t, "claims/"+a.Name))
+		entry, err := os.Readlink(h.hint(t, "claims/"+claimFile(a.Spec)))
 		if err != nil || !strings.HasPrefix(entry, a.Spec.ContainerID+"/net1/") {
 			t.Errorf("the hint has %q, %v for %s", entry, err, a.Name)
 		}
