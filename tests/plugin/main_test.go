@@ -218,7 +218,12 @@ func (h *host) run(t testing.TB, c call) ([]byte, *types.Error) {
 	cmd.Stdin = bytes.NewReader(stdin)
 	var out, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &stderr
-	if err := cmd.Run(); err == nil {
+	hangs := time.AfterFunc(2*ends, func() { _ = cmd.Process.Kill() })
+	err = cmd.Run()
+	if !hangs.Stop() {
+		t.Fatalf("%s %s had to be killed after %s", c.verb, c.container, 2*ends)
+	}
+	if err == nil {
 		return out.Bytes(), nil
 	}
 	cniErr := &types.Error{}
