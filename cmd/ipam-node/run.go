@@ -231,14 +231,14 @@ func (i *installer) migrator() (*migrate.Migrator, error) {
 		return nil, err
 	}
 	reporter := &migrate.Reporter{Pools: client, Events: kube.CoreV1().Events(i.namespace), Namespace: i.namespace, Node: i.nodeName}
-	cluster, err := ledger.ClusterOf(config)
+	site, err := ledger.SiteOf(config, i.nodeName)
 	if err != nil {
 		return nil, err
 	}
 	return &migrate.Migrator{
 		Claimer: &claim.Claimer{
 			Ledger: ledger.Ledger{Client: client, Namespace: i.namespace, Node: i.nodeName},
-			Hint:   hint.Open(i.dataDir, cluster, i.namespace, i.log), Log: i.log,
+			Hint:   hint.Open(i.dataDir, site, i.namespace, i.log), Log: i.log,
 		},
 		StoreFile: i.storeFile,
 		Force:     i.migrate == migrateForce,

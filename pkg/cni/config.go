@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
@@ -174,9 +175,10 @@ func readSettings(confDir string) (file Settings, err error) {
 	return file, nil
 }
 
-// findDataDirs sets dataDirs, if the configuration itself names a data directory.
+// findDataDirs sets dataDirs, if the configuration itself names a data directory, or
+// a file that may.
 func (n *network) findDataDirs(told Settings) {
-	if told.DataDir == "" {
+	if told.DataDir == "" && told.ConfDir == "" {
 		return
 	}
 	confDirs := []string{defaultConfDir}
@@ -200,11 +202,14 @@ func (n *network) registerDataDir(log *slog.Logger) {
 
 // readConfig is os.ReadFile for a file that should be small.
 func readConfig(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe's writer is not waited for
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
+	if info, err := f.Stat(); err == nil && !info.Mode().IsRegular() {
+		return nil, errors.New("it is no regular file")
+	}
 	data, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
 	if err == nil && len(data) > maxConfig {
 		err = fmt.Errorf("it has more than %d bytes", maxConfig)

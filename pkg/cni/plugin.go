@@ -95,6 +95,9 @@ func (p Plugin) del(args *skel.CmdArgs) error {
 	n, problem := parseNetwork(args.StdinData)
 	log, closeLog := openLogFor("DEL", n, args)
 	defer closeLog()
+	if len(args.ContainerID) > maxContainerID {
+		return nil // no allocation can name it, and no note either
+	}
 	if problem != nil {
 		log.Warn("configuration is not usable, releasing what this node knows of", "error", problem)
 	}
@@ -135,11 +138,11 @@ func (p Plugin) release(n *network, readable bool, hints []*hint.Hint, att hint.
 		other := *c
 		other.Namespace, other.Hint = h.Namespace, h
 		switch entries, _ := h.Holding(att); {
-		case h.Cluster != c.Hint.Cluster && (len(entries) > 0 || !readable):
+		case h.Site != c.Hint.Site && (len(entries) > 0 || !readable):
 			if !claim.ReleaseLater(h, att) {
-				errs = append(errs, errors.New("the release of what another cluster's hint has cannot be noted"))
+				errs = append(errs, errors.New("the release of what another cluster's hint, or that of another name of this node, has cannot be noted"))
 			}
-		case h.Cluster != c.Hint.Cluster:
+		case h.Site != c.Hint.Site:
 		case readable:
 			errs = append(errs, other.ReleaseKnown(ctx, att))
 		default:
@@ -148,10 +151,6 @@ func (p Plugin) release(n *network, readable bool, hints []*hint.Hint, att hint.
 	}
 	return errors.Join(errs...)
 }
-
-// unknownCluster stands for the cluster of a DEL that has no credentials, on a node
-// that has never claimed anything.
-const unknownCluster = "unknown"
 
 // releaseLater notes the release in every hint that may have something of the
 // attachment. It returns why if that cannot be noted.
@@ -162,7 +161,7 @@ func releaseLater(n *network, hints []*hint.Hint, att hint.Attachment, why error
 		known = known || h.Namespace == n.IPAM.PoolsNamespace
 	}
 	if !known {
-		noted = hint.Open(n.IPAM.DataDir, unknownCluster, n.IPAM.PoolsNamespace, log).ReleasingAll(att) && noted
+		noted = hint.Open(n.IPAM.DataDir, hint.UnknownSite, n.IPAM.PoolsNamespace, log).ReleasingAll(att) && noted
 	}
 	if !noted {
 		return why
@@ -297,13 +296,13 @@ func (p Plugin) claimer(n *network, creds *credentials, log *slog.Logger) (*clai
 	if err != nil {
 		return nil, credentialsError{fmt.Errorf("kubeconfig %s: %w", creds.file, err)}
 	}
-	cluster, err := ledger.ClusterOf(creds.config)
+	site, err := ledger.SiteOf(creds.config, node)
 	if err != nil {
 		return nil, credentialsError{fmt.Errorf("kubeconfig %s: %w", creds.file, err)}
 	}
 	return &claim.Claimer{
 		Ledger: ledger.Ledger{Client: client, Namespace: n.IPAM.PoolsNamespace, Node: node},
-		Hint:   hint.Open(n.IPAM.DataDir, cluster, n.IPAM.PoolsNamespace, log),
+		Hint:   hint.Open(n.IPAM.DataDir, site, n.IPAM.PoolsNamespace, log),
 		Log:    log,
 	}, nil
 }

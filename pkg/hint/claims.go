@@ -148,14 +148,5 @@ func (h *Hint) NotElsewhere(poolName string, addr netip.Addr) {
 	h.failed("letting go of an address", h.dropIf(elsewhere, "claims", Entry{Pool: poolName, Address: addr}.fileName()))
 }
 
-// holdsAnything reports whether there is an entry of an attachment.
-func (h *Hint) holdsAnything() (any bool) {
-	err := h.each("", "", func(e Entry, _ claimText) error {
-		any = any || e.Attachment != (Attachment{})
-		return nil
-	})
-	return any || err != nil
-}
-
 // removeGarbage removes what is no entry from the place of one.
 func (h *Hint) removeGarbage(t claimText) error { return os.RemoveAll(h.path("claims", t.file)) }

@@ -121,7 +121,8 @@ func (h *Hint) tidy() {
 const staleAge = 30 * 24 * time.Hour
 
 // tidyOthers removes what is known of pools that nobody has asked for in a long time,
-// and the hints of namespaces and clusters for which nothing is held or pending.
+// and the hints that no call has written in a long time: what they hold the API server
+// knows, and what was to be released the controller has taken back.
 func (h *Hint) tidyOthers() {
 	dir, names, _ := h.list("pools")
 	if dir != nil {
@@ -136,9 +137,7 @@ func (h *Hint) tidyOthers() {
 		if other.Same(h) || other.younger(staleAge) || other.younger(staleAge, "claims") || other.younger(staleAge, "releases") {
 			continue
 		}
-		if releases, whole := other.Pending(); len(releases)+len(whole) == 0 && !other.holdsAnything() {
-			_ = os.RemoveAll(other.dir)
-		}
+		_ = os.RemoveAll(other.dir)
 	}
 }
 

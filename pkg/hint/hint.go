@@ -45,7 +45,7 @@ func (e Entry) Name() string { return v1alpha1.AllocationName(e.Pool, e.Address)
 // Hint is what a node believes about one namespace of one cluster. Below the
 // directory that all hints of the node share:
 //
-//	NAMESPACE@CLUSTER/claims/NAME              -> CONTAINER/INTERFACE/UID        held by this node
+//	NAMESPACE@SITE/   claims/NAME              -> CONTAINER/INTERFACE/UID        held by this node
 //	                         NAME              -> elsewhere                      seen to be held by another
 //	                         NAME@HASH         -> CONTAINER/INTERFACE/           to be claimed, though another has the entry
 //	                         @complete         -> FORMAT/BOOT                    claims/ has all that this node holds
@@ -67,8 +67,9 @@ func (e Entry) Name() string { return v1alpha1.AllocationName(e.Pool, e.Address)
 type Hint struct {
 	// Namespace of the pools and their allocations.
 	Namespace string
-	// Cluster tells clusters apart: it is the same text for the same cluster.
-	Cluster string
+	// Site tells clusters, and the node's names in them, apart: it is the same text
+	// for the same node of the same cluster.
+	Site string
 
 	root, dir string
 	log       *slog.Logger
@@ -89,14 +90,18 @@ const elsewhere = "elsewhere"
 // more than the longest call takes.
 const settleTime = 2 * time.Minute
 
-// Open returns the hint for a namespace of a cluster below a directory. It writes
+// UnknownSite stands for the site of a DEL that has no credentials, on a node that has
+// never claimed anything. Whoever has some takes over what is noted there.
+const UnknownSite = "unknown"
+
+// Open returns the hint for a namespace at a site below a directory. It writes
 // nothing.
-func Open(root, cluster, namespace string, log *slog.Logger) *Hint {
+func Open(root, site, namespace string, log *slog.Logger) *Hint {
 	home := namespace
 	if len(validation.IsDNS1123Label(home)) > 0 { // a configuration can say anything
 		home = hash(home)
 	}
-	return &Hint{Namespace: namespace, Cluster: cluster, root: root, dir: filepath.Join(root, home+"@"+cluster), log: log}
+	return &Hint{Namespace: namespace, Site: site, root: root, dir: filepath.Join(root, home+"@"+site), log: log}
 }
 
 // All returns the hints that there are below a directory, and below the other
@@ -106,9 +111,9 @@ func All(root string, log *slog.Logger) []*Hint {
 	for _, dir := range append([]string{root}, registered(root)...) {
 		homes, _ := filepath.Glob(filepath.Join(escape(dir), "*@*"))
 		for _, home := range homes {
-			namespace, cluster, _ := strings.Cut(filepath.Base(home), "@")
+			namespace, site, _ := strings.Cut(filepath.Base(home), "@")
 			if info, err := os.Lstat(home); err == nil && info.IsDir() {
-				out = append(out, &Hint{Namespace: namespace, Cluster: cluster, root: dir, dir: home, log: log})
+				out = append(out, &Hint{Namespace: namespace, Site: site, root: dir, dir: home, log: log})
 			}
 		}
 	}

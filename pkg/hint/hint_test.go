@@ -456,8 +456,7 @@ func TestTemporaryFilesOfDeadProcessesAreRemoved(t *testing.T) {
 	}
 }
 
-// Nothing stays for ever of pools, namespaces and clusters that are gone; but what is
-// held or pending does.
+// Nothing stays for ever of pools, namespaces and clusters that are gone.
 func TestWhatIsGoneIsForgotten(t *testing.T) {
 	h := newHint(t)
 	old := func(parts ...string) { age(t, h, 2*staleAge, parts...) }
@@ -466,10 +465,9 @@ func TestWhatIsGoneIsForgotten(t *testing.T) {
 	h.SetLast(kept, addr1)
 	old("pools", "ippool.gone.last")
 	others := map[string]func(*Hint){
-		"empty":   func(o *Hint) { rebuild(t, o) },
-		"holding": func(o *Hint) { o.Claimed(heldBy(podA, addr1, "u1")) },
-		"pending": func(o *Hint) { o.ReleasingAll(podA) },
-		"young":   func(o *Hint) { rebuild(t, o) },
+		"empty": func(o *Hint) { rebuild(t, o) },
+		"old":   func(o *Hint) { o.Claimed(heldBy(podA, addr1, "u1")) },
+		"young": func(o *Hint) { rebuild(t, o) },
 	}
 	for ns, f := range others {
 		o := Open(h.root, "cluster", ns, h.log)
@@ -489,7 +487,7 @@ func TestWhatIsGoneIsForgotten(t *testing.T) {
 		left = append(left, o.Namespace)
 	}
 	slices.Sort(left)
-	if want := []string{"holding", "ns", "pending", "young"}; !slices.Equal(left, want) {
+	if want := []string{"ns", "young"}; !slices.Equal(left, want) {
 		t.Errorf("left: %v, want %v", left, want)
 	}
 }

@@ -5,6 +5,7 @@ package hint
 
 import (
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -157,6 +158,24 @@ func (h *Hint) ReleasingAll(att Attachment) (noted bool) {
 	return false
 }
 
+// takeUnknown takes over what calls noted that could not know the site, or for want of a
+// readable configuration the namespace.
+func (h *Hint) takeUnknown() {
+	if h.Site == UnknownSite {
+		return
+	}
+	homes, _ := filepath.Glob(filepath.Join(escape(h.root), "*@"+UnknownSite))
+	for _, home := range homes {
+		unknown := &Hint{Site: UnknownSite, root: h.root, dir: home, log: h.log}
+		_, whole, _ := unknown.pending()
+		for _, att := range whole {
+			if h.ReleasingAll(att) {
+				unknown.ReleasedAll(att)
+			}
+		}
+	}
+}
+
 // ReleasedAll removes the note of ReleasingAll.
 func (h *Hint) ReleasedAll(att Attachment) {
 	h.failed("removing the note of a release", h.remove("releases", "@"+hash(att.text(""))))
@@ -183,6 +202,7 @@ func (h *Hint) ReleaseWhole() {
 // Pending returns the releases that are noted, and the attachments of which
 // everything has to be given back.
 func (h *Hint) Pending() (releases []Release, whole []Attachment) {
+	h.takeUnknown()
 	releases, whole, err := h.pending()
 	h.failed("reading releases", err)
 	return releases, whole
@@ -190,6 +210,7 @@ func (h *Hint) Pending() (releases []Release, whole []Attachment) {
 
 // IsPendingAll reports whether ReleasingAll is noted for an attachment.
 func (h *Hint) IsPendingAll(att Attachment) bool {
+	h.takeUnknown()
 	_, err := os.Lstat(h.path("releases", "@"+hash(att.text(""))))
 	return err == nil
 }

@@ -14,11 +14,12 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// ClusterOf returns a short text that tells clusters apart without asking: a hash of
-// the certificate authorities that sign for the API server, which a cluster has for
-// itself and which stay when its address changes; of the server's address if there are
-// none. It returns an error if the file with the authorities cannot be read.
-func ClusterOf(config *rest.Config) (string, error) {
+// SiteOf returns a short text that tells clusters, and a node's names in them, apart
+// without asking: a hash of the node's name and of the certificate authorities that sign
+// for the API server, which a cluster has for itself and which stay when its address
+// changes; of the server's address if there are none. It returns an error if the file
+// with the authorities cannot be read.
+func SiteOf(config *rest.Config, node string) (string, error) {
 	authorities := config.CAData
 	if len(authorities) == 0 && config.CAFile != "" {
 		var err error
@@ -34,6 +35,6 @@ func ClusterOf(config *rest.Config) (string, error) {
 		all = []string{config.Host}
 	}
 	slices.Sort(all)
-	sum := sha256.Sum256([]byte(strings.Join(slices.Compact(all), "")))
+	sum := sha256.Sum256([]byte(node + "\n" + strings.Join(slices.Compact(all), "")))
 	return hex.EncodeToString(sum[:8]), nil
 }

@@ -21,6 +21,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
 )
 
 // subject is the container that the killed call is about. Its pod has had an
@@ -37,12 +38,12 @@ type scenario struct {
 	// ahead is done on all machines long before anything is killed.
 	ahead  func(t *testing.T, c *cluster, b *batch)
 	before func(t *testing.T, m *machine)
-	killed func(m *machine) call
+	killed func(t *testing.T, m *machine) call
 	// refused says that the call, left alone, ends with an error.
 	refused bool
-	// debtors are containers whose release is owed, and forgotten are those whose
+	// pending are containers whose release is pending, and forgotten are those whose
 	// DEL was lost.
-	debtors, forgotten []string
+	pending, forgotten []string
 	// steps and states are some that must have been reached; see hintAndAPI.
 	steps, states []string
 }
@@ -53,51 +54,51 @@ const (
 	entered    = "hint [claims without UID], API 0"
 	unanswered = "hint [claims without UID], API 1"
 	claimed    = "hint [claims], API 1"
-	noted      = "hint [claims, releasing], API 1"
-	releasing  = "hint [releasing], API 1"
-	released   = "hint [releasing], API 0"
+	noted      = "hint [claims, releases], API 1"
+	releasing  = "hint [releases], API 1"
+	released   = "hint [releases], API 0"
 )
 
 var scenarios = []scenario{
 	{
 		name:   "ADD",
 		before: func(t *testing.T, m *machine) { m.hold(t, "p", "c0") },
-		killed: func(*machine) call { return call{verb: "ADD", container: subject} },
-		steps: []string{"openat log", "symlinkat data/claims/p/ADDRESS", "connect socket", "write socket: data",
-			"renameat data/claims/p/ADDRESS", "renameat data/pools/ippool.p.last", "write stdout"},
+		killed: func(*testing.T, *machine) call { return call{verb: "ADD", container: subject} },
+		steps: []string{"openat log", "symlinkat hint/claims/p.ADDRESS", "connect socket", "write socket: data",
+			"renameat hint/claims/p.ADDRESS", "renameat hint/pools/ippool.p.last", "write stdout"},
 		states: []string{nothing, entered, unanswered, claimed},
 	},
 	{
 		name:   "ADD with an empty hint",
 		before: func(*testing.T, *machine) {},
-		killed: func(*machine) call { return call{verb: "ADD", container: subject} },
-		steps:  []string{"renameat data/pools/ippool.p.json", "symlinkat data/claims/p/ADDRESS"},
+		killed: func(*testing.T, *machine) call { return call{verb: "ADD", container: subject} },
+		steps:  []string{"renameat hint/pools/ippool.p.json", "symlinkat hint/claims/p.ADDRESS"},
 		states: []string{nothing, entered, unanswered, claimed},
 	},
 	{
 		name:   "ADD of a requested address",
 		before: func(t *testing.T, m *machine) { m.hold(t, "p", "c0") },
 		killed: requested,
-		steps:  []string{"symlinkat data/claims/p/ADDRESS", "renameat data/claims/p/ADDRESS", "write stdout"},
+		steps:  []string{"symlinkat hint/claims/p.ADDRESS", "renameat hint/claims/p.ADDRESS", "write stdout"},
 		states: []string{nothing, entered, unanswered, claimed},
 	},
 	{
 		name: "ADD of a requested address whose entry is another's",
 		before: func(t *testing.T, m *machine) {
 			m.hold(t, "p", "c0")
-			if ok, err := m.hint.Hold(m.p, m.address(2), attachment("died")); !ok || err != nil {
-				t.Fatal(ok, err)
+			if m.hint.Claiming(hint.Entry{Attachment: attachment("died"), Pool: m.p, Address: m.address(2)}) {
+				t.Fatal("the entry is taken")
 			}
 		},
 		killed: requested,
-		steps:  []string{"symlinkat data/claiming/p.ADDRESS@HASH", "renameat data/claims/p/ADDRESS", "unlinkat data/claiming/p.ADDRESS@HASH"},
-		states: []string{"hint [claiming without UID], API 0", "hint [claiming without UID], API 1", "hint [claiming without UID, claims], API 1", claimed},
+		steps:  []string{"symlinkat hint/claims/p.ADDRESS@HASH", "renameat hint/claims/p.ADDRESS", "unlinkat hint/claims/p.ADDRESS@HASH"},
+		states: []string{"hint [beside without UID], API 0", "hint [beside without UID], API 1", "hint [beside without UID, claims], API 1", claimed},
 	},
 	{
 		name:   "ADD with two pools",
 		before: func(t *testing.T, m *machine) { m.hold(t, "p", "c0") },
-		killed: func(*machine) call { return call{verb: "ADD", container: subject, pools: "p,q"} },
-		steps:  []string{"symlinkat data/claims/p/ADDRESS", "symlinkat data/claims/q/ADDRESS", "renameat data/claims/q/ADDRESS"},
+		killed: func(*testing.T, *machine) call { return call{verb: "ADD", container: subject, pools: "p,q"} },
+		steps:  []string{"symlinkat hint/claims/p.ADDRESS", "symlinkat hint/claims/q.ADDRESS", "renameat hint/claims/q.ADDRESS"},
 		states: []string{"hint [claims, claims without UID], API 1", "hint [claims, claims without UID], API 2", "hint [claims], API 2"},
 	},
 	{
@@ -106,9 +107,9 @@ var scenarios = []scenario{
 			m.hold(t, "p", "c0")
 			m.hold(t, "q", "all-of-q")
 		},
-		killed:  func(*machine) call { return call{verb: "ADD", container: subject, pools: "p,q"} },
+		killed:  func(*testing.T, *machine) call { return call{verb: "ADD", container: subject, pools: "p,q"} },
 		refused: true,
-		steps:   []string{"symlinkat data/releasing/p.ADDRESS@HASH", "unlinkat data/claims/p/ADDRESS", "unlinkat data/releasing/p.ADDRESS@HASH"},
+		steps:   []string{"symlinkat hint/releases/p.ADDRESS@HASH", "unlinkat hint/claims/p.ADDRESS", "unlinkat hint/releases/p.ADDRESS@HASH"},
 		states:  []string{unanswered, claimed, noted, releasing, released, nothing},
 	},
 	{
@@ -117,27 +118,27 @@ var scenarios = []scenario{
 			m.hold(t, "p", "c0")
 			m.foreign(t, 3)
 		},
-		killed: func(*machine) call { return call{verb: "ADD", container: subject} },
-		steps:  []string{"unlinkat data/claims/p/ADDRESS", "symlinkat data/claims/p/ADDRESS", "renameat data/claims/p/ADDRESS"},
+		killed: func(*testing.T, *machine) call { return call{verb: "ADD", container: subject} },
+		steps:  []string{"unlinkat hint/claims/p.ADDRESS", "symlinkat hint/claims/p.ADDRESS", "renameat hint/claims/p.ADDRESS"},
 		states: []string{nothing, entered, unanswered, claimed},
 	},
 	{
-		name: "ADD that carries out owed releases",
+		name: "ADD that carries out pending releases",
 		before: func(t *testing.T, m *machine) {
 			m.hold(t, "p", "c0", "d1", "d2")
-			m.owe(t, "d1", "d2")
+			m.leave(t, "d1", "d2")
 		},
-		killed:  func(*machine) call { return call{verb: "ADD", container: subject} },
-		debtors: []string{"d1", "d2"},
-		steps:   []string{"unlinkat data/owed/p.ADDRESS@HASH", "symlinkat data/claims/p/ADDRESS"},
+		killed:  func(*testing.T, *machine) call { return call{verb: "ADD", container: subject} },
+		pending: []string{"d1", "d2"},
+		steps:   []string{"unlinkat hint/releases/p.ADDRESS@HASH", "symlinkat hint/claims/p.ADDRESS"},
 		states:  []string{nothing, entered, unanswered, claimed},
 	},
 	{
 		name:   "DEL",
 		before: func(t *testing.T, m *machine) { m.hold(t, "p", "c0", subject) },
-		killed: func(*machine) call { return call{verb: "DEL", container: subject} },
-		steps: []string{"symlinkat data/releasing/p.ADDRESS@HASH", "unlinkat data/claims/p/ADDRESS", "connect socket", "write socket: data",
-			"unlinkat data/releasing/p.ADDRESS@HASH"},
+		killed: func(*testing.T, *machine) call { return call{verb: "DEL", container: subject} },
+		steps: []string{"symlinkat hint/releases/p.ADDRESS@HASH", "unlinkat hint/claims/p.ADDRESS", "connect socket", "write socket: data",
+			"unlinkat hint/releases/p.ADDRESS@HASH"},
 		states: []string{claimed, noted, releasing, released, nothing},
 	},
 	{
@@ -145,9 +146,9 @@ var scenarios = []scenario{
 		before: func(t *testing.T, m *machine) {
 			m.hold(t, "p,q", subject)
 		},
-		killed: func(*machine) call { return call{verb: "DEL", container: subject} },
-		steps:  []string{"symlinkat data/releasing/p.ADDRESS@HASH", "symlinkat data/releasing/q.ADDRESS@HASH"},
-		states: []string{"hint [claims], API 2", "hint [claims, releasing], API 2", claimed, released, nothing},
+		killed: func(*testing.T, *machine) call { return call{verb: "DEL", container: subject} },
+		steps:  []string{"symlinkat hint/releases/p.ADDRESS@HASH", "symlinkat hint/releases/q.ADDRESS@HASH"},
+		states: []string{"hint [claims], API 2", "hint [claims, releases], API 2", claimed, released, nothing},
 	},
 	{
 		name: "GC",
@@ -155,15 +156,15 @@ var scenarios = []scenario{
 			m.hold(t, "p", "c0", subject)
 			delete(m.live, subject) // its DEL was lost
 		},
-		killed: (*machine).gc,
-		steps: []string{"symlinkat data/releasing/p.ADDRESS@HASH",
-			"unlinkat data/releasing/p.ADDRESS@HASH"},
+		killed: func(t *testing.T, m *machine) call { return m.gc(t) },
+		steps: []string{"symlinkat hint/releases/p.ADDRESS@HASH",
+			"unlinkat hint/releases/p.ADDRESS@HASH"},
 		states: []string{claimed, noted, releasing, released, nothing},
 	},
 	{
 		name:   "CHECK",
 		before: func(t *testing.T, m *machine) { m.hold(t, "p", "c0", subject) },
-		killed: func(*machine) call { return call{verb: "CHECK", container: subject} },
+		killed: func(*testing.T, *machine) call { return call{verb: "CHECK", container: subject} },
 		steps:  []string{"write socket: data"},
 		states: []string{claimed},
 	},
@@ -174,12 +175,12 @@ var scenarios = []scenario{
 		killed: requested,
 
 		forgotten: []string{earlier},
-		steps:     []string{"symlinkat data/claiming/p.ADDRESS@HASH", "renameat data/claims/p/ADDRESS", "unlinkat data/claiming/p.ADDRESS@HASH"},
-		states:    []string{nothing, "hint [claiming without UID], API 0", "hint [claiming without UID], API 1", claimed},
+		steps:     []string{"symlinkat hint/claims/p.ADDRESS", "renameat hint/claims/p.ADDRESS"},
+		states:    []string{nothing, entered, unanswered, claimed},
 	},
 }
 
-func requested(m *machine) call {
+func requested(_ *testing.T, m *machine) call {
 	return call{verb: "ADD", container: subject, ip: m.address(2).String()}
 }
 
@@ -194,6 +195,7 @@ func claimForEarlier(t *testing.T, c *cluster, b *batch) {
 		a := m.allocation(m.address(2), node, earlier)
 		a.Spec.NetworkName = "net"
 		a.Spec.PodRef = v1alpha1.PodReference{Namespace: "default", Name: podOf(earlier), UID: uidOf(earlier)}
+		a.Spec.AddStartedAt = &metav1.MicroTime{Time: time.Now()}
 		m.create(t, a)
 	}
 }
@@ -238,21 +240,18 @@ func (m *machine) create(t *testing.T, a *v1alpha1.IPAllocation) {
 
 func (m *machine) neighbour() string { return "neighbour-of-" + m.node }
 
-// owe leaves the release of what the containers hold to the next call, as a DEL
+// leave leaves the release of what the containers hold to the next call, as a DEL
 // does when the API server is away.
-func (m *machine) owe(t *testing.T, containers ...string) {
+func (m *machine) leave(t *testing.T, containers ...string) {
 	t.Helper()
 	for _, c := range containers {
 		delete(m.live, c)
-		held, err := m.hint.Find(attachment(c))
-		if err != nil || len(held) != 1 {
-			t.Fatalf("%s holds %v, %v", c, held, err)
+		held, _ := m.hint.Holding(attachment(c))
+		if len(held) != 1 {
+			t.Fatalf("%s holds %v", c, held)
 		}
-		if err := m.hint.Releasing(held[0]); err != nil {
-			t.Fatal(err)
-		}
-		if err := m.hint.Owe(held[0]); err != nil {
-			t.Fatal(err)
+		if !m.hint.Releasing(held[0]) || !m.hint.Owed(held[0]) {
+			t.Fatal("a release could not be noted")
 		}
 	}
 }
@@ -288,7 +287,7 @@ var sequels = []sequel{
 	}},
 	{"the same call again", func(t *testing.T, r *run) {
 		r.again = true
-		c := r.killed(r.machine)
+		c := r.killed(t, r.machine)
 		if err := r.call(t, c); (err != nil) != r.refused {
 			t.Fatalf("again, %s %s: %v", c.verb, c.container, err)
 		}
@@ -304,7 +303,7 @@ var sequels = []sequel{
 		r.add(t, "o2")
 		r.del(t, "o2")
 		if r.n%2 == 0 { // else it is left to the controller
-			r.mustRun(t, r.gc())
+			r.mustRun(t, r.gc(t))
 			r.abandoned = nil
 		}
 	}},
@@ -318,7 +317,7 @@ var sequels = []sequel{
 			t.Fatal(err)
 		}
 		r.noted = nil
-		for _, d := range r.debtors {
+		for _, d := range r.pending {
 			r.abandoned[d] = true
 		}
 		r.del(t, subject)
@@ -342,7 +341,7 @@ var sequels = []sequel{
 // replace adds the pod's next container.
 func (r *run) replace(t *testing.T) {
 	t.Helper()
-	c := r.killed(r.machine)
+	c := r.killed(t, r.machine)
 	if c.verb != "ADD" || r.refused {
 		c = call{verb: "ADD"}
 	}
@@ -490,7 +489,7 @@ func (c *cluster) killAt(t *testing.T, b *batch, s scenario, y *tally, n int, q 
 	}
 	s.before(t, r.machine)
 	r.save(t)
-	r.out = r.crash(t, s.killed(r.machine), n)
+	r.out = r.crash(t, s.killed(t, r.machine), n)
 	if !r.out.killed && (r.out.code != 0) != s.refused {
 		t.Fatalf("left alone: exit code %d, %s", r.out.code, r.out.stdout)
 	}
@@ -516,7 +515,7 @@ func (r *run) end(t *testing.T, y *tally) {
 	left := r.held(t)
 	if slices.ContainsFunc(left, r.late) {
 		y.late++
-		r.mustRun(t, r.gc())
+		r.mustRun(t, r.gc(t))
 		left = r.held(t)
 	}
 	for _, a := range left {

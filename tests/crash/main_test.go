@@ -27,6 +27,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -47,13 +48,18 @@ import (
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
 	"github.com/crd-ipam/crd-ipam/pkg/controller"
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
 var env *testenv.Env
 
-func TestMain(m *testing.M) { os.Exit(testenv.Run(m, &env, testenv.Options{})) }
+func TestMain(m *testing.M) {
+	testenv.Isolate()
+	os.Exit(testenv.Run(m, &env, testenv.Options{}))
+}
 
 // Sizes of a node's blocks in the pools p and q.
 const (
@@ -133,7 +139,7 @@ type machine struct {
 	*batch
 	node string
 	dir  string
-	hint *claim.Hint
+	hint *hint.Hint
 	// live are the addresses that the plugin has told a container which is still
 	// there.
 	live map[string][]string
@@ -150,7 +156,11 @@ func (c *cluster) machine(t *testing.T, b *batch) *machine {
 	if err := os.Mkdir(m.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	m.hint = claim.NewHint(m.data())
+	site, err := ledger.SiteOf(env.Config, node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.hint = hint.Open(m.data(), site, c.ns, slog.New(slog.DiscardHandler))
 	settings, err := json.Marshal(map[string]any{
 		"kubeconfig": env.Kubeconfig, "poolsNamespace": c.ns, "nodeName": node,
 		"dataDir": m.data(), "logFile": filepath.Join(m.dir, "log"), "logLevel": "info",
@@ -294,8 +304,15 @@ func (m *machine) del(t *testing.T, containers ...string) {
 	}
 }
 
-// gc says which containers are there.
-func (m *machine) gc() call {
+// gc says which containers are there, long after the last of them was added.
+func (m *machine) gc(t *testing.T) call {
+	t.Helper()
+	for _, a := range m.held(t) {
+		a.Spec.AddStartedAt = &metav1.MicroTime{Time: time.Now().Add(-time.Hour)}
+		if _, err := m.client.IPAllocations(m.ns).Update(t.Context(), &a, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	valid := []map[string]string{}
 	for c := range m.live {
 		valid = append(valid, map[string]string{"containerID": c, "ifname": "net1"})
@@ -378,8 +395,10 @@ func (m *machine) hintAndAPI(t *testing.T, container string, held []v1alpha1.IPA
 		if !strings.HasPrefix(text, container+"/") || strings.Contains(path, ".tmp") {
 			return
 		}
-		rel, _ := filepath.Rel(m.data(), path)
-		what, _, _ := strings.Cut(rel, "/")
+		what := filepath.Base(filepath.Dir(path))
+		if what == "claims" && strings.Contains(filepath.Base(path), "@") {
+			what = "beside" // of another's entry
+		}
 		if strings.HasSuffix(text, "/") {
 			what += " without UID"
 		}
@@ -399,20 +418,30 @@ func (m *machine) notes(t *testing.T) map[string]bool {
 	t.Helper()
 	noted := map[string]bool{}
 	m.entries(t, func(path, _ string) {
-		if dir := filepath.Base(filepath.Dir(path)); dir == "releasing" || dir == "owed" {
-			name, _, _ := strings.Cut(filepath.Base(path), "@")
+		name, _, _ := strings.Cut(filepath.Base(path), "@")
+		if filepath.Base(filepath.Dir(path)) == "releases" && name != "" {
 			noted[name] = true
 		}
 	})
 	return noted
 }
 
+// since is the time in the note of a release: at its begin or at its end.
+var since = regexp.MustCompile(`(^|/)[0-9]+(;|$)`)
+
+func relink(path, text string) error { return errors.Join(os.Remove(path), os.Symlink(text, path)) }
+
 // age makes everything in the hint older than any call can be.
 func (m *machine) age(t *testing.T) {
 	t.Helper()
-	old := unix.NsecToTimeval(time.Now().Add(-time.Hour).UnixNano())
-	m.entries(t, func(path, _ string) {
-		if err := unix.Lutimes(path, []unix.Timeval{old, old}); err != nil {
+	ago := time.Now().Add(-time.Hour)
+	old := unix.NsecToTimeval(ago.UnixNano())
+	m.entries(t, func(path, text string) {
+		var err error
+		if filepath.Base(filepath.Dir(path)) == "releases" { // says since when
+			err = relink(path, since.ReplaceAllString(text, fmt.Sprint("${1}", ago.Unix(), "${2}")))
+		}
+		if err := errors.Join(err, unix.Lutimes(path, []unix.Timeval{old, old})); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -427,10 +456,11 @@ func (m *machine) reboot(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.entries(t, func(path, text string) {
-		if text != strings.TrimSpace(string(boot)) {
+		format, id, _ := strings.Cut(text, "/")
+		if id != strings.TrimSpace(string(boot)) {
 			return
 		}
-		if err := errors.Join(os.Remove(path), os.Symlink("an-earlier-one", path)); err != nil {
+		if err := relink(path, format+"/an-earlier-one"); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -439,11 +469,14 @@ func (m *machine) reboot(t *testing.T) {
 // claimer does what the plugin does, in this process: for what comes before a call
 // that is killed, and after all that matters.
 func (m *machine) claimer() *claim.Claimer {
-	return &claim.Claimer{Client: m.client, Namespace: m.ns, Node: m.node, Hint: m.hint, Log: slog.New(slog.DiscardHandler)}
+	return &claim.Claimer{
+		Ledger: ledger.Ledger{Client: m.client, Namespace: m.ns, Node: m.node},
+		Hint:   m.hint, Log: slog.New(slog.DiscardHandler),
+	}
 }
 
-func attachment(container string) claim.Attachment {
-	return claim.Attachment{ContainerID: container, Interface: "net1"}
+func attachment(container string) hint.Attachment {
+	return hint.Attachment{ContainerID: container, Interface: "net1"}
 }
 
 // pools returns the pools of "p", "q" or "p,q".

@@ -311,8 +311,9 @@ func (tr *tracer) text(at uint64, most int) string {
 
 // What differs from run to run in the name of a file.
 var (
-	temporary = regexp.MustCompile(`\.(tmp|rebuilding)[0-9-]+`)
-	noteHash  = regexp.MustCompile(`@[0-9a-f]+`)
+	home      = regexp.MustCompile(`^data/[a-z0-9-]+@[0-9a-f]{16}\b`) // of a namespace and a cluster
+	temporary = regexp.MustCompile(`([.@])(tmp|rebuilding)[0-9-]+`)
+	noteHash  = regexp.MustCompile(`@[0-9a-f]{8,}`)
 	address   = regexp.MustCompile(`\b1[01]\.\d+\.\d+\.\d+`)
 	poolName  = regexp.MustCompile(`\b([pq])\d+\b`)
 )
@@ -320,7 +321,8 @@ var (
 // name is the file's, the same in each run.
 func (tr *tracer) name(path string) string {
 	path = strings.TrimPrefix(path, tr.dir+"/")
-	path = temporary.ReplaceAllString(path, ".$1")
+	path = home.ReplaceAllString(path, "hint")
+	path = temporary.ReplaceAllString(path, "$1$2")
 	path = noteHash.ReplaceAllString(path, "@HASH")
 	path = address.ReplaceAllString(path, "ADDRESS")
 	return poolName.ReplaceAllString(path, "$1")

@@ -6,7 +6,6 @@ package e2e
 import (
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -153,33 +152,29 @@ func TestAPIServerDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	outage := time.NewTimer(time.Minute)
-	eventually(t, "releases that are owed", func() error {
-		if n := owed(t, "down"); n == 0 {
+	eventually(t, "pending releases", func() error {
+		if n := pendingReleases(t, "down"); n == 0 {
 			return fmt.Errorf("none")
 		}
 		return nil
 	})
 	<-outage.C
-	t.Logf("owed on the nodes after a minute: %d of %d", owed(t, "down"), pods)
+	t.Logf("pending on the nodes after a minute: %d of %d", pendingReleases(t, "down"), pods)
 	if err := c.StartAPIServer(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	s.nothingAllocated()
 }
 
-// owed counts the releases of a pool that nodes owe, on their disks.
-func owed(t *testing.T, pool string) (n int) {
+// pendingReleases counts the releases of a pool that are noted on the nodes' disks.
+func pendingReleases(t *testing.T, pool string) (n int) {
 	t.Helper()
 	for _, node := range c.Nodes {
-		entries, err := os.ReadDir(node.Disk("/var/lib/cni/nv-ipam/owed"))
-		if err != nil && !os.IsNotExist(err) {
+		notes, err := filepath.Glob(node.Disk("/var/lib/cni/nv-ipam/*@*/releases/" + pool + ".*"))
+		if err != nil {
 			t.Fatal(err)
 		}
-		for _, e := range entries {
-			if strings.HasPrefix(filepath.Base(e.Name()), pool+".") {
-				n++
-			}
-		}
+		n += len(notes)
 	}
 	return n
 }

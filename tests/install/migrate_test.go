@@ -6,12 +6,14 @@ package install
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
+	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
@@ -201,14 +203,35 @@ func TestMigratedAllocation(t *testing.T) {
 		t.Error("the store was changed")
 	}
 	h.hintHasAll(t)
-	entry, err := os.Readlink(h.path("data/claims/pool1/192.168.0.5"))
+	entry, err := os.Readlink(h.hint(t, "claims/pool1.192.168.0.5"))
 	if want := static + "/net1/" + string(a.UID); err != nil || entry != want {
 		t.Errorf("the hint has %q, %v, want %q", entry, err, want)
 	}
 	// Whether that is all that the node holds is for the plugin to find out.
-	if _, err := os.Lstat(h.path("data/claims/.complete")); err == nil {
+	if _, err := os.Lstat(h.hint(t, "claims/@complete")); err == nil {
 		t.Error("the hint is called complete")
 	}
+}
+
+// hint is a file of the hint of the one namespace and cluster that this node has.
+func (h *host) hint(t *testing.T, name string) string {
+	t.Helper()
+	homes, err := filepath.Glob(h.path("data/*@*"))
+	if err != nil || len(homes) != 1 {
+		t.Fatalf("hints %v, %v, want one", homes, err)
+	}
+	return filepath.Join(homes[0], name)
+}
+
+// claimFile is the name of an allocation's entry: an IPv6 address has no separators
+// in it.
+func claimFile(spec v1alpha1.IPAllocationSpec) string {
+	text := spec.Address
+	if addr := netip.MustParseAddr(text); addr.Is6() {
+		bytes := addr.As16()
+		text = hex.EncodeToString(bytes[:])
+	}
+	return spec.PoolRef.Name + "." + text
 }
 
 // hintHasAll checks that the hint holds at least what the node holds.
@@ -219,7 +242,7 @@ func (h *host) hintHasAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, a := range list.Items {
-		entry, err := os.Readlink(h.path(filepath.Join("data/claims", a.Spec.PoolRef.Name, a.Spec.Address)))
+		entry, err := os.Readlink(h.hint(t, "claims/"+claimFile(a.Spec)))
 		if err != nil || !strings.HasPrefix(entry, a.Spec.ContainerID+"/net1/") {
 			t.Errorf("the hint has %q, %v for %s", entry, err, a.Name)
 		}
@@ -232,10 +255,8 @@ func TestDelOfMigratedPods(t *testing.T) {
 	for name, lose := range map[string]func(t *testing.T, h *host){
 		"with the hint": func(*testing.T, *host) {},
 		"without": func(t *testing.T, h *host) {
-			for _, dir := range []string{"claims", "pools"} {
-				if err := os.RemoveAll(h.path("data/" + dir)); err != nil {
-					t.Fatal(err)
-				}
+			if err := os.RemoveAll(h.hint(t, "")); err != nil {
+				t.Fatal(err)
 			}
 		},
 	} {

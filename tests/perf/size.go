@@ -18,6 +18,8 @@ import (
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 )
 
 // sizeLimit is how much dearer an ADD may be at any size than at the smallest.
@@ -138,13 +140,18 @@ func (h *host) fill(n int) error {
 	if err != nil {
 		return err
 	}
-	c := &claim.Claimer{
-		Client: client, Namespace: namespace, Node: h.node, Hint: claim.NewHint(h.dataDir()),
-		Log: slog.New(slog.DiscardHandler),
+	cluster, err := ledger.SiteOf(config, h.node)
+	if err != nil {
+		return err
 	}
-	attachments := make([]claim.Attachment, fullBlock)
+	log := slog.New(slog.DiscardHandler)
+	c := &claim.Claimer{
+		Ledger: ledger.Ledger{Client: client, Namespace: namespace, Node: h.node},
+		Hint:   hint.Open(h.dataDir(), cluster, namespace, log), Log: log,
+	}
+	attachments := make([]hint.Attachment, fullBlock)
 	for i := range attachments {
-		attachments[i] = claim.Attachment{ContainerID: h.b.container(), Interface: "net1"}
+		attachments[i] = hint.Attachment{ContainerID: h.b.container(), Interface: "net1"}
 	}
 	_, _, err = atOnce(8, len(attachments), func(i int) (sample, error) {
 		_, err := c.Allocate(h.b.ctx, claim.Request{

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -34,7 +35,18 @@ func (h *host) mountData(t *testing.T, options string) {
 	})
 }
 
-func (h *host) data() string { return filepath.Join(h.dir, "data") }
+func (h *host) data() string {
+	if h.root != "" {
+		return filepath.Join(h.root, "var/lib/cni/nv-ipam")
+	}
+	return filepath.Join(h.dir, "data")
+}
+
+// hint is a file of the hint: what this node believes about the one namespace and
+// site that its calls use.
+func (h *host) hint(name ...string) string {
+	return filepath.Join(append([]string{h.data(), h.ns + "@" + siteID(h.name)}, name...)...)
+}
 
 // remount makes the data read-only or writable.
 func (h *host) remount(t *testing.T, flags uintptr) {
@@ -101,23 +113,26 @@ var disks = []struct {
 		spoil: func(t *testing.T, h *host) { replace(t, h.data()) },
 		mend:  func(t *testing.T, h *host) { remove(t, h.data()) }},
 	{name: "a file where the claims should be",
-		spoil: func(t *testing.T, h *host) { replace(t, filepath.Join(h.data(), "claims")) },
-		mend:  func(t *testing.T, h *host) { remove(t, filepath.Join(h.data(), "claims")) }},
-	{name: "a file where the pool's claims should be",
-		spoil: func(t *testing.T, h *host) { replace(t, filepath.Join(h.data(), "claims", "p")) },
-		mend:  func(t *testing.T, h *host) { remove(t, filepath.Join(h.data(), "claims", "p")) }},
+		spoil: func(t *testing.T, h *host) { replace(t, h.hint("claims")) },
+		mend:  func(t *testing.T, h *host) { remove(t, h.hint("claims")) }},
+	{name: "a file where the hint should be",
+		spoil: func(t *testing.T, h *host) { replace(t, h.hint()) },
+		mend:  func(t *testing.T, h *host) { remove(t, h.hint()) }},
+	{name: "a file where the releases should be",
+		spoil: func(t *testing.T, h *host) { replace(t, h.hint("releases")) },
+		mend:  func(t *testing.T, h *host) { remove(t, h.hint("releases")) }},
 	{name: "a directory where the lock should be",
 		spoil: func(t *testing.T, h *host) {
-			remove(t, filepath.Join(h.data(), "lock"))
-			if err := os.Mkdir(filepath.Join(h.data(), "lock"), 0o700); err != nil {
+			remove(t, h.hint("lock"))
+			if err := os.Mkdir(h.hint("lock"), 0o700); err != nil {
 				t.Fatal(err)
 			}
 		},
-		mend: func(t *testing.T, h *host) { remove(t, filepath.Join(h.data(), "lock")) }},
+		mend: func(t *testing.T, h *host) { remove(t, h.hint("lock")) }},
 	{name: "torn views", usable: true, mend: func(*testing.T, *host) {},
 		spoil: func(t *testing.T, h *host) {
 			for _, name := range []string{"ippool.p.json", "ippool.p.last"} {
-				path := filepath.Join(h.data(), "pools", name)
+				path := h.hint("pools", name)
 				remove(t, path)
 				if err := os.WriteFile(path, []byte(`{"version":"`), 0o600); err != nil {
 					t.Fatal(err)
@@ -127,7 +142,7 @@ var disks = []struct {
 	{name: "deleted", usable: true, mend: func(*testing.T, *host) {},
 		spoil: func(t *testing.T, h *host) { remove(t, h.data()) }},
 	{name: "its claims deleted, and nothing else", usable: true, mend: func(*testing.T, *host) {},
-		spoil: func(t *testing.T, h *host) { remove(t, filepath.Join(h.data(), "claims")) }},
+		spoil: func(t *testing.T, h *host) { remove(t, h.hint("claims")) }},
 	{name: "somebody else's, and nobody's to write", usable: true, mend: func(*testing.T, *host) {},
 		spoil: func(t *testing.T, h *host) { // root may write nevertheless
 			if err := filepath.WalkDir(h.data(), func(path string, _ fs.DirEntry, err error) error {
@@ -296,10 +311,35 @@ func TestHundredProcessesAndABadDisk(t *testing.T) {
 			for i := range 98 {
 				h.mustRun(t, call{verb: "DEL", container: fmt.Sprint("c", i)})
 			}
-			h.mustRun(t, call{verb: "GC", conf: map[string]any{"cni.dev/valid-attachments": []string{}}})
+			c.age(t)
+			h.mustRun(t, gc())
 			if got := c.held(t); got != "[]" {
 				t.Errorf("held %s", got)
 			}
 		})
 	}
 }
+
+// settle makes all that is noted older than any call can be.
+func (h *host) settle(t *testing.T) {
+	t.Helper()
+	ago := time.Now().Add(-time.Hour)
+	notes, err := filepath.Glob(filepath.Join(h.data(), "*@*", "releases", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, note := range notes {
+		text, err := os.Readlink(note)
+		if err != nil {
+			t.Fatal(err)
+		}
+		remove(t, note)
+		if err := os.Symlink(since.ReplaceAllString(text, fmt.Sprint("${1}", ago.Unix(), "${2}")), note); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shift(t, h.data(), -time.Hour)
+}
+
+// since is the time in the note of a release: at its begin or at its end.
+var since = regexp.MustCompile(`(^|/)[0-9]+(;|$)`)

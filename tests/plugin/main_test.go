@@ -14,20 +14,35 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
 var env *testenv.Env
 
+// siteID is how a hint calls a node of the cluster.
+func siteID(node string) string {
+	id, err := ledger.SiteOf(env.Config, node)
+	if err != nil {
+		panic(err)
+	}
+	return id
+}
+
 func TestMain(m *testing.M) {
+	testenv.Isolate()
 	// Calls that wait for a server that does not answer need no processor.
 	if err := flag.Set("test.parallel", "32"); err != nil {
 		panic(err)
@@ -70,6 +85,8 @@ type host struct {
 	plugin  string
 	dir     string
 	name    string
+	ns      string // of the pools
+	root    string // what it has in place of /, see command
 	version string // cniVersion of the network configuration
 	// environment is what the runtime has in its own, beyond CNI's.
 	environment []string
@@ -77,12 +94,56 @@ type host struct {
 
 func (c *cluster) host(t *testing.T, name string) *host {
 	t.Helper()
-	h := &host{plugin: binary(t), dir: t.TempDir(), name: name, version: "1.1.0"}
-	h.configure(t, map[string]any{
-		"kubeconfig": env.Kubeconfig, "poolsNamespace": c.ns, "nodeName": name,
-		"dataDir": filepath.Join(h.dir, "data"), "logFile": filepath.Join(h.dir, "log"), "logLevel": "debug",
-	})
+	h := &host{plugin: binary(t), dir: t.TempDir(), name: name, ns: c.ns, version: "1.1.0"}
+	h.configure(t, h.settings())
 	return h
+}
+
+// defaultHost is a node with a root directory of its own, where all is in its default
+// place: a call that is told nothing finds the kubelet's credentials and the
+// node's data.
+func (c *cluster) defaultHost(t *testing.T, name string) *host {
+	t.Helper()
+	h := &host{plugin: binary(t), root: t.TempDir(), name: name, ns: c.ns, version: "1.1.0"}
+	h.dir = filepath.Join(h.root, "etc/cni/net.d/nv-ipam.d")
+	for _, dir := range []string{h.dir, filepath.Join(h.root, "etc/kubernetes"), filepath.Join(h.root, "var/lib"), filepath.Join(h.root, "var/log")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.restoreCredentials(t)
+	h.configure(t, h.settings())
+	return h
+}
+
+// kubelet is the path of the kubelet's kubeconfig.
+func (h *host) kubelet() string { return filepath.Join(h.root, "etc/kubernetes/kubelet.conf") }
+
+func (h *host) restoreCredentials(t *testing.T) {
+	t.Helper()
+	// Whatever else it may do, it says whose it is.
+	path, err := env.UserKubeconfig("system:node:"+h.name, "system:masters")
+	var data []byte
+	if err == nil {
+		data, err = os.ReadFile(path)
+	}
+	if err == nil {
+		err = os.WriteFile(h.kubelet(), data, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// settings are what nv-ipam.conf says on a node where all is well.
+func (h *host) settings() map[string]any {
+	if h.root != "" {
+		return map[string]any{"poolsNamespace": h.ns, "nodeName": h.name}
+	}
+	return map[string]any{
+		"kubeconfig": env.Kubeconfig, "poolsNamespace": h.ns, "nodeName": h.name,
+		"dataDir": filepath.Join(h.dir, "data"), "logFile": filepath.Join(h.dir, "log"), "logLevel": "debug",
+	}
 }
 
 func (h *host) configure(t *testing.T, settings map[string]any) {
@@ -106,17 +167,38 @@ type call struct {
 	conf      map[string]any // further top-level keys
 }
 
+// absent takes a key out of a configuration.
+var absent = struct{}{}
+
+func merge(into, from map[string]any) {
+	for k, v := range from {
+		into[k] = v
+		if v == absent {
+			delete(into, k)
+		}
+	}
+}
+
+// command runs the plugin; on a host with a root of its own it sees that one's /etc,
+// /var/lib and /var/log.
+func (h *host) command() *exec.Cmd {
+	if h.root == "" {
+		return exec.Command(h.plugin)
+	}
+	const script = `mount --bind "$1/etc" /etc && mount --bind "$1/var/lib" /var/lib && mount --bind "$1/var/log" /var/log && exec "$0"`
+	return exec.Command("unshare", "--mount", "sh", "-c", script, h.plugin, h.root)
+}
+
 // run runs the plugin and returns what it printed and its CNI error.
 func (h *host) run(t testing.TB, c call) ([]byte, *types.Error) {
 	t.Helper()
 	ipam := map[string]any{"type": "nv-ipam", "confDir": h.dir, "poolName": "p"}
-	for k, v := range c.ipam {
-		ipam[k] = v
+	if h.root != "" {
+		delete(ipam, "confDir")
 	}
+	merge(ipam, c.ipam)
 	conf := map[string]any{"cniVersion": h.version, "name": "net", "type": "macvlan", "ipam": ipam}
-	for k, v := range c.conf {
-		conf[k] = v
-	}
+	merge(conf, c.conf)
 	stdin, err := json.Marshal(conf)
 	if err != nil {
 		t.Fatal(err)
@@ -128,7 +210,7 @@ func (h *host) run(t testing.TB, c call) ([]byte, *types.Error) {
 	if c.args != "" {
 		args += ";" + c.args
 	}
-	cmd := exec.Command(h.plugin)
+	cmd := h.command()
 	// The plugin alone, without the main plugin that enters the container's
 	// namespace: skel has to be told that this is no mistake.
 	cmd.Env = []string{
@@ -139,7 +221,12 @@ func (h *host) run(t testing.TB, c call) ([]byte, *types.Error) {
 	cmd.Stdin = bytes.NewReader(stdin)
 	var out, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &stderr
-	if err := cmd.Run(); err == nil {
+	hangs := time.AfterFunc(2*ends, func() { _ = cmd.Process.Kill() })
+	err = cmd.Run()
+	if !hangs.Stop() {
+		t.Fatalf("%s %s had to be killed after %s", c.verb, c.container, 2*ends)
+	}
+	if err == nil {
 		return out.Bytes(), nil
 	}
 	cniErr := &types.Error{}
@@ -202,6 +289,31 @@ func parseResult(t *testing.T, out []byte) []string {
 func (c *cluster) blocks(t *testing.T, nodes ...string) {
 	t.Helper()
 	fixture.IPPool(t, c.client, c.ns, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/16", PerNodeBlockSize: 100, Gateway: "10.0.0.1"}, nodes...)
+}
+
+// age makes all allocations old: no ADD is under way any more that may have made
+// them.
+func (c *cluster) age(t *testing.T) {
+	t.Helper()
+	list, err := c.client.IPAllocations(c.ns).List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range list.Items {
+		a.Spec.AddStartedAt = &metav1.MicroTime{Time: time.Now().Add(-time.Hour)}
+		if _, err := c.client.IPAllocations(c.ns).Update(t.Context(), &a, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// gc is a GC to which these containers are valid.
+func gc(valid ...string) call {
+	list := []map[string]string{}
+	for _, c := range valid {
+		list = append(list, map[string]string{"containerID": c, "ifname": "net1"})
+	}
+	return call{verb: "GC", conf: map[string]any{"cni.dev/valid-attachments": list}}
 }
 
 func contains(err error, words string) bool { return strings.Contains(err.Error(), words) }

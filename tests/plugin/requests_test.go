@@ -15,7 +15,8 @@ func TestRequestsOfAddAndDel(t *testing.T) {
 	c := newCluster(t)
 	c.blocks(t, "a")
 	h := c.host(t, "a")
-	h.mustAdd(t, call{container: "warm-up"}) // a new node asks once what it holds
+	h.mustAdd(t, call{container: "warm-up"})
+	h.mustRun(t, call{verb: "DEL", container: "warm-up"}) // a new node asks once what it holds
 
 	count := func(run func()) testenv.Requests {
 		t.Helper()

@@ -141,6 +141,11 @@ func TestGC(t *testing.T) {
 		h.mustAdd(t, call{container: fmt.Sprint("c", i)})
 	}
 	const all = "[10.0.0.2 10.0.0.3 10.0.0.4]"
+	h.mustRun(t, gc())
+	if got := c.held(t); got != all {
+		t.Errorf("GC took what ADDs have just asked for: %s is left, want %s", got, all)
+	}
+	c.age(t)
 	h.mustRun(t, call{verb: "GC"})
 	if got := c.held(t); got != all {
 		t.Errorf("GC without attachments left %s, want %s", got, all)
@@ -149,11 +154,11 @@ func TestGC(t *testing.T) {
 	if got := c.held(t); got != all {
 		t.Errorf("GC with null attachments left %s, want %s", got, all)
 	}
-	h.mustRun(t, call{verb: "GC", conf: map[string]any{"cni.dev/valid-attachments": []map[string]string{{"containerID": "c1", "ifname": "net1"}}}})
+	h.mustRun(t, gc("c1"))
 	if got := c.held(t); got != "[10.0.0.3]" {
 		t.Errorf("GC left %s", got)
 	}
-	h.mustRun(t, call{verb: "GC", conf: map[string]any{"cni.dev/valid-attachments": []string{}}})
+	h.mustRun(t, gc())
 	if got := c.held(t); got != "[]" {
 		t.Errorf("GC with no valid attachment left %s", got)
 	}
