@@ -19,6 +19,7 @@ import (
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned/scheme"
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 )
 
 // newClient returns a client of the API server, and of nothing else that may
@@ -58,14 +59,18 @@ func forgetEnvironment() (before []clientcmdapi.ExecEnvVar) {
 }
 
 // once sends each request once. The client's own retries know nothing of the time
-// that a call may take, and hide what the API server has said.
+// that a call may take, and hide what the API server has said. The server is told how
+// long a request is waited for, so that it says in time what it waits for itself. A
+// list sets its own time.
 type once struct{ rest.Interface }
 
-func (o once) Verb(verb string) *rest.Request { return o.Interface.Verb(verb).MaxRetries(0) }
-func (o once) Get() *rest.Request             { return o.Interface.Get().MaxRetries(0) }
-func (o once) Post() *rest.Request            { return o.Interface.Post().MaxRetries(0) }
-func (o once) Put() *rest.Request             { return o.Interface.Put().MaxRetries(0) }
-func (o once) Delete() *rest.Request          { return o.Interface.Delete().MaxRetries(0) }
+func (o once) Verb(verb string) *rest.Request { return bounded(o.Interface.Verb(verb)) }
+func (o once) Get() *rest.Request             { return bounded(o.Interface.Get()) }
+func (o once) Post() *rest.Request            { return bounded(o.Interface.Post()) }
+func (o once) Put() *rest.Request             { return bounded(o.Interface.Put()) }
+func (o once) Delete() *rest.Request          { return bounded(o.Interface.Delete()) }
+
+func bounded(r *rest.Request) *rest.Request { return r.MaxRetries(0).Timeout(ledger.RequestTime) }
 
 var errNoAPIServer = errors.New("that is no API server")
 

@@ -32,7 +32,7 @@ func TestAdviceOnRefusal(t *testing.T) {
 		{"policy", forbidden("ValidatingAdmissionPolicy 'mine' with binding 'b' denied request: exceeded quota: x"), "get validatingadmissionpolicy mine -o yaml"},
 		{"CRD's rules", apierrors.NewInvalid(schema.GroupKind{Group: v1alpha1.GroupName, Kind: "IPAllocation"}, "x", nil), "the CRD's rules"},
 		{"webhook", forbidden(`admission webhook "deny.example.com" denied the request: User "x" cannot`), "webhook deny.example.com refused"},
-		{"webhook away", apierrors.NewInternalError(errors.New(`failed calling webhook "deny.example.com": failed to call webhook: Post ...`)), "webhook deny.example.com does not answer"},
+		{"webhook away", apierrors.NewInternalError(errors.New(`failed calling webhook "deny.example.com": failed to call webhook: Post`)), "webhook deny.example.com does not answer"},
 		{"RBAC", forbidden(`User "system:node:a" cannot create resource "ipallocations" in API group "nv-ipam.nvidia.com" in the namespace "pools"`), "RoleBinding"},
 		{"nobody", forbidden(`User "system:anonymous" cannot create resource "ipallocations"`), "no credentials at all"},
 		{"node authorizer", forbidden(`User "system:node:a" cannot get resource "pods" in API group "" in the namespace "x": no relationship found between node 'a' and this object`), "node authorizer"},

@@ -216,14 +216,18 @@ func TestRelease(t *testing.T) {
 		if d := due(h); len(d) != 0 {
 			t.Errorf("another process would release too: %v", d)
 		}
-		if !h.Owed(e) || !h.Owed(e) {
-			t.Error("not noted")
+		for range 2 {
+			if !h.Owed(e) {
+				t.Error("not noted")
+			}
 		}
 		if d := due(h); !slices.Equal(d, []Entry{e}) {
 			t.Errorf("due: %v, want %v", d, e)
 		}
-		if !h.Released(e) || !h.Released(e) { // another process was faster
-			t.Error("the note is there")
+		for range 2 { // another process was faster
+			if !h.Released(e) {
+				t.Error("the note is there")
+			}
 		}
 		if d := pending(h); len(d) != 0 || h.IsPending(e) {
 			t.Errorf("pending after the release: %v", d)
@@ -258,8 +262,10 @@ func TestUnansweredCreatesOfOneAddressAreOneNote(t *testing.T) {
 // What a DEL could not find out is found by whoever makes the hint complete.
 func TestReleasingAll(t *testing.T) {
 	h := newHint(t)
-	if !h.ReleasingAll(podA) || !h.ReleasingAll(podA) || !h.IsPendingAll(podA) || h.IsPendingAll(podB) {
-		t.Fatal("not noted")
+	for range 2 {
+		if !h.ReleasingAll(podA) || !h.IsPendingAll(podA) || h.IsPendingAll(podB) {
+			t.Fatal("not noted")
+		}
 	}
 	h.ReleaseWhole() // does not know yet
 	if !h.IsPendingAll(podA) {

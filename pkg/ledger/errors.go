@@ -110,18 +110,25 @@ func isStreamError(err error) bool {
 
 // Retry calls f, with a context for one request, until it succeeds, fails for good,
 // or ctx would end before the next try; then the error is ErrUnavailable with the
-// last cause. It waits at least as long as the API server asks for.
+// last cause that was told. It waits at least as long as the API server asks for.
 func Retry(ctx context.Context, f func(context.Context) error) error {
-	return retry(ctx, requestTime, f)
+	return retry(ctx, RequestTime, f)
 }
 
 // retry is Retry with another bound for one try, 0 for none but ctx.
 func retry(ctx context.Context, bound time.Duration, f func(context.Context) error) error {
 	backoff := wait.Backoff{Duration: 50 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 8, Cap: 2 * time.Second}
+	var answered error
 	for {
 		err := try(ctx, bound, f)
 		if err == nil || !transient(err) {
 			return err
+		}
+		// What the API server said tells more than that the time was over at last.
+		if answer := apierrors.APIStatus(nil); errors.As(err, &answer) {
+			answered = err
+		} else if answered != nil && errors.Is(err, context.DeadlineExceeded) {
+			err = answered
 		}
 		pause := backoff.Step()
 		if seconds, ok := apierrors.SuggestsClientDelay(err); ok {

@@ -39,9 +39,9 @@ type Ledger struct {
 	Node string
 }
 
-// requestTime bounds one request about one object, so that one that hangs leaves
+// RequestTime bounds one request about one object, so that one that hangs leaves
 // time to ask again on another connection. A list may take all the time of its call.
-const requestTime = 5 * time.Second
+const RequestTime = 5 * time.Second
 
 // pageSize bounds what one answer of a list holds in memory.
 const pageSize = 500

@@ -264,7 +264,7 @@ func (h *history) changeNode() {
 	case h.odds(4):
 		h.off()
 		h.node.State = Unreachable
-	case h.odds(4):
+	case h.odds(3):
 		h.node, h.renewed = &Node{Created: made}, true
 	default:
 		h.node.State = NodeState(h.IntN(3)) // a partition, a runtime that is away

@@ -5,6 +5,7 @@ package reclaim
 
 import (
 	"cmp"
+	"slices"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 )
@@ -33,7 +34,7 @@ func (e *Evidence) LaterSandbox(a *v1alpha1.IPAllocation) *v1alpha1.IPAllocation
 // shows it, and a replaced sandbox before one that is unclear.
 func (e *Evidence) otherSandbox(a *v1alpha1.IPAllocation) (*v1alpha1.IPAllocation, order) {
 	sandboxes := e.sandboxes(a, e.samePod)
-	mine := append(sandboxes[a.Spec.ContainerID], a)
+	mine := slices.Concat(sandboxes[a.Spec.ContainerID], []*v1alpha1.IPAllocation{a})
 	delete(sandboxes, a.Spec.ContainerID)
 	var doubt *v1alpha1.IPAllocation
 	for _, theirs := range sandboxes {

@@ -308,10 +308,9 @@ func (m *machine) del(t *testing.T, containers ...string) {
 func (m *machine) gc(t *testing.T) call {
 	t.Helper()
 	for _, a := range m.held(t) {
-		a.Spec.AddStartedAt = &metav1.MicroTime{Time: time.Now().Add(-time.Hour)}
-		if _, err := m.client.IPAllocations(m.ns).Update(t.Context(), &a, metav1.UpdateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		env.Rewrite(t, m.ns, a.Name, func(spec map[string]any) {
+			spec[testenv.Started] = &metav1.MicroTime{Time: time.Now().Add(-time.Hour)}
+		})
 	}
 	valid := []map[string]string{}
 	for c := range m.live {

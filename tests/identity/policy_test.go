@@ -470,10 +470,12 @@ func TestLargestAllocation(t *testing.T) {
 		t.Fatal(err)
 	}
 	now := metav1.Now()
+	managed := &metav1.FieldsV1{}
+	managed.SetRawBytes(data)
 	a := allocation("p", "10.0.0.1", "a")
 	a.ManagedFields = []metav1.ManagedFieldsEntry{{
 		Manager: "large", Operation: metav1.ManagedFieldsOperationUpdate, APIVersion: v1alpha1.GroupVersion.String(), Time: &now,
-		FieldsType: "FieldsV1", FieldsV1: &metav1.FieldsV1{Raw: data},
+		FieldsType: "FieldsV1", FieldsV1: managed,
 	}}
 	stored, err := c.node(t, "a").IPAllocations(c.ns).Create(t.Context(), a, metav1.CreateOptions{FieldManager: "large"})
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
 // Old results have room for one address of each family. Two pools of one family are
@@ -313,12 +314,9 @@ func TestRequestedAddressOfAnEarlierSandbox(t *testing.T) {
 // startedAt sets when the ADD of an allocation began; nil takes that out.
 func (c *cluster) startedAt(t *testing.T, name string, when *metav1.MicroTime) {
 	t.Helper()
-	a, err := c.client.IPAllocations(c.ns).Get(t.Context(), name, metav1.GetOptions{})
-	if err == nil {
-		a.Spec.AddStartedAt = when
-		_, err = c.client.IPAllocations(c.ns).Update(t.Context(), a, metav1.UpdateOptions{})
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	env.Rewrite(t, c.ns, name, func(spec map[string]any) {
+		if spec[testenv.Started] = when; when == nil {
+			delete(spec, testenv.Started)
+		}
+	})
 }

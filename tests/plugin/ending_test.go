@@ -55,7 +55,7 @@ var credentials = map[string]func(t *testing.T, path string){
 	"there is no kubeconfig":        func(t *testing.T, path string) { remove(t, path) },
 	"the kubeconfig is a directory": func(t *testing.T, path string) { remove(t, path); mkdir(t, path) },
 	"the authorities' file is not there yet": func(t *testing.T, path string) {
-		write(t, path, strings.Replace(kubeconfigOf("/nowhere/ca.crt"), "\t", "", -1))
+		write(t, path, strings.ReplaceAll(kubeconfigOf("/nowhere/ca.crt"), "\t", ""))
 	},
 }
 

@@ -299,10 +299,7 @@ func (c *cluster) age(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, a := range list.Items {
-		a.Spec.AddStartedAt = &metav1.MicroTime{Time: time.Now().Add(-time.Hour)}
-		if _, err := c.client.IPAllocations(c.ns).Update(t.Context(), &a, metav1.UpdateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		c.startedAt(t, a.Name, &metav1.MicroTime{Time: time.Now().Add(-time.Hour)})
 	}
 }
 

@@ -1,0 +1,67 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package testenv
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"testing"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+)
+
+// Rewrite changes an allocation where it is stored, behind the API server's back, and
+// keeps its UID: what no client may change, as when the ADD of its container began.
+func (e *Env) Rewrite(t *testing.T, namespace, name string, change func(spec map[string]any)) {
+	t.Helper()
+	key := "/registry/" + v1alpha1.GroupName + "/ipallocations/" + namespace + "/" + name
+	var found struct {
+		Kvs []struct {
+			Value []byte `json:"value"`
+		} `json:"kvs"`
+	}
+	e.etcd(t, "range", map[string]string{"key": base64.StdEncoding.EncodeToString([]byte(key))}, &found)
+	if len(found.Kvs) != 1 {
+		t.Fatalf("%d objects in etcd under %s", len(found.Kvs), key)
+	}
+	var object map[string]any
+	if err := json.Unmarshal(found.Kvs[0].Value, &object); err != nil {
+		t.Fatal(err)
+	}
+	change(object["spec"].(map[string]any))
+	data, err := json.Marshal(object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.etcd(t, "put", map[string]string{
+		"key": base64.StdEncoding.EncodeToString([]byte(key)), "value": base64.StdEncoding.EncodeToString(data),
+	}, &struct{}{})
+}
+
+// etcd asks etcd by its JSON gateway.
+func (e *Env) etcd(t *testing.T, verb string, request, answer any) {
+	t.Helper()
+	body, err := json.Marshal(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	url := e.EtcdURL() + "/v3/kv/" + verb
+	resp, err := http.Post(url, "application/json", bytes.NewReader(body)) //nolint:noctx // of a test, on loopback
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != http.StatusOK {
+		t.Fatal(fmt.Errorf("etcd: %s", resp.Status))
+	}
+	if err := json.NewDecoder(resp.Body).Decode(answer); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Started is how an allocation's spec says when its ADD began.
+const Started = "addStartedAt"
