@@ -21,11 +21,9 @@ import (
 // request is hold for an address that the pod asked for.
 func (c *cluster) request(t *testing.T, poolName, address, node string, pod v1alpha1.PodReference) {
 	t.Helper()
-	c.hold(t, poolName, address, node, pod)
-	if _, err := c.ipam.IPAllocations(c.ns).Patch(t.Context(), poolName+"."+address, types.MergePatchType,
-		[]byte(`{"spec":{"requested":true}}`), metav1.PatchOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	a := c.allocation(time.Now(), "sandbox-"+pod.Name, poolName, address, node, pod)
+	a.Spec.Requested = true
+	c.create(t, a)
 }
 
 func (c *cluster) release(t *testing.T, name string) {

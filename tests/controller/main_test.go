@@ -18,6 +18,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/types"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/kubernetes"
@@ -293,16 +294,35 @@ func (c *cluster) holdIn(t *testing.T, container, poolName, address, node string
 // holdSince is holdIn for a container that has asked at some other time.
 func (c *cluster) holdSince(t *testing.T, asked time.Time, container, poolName, address, node string, pod v1alpha1.PodReference) {
 	t.Helper()
-	a := &v1alpha1.IPAllocation{
-		ObjectMeta: metav1.ObjectMeta{Name: poolName + "." + address},
-		Spec: v1alpha1.IPAllocationSpec{
-			PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: poolName}, Address: address, NodeName: node,
-			PodRef: pod, ContainerID: container, InterfaceName: "net-" + poolName,
-			AddStartedAt: &metav1.MicroTime{Time: asked},
-		},
+	c.create(t, c.allocation(asked, container, poolName, address, node, pod))
+}
+
+// create stores an allocation. A pod that cannot be, which the CRD refuses today, is
+// written behind the API server's back: it may be stored since a version before.
+func (c *cluster) create(t *testing.T, a *v1alpha1.IPAllocation) {
+	t.Helper()
+	pod := a.Spec.PodRef
+	if len(validation.IsDNS1123Subdomain(pod.Name)) > 0 || len(validation.IsDNS1123Label(pod.Namespace)) > 0 {
+		a.Spec.PodRef = v1alpha1.PodReference{Namespace: c.ns, Name: "stands-for-it"}
+		a.Spec.ContainerID = "stands-for-it-" + strings.ReplaceAll(a.Spec.Address, ".", "-")
 	}
 	if _, err := c.ipam.IPAllocations(c.ns).Create(t.Context(), a, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
+	}
+	if a.Spec.PodRef != pod {
+		env.Rewrite(t, c.ns, a.Name, func(spec map[string]any) { spec["podRef"] = pod })
+	}
+}
+
+// allocation is what a node's plugin would create.
+func (c *cluster) allocation(asked time.Time, container, poolName, address, node string, pod v1alpha1.PodReference) *v1alpha1.IPAllocation {
+	return &v1alpha1.IPAllocation{
+		ObjectMeta: metav1.ObjectMeta{Name: poolName + "." + address},
+		Spec: v1alpha1.IPAllocationSpec{
+			PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: poolName}, Address: address, NodeName: node,
+			PodRef: pod, ContainerID: container, InterfaceName: "net-" + poolName[:min(len(poolName), 11)],
+			AddStartedAt: &metav1.MicroTime{Time: asked},
+		},
 	}
 }
 
