@@ -59,11 +59,25 @@ func (h *Hint) DropPool(ref v1alpha1.PoolReference) {
 	}
 }
 
-// Last returns where round robin stopped in a pool; zero if it has not begun.
+// Last returns where round robin stopped in a pool; zero if it has not begun. A site
+// that is new goes on where another one of this node stopped: the cluster's authorities
+// may have changed, and an installer may know others than the plugin.
 func (h *Hint) Last(ref v1alpha1.PoolReference) netip.Addr {
-	text, _ := os.Readlink(h.path("pools", poolFile(ref)+".last"))
+	text, err := os.Readlink(h.path("pools", poolFile(ref)+".last"))
+	if err != nil {
+		text = h.lastElsewhere(ref)
+	}
 	addr, _ := netip.ParseAddr(text)
 	return addr
+}
+
+func (h *Hint) lastElsewhere(ref v1alpha1.PoolReference) (text string) {
+	for _, other := range All(h.root, h.log) {
+		if other.Namespace == h.Namespace && !other.Same(h) && text == "" {
+			text, _ = os.Readlink(other.path("pools", poolFile(ref)+".last"))
+		}
+	}
+	return text
 }
 
 // SetLast enters where round robin stopped.

@@ -149,6 +149,13 @@ func (h *host) everyVerb(t *testing.T, c *cluster) {
 	h.mustRun(t, "CHECK", "c1")
 	h.mustRun(t, "DEL", "c1")
 	h.mustRun(t, "ADD", "c2")
+	list, err = c.ipam.IPAllocations(c.ns).List(t.Context(), metav1.ListOptions{})
+	if err != nil || len(list.Items) != 1 {
+		t.Fatalf("held: %+v, %v", list.Items, err)
+	}
+	env.Rewrite(t, c.ns, list.Items[0].Name, func(spec map[string]any) { // a GC spares what may be under way
+		spec[testenv.Started] = metav1.NewMicroTime(time.Now().Add(-time.Hour))
+	})
 	h.mustRun(t, "GC", "")
 	if got := c.held(t); got != "[]" {
 		t.Errorf("held %s", got)
@@ -310,7 +317,7 @@ func TestRefusals(t *testing.T) {
 		path := h.write(t, "nv-ipam.kubeconfig", []byte("apiVersion: v1\nkind: Config\nusers: ["))
 		h.wantError(t, "STATUS", 50, path+" is not a kubeconfig")
 		h.wantError(t, "ADD", 7, path+" is not a kubeconfig")
-		h.wantError(t, "DEL", 7, path+" is not a kubeconfig")
+		h.mustRun(t, "DEL", "c1") // a pod that ends always ends
 	})
 }
 
