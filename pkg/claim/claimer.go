@@ -90,6 +90,17 @@ func contains(entries []hint.Entry, e hint.Entry) bool {
 	return false
 }
 
+// Complete makes the hint complete, if it is not.
+func (c *Claimer) Complete(ctx context.Context) error {
+	if c.Hint.Complete() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, rebuildPatience)
+	defer cancel()
+	_, err := c.rebuild(ctx, time.Time{})
+	return err
+}
+
 // bootJitter spreads the lists of nodes that were started at one time.
 const bootJitter = 2 * time.Second
 

@@ -91,6 +91,9 @@ func (m *Migrator) Claim(ctx context.Context) (*Journal, error) {
 		return nil, err
 	}
 	journal.Finished = nil
+	if err := m.Claimer.Complete(ctx); err != nil { // then what an earlier run claimed may be claimed again
+		m.Claimer.Log.Warn("what this node holds cannot be listed", "error", err)
+	}
 	return journal, m.pass(ctx, store, store.Entries, journal)
 }
 

@@ -43,7 +43,10 @@ const (
 
 var env *testenv.Env
 
-func TestMain(m *testing.M) { os.Exit(testenv.Run(m, &env, testenv.Options{})) }
+func TestMain(m *testing.M) {
+	testenv.Isolate()
+	os.Exit(testenv.Run(m, &env, testenv.Options{}))
+}
 
 // cluster is a namespace with what an administrator applies for the plugin.
 type cluster struct {

@@ -33,7 +33,10 @@ import (
 
 var env *testenv.Env
 
-func TestMain(m *testing.M) { os.Exit(testenv.Run(m, &env, testenv.Options{})) }
+func TestMain(m *testing.M) {
+	testenv.Isolate()
+	os.Exit(testenv.Run(m, &env, testenv.Options{}))
+}
 
 // cluster is a namespace with nv-ipam's pools, and somebody who may do in it what
 // ipam-node needs and nothing else.

@@ -207,10 +207,6 @@ func TestMigratedAllocation(t *testing.T) {
 	if want := static + "/net1/" + string(a.UID); err != nil || entry != want {
 		t.Errorf("the hint has %q, %v, want %q", entry, err, want)
 	}
-	// Whether that is all that the node holds is for the plugin to find out.
-	if _, err := os.Lstat(h.hint(t, "claims/@complete")); err == nil {
-		t.Error("the hint is called complete")
-	}
 }
 
 // hint is a file of the hint of the one namespace and cluster that this node has.
