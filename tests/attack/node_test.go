@@ -61,6 +61,8 @@ func TestHostileNode(t *testing.T) {
 	t.Run("impossible pods", s.impossiblePods)
 	t.Run("others' nodes and pods", s.othersObjects)
 	c.wantReady(t, "p", siegeBlocks...)
+	t.Run("a pool that is made again", s.poolMadeAgain)
+	t.Run("static pods until the node is gone", s.staticPods)
 }
 
 // plugin runs the plugin on the victim for a container's net2, and returns its first
@@ -373,4 +375,43 @@ func (s *siege) writeBlocks(t *testing.T) error {
 	body := []byte(`{"status":{"allocations":[{"nodeName":"mallory","startIP":"10.0.0.1","endIP":"10.0.0.200"}]}}`)
 	_, err := s.mallory.IPPools(s.ns).Patch(t.Context(), "p", types.MergePatchType, body, metav1.PatchOptions{}, "status")
 	return err
+}
+
+// A pool that is deleted and made again has no blocks to keep: a node may be given the
+// block that it holds the most addresses in, whose ever that was. What is held
+// stays held, each node has a block, and no address is given twice.
+func (s *siege) poolMadeAgain(t *testing.T) {
+	for i := 11; i <= 17; i++ {
+		a := allocation("p", fmt.Sprint("10.0.0.", i), "mallory", s.own)
+		s.claim(t, s.mallory, a)
+	}
+	before := s.names(t)
+	ctx := t.Context()
+	if err := s.ipam.IPPools(s.ns).Delete(ctx, "p", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	s.pool(t, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 10})
+	s.wantReady(t, "p", "victim 10.0.0.1 10.0.0.10", "mallory 10.0.0.11 10.0.0.20")
+	s.wantEvent(t, "AddressesOutsideBlock", "node victim holds") // 10.0.0.18 and .19
+	if got := s.plugin(t, "ADD", "after"); slices.Contains(before, "p."+got) || slices.Contains(victims, got) {
+		t.Errorf("the victim's pod has %s, held were %q", got, before)
+	}
+	s.wantHeld(t, before...)
+	s.drop(t)
+}
+
+// Static pods, which need no object in the API: believed as long as the Node object is
+// there, and no longer.
+func (s *siege) staticPods(t *testing.T) {
+	names := []string{}
+	for i := range 3 {
+		ref := v1alpha1.PodReference{Namespace: s.tenant, Name: fmt.Sprint("static-", i), UID: static}
+		names = append(names, s.claim(t, s.mallory, allocation("p", fmt.Sprint("10.0.0.", 31+1+i), "mallory", ref)).Name)
+	}
+	if err := s.kube.CoreV1().Nodes().Delete(t.Context(), "mallory", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		s.wantGone(t, name)
+	}
 }
