@@ -57,6 +57,7 @@ func TestHostileNode(t *testing.T) {
 	t.Run("untrue labels", s.untrueLabels)
 	t.Run("others' allocations", s.othersAllocations)
 	t.Run("many addresses outside of its block", s.takesMany)
+	t.Run("a pool of the other kind", s.otherKind)
 	t.Run("others' pods", s.othersPods)
 	t.Run("impossible pods", s.impossiblePods)
 	t.Run("others' nodes and pods", s.othersObjects)
@@ -276,23 +277,47 @@ func (s *siege) takesMany(t *testing.T) {
 	for i := 41; i <= 240; i++ {
 		s.claim(t, s.mallory, allocation("p", fmt.Sprint("10.0.0.", i), "mallory", s.own))
 	}
+	s.wantMetric(t, "crd_ipam_pool_addresses_outside_block", 200)
+	s.wantEvent(t, "AddressesOutsideBlock", "node mallory holds")
+	if got := s.plugin(t, "ADD", "during"); !slices.Contains(victims, got) {
+		t.Errorf("the victim's pod has %s", got)
+	}
+	s.plugin(t, "DEL", "during")
+	s.wantReady(t, "p", siegeBlocks...)
+	s.drop(t)
+}
+
+// wantMetric waits until a metric, whatever its labels, counts that many.
+func (s *siege) wantMetric(t *testing.T, name string, want float64) {
+	t.Helper()
 	until(t, func() string {
 		families, err := s.metrics.Gather()
 		if err != nil {
 			return err.Error()
 		}
 		for _, f := range families {
-			if f.GetName() == "crd_ipam_pool_addresses_outside_block" && f.GetMetric()[0].GetGauge().GetValue() == 200 {
+			if f.GetName() == name && f.GetMetric()[0].GetGauge().GetValue() == want {
 				return ""
 			}
 		}
-		return "the metric does not count 200 addresses"
+		return fmt.Sprintf("%s is not %v", name, want)
 	})
-	s.wantEvent(t, "AddressesOutsideBlock", "node mallory holds")
-	if got := s.plugin(t, "ADD", "during"); !slices.Contains(victims, got) {
+}
+
+// In the name of a CIDRPool that has the IPPool's name, and does not exist: an object
+// name exists once, so the victim's addresses are taken. What it gets is another
+// one, and a metric counts what has no pool.
+func (s *siege) otherKind(t *testing.T) {
+	for _, addr := range victims[:5] {
+		a := allocation("p", addr, "mallory", s.own)
+		a.Spec.PoolRef.Kind = v1alpha1.PoolKindCIDRPool
+		s.claim(t, s.mallory, a)
+	}
+	if got := s.plugin(t, "ADD", "other-kind"); !slices.Contains(victims[5:], got) {
 		t.Errorf("the victim's pod has %s", got)
 	}
-	s.plugin(t, "DEL", "during")
+	s.plugin(t, "DEL", "other-kind")
+	s.wantMetric(t, "crd_ipam_allocations_without_pool", 5)
 	s.wantReady(t, "p", siegeBlocks...)
 	s.drop(t)
 }
