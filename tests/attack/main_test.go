@@ -235,7 +235,7 @@ func (c *cluster) claim(t *testing.T, as clientv1alpha1.NvIpamV1alpha1Interface,
 	return out
 }
 
-// pod creates a pod that no kubelet looks after.
+// startPod creates a pod that no kubelet looks after.
 func startPod(t *testing.T, as kubernetes.Interface, namespace, name, node string, edit ...func(*corev1.Pod)) v1alpha1.PodReference {
 	t.Helper()
 	p := &corev1.Pod{
