@@ -11,7 +11,7 @@ KUBE ?= 1.37.2
 # KUBE_OLDEST is the oldest one that is supported, and API_TESTS what has to hold
 # on both.
 KUBE_OLDEST ?= 1.30.14
-API_TESTS ?= ./internal/testenv/... ./claim/... ./controller/... ./crd/... ./identity/... ./manifests/...
+API_TESTS ?= ./internal/testenv/... ./attack/... ./claim/... ./controller/... ./crd/... ./identity/... ./manifests/...
 # TESTFLAGS go to every go test, as in: make test TESTFLAGS='-run Race -v'
 TESTFLAGS ?=
 FUZZTIME ?= 30s
