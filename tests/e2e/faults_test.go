@@ -163,6 +163,15 @@ func TestAPIServerDown(t *testing.T) {
 	if err := c.StartAPIServer(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	// The next call on each node carries them out. Without one the controller would, when
+	// a node that is ready has had its time.
+	for _, node := range c.Nodes {
+		s.pod("after-"+node.Name, node.Name, "down")
+	}
+	for _, node := range c.Nodes {
+		s.running("after-" + node.Name)
+	}
+	s.deletePods()
 	s.nothingAllocated()
 }
 
