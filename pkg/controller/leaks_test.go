@@ -225,7 +225,7 @@ func TestReclaim(t *testing.T) {
 		}
 		step(0, 0)
 		step(59*time.Second, 0)
-		// It was seen alive meanwhile: the grace begins anew.
+		// It was seen alive meanwhile: the grace begins again.
 		if err := w.pods.Add(pod(podUID, claimed, nil)); err != nil {
 			t.Fatal(err)
 		}
