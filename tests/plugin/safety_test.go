@@ -117,7 +117,9 @@ func TestLongPoolNames(t *testing.T) {
 	h := c.host(t, "a")
 	for _, n := range []int{213, 214, 253} {
 		name := strings.Repeat("p", n)
-		fixture.IPPool(t, c.client, c.ns, name, v1alpha1.IPPoolSpec{Subnet: "fd00::/64", PerNodeBlockSize: 10}, "a")
+		if n <= 213 { // a longer one is refused today
+			fixture.IPPool(t, c.client, c.ns, name, v1alpha1.IPPoolSpec{Subnet: "fd00::/64", PerNodeBlockSize: 10}, "a")
+		}
 		ask := call{verb: "ADD", container: "c1", ipam: map[string]any{"poolName": name}}
 		if n > 213 {
 			h.wantError(t, ask, 7, "characters: with more than 213 there is no room for an address", "give the pool a shorter one")
