@@ -11,6 +11,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/hint"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
@@ -100,7 +101,7 @@ func (c *Claimer) allocate(ctx context.Context, req Request, v view, wanted neti
 	}
 	if addr := before(v.Block); addr.IsValid() {
 		e, err := c.create(ctx, req, v.Block, addr, false)
-		if !isCollision(err) {
+		if !ledger.IsInUse(err) {
 			return e, err
 		}
 	}

@@ -45,9 +45,6 @@ func (c *Claimer) create(ctx context.Context, req Request, b *pool.Block, addr n
 	}
 }
 
-// isCollision reports whether somebody else holds the address that was tried.
-func isCollision(err error) bool { return ledger.IsInUse(err) }
-
 // sandboxAge is how old an allocation is at least before another sandbox of its pod
 // takes it over: twice what an ADD may take. It is a margin for clocks; the order of
 // two sandboxes is that of their ADDs.

@@ -7,9 +7,11 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"math"
 	"net/netip"
 
 	"github.com/crd-ipam/crd-ipam/pkg/hint"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
@@ -89,7 +91,7 @@ func (s *search) try(ctx context.Context, candidates iter.Seq[netip.Addr], colli
 			s.Hint.SetLast(s.b.Pool, addr)
 			return e, false, nil
 		}
-		if !isCollision(err) {
+		if !ledger.IsInUse(err) {
 			return hint.Entry{}, false, err
 		}
 		s.Log.Debug("candidate is held by another", "error", err)
@@ -106,7 +108,7 @@ func (s *search) try(ctx context.Context, candidates iter.Seq[netip.Addr], colli
 // carries out what was left undone, lists what this node really holds, and tries
 // again what others were seen to hold.
 func (s *search) lookThrough(ctx context.Context) (hint.Entry, error) {
-	s.carryOut(ctx, everything)
+	s.carryOut(ctx, math.MaxInt)
 	listed, err := s.rebuild(ctx, s.req.started)
 	if err != nil {
 		return hint.Entry{}, err
@@ -158,6 +160,3 @@ func (c *Claimer) exhausted(b *pool.Block) error {
 	}
 	return fmt.Errorf("%w %q, poolType %q: %s", ErrExhausted, b.Pool.Name, pool.Type(b.Pool.Kind), why)
 }
-
-// everything is as many releases as there are.
-const everything = int(^uint(0) >> 1)

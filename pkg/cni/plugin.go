@@ -137,12 +137,9 @@ func (p Plugin) release(n *network, readable bool, hints []*hint.Hint, att hint.
 		}
 		other := *c
 		other.Namespace, other.Hint = h.Namespace, h
-		switch entries, _ := h.Holding(att); {
-		case h.Site != c.Hint.Site && (len(entries) > 0 || !readable):
-			if !claim.ReleaseLater(h, att) {
-				errs = append(errs, errors.New("the release of what another cluster's hint, or that of another name of this node, has cannot be noted"))
-			}
+		switch {
 		case h.Site != c.Hint.Site:
+			errs = append(errs, noteElsewhere(h, att, readable))
 		case readable:
 			errs = append(errs, other.ReleaseKnown(ctx, att))
 		default:
@@ -150,6 +147,15 @@ func (p Plugin) release(n *network, readable bool, hints []*hint.Hint, att hint.
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// noteElsewhere notes a release in the hint of another cluster, or of another name of
+// this node, if that has something of the attachment or may have.
+func noteElsewhere(h *hint.Hint, att hint.Attachment, readable bool) error {
+	if entries, _ := h.Holding(att); len(entries) == 0 && readable || claim.ReleaseLater(h, att) {
+		return nil
+	}
+	return errors.New("the release of what another cluster's hint, or that of another name of this node, has cannot be noted")
 }
 
 // releaseLater notes the release in every hint that may have something of the

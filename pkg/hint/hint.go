@@ -203,14 +203,6 @@ func (h *Hint) forget() {
 	}
 }
 
-// ForgetAll makes every hint below a directory be rebuilt: something was claimed
-// for this node that they have not seen.
-func ForgetAll(root string, log *slog.Logger) {
-	for _, h := range All(root, log) {
-		h.forget()
-	}
-}
-
 // text is the attachment as an entry points at it. None of its parts has a
 // slash: CNI allows it in neither, and a UID is the API server's.
 func (a Attachment) text(uid types.UID) string {
