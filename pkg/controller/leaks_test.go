@@ -8,6 +8,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -302,16 +303,21 @@ func TestLocate(t *testing.T) {
 		defer w.pools.ShutDown()
 		defer w.examinations.ShutDown()
 		defer w.unplaced.ShutDown()
+		var mu sync.Mutex // of the two below: a timer's worker reads them
 		var lists []string
 		there := &metav1.List{}
 		w.meta.PrependReactor("list", "pods", func(action clienttesting.Action) (bool, runtime.Object, error) {
 			restrictions := action.(clienttesting.ListAction).GetListRestrictions()
+			mu.Lock()
+			defer mu.Unlock()
 			lists = append(lists, restrictions.Fields.String())
-			return true, there, nil
+			return true, there.DeepCopy(), nil
 		})
 		asks := func(want ...string) {
 			t.Helper()
 			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
 			if !slices.Equal(lists, want) {
 				t.Fatalf("asked %q, want %q", lists, want)
 			}
@@ -335,9 +341,11 @@ func TestLocate(t *testing.T) {
 			if err := errors.Join(w.nodes.Add(node(corev1.ConditionTrue)), w.pods.Add(p), w.allocations.Add(a)); err != nil {
 				t.Fatal(err)
 			}
+			mu.Lock()
+			defer mu.Unlock()
+			there.Items = append(there.Items, runtime.RawExtension{Object: p})
 		}
 		add(first)
-		there.Items = append(there.Items, runtime.RawExtension{Object: first})
 		examine()
 		asks("spec.nodeName=node")
 		for range 3 {
@@ -346,14 +354,12 @@ func TestLocate(t *testing.T) {
 		}
 		asks() // it is known
 		add(second)
-		there.Items = append(there.Items, runtime.RawExtension{Object: second})
 		examine()
 		examine()
 		asks("spec.nodeName=node")
 		third := pod("7d0c9a3e-1111-4222-8333-444455556668", claimed, nil)
 		third.Name = "third"
 		add(third)
-		there.Items = append(there.Items, runtime.RawExtension{Object: third})
 		examine()
 		time.Sleep(4 * time.Minute)
 		asks() // not again so soon
