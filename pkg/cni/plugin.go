@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -160,6 +161,9 @@ func (p Plugin) release(n *network, readable bool, hints []*hint.Hint, att hint.
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), claim.DelTime)
 	defer cancel()
+	if knownByOtherSite(hints, c.Hint, att) {
+		c.Hint.Forget()
+	}
 	errs := []error{creds.explain(c.Release(ctx, att))}
 	for _, h := range hints {
 		if h.Same(c.Hint) {
@@ -177,6 +181,20 @@ func (p Plugin) release(n *network, readable bool, hints []*hint.Hint, att hint.
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// knownByOtherSite reports whether another hint of the namespace has claims of the
+// attachment. Then own may lack them although it is complete: the other may be of the
+// same cluster, known there by other certificate authorities. The installer, which adopts
+// nv-ipam's addresses, has its authorities from the cluster and not from the kubelet.
+func knownByOtherSite(hints []*hint.Hint, own *hint.Hint, att hint.Attachment) bool {
+	return slices.ContainsFunc(hints, func(h *hint.Hint) bool {
+		if h.Namespace != own.Namespace || h.Site == own.Site {
+			return false
+		}
+		entries, _ := h.Holding(att)
+		return len(entries) > 0
+	})
 }
 
 // noteElsewhere notes a release in the hint of another cluster, or of another name of

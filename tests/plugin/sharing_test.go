@@ -4,10 +4,13 @@
 package plugin
 
 import (
+	"encoding/pem"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -215,6 +218,27 @@ func sites(t *testing.T, clusters int) (one, two site) {
 		kubeconfig(t, two.kubeconfig, p.URL, p.ca(), token)
 	}
 	return one, two
+}
+
+// One cluster is known by two sets of certificate authorities, as to the installer and to
+// the kubelet. What was claimed under one is found by a DEL under the other, whose hint
+// was complete before.
+func TestClaimUnderOtherAuthorities(t *testing.T) {
+	c := newCluster(t)
+	c.blocks(t, "a")
+	h := c.host(t, "a")
+	server := httptest.NewTLSServer(nil)
+	defer server.Close()
+	more := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	file := filepath.Join(h.dir, "bundle.kubeconfig")
+	kubeconfig(t, file, env.Config.Host, append(slices.Clone(env.Config.CAData), more...), token)
+	h.mustAdd(t, call{container: "first"})
+	h.mustRun(t, call{verb: "DEL", container: "first"}) // lists: the hint is complete
+	h.mustAdd(t, site{c, h, file}.call("ADD", "second"))
+	h.mustRun(t, call{verb: "DEL", container: "second"})
+	if got := c.held(t); got != "[]" {
+		t.Errorf("held %s", got)
+	}
 }
 
 // Two namespaces, or two clusters, share a node and its data. What the node knows of
