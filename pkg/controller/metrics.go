@@ -4,6 +4,8 @@
 package controller
 
 import (
+	"sync/atomic"
+
 	"github.com/prometheus/client_golang/prometheus"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/util/workqueue"
@@ -123,8 +125,16 @@ func (m *metrics) NewRetriesMetric(name string) workqueue.CounterMetric {
 	return m.retries.WithLabelValues(name)
 }
 
+// counts are the metrics that are counted from the caches when they are asked for.
+type counts struct {
+	synced       *atomic.Bool
+	caches       *caches
+	memories     *memories
+	observations *observations
+}
+
 // Describe is part of prometheus.Collector.
-func (c *Controller) Describe(ch chan<- *prometheus.Desc) {
+func (c *counts) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descReady, descCapacity, descUsed, descBlocks, descFull, descUnserved, descOverlaps, descOutside, descForeign, descOrphans, descHeld, descLeaks,
 	} {
@@ -133,26 +143,28 @@ func (c *Controller) Describe(ch chan<- *prometheus.Desc) {
 }
 
 // Collect counts what the caches hold; a replica that does not lead has none.
-func (c *Controller) Collect(ch chan<- prometheus.Metric) {
-	if !c.Synced() {
+func (c *counts) Collect(ch chan<- prometheus.Metric) {
+	if !c.synced.Load() {
 		return
 	}
 	gauge := func(d *prometheus.Desc, value int64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(value), labels...)
 	}
-	total := c.countHeld()
+	held := map[v1alpha1.PoolReference]int64{}
+	for _, a := range c.caches.allocations.all() {
+		held[a.Spec.PoolRef]++
+	}
 	var orphans int64
-	for ref, n := range total {
-		if c.pool(ref) == nil {
+	for ref, n := range held {
+		if c.caches.pool(ref) == nil {
 			orphans += n
 		}
 	}
 	gauge(descOrphans, orphans)
-	c.summaries.Range(func(key, value any) bool {
-		ref, sum := key.(v1alpha1.PoolReference), value.(summary)
-		kind, pool := string(ref.Kind), ref.Name
+	for ref, known := range c.memories.copy() {
+		sum, kind, pool := known.summary, string(ref.Kind), ref.Name
 		gauge(descReady, isTrue(sum.ready), kind, pool, sum.ready.Reason)
-		gauge(descUsed, total[ref], kind, pool)
+		gauge(descUsed, held[ref], kind, pool)
 		gauge(descUnserved, int64(sum.unserved), kind, pool)
 		gauge(descOverlaps, int64(sum.overlaps), kind, pool)
 		gauge(descOutside, int64(sum.outside), kind, pool)
@@ -162,8 +174,7 @@ func (c *Controller) Collect(ch chan<- prometheus.Metric) {
 			gauge(descBlocks, int64(sum.blocks.nodes), kind, pool)
 			gauge(descFull, int64(sum.blocks.full), kind, pool)
 		}
-		return true
-	})
+	}
 	found := c.observations.count()
 	for _, reason := range reclaim.HoldReasons {
 		gauge(descHeld, int64(found[finding{reclaim.Hold, reason}]), reason)
@@ -171,15 +182,6 @@ func (c *Controller) Collect(ch chan<- prometheus.Metric) {
 	for _, reason := range reclaim.CandidateReasons {
 		gauge(descLeaks, int64(found[finding{reclaim.Candidate, reason}]), reason)
 	}
-}
-
-// countHeld counts the addresses of each pool that are held.
-func (c *Controller) countHeld() map[v1alpha1.PoolReference]int64 {
-	total := map[v1alpha1.PoolReference]int64{}
-	for _, obj := range c.allocations.List() {
-		total[obj.(*v1alpha1.IPAllocation).Spec.PoolRef]++
-	}
-	return total
 }
 
 func isTrue(c metav1.Condition) int64 {

@@ -11,13 +11,11 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
 	"github.com/crd-ipam/crd-ipam/pkg/hint"
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
-	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
 // migrate claims one entry. What may stand in the way:
@@ -148,25 +146,15 @@ func (m *Migrator) readPools(ctx context.Context, store *Store) error {
 }
 
 func (m *Migrator) readPool(ctx context.Context, ref v1alpha1.PoolReference) (poolState, error) {
-	var parsed *pool.Pool
-	var err error
-	if ref.Kind == v1alpha1.PoolKindCIDRPool {
-		var obj *v1alpha1.CIDRPool
-		if obj, err = m.Claimer.Client.CIDRPools(m.Claimer.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}); err == nil {
-			parsed, _ = pool.FromCIDRPool(obj)
-		}
-	} else {
-		var obj *v1alpha1.IPPool
-		if obj, err = m.Claimer.Client.IPPools(m.Claimer.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}); err == nil {
-			parsed, _ = pool.FromIPPool(obj)
-		}
-	}
+	obj, err := m.Claimer.Pools().Get(ctx, ref)
 	switch {
 	case apierrors.IsNotFound(err):
 		return poolState{missing: true}, nil
 	case err != nil:
 		return poolState{}, err
-	case parsed == nil:
+	}
+	parsed, errs := obj.Parse()
+	if len(errs) > 0 {
 		return poolState{}, nil
 	}
 	return poolState{subnet: parsed.Subnet}, nil

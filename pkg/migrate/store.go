@@ -132,12 +132,13 @@ func (s *Store) add(key string, p storePool) {
 	}
 }
 
-// poolOf parses the key of a pool: its name, and before that the type where it is
-// a CIDRPool.
+// poolOf parses the key of a pool: TYPE/NAME, or the name alone for the default type.
 func poolOf(key string) (v1alpha1.PoolReference, error) {
-	ref := v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: key}
-	if name, ok := strings.CutPrefix(key, "cidrpool/"); ok {
-		ref = v1alpha1.PoolReference{Kind: v1alpha1.PoolKindCIDRPool, Name: name}
+	ref := v1alpha1.PoolReference{Kind: pool.DefaultKind, Name: key}
+	for _, kind := range pool.Kinds() {
+		if name, ok := strings.CutPrefix(key, pool.Type(kind)+"/"); ok {
+			ref = v1alpha1.PoolReference{Kind: kind, Name: name}
+		}
 	}
 	if err := pool.ValidName(ref.Name); err != nil {
 		return v1alpha1.PoolReference{}, err
