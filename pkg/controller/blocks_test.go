@@ -74,10 +74,6 @@ func (w *world) patches(answer func() any) *[]clienttesting.PatchActionImpl {
 	return &all
 }
 
-type roundTripper func(*http.Request) (*http.Response, error)
-
-func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
-
 // holding is an address that nobody requested.
 func holding(node, address string) []pool.Held {
 	return []pool.Held{{Node: node, Addr: netip.MustParseAddr(address)}}

@@ -14,9 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
-	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/metadata/metadatainformer"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
@@ -25,7 +23,6 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned"
 	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned/scheme"
 	"github.com/crd-ipam/crd-ipam/generated/informers/externalversions"
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
@@ -39,13 +36,6 @@ const name = "ipam-controller"
 // reclaimWorkers examine allocations in parallel: an examination that ends in a
 // reclaim waits for three calls.
 const reclaimWorkers = 4
-
-// Clients are the ways to the API server that the controller needs.
-type Clients struct {
-	IPAM     versioned.Interface
-	Kube     kubernetes.Interface
-	Metadata metadata.Interface // pods: nothing but their metadata is cached
-}
 
 // Options are what an operator can set.
 type Options struct {
@@ -89,13 +79,19 @@ type Controller struct {
 	memories     memories
 	observations observations
 	metrics      *metrics
-	synced       atomic.Bool
+	state        state
 
 	// The parts, made by assemble. Each has only what it needs.
 	blocks   *blockReconciler
 	leaks    *leakReconciler
 	locator  *locator
 	triggers *triggers
+}
+
+// state is what a replica does. A replica that stands by does neither.
+type state struct {
+	leading atomic.Bool // Run was called
+	synced  atomic.Bool // and the caches have what exists
 }
 
 // queues are the work to do.
@@ -143,17 +139,21 @@ func New(clients Clients, opts Options) *Controller {
 		metrics: newMetrics(),
 	}
 	if opts.Metrics != nil {
-		opts.Metrics.MustRegister(append(c.metrics.all, &counts{&c.synced, &c.caches, &c.memories, &c.observations})...)
+		opts.Metrics.MustRegister(append(c.metrics.all, &counts{&c.state, &c.caches, &c.memories, &c.observations})...)
 	}
 	return c
 }
 
-// Synced reports whether the controller has seen the cluster and is at work.
-func (c *Controller) Synced() bool { return c.synced.Load() }
+// Ready reports whether the controller has seen the cluster and is at work. A replica
+// that waits for the lease (standby) is ready as well.
+func (c *Controller) Ready(standby bool) bool {
+	return c.state.synced.Load() || standby && !c.state.leading.Load()
+}
 
 // Run works until ctx ends, and returns when all that it started has stopped. An
 // error means that it could not start.
 func (c *Controller) Run(ctx context.Context) error {
+	c.state.leading.Store(true)
 	ctx, cancel := context.WithCancel(ctx)
 	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
 	defer broadcaster.Shutdown()
@@ -175,8 +175,8 @@ func (c *Controller) Run(ctx context.Context) error {
 	if !cache.WaitFor(ctx, "", handled...) {
 		return nil
 	}
-	c.synced.Store(true)
-	defer c.synced.Store(false)
+	c.state.synced.Store(true)
+	defer c.state.synced.Store(false)
 	klog.FromContext(ctx).Info("Controller started", "namespace", c.opts.Namespace, "reclaimGrace", c.opts.ReclaimGrace.String(), "reclaimGraceReadyNode", c.opts.ReclaimGraceReadyNode.String())
 
 	var workers sync.WaitGroup

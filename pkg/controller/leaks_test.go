@@ -155,13 +155,13 @@ type world struct {
 	ipam   *ipamfake.Clientset
 	kube   *kubefake.Clientset
 	meta   *metadatafake.FakeMetadataClient
-	rest   *transport
+	rest   *wire
 	events *record.FakeRecorder
 }
 
-// transport carries what the fake clientset has no REST client for: requests about
+// wire carries what the fake clientset has no REST client for: requests about
 // pools.
-type transport struct{ http.RoundTripper }
+type wire struct{ http.RoundTripper }
 
 // clientset is the fake one with a REST client.
 type clientset struct {
@@ -189,7 +189,7 @@ func newWorld(t *testing.T, opts Options) *world {
 	}
 	w := &world{
 		ipam: ipamfake.NewSimpleClientset(), kube: kubefake.NewClientset(), meta: metadatafake.NewSimpleMetadataClient(scheme),
-		rest: &transport{}, events: record.NewFakeRecorder(100),
+		rest: &wire{}, events: record.NewFakeRecorder(100),
 	}
 	opts.Namespace = "ns"
 	pools, err := clientv1alpha1.NewForConfigAndClient(&rest.Config{Host: "http://api", QPS: -1}, &http.Client{Transport: w.rest})
@@ -218,7 +218,7 @@ func (w *world) leak(t *testing.T) {
 // observed makes the allocation one that has been a leak candidate since, on a node
 // that is gone.
 func (w *world) observed(since time.Time) {
-	w.observations.note(leaked, observation{uid: "allocation", action: reclaim.Candidate, reason: reclaim.PodGone, prompt: true, since: since})
+	w.observations.note(leaked, observation{uid: "allocation", action: reclaim.Candidate, reason: "pod_gone", prompt: true, since: since})
 }
 
 func (w *world) deletes() (out []clienttesting.DeleteActionImpl) {

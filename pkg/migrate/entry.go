@@ -31,13 +31,13 @@ import (
 func (m *Migrator) migrate(ctx context.Context, e Entry, journal *Journal) (Outcome, error) {
 	out := Outcome{Entry: e, Detail: m.odd(e)}
 	if journal.Switched && m.released(e, journal) {
-		out.Result = Released
+		out.Result = released
 		return out, nil
 	}
 	created, err := m.adopt(ctx, e)
 	if holder := holderOf(err); holder != nil && m.otherSandbox(e, holder) {
 		if !e.Created.After(holder.CreationTimestamp.Time) { // 3
-			out.Result, out.Detail = Obsolete, "container "+holder.Spec.ContainerID+" of the pod holds it"
+			out.Result, out.Detail = obsolete, "container "+holder.Spec.ContainerID+" of the pod holds it"
 			return out, nil
 		}
 		if err := m.Claimer.Release(ctx, attachmentOf(holder)); err != nil { // 2
@@ -50,13 +50,13 @@ func (m *Migrator) migrate(ctx context.Context, e Entry, journal *Journal) (Outc
 	}
 	switch holder := holderOf(err); {
 	case holder != nil: // 4
-		out.Result, out.Detail = Conflict, holds(holder)
+		out.Result, out.Detail = conflict, holds(holder)
 	case err != nil:
 		return out, err
 	case created:
-		out.Result = Claimed
+		out.Result = claimed
 	default:
-		out.Result = Already // 1
+		out.Result = already // 1
 	}
 	return out, nil
 }
@@ -79,7 +79,7 @@ func (m *Migrator) adopt(ctx context.Context, e Entry) (created bool, err error)
 // the controller takes it back if the pod is gone.
 func (m *Migrator) released(e Entry, journal *Journal) bool {
 	before := journal.find(e)
-	if before == nil || before.Result == Conflict || !m.Claimer.Hint.Complete() {
+	if before == nil || before.Result == conflict || !m.Claimer.Hint.Complete() {
 		return false
 	}
 	for _, held := range m.Claimer.Hint.HoldingIn(e.Pool.Name, e.Attachment) {
@@ -125,7 +125,7 @@ type poolState struct {
 // readPools looks for the pools of the store. Where there is none of them, the
 // namespace is likely to be the wrong one, and claims in it would protect
 // nothing.
-func (m *Migrator) readPools(ctx context.Context, store *Store) error {
+func (m *Migrator) readPools(ctx context.Context, store *nodeStore) error {
 	m.pools = map[v1alpha1.PoolReference]poolState{}
 	found := false
 	for _, e := range store.Entries {

@@ -20,9 +20,9 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 )
 
-// ReasonDuplicate is the reason of the event about an address that nv-ipam gave
+// reasonDuplicate is the reason of the event about an address that nv-ipam gave
 // twice.
-const ReasonDuplicate = "DuplicateAddress"
+const reasonDuplicate = "DuplicateAddress"
 
 // Reporter makes events on pools.
 type Reporter struct {
@@ -44,12 +44,12 @@ func (r *Reporter) Conflict(ctx context.Context, o Outcome) error {
 	sum := sha256.Sum256([]byte(r.Node + "/" + o.key() + "/" + o.Detail))
 	now := metav1.NewTime(time.Now())
 	_, err = r.Events.Create(ctx, &corev1.Event{
-		ObjectMeta:     metav1.ObjectMeta{Name: o.Pool.Name + "." + hex.EncodeToString(sum[:8]), Namespace: r.Namespace},
+		ObjectMeta: metav1.ObjectMeta{Name: o.Pool.Name + "." + hex.EncodeToString(sum[:8]), Namespace: r.Namespace},
 		InvolvedObject: corev1.ObjectReference{
 			APIVersion: v1alpha1.GroupVersion.String(), Kind: string(o.Pool.Kind), Namespace: r.Namespace, Name: o.Pool.Name, UID: pool.Meta.UID,
 		},
-		Type:           corev1.EventTypeWarning,
-		Reason:         ReasonDuplicate,
+		Type:   corev1.EventTypeWarning,
+		Reason: reasonDuplicate,
 		Message: fmt.Sprintf("nv-ipam gave %s twice: pod %s/%s on node %s (interface %s) answers on it, and it is %s",
 			o.Address, o.Pod.Namespace, o.Pod.Name, r.Node, o.Interface, o.Detail),
 		Source:         corev1.EventSource{Component: "ipam-node", Host: r.Node},
