@@ -80,6 +80,16 @@ func (c *caches) allPools() iter.Seq[*pool.Object] {
 	}
 }
 
+// optOut is the annotation by which a pool's owner disables reclaim, "" if there
+// is none. A value that is not known disables it as well.
+func optOut(annotations map[string]string) string {
+	value, found := annotations[v1alpha1.AnnotationReclaim]
+	if !found || value == v1alpha1.ReclaimEnabled {
+		return ""
+	}
+	return v1alpha1.AnnotationReclaim + "=" + value
+}
+
 // holds reports whether a node holds addresses of a pool.
 func (c *caches) holds(ref v1alpha1.PoolReference, node string) bool {
 	return len(c.allocations.keysBy(byHolder, holderKey(ref, node))) > 0

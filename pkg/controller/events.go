@@ -13,24 +13,17 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/record"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// Reasons of events about reclaiming.
-const (
-	reasonReclaimed      = "Reclaimed"
-	reasonReclaimUnknown = "UnknownReclaimAnnotation"
-)
+// reasonReclaimUnknown is the reason of an event about an annotation that is not known.
+const reasonReclaimUnknown = "UnknownReclaimAnnotation"
 
 // flapping is how long a node's news must have been over before they are told again.
 const flapping = 10 * time.Minute
-
-// maxEvent is how long the message of an event may be, in bytes.
-const maxEvent = 1024
 
 // poolEvents tells in events what is new of a pool.
 type poolEvents struct {
@@ -123,26 +116,7 @@ func (p *poolEvents) warn(obj *pool.Object, reason, message string) {
 	p.recorder.Event(reference(obj), corev1.EventTypeWarning, reason, message)
 }
 
-// reference names a pool in an event.
-func reference(obj *pool.Object) *corev1.ObjectReference {
-	return &corev1.ObjectReference{
-		APIVersion: v1alpha1.GroupVersion.String(), Kind: string(obj.Ref.Kind),
-		Namespace: obj.Meta.Namespace, Name: obj.Meta.Name, UID: obj.Meta.UID, ResourceVersion: obj.Meta.ResourceVersion,
-	}
-}
-
 // same reports whether two conditions say the same.
 func same(a, b metav1.Condition) bool {
 	return a.Status == b.Status && a.Reason == b.Reason && a.Message == b.Message
-}
-
-// boundedRecorder cuts what is too long for an event.
-type boundedRecorder struct{ record.EventRecorder }
-
-func (r boundedRecorder) Event(object runtime.Object, eventType, reason, message string) {
-	r.EventRecorder.Event(object, eventType, reason, pool.Cut(message, maxEvent))
-}
-
-func (r boundedRecorder) Eventf(object runtime.Object, eventType, reason, format string, args ...any) {
-	r.Event(object, eventType, reason, fmt.Sprintf(format, args...))
 }

@@ -172,16 +172,6 @@ func tainted(node *corev1.Node, key string) bool {
 	return slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool { return t.Key == key })
 }
 
-// optOut is the annotation by which a pool's owner disables reclaim, "" if there
-// is none. A value that is not known disables it as well.
-func optOut(annotations map[string]string) string {
-	value, found := annotations[v1alpha1.AnnotationReclaim]
-	if !found || value == v1alpha1.ReclaimEnabled {
-		return ""
-	}
-	return v1alpha1.AnnotationReclaim + "=" + value
-}
-
 // existing turns "not found" into nil without an error, if it is the API server's own
 // answer: nothing else proves that something is gone.
 func existing[T any](obj *T, err error) (*T, error) {

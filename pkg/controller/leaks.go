@@ -20,6 +20,9 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/reclaim"
 )
 
+// reasonReclaimed is the reason of the event about a reclaimed address.
+const reasonReclaimed = "Reclaimed"
+
 // leakReconciler frees the addresses that no container holds any more. What is leaked is
 // decided in pkg/reclaim.
 type leakReconciler struct {
