@@ -96,19 +96,12 @@ func (c poolCase) check() error {
 
 // parse runs the Go rules.
 func (c poolCase) parse() error {
-	if c.Pool["kind"] == "IPPool" {
-		var obj v1alpha1.IPPool
-		if err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(c.Pool, &obj, true); err != nil {
-			return fmt.Errorf("not an IPPool: %w", err)
-		}
-		_, errs := pool.FromIPPool(&obj)
-		return errs.ToAggregate()
+	kind := v1alpha1.PoolKind(c.Pool["kind"].(string))
+	obj := pool.New(kind)
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(c.Pool, obj, true); err != nil {
+		return fmt.Errorf("not of kind %s: %w", kind, err)
 	}
-	var obj v1alpha1.CIDRPool
-	if err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(c.Pool, &obj, true); err != nil {
-		return fmt.Errorf("not a CIDRPool: %w", err)
-	}
-	_, errs := pool.FromCIDRPool(&obj)
+	_, errs := pool.ObjectOf(obj).Parse()
 	return errs.ToAggregate()
 }
 
