@@ -233,7 +233,7 @@ func (m *machine) allocation(addr netip.Addr, node, container string) *v1alpha1.
 
 func (m *machine) create(t *testing.T, a *v1alpha1.IPAllocation) {
 	t.Helper()
-	if _, err := m.client.IPAllocations(m.ns).Create(t.Context(), a, metav1.CreateOptions{}); err != nil {
+	if _, err := m.IPAM.IPAllocations(m.NS).Create(t.Context(), a, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 }

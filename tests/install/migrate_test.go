@@ -184,7 +184,7 @@ func TestMigratedAllocation(t *testing.T) {
 	c := newCluster(t)
 	h := c.host(t, "kind-worker", sampleStore(t))
 	h.mustRun(t, "--once")
-	a, err := c.client.IPAllocations(c.ns).Get(t.Context(), "pool1.192.168.0.5", metav1.GetOptions{})
+	a, err := c.IPAM.IPAllocations(c.NS).Get(t.Context(), "pool1.192.168.0.5", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +233,7 @@ func claimFile(spec v1alpha1.IPAllocationSpec) string {
 // hintHasAll checks that the hint holds at least what the node holds.
 func (h *host) hintHasAll(t *testing.T) {
 	t.Helper()
-	list, err := h.client.IPAllocations(h.ns).List(t.Context(), metav1.ListOptions{})
+	list, err := h.IPAM.IPAllocations(h.NS).List(t.Context(), metav1.ListOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -701,7 +701,7 @@ func TestToldToStopDuringTheSwitch(t *testing.T) {
 func TestOtherSandboxOfThePod(t *testing.T) {
 	holder := func(t *testing.T, c *cluster) string {
 		t.Helper()
-		a, err := c.client.IPAllocations(c.ns).Get(t.Context(), "pool1.192.168.0.150", metav1.GetOptions{})
+		a, err := c.IPAM.IPAllocations(c.NS).Get(t.Context(), "pool1.192.168.0.150", metav1.GetOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -745,7 +745,7 @@ func TestRollback(t *testing.T) {
 		t.Error("nv-ipam's store is not what it was")
 	}
 	// Somebody has tidied up, too early.
-	if err := c.client.IPAllocations(c.ns).Delete(t.Context(), "pool1.192.168.0.101", metav1.DeleteOptions{}); err != nil {
+	if err := c.IPAM.IPAllocations(c.NS).Delete(t.Context(), "pool1.192.168.0.101", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	h.write(t, "bin/nv-ipam", nvIpam, 0o755)

@@ -20,6 +20,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 // The image, built twice, the second time elsewhere and by somebody with another
@@ -29,9 +31,9 @@ func TestImage(t *testing.T) {
 		t.Skip("builds the commands for two platforms")
 	}
 	first, second := t.TempDir(), t.TempDir()
-	digest := buildImage(t, root(t), first)
+	digest := buildImage(t, rig.Root(t), first)
 	elsewhere := filepath.Join(t.TempDir(), "copy")
-	copyTree(t, root(t), elsewhere)
+	copyTree(t, rig.Root(t), elsewhere)
 	again := buildImage(t, elsewhere, second, "TZ=Asia/Tokyo", "LANG=C", "GOFLAGS=-tags=other", "GOAMD64=v3")
 	if digest != again {
 		t.Errorf("digests %s and %s", digest, again)

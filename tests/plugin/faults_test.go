@@ -31,8 +31,9 @@ import (
 
 	"golang.org/x/sys/unix"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 // ends is by when a call has to end by itself: well before the four minutes after
@@ -109,20 +110,6 @@ func (p *proxy) ca() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.Certificate().Raw})
 }
 
-// kubeconfig writes a kubeconfig file.
-func kubeconfig(t *testing.T, path, server string, ca []byte, user clientcmdapi.AuthInfo) {
-	t.Helper()
-	config := clientcmdapi.Config{
-		Clusters:       map[string]*clientcmdapi.Cluster{"c": {Server: server, CertificateAuthorityData: ca}},
-		AuthInfos:      map[string]*clientcmdapi.AuthInfo{"c": &user},
-		Contexts:       map[string]*clientcmdapi.Context{"c": {Cluster: "c", AuthInfo: "c"}},
-		CurrentContext: "c",
-	}
-	if err := clientcmd.WriteToFile(config, path); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // use makes the node use a kubeconfig file, or the administrator's where it is
 // empty.
 func (h *host) use(t *testing.T, c *cluster, kubeconfig string) {
@@ -131,12 +118,12 @@ func (h *host) use(t *testing.T, c *cluster, kubeconfig string) {
 		kubeconfig = env.Kubeconfig
 	}
 	h.configure(t, map[string]any{
-		"kubeconfig": kubeconfig, "poolsNamespace": c.ns, "nodeName": h.name,
+		"kubeconfig": kubeconfig, "poolsNamespace": c.NS, "nodeName": h.name,
 		"dataDir": filepath.Join(h.dir, "data"), "logFile": filepath.Join(h.dir, "log"), "logLevel": "debug",
 	})
 }
 
-var token = clientcmdapi.AuthInfo{Token: "t"}
+var token = &clientcmdapi.AuthInfo{Token: "t"}
 
 // status answers with an API server's status object.
 func status(code int, reason string, retryAfter int) http.HandlerFunc {
@@ -191,14 +178,14 @@ func behind(http2 bool, f http.HandlerFunc) func(*testing.T, string) {
 	return func(t *testing.T, path string) {
 		p := newProxy(t, http2)
 		p.fail(f)
-		kubeconfig(t, path, p.URL, p.ca(), token)
+		rig.WriteKubeconfig(t, path, p.URL, p.ca(), token)
 	}
 }
 
 func faults() []fault {
 	return []fault{
 		{"slow", behind(true, silent), []string{"API server unavailable", "https://127.0.0.1:", "does not answer in time"}},
-		{"black hole", func(t *testing.T, path string) { kubeconfig(t, path, "https://"+blackHole(t), nil, token) },
+		{"black hole", func(t *testing.T, path string) { rig.WriteKubeconfig(t, path, "https://"+blackHole(t), nil, token) },
 			[]string{"API server unavailable", "https://127.0.0.1:", "firewall"}},
 		{"refusing", func(t *testing.T, path string) { deadKubeconfig(t, path) }, []string{"API server unavailable", "https://127.0.0.1:1", "is the API server running?"}},
 		{"throttling", behind(true, status(429, "TooManyRequests", 60)), []string{"API server unavailable", "https://127.0.0.1:", "priority-and-fairness"}},
@@ -215,26 +202,30 @@ func faults() []fault {
 		{"proxy's 404", behind(true, text(404, "text/html", "<html>where am I</html>")), []string{"API server unavailable", "CRDs of nv-ipam.nvidia.com"}},
 		{"no CRDs", behind(true, text(404, "text/plain; charset=utf-8", "404 page not found")), []string{"API server unavailable", "CRDs of nv-ipam.nvidia.com"}},
 		{"proxy's 200", behind(true, text(200, "text/html", "<html>log in here</html>")), []string{"https://127.0.0.1:", "that is no API server"}},
-		{"name gone", func(t *testing.T, path string) { kubeconfig(t, path, "https://api.gone.invalid:6443", nil, token) },
+		{"name gone", func(t *testing.T, path string) {
+			rig.WriteKubeconfig(t, path, "https://api.gone.invalid:6443", nil, token)
+		},
 			[]string{"API server unavailable", "https://api.gone.invalid:6443", "/etc/resolv.conf"}},
 		{"certificate of the client expired", func(t *testing.T, path string) {
 			p := newProxy(t, true)
 			user, ca := expiredUser(t)
 			p.TLS.ClientCAs, p.TLS.ClientAuth = ca, tls.RequireAndVerifyClientCert
-			kubeconfig(t, path, p.URL, p.ca(), user)
+			rig.WriteKubeconfig(t, path, p.URL, p.ca(), user)
 		}, []string{"asked as system:node:a", "expired at 2020-01-02T00:00:00Z, and whoever renews them has not"}},
 		{"certificate of the server not trusted", func(t *testing.T, path string) {
 			_, other := newCA(t, time.Now().Add(time.Hour))
-			kubeconfig(t, path, newProxy(t, true).URL, other, token)
+			rig.WriteKubeconfig(t, path, newProxy(t, true).URL, other, token)
 		}, []string{"certificate authority", "is not that of https://127.0.0.1:"}},
-		{"token rejected", func(t *testing.T, path string) { kubeconfig(t, path, env.Config.Host, env.Config.CAData, token) },
+		{"token rejected", func(t *testing.T, path string) {
+			rig.WriteKubeconfig(t, path, env.Config.Host, env.Config.CAData, token)
+		},
 			[]string{"Unauthorized", "they may be revoked"}},
 		{"forbidden", func(t *testing.T, path string) {
 			nobody, err := env.UserConfig("nobody")
 			if err != nil {
 				t.Fatal(err)
 			}
-			kubeconfig(t, path, env.Config.Host, env.Config.CAData, clientcmdapi.AuthInfo{ClientCertificateData: nobody.CertData, ClientKeyData: nobody.KeyData})
+			rig.WriteKubeconfig(t, path, env.Config.Host, env.Config.CAData, &clientcmdapi.AuthInfo{ClientCertificateData: nobody.CertData, ClientKeyData: nobody.KeyData})
 		}, []string{"asked as nobody", "ClusterRole crd-ipam-node"}},
 	}
 }
@@ -292,7 +283,7 @@ func TestRetryAfter(t *testing.T) {
 	h := c.host(t, "a")
 	p := newProxy(t, true)
 	path := filepath.Join(h.dir, "proxy.kubeconfig")
-	kubeconfig(t, path, p.URL, p.ca(), token)
+	rig.WriteKubeconfig(t, path, p.URL, p.ca(), token)
 	h.use(t, c, path)
 	h.mustAdd(t, call{container: "c1"})
 	p.seen = nil
@@ -326,7 +317,7 @@ func TestSlowServerCarriesItOutLate(t *testing.T) {
 	h.mustAdd(t, call{container: "c1"})
 	p := newProxy(t, true)
 	path := filepath.Join(h.dir, "proxy.kubeconfig")
-	kubeconfig(t, path, p.URL, p.ca(), token)
+	rig.WriteKubeconfig(t, path, p.URL, p.ca(), token)
 	h.use(t, c, path)
 
 	var late sync.WaitGroup
@@ -385,7 +376,7 @@ func TestCredentialProgramHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := filepath.Join(h.dir, "exec.kubeconfig")
-	kubeconfig(t, path, env.Config.Host, env.Config.CAData, clientcmdapi.AuthInfo{Exec: &clientcmdapi.ExecConfig{
+	rig.WriteKubeconfig(t, path, env.Config.Host, env.Config.CAData, &clientcmdapi.AuthInfo{Exec: &clientcmdapi.ExecConfig{
 		APIVersion: "client.authentication.k8s.io/v1", Command: cat, Args: []string{fifo}, InteractiveMode: clientcmdapi.NeverExecInteractiveMode,
 	}})
 	h.use(t, c, path)
@@ -405,7 +396,7 @@ func TestDelWithoutCredentials(t *testing.T) {
 			}
 		},
 		"certificate gone": func(t *testing.T, path string) {
-			kubeconfig(t, path, env.Config.Host, env.Config.CAData, clientcmdapi.AuthInfo{ClientCertificate: path + ".pem", ClientKey: path + ".pem"})
+			rig.WriteKubeconfig(t, path, env.Config.Host, env.Config.CAData, &clientcmdapi.AuthInfo{ClientCertificate: path + ".pem", ClientKey: path + ".pem"})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -490,7 +481,7 @@ type authority struct {
 
 // expiredUser returns a kubelet's credentials whose time is over, and who issued
 // them.
-func expiredUser(t *testing.T) (clientcmdapi.AuthInfo, *x509.CertPool) {
+func expiredUser(t *testing.T) (*clientcmdapi.AuthInfo, *x509.CertPool) {
 	t.Helper()
 	ca, _ := newCA(t, time.Now().Add(time.Hour))
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -511,7 +502,7 @@ func expiredUser(t *testing.T) (clientcmdapi.AuthInfo, *x509.CertPool) {
 	}
 	pool := x509.NewCertPool()
 	pool.AddCert(ca.cert)
-	return clientcmdapi.AuthInfo{
+	return &clientcmdapi.AuthInfo{
 		ClientCertificateData: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}),
 		ClientKeyData:         pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}),
 	}, pool
