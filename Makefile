@@ -12,6 +12,10 @@ KUBE ?= 1.37.2
 # on both.
 KUBE_OLDEST ?= 1.30.14
 API_TESTS ?= ./internal/testenv/... ./attack/... ./claim/... ./controller/... ./crd/... ./identity/... ./manifests/...
+# TEST is how much is tested: -short takes a sample of what is enumerated (kills,
+# random histories, many nodes) and does not build images; TEST=-race takes all of it,
+# with the race detector.
+TEST ?= -short
 # TESTFLAGS go to every go test, as in: make test TESTFLAGS='-run Race -v'
 TESTFLAGS ?=
 FUZZTIME ?= 30s
@@ -58,16 +62,24 @@ manifests: ## Write bin/manifests, which installs OVERLAY with IMAGE, pinned by 
 	@IMAGE='$(IMAGE)' OVERLAY='$(OVERLAY)' hack/manifests.sh
 
 .PHONY: test
-test: build ## Run all tests: units, then the rest against real API servers, the newest and the oldest supported
-	go vet ./...
-	go test -race $(TESTFLAGS) ./...
-	@$(with_parts) set -x; go vet ./...; go test -race -count=1 -timeout 20m $(TESTFLAGS) ./...
-	@$(MAKE) test-oldest
+test: build ## Run tests of all packages against the newest API server, in a few minutes; TEST=-race for all of each, as CI does
+	go test $(TEST) $(TESTFLAGS) ./...
+	@$(with_parts) set -x; go test $(TEST) -count=1 -timeout 20m $(TESTFLAGS) ./...
 
 .PHONY: test-oldest
 test-oldest: KUBE := $(KUBE_OLDEST)
-test-oldest: build ## Run the tests of the API's behaviour against the oldest supported server
-	@$(with_parts) set -x; go test -race -count=1 -timeout 20m $(TESTFLAGS) $(API_TESTS)
+test-oldest: build ## Run the tests of the API's behaviour against the oldest supported server; TEST as above
+	@$(with_parts) set -x; go test $(TEST) -count=1 -timeout 20m $(TESTFLAGS) $(API_TESTS)
+
+.PHONY: test-all
+test-all: ## Run all tests with the race detector, both servers, and make crash: over an hour
+	@$(MAKE) test TEST=-race
+	@$(MAKE) test-oldest TEST=-race
+	@$(MAKE) crash
+
+.PHONY: crash
+crash: build ## Kill the plugin at every step and play every sequel to each, which takes 40 minutes; CRASH='power loss' for that one
+	@$(with_parts) set -x; CRASH="$${CRASH:-all}" go test ./crash -count=1 -v -timeout 2h $(TESTFLAGS)
 
 .PHONY: fuzz
 fuzz: ## Fuzz what comes from outside, FUZZTIME (30s) for each target

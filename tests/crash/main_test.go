@@ -11,7 +11,8 @@
 //
 // By default one of the ways in which things may go on is played for each step:
 // CRASH_SEED, a number, chooses which. CRASH="power loss" plays that one for each
-// step, and CRASH=all plays them all, which takes six times as long.
+// step, CRASH=all plays them all, which takes six times as long, and CRASH=sample,
+// the default with -short, kills at steps of different names only.
 package crash
 
 import (

@@ -25,6 +25,7 @@ import (
 func TestOverlays(t *testing.T) {
 	for _, o := range overlays {
 		t.Run(o.name, func(t *testing.T) {
+			t.Parallel() // it waits for kubectl and the server most of the time
 			env := start(t)
 			if env.Minor < o.from || env.Minor > o.to {
 				t.Skipf("not for 1.%d", env.Minor)
@@ -155,6 +156,7 @@ func installNetworkOperator(t *testing.T, env *testenv.Env, namespace string) {
 // With the component, what a node asks of this API group is in a queue of its own,
 // its lists are in another one, and what else it asks is in neither.
 func TestPriorityAndFairness(t *testing.T) {
+	t.Parallel()
 	env := start(t)
 	dir := t.TempDir()
 	rel, err := filepath.Rel(dir, filepath.Join(rig.Root(t), "manifests"))

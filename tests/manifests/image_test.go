@@ -28,8 +28,9 @@ import (
 // environment, is the same to the bit; and what is in it runs.
 func TestImage(t *testing.T) {
 	if testing.Short() {
-		t.Skip("builds the commands for two platforms")
+		t.Skip("builds the commands for two platforms, twice")
 	}
+	t.Parallel()
 	first, second := t.TempDir(), t.TempDir()
 	digest := buildImage(t, rig.Root(t), first)
 	elsewhere := filepath.Join(t.TempDir(), "copy")
