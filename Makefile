@@ -110,14 +110,17 @@ cluster-down: root ## End that cluster and remove all of it
 # The name that tests/e2e/testdata has, and docs/install.md.
 e2e e2e-oldest: IMAGE := registry.example.com/crd-ipam:v1
 
+# On a cluster of the user's: with neither root's rights nor the parts of one.
+e2e: CLUSTER_PARTS := $(if $(KUBECONFIG),kubectl,$(CLUSTER_PARTS))
+
 .PHONY: e2e
-e2e: root image ## Run pods on that cluster, with this project installed by its manifests and image (as root)
+e2e: $(if $(KUBECONFIG),,root) image ## Run pods on that cluster (as root), or on that of KUBECONFIG, with this project installed by its manifests and image
 	@$(with_cluster) set -x; go test ./e2e -count=1 -v -timeout 40m $(TESTFLAGS)
 
 .PHONY: e2e-oldest
 e2e-oldest: KUBE := $(KUBE_OLDEST)
 e2e-oldest: root image ## Run the walkthrough of them on the oldest supported version
-	@$(with_cluster) set -x; E2E_WALKTHROUGH_ONLY=1 go test ./e2e -run TestWalkthrough -count=1 -v -timeout 20m $(TESTFLAGS)
+	@$(with_cluster) set -x; unset KUBECONFIG; E2E_WALKTHROUGH_ONLY=1 go test ./e2e -run TestWalkthrough -count=1 -v -timeout 20m $(TESTFLAGS)
 
 .PHONY: root
 root:
