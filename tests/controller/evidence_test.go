@@ -4,7 +4,6 @@
 package controller
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -41,23 +40,12 @@ func (l *logBuffer) to(ctx context.Context) context.Context {
 	return klog.NewContext(ctx, logr.FromSlogHandler(slog.NewTextHandler(l, nil)))
 }
 
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
+type logBuffer struct{ rig.Log }
 
 // lines are those with all the parts.
 func (l *logBuffer) lines(parts ...string) (out []string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 next:
-	for line := range strings.Lines(l.b.String()) {
+	for line := range strings.Lines(l.String()) {
 		for _, part := range parts {
 			if !strings.Contains(line, part) {
 				continue next

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -182,18 +181,8 @@ func documented(t *testing.T, all map[string]float64) {
 // address of its metrics.
 func (c *cluster) startCommand(t *testing.T, name string) string {
 	t.Helper()
-	binary, err := testenv.Binary("ipam-controller")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0") // a port that is free
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
+	binary := rig.Binary(t, "ipam-controller")
+	address := rig.FreePort(t)
 	log, err := os.Create(filepath.Join(t.TempDir(), name+".log"))
 	if err != nil {
 		t.Fatal(err)

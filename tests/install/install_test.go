@@ -6,7 +6,6 @@ package install
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -56,7 +55,7 @@ func TestInstallOnce(t *testing.T) {
 
 func TestStayRepairs(t *testing.T) {
 	h := newCluster(t).host(t, "kind-worker", sampleStore(t))
-	probes := freePort(t)
+	probes := rig.FreePort(t)
 	cmd := h.ipamNode(t, "--check-interval=50ms", "--health-probe-bind-address="+probes)
 	log, err := os.Create(h.path("installer.log"))
 	if err != nil {
@@ -103,7 +102,7 @@ func TestStayRepairs(t *testing.T) {
 
 func TestStayIsNotReadyUntilInstalled(t *testing.T) {
 	h := newCluster(t).host(t, "kind-worker", "{half a store")
-	probes := freePort(t)
+	probes := rig.FreePort(t)
 	cmd := h.ipamNode(t, "--check-interval=50ms", "--health-probe-bind-address="+probes)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -121,16 +120,6 @@ func TestStayIsNotReadyUntilInstalled(t *testing.T) {
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("after SIGTERM: %v", err)
 	}
-}
-
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 func status(address, path string) int {

@@ -185,7 +185,7 @@ func TestTokenOfAnOldServer(t *testing.T) {
 func TestStayRepairsTheToken(t *testing.T) {
 	needNodeTokens(t)
 	h, args := tokenHost(t)
-	probes := freePort(t)
+	probes := rig.FreePort(t)
 	cmd := h.ipamNode(t, append(args, "--check-interval=50ms", "--health-probe-bind-address="+probes)...)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

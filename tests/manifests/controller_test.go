@@ -69,7 +69,7 @@ spec:
 // controllerWorks runs the controller as its service account, with the arguments
 // of the overlay's Deployment, through all that it has rights for.
 func controllerWorks(t *testing.T, env *testenv.Env, o overlay) {
-	probes := freePort(t)
+	probes := rig.FreePort(t)
 	args := append(controllerArgs(t, o), "--reclaim-grace=1s", "--reclaim-grace-ready-node=1s", "--health-probe-bind-address="+probes, "--metrics-bind-address=0",
 		"--kubeconfig="+writeKubeconfig(t, as(t, env, o.namespace, account, nil)))
 	out := runCommand(t, "ipam-controller", args...)

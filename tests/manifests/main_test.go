@@ -7,16 +7,13 @@
 package manifests
 
 import (
-	"bytes"
 	"errors"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -126,29 +123,11 @@ func writeKubeconfig(t *testing.T, config *rest.Config) string {
 	return path
 }
 
-// log is what a process has written so far.
-type log struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *log) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *log) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // runCommand runs one of this project's commands until the end of the test, which
 // fails if it ends earlier or not in peace.
-func runCommand(t *testing.T, name string, args ...string) *log {
+func runCommand(t *testing.T, name string, args ...string) *rig.Log {
 	t.Helper()
-	out := &log{}
+	out := &rig.Log{}
 	cmd := exec.Command(rig.Binary(t, name), args...)
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
@@ -164,17 +143,6 @@ func runCommand(t *testing.T, name string, args ...string) *log {
 		}
 	})
 	return out
-}
-
-// freePort is an address that nobody listens on.
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // makefileValue is what the Makefile sets a variable to.

@@ -72,7 +72,7 @@ func (c *cluster) refuses(t *testing.T, words string) {
 func rewriting(t *testing.T, path string, change func(req *http.Request, body []byte) []byte) {
 	t.Helper()
 	p := newProxy(t, true)
-	p.fail(func(w http.ResponseWriter, req *http.Request) {
+	p.Fail(func(w http.ResponseWriter, req *http.Request) {
 		if req.Method == http.MethodPost {
 			body, err := io.ReadAll(req.Body)
 			if err != nil {
@@ -81,9 +81,9 @@ func rewriting(t *testing.T, path string, change func(req *http.Request, body []
 			body = change(req, body)
 			req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 		}
-		p.forward.ServeHTTP(w, req)
+		p.Forward.ServeHTTP(w, req)
 	})
-	rig.WriteKubeconfig(t, path, p.URL, p.ca(), token)
+	p.Kubeconfig(t, path)
 }
 
 // Whatever a real API server refuses an ADD for, the advice fits the cause.

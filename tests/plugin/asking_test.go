@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -254,14 +253,14 @@ func TestExhaustedSaysWhichBlock(t *testing.T) {
 }
 
 // backdating makes allocations look an hour old to the node.
-func (p *proxy) backdating(w http.ResponseWriter, req *http.Request) {
+func backdating(p *rig.Proxy, w http.ResponseWriter, req *http.Request) {
 	if req.Method != http.MethodGet {
-		p.forward.ServeHTTP(w, req)
+		p.Forward.ServeHTTP(w, req)
 		return
 	}
 	req.Header.Del("Accept-Encoding")
 	answer := httptest.NewRecorder()
-	p.forward.ServeHTTP(answer, req)
+	p.Forward.ServeHTTP(answer, req)
 	ago := time.Now().Add(-time.Hour).UTC().Format(time.RFC3339)
 	body := created.ReplaceAll(answer.Body.Bytes(), []byte(`"creationTimestamp":"`+ago+`"`))
 	w.Header().Set("Content-Type", answer.Header().Get("Content-Type"))
@@ -282,17 +281,14 @@ func TestRequestedAddressOfAnEarlierSandbox(t *testing.T) {
 			c := newCluster(t)
 			c.blocks(t, "a")
 			h := c.host(t, "a")
-			p := newProxy(t, true)
-			path := filepath.Join(h.dir, "proxy.kubeconfig")
-			rig.WriteKubeconfig(t, path, p.URL, p.ca(), token)
-			h.use(t, c, path)
+			p := h.behindProxy(t, c)
 			of := func(pod, container, more string) call {
 				return call{verb: "ADD", container: container, args: "K8S_POD_NAME=" + pod + ";IP=10.0.0.77" + more}
 			}
 			h.mustRun(t, of("web", "sandbox-1", uid))
 			const inUse = "requested IP is already reserved"
 			h.wantError(t, of("web", "sandbox-2", uid), 11, inUse) // it may be about to start
-			p.fail(p.backdating)
+			p.Fail(func(w http.ResponseWriter, req *http.Request) { backdating(p, w, req) })
 			h.wantError(t, of("other", "c1", uid), 11, inUse)
 			h.wantError(t, of("web", "sandbox-2", ";K8S_POD_UID=another"), 11, inUse)
 			for _, when := range []*metav1.MicroTime{nil, {Time: time.Now().Add(time.Hour)}} {

@@ -13,13 +13,9 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
-	"log"
 	"math/big"
 	"net"
 	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -40,74 +36,18 @@ import (
 // which a kubelet gives up, and well after the 26 seconds that an ADD may take.
 const ends = 90 * time.Second
 
-// proxy stands in front of the API server, speaks to it as an administrator, and
-// fails as it is told.
-type proxy struct {
-	*httptest.Server
-
-	forward http.Handler
-	fault   atomic.Pointer[http.HandlerFunc]
-
-	mu   sync.Mutex
-	seen []time.Time // when requests came
-}
-
-// newProxy starts a proxy; http2 as an API server speaks it, else HTTP/1.1.
-func newProxy(t *testing.T, http2 bool) *proxy {
+// newProxy starts a proxy that speaks to the API server as an administrator.
+func newProxy(t *testing.T, http2 bool) *rig.Proxy {
 	t.Helper()
-	target, err := url.Parse(env.Config.Host)
-	if err != nil {
-		t.Fatal(err)
-	}
-	transport, err := rest.TransportFor(env.Config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	forward := httputil.NewSingleHostReverseProxy(target)
-	forward.Transport = withoutAuthorization{transport}
-	p := &proxy{forward: forward}
-	p.Server = httptest.NewUnstartedServer(p)
-	p.EnableHTTP2 = http2
-	p.Config.ErrorLog = log.New(io.Discard, "", 0)
-	p.StartTLS()
-	t.Cleanup(func() {
-		p.CloseClientConnections()
-		p.Close()
-	})
+	return rig.NewProxy(t, env.Config, http2)
+}
+
+// behindProxy puts a proxy between the node and the API server.
+func (h *host) behindProxy(t *testing.T, c *cluster) *rig.Proxy {
+	t.Helper()
+	p := newProxy(t, true)
+	h.use(t, c, p.Kubeconfig(t, filepath.Join(h.dir, "proxy.kubeconfig")))
 	return p
-}
-
-// withoutAuthorization leaves out the plugin's own token.
-type withoutAuthorization struct{ next http.RoundTripper }
-
-func (w withoutAuthorization) RoundTrip(req *http.Request) (*http.Response, error) {
-	req = req.Clone(req.Context())
-	req.Header.Del("Authorization")
-	return w.next.RoundTrip(req)
-}
-
-func (p *proxy) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	p.mu.Lock()
-	p.seen = append(p.seen, time.Now())
-	p.mu.Unlock()
-	if f := p.fault.Load(); f != nil {
-		(*f)(w, req)
-		return
-	}
-	p.forward.ServeHTTP(w, req)
-}
-
-// fail makes every request fail; nil ends that.
-func (p *proxy) fail(f http.HandlerFunc) {
-	if f == nil {
-		p.fault.Store(nil)
-		return
-	}
-	p.fault.Store(&f)
-}
-
-func (p *proxy) ca() []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.Certificate().Raw})
 }
 
 // use makes the node use a kubeconfig file, or the administrator's where it is
@@ -177,8 +117,8 @@ type fault struct {
 func behind(http2 bool, f http.HandlerFunc) func(*testing.T, string) {
 	return func(t *testing.T, path string) {
 		p := newProxy(t, http2)
-		p.fail(f)
-		rig.WriteKubeconfig(t, path, p.URL, p.ca(), token)
+		p.Fail(f)
+		p.Kubeconfig(t, path)
 	}
 }
 
@@ -210,7 +150,7 @@ func faults() []fault {
 			p := newProxy(t, true)
 			user, ca := expiredUser(t)
 			p.TLS.ClientCAs, p.TLS.ClientAuth = ca, tls.RequireAndVerifyClientCert
-			rig.WriteKubeconfig(t, path, p.URL, p.ca(), user)
+			rig.WriteKubeconfig(t, path, p.URL, p.CA(), user)
 		}, []string{"asked as system:node:a", "expired at 2020-01-02T00:00:00Z, and whoever renews them has not"}},
 		{"certificate of the server not trusted", func(t *testing.T, path string) {
 			_, other := newCA(t, time.Now().Add(time.Hour))
@@ -281,27 +221,25 @@ func TestRetryAfter(t *testing.T) {
 	c := newCluster(t)
 	c.blocks(t, "a")
 	h := c.host(t, "a")
-	p := newProxy(t, true)
-	path := filepath.Join(h.dir, "proxy.kubeconfig")
-	rig.WriteKubeconfig(t, path, p.URL, p.ca(), token)
-	h.use(t, c, path)
+	p := h.behindProxy(t, c)
 	h.mustAdd(t, call{container: "c1"})
-	p.seen = nil
+	p.Seen()
 
 	var refusals atomic.Int64
-	p.fail(func(w http.ResponseWriter, req *http.Request) {
+	p.Fail(func(w http.ResponseWriter, req *http.Request) {
 		if refusals.Add(1) <= 2 {
 			status(429, "TooManyRequests", 2)(w, req)
 			return
 		}
-		p.forward.ServeHTTP(w, req)
+		p.Forward.ServeHTTP(w, req)
 	})
 	h.mustAdd(t, call{container: "c2"})
-	if len(p.seen) != 4 { // the read three times, the create once
-		t.Fatalf("%d requests, want 4", len(p.seen))
+	seen := p.Seen()
+	if len(seen) != 4 { // the read three times, the create once
+		t.Fatalf("%d requests, want 4", len(seen))
 	}
 	for i := range 2 {
-		if pause := p.seen[i+1].Sub(p.seen[i]); pause < 2*time.Second {
+		if pause := seen[i+1].Sub(seen[i]); pause < 2*time.Second {
 			t.Errorf("asked again after %s, told to wait for 2 s", pause)
 		}
 	}
@@ -315,15 +253,12 @@ func TestSlowServerCarriesItOutLate(t *testing.T) {
 	c.blocks(t, "a")
 	h := c.host(t, "a")
 	h.mustAdd(t, call{container: "c1"})
-	p := newProxy(t, true)
-	path := filepath.Join(h.dir, "proxy.kubeconfig")
-	rig.WriteKubeconfig(t, path, p.URL, p.ca(), token)
-	h.use(t, c, path)
+	p := h.behindProxy(t, c)
 
 	var late sync.WaitGroup
-	p.fail(func(w http.ResponseWriter, req *http.Request) {
+	p.Fail(func(w http.ResponseWriter, req *http.Request) {
 		if req.Method != http.MethodPost {
-			p.forward.ServeHTTP(w, req)
+			p.Forward.ServeHTTP(w, req)
 			return
 		}
 		body, err := io.ReadAll(req.Body)
@@ -349,7 +284,7 @@ func TestSlowServerCarriesItOutLate(t *testing.T) {
 		}()
 		<-req.Context().Done()
 	})
-	h.wantError(t, call{verb: "ADD", container: "c2"}, 11, "API server unavailable", path)
+	h.wantError(t, call{verb: "ADD", container: "c2"}, 11, "API server unavailable", "proxy.kubeconfig")
 	late.Wait()
 	h.use(t, c, "")
 	h.mustRun(t, call{verb: "DEL", container: "c2"})

@@ -160,20 +160,17 @@ func TestGCThatWaitsSparesWhatStartedMeanwhile(t *testing.T) {
 			c := newCluster(t)
 			c.blocks(t, "a")
 			h := c.host(t, "a")
-			p := newProxy(t, true)
-			path := filepath.Join(h.dir, "proxy.kubeconfig")
-			rig.WriteKubeconfig(t, path, p.URL, p.ca(), token)
-			h.use(t, c, path)
+			p := h.behindProxy(t, c)
 			h.mustAdd(t, call{container: "gone"})
 			c.age(t)
 			arrived, release := make(chan struct{}), make(chan struct{})
 			var once sync.Once
-			p.fail(func(w http.ResponseWriter, req *http.Request) {
+			p.Fail(func(w http.ResponseWriter, req *http.Request) {
 				if req.Method == http.MethodGet && strings.HasSuffix(req.URL.Path, "/ipallocations") {
 					once.Do(func() { close(arrived) })
 					<-release
 				}
-				p.forward.ServeHTTP(w, req)
+				p.Forward.ServeHTTP(w, req)
 			})
 			var running sync.WaitGroup
 			running.Go(func() { h.mustRun(t, gc()) })
@@ -212,7 +209,7 @@ func sites(t *testing.T, clusters int) (one, two site) {
 	if clusters == 2 {
 		p := newProxy(t, true)
 		two.kubeconfig = filepath.Join(h.dir, "second.kubeconfig")
-		rig.WriteKubeconfig(t, two.kubeconfig, p.URL, p.ca(), token)
+		p.Kubeconfig(t, two.kubeconfig)
 	}
 	return one, two
 }
@@ -380,16 +377,13 @@ func TestFailedADDsLeaveBoundedNotes(t *testing.T) {
 				c := newCluster(t)
 				rig.IPPool(t, c.IPAM, c.NS, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: size}, "a")
 				h := c.host(t, "a")
-				p := newProxy(t, true)
-				path := filepath.Join(h.dir, "proxy.kubeconfig")
-				rig.WriteKubeconfig(t, path, p.URL, p.ca(), token)
-				h.use(t, c, path)
-				p.fail(func(w http.ResponseWriter, req *http.Request) {
+				p := h.behindProxy(t, c)
+				p.Fail(func(w http.ResponseWriter, req *http.Request) {
 					switch {
 					case req.Method == http.MethodGet:
-						p.forward.ServeHTTP(w, req)
+						p.Forward.ServeHTTP(w, req)
 					case carriedOut && req.Method == http.MethodPost:
-						p.forward.ServeHTTP(discard{http.Header{}}, req)
+						p.Forward.ServeHTTP(discard{http.Header{}}, req)
 						fallthrough
 					default:
 						status(500, "InternalError", 0)(w, req)
@@ -409,7 +403,7 @@ func TestFailedADDsLeaveBoundedNotes(t *testing.T) {
 				if err != nil || len(notes) > 2*size {
 					t.Errorf("%d notes for %d addresses: %v, %v", len(notes), size, notes, err)
 				}
-				p.fail(nil)
+				p.Fail(nil)
 				h.settle(t)
 				h.mustRun(t, call{verb: "STATUS"})
 				h.mustRun(t, call{verb: "STATUS"})
