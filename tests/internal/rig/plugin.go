@@ -6,6 +6,7 @@ package rig
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -65,7 +66,8 @@ func (c Call) On(cmd *exec.Cmd, plugin string) ([]byte, error) {
 func (c Call) Run(t testing.TB, cmd *exec.Cmd, plugin string) ([]byte, *types.Error) {
 	t.Helper()
 	out, err := c.On(cmd, plugin)
-	if said, ok := err.(*types.Error); ok { //nolint:errorlint // On wraps nothing
+	var said *types.Error
+	if errors.As(err, &said) {
 		return nil, said
 	}
 	if err != nil {
