@@ -12,6 +12,10 @@ KUBE ?= 1.37.2
 # on both.
 KUBE_OLDEST ?= 1.30.14
 API_TESTS ?= ./internal/testenv/... ./attack/... ./claim/... ./controller/... ./crd/... ./identity/... ./manifests/...
+# TEST is how much is tested: -short takes a sample of what is enumerated (kills,
+# random histories, many nodes) and does not build images; TEST=-race takes all of it,
+# with the race detector.
+TEST ?= -short
 # TESTFLAGS go to every go test, as in: make test TESTFLAGS='-run Race -v'
 TESTFLAGS ?=
 FUZZTIME ?= 30s
@@ -58,16 +62,24 @@ manifests: ## Write bin/manifests, which installs OVERLAY with IMAGE, pinned by 
 	@IMAGE='$(IMAGE)' OVERLAY='$(OVERLAY)' hack/manifests.sh
 
 .PHONY: test
-test: build ## Run all tests: units, then the rest against real API servers, the newest and the oldest supported
-	go vet ./...
-	go test -race $(TESTFLAGS) ./...
-	@$(with_parts) set -x; go vet ./...; go test -race -count=1 -timeout 20m $(TESTFLAGS) ./...
-	@$(MAKE) test-oldest
+test: build ## Run tests of all packages against the newest API server, in a few minutes; TEST=-race for all of each, as CI does
+	go test $(TEST) $(TESTFLAGS) ./...
+	@$(with_parts) set -x; go test $(TEST) -count=1 -timeout 20m $(TESTFLAGS) ./...
 
 .PHONY: test-oldest
 test-oldest: KUBE := $(KUBE_OLDEST)
-test-oldest: build ## Run the tests of the API's behaviour against the oldest supported server
-	@$(with_parts) set -x; go test -race -count=1 -timeout 20m $(TESTFLAGS) $(API_TESTS)
+test-oldest: build ## Run the tests of the API's behaviour against the oldest supported server; TEST as above
+	@$(with_parts) set -x; go test $(TEST) -count=1 -timeout 20m $(TESTFLAGS) $(API_TESTS)
+
+.PHONY: test-all
+test-all: ## Run all tests with the race detector, both servers, and make crash: over an hour
+	@$(MAKE) test TEST=-race
+	@$(MAKE) test-oldest TEST=-race
+	@$(MAKE) crash
+
+.PHONY: crash
+crash: build ## Kill the plugin at every step and play every sequel to each, which takes 40 minutes; CRASH='power loss' for that one
+	@$(with_parts) set -x; CRASH="$${CRASH:-all}" go test ./crash -count=1 -v -timeout 2h $(TESTFLAGS)
 
 .PHONY: fuzz
 fuzz: ## Fuzz what comes from outside, FUZZTIME (30s) for each target
@@ -98,14 +110,17 @@ cluster-down: root ## End that cluster and remove all of it
 # The name that tests/e2e/testdata has, and docs/install.md.
 e2e e2e-oldest: IMAGE := registry.example.com/crd-ipam:v1
 
+# On a cluster of the user's: with neither root's rights nor the parts of one.
+e2e: CLUSTER_PARTS := $(if $(KUBECONFIG),kubectl,$(CLUSTER_PARTS))
+
 .PHONY: e2e
-e2e: root image ## Run pods on that cluster, with this project installed by its manifests and image (as root)
+e2e: $(if $(KUBECONFIG),,root) image ## Run pods on that cluster (as root), or on that of KUBECONFIG, with this project installed by its manifests and image
 	@$(with_cluster) set -x; go test ./e2e -count=1 -v -timeout 40m $(TESTFLAGS)
 
 .PHONY: e2e-oldest
 e2e-oldest: KUBE := $(KUBE_OLDEST)
 e2e-oldest: root image ## Run the walkthrough of them on the oldest supported version
-	@$(with_cluster) set -x; E2E_WALKTHROUGH_ONLY=1 go test ./e2e -run TestWalkthrough -count=1 -v -timeout 20m $(TESTFLAGS)
+	@$(with_cluster) set -x; unset KUBECONFIG; E2E_WALKTHROUGH_ONLY=1 go test ./e2e -run TestWalkthrough -count=1 -v -timeout 20m $(TESTFLAGS)
 
 .PHONY: root
 root:

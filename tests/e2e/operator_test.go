@@ -20,6 +20,7 @@ func TestNetworkOperator(t *testing.T) {
 	if walkthroughOnly {
 		t.Skip("only the walkthrough is run, because of E2E_WALKTHROUGH_ONLY")
 	}
+	needsOwnCluster(t, "it removes files from the nodes' disks")
 	root, err := testenv.Root()
 	if err != nil {
 		t.Fatal(err)

@@ -6,7 +6,6 @@ package install
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -14,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/crd-ipam/crd-ipam/pkg/cni"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 func TestInstallOnce(t *testing.T) {
@@ -26,7 +26,7 @@ func TestInstallOnce(t *testing.T) {
 	if err := json.Unmarshal([]byte(h.read(t, "conf/nv-ipam.conf")), &settings); err != nil {
 		t.Fatal(err)
 	}
-	if settings.PoolsNamespace != h.ns || settings.NodeName != h.name || settings.Kubeconfig != env.Kubeconfig || settings.ForcePoolName == nil || *settings.ForcePoolName {
+	if settings.PoolsNamespace != h.NS || settings.NodeName != h.name || settings.Kubeconfig != env.Kubeconfig || settings.ForcePoolName == nil || *settings.ForcePoolName {
 		t.Errorf("nv-ipam.conf %+v", settings)
 	}
 	for name, mode := range map[string]os.FileMode{"bin/nv-ipam": 0o755, "conf/nv-ipam.conf": 0o600} {
@@ -55,7 +55,7 @@ func TestInstallOnce(t *testing.T) {
 
 func TestStayRepairs(t *testing.T) {
 	h := newCluster(t).host(t, "kind-worker", sampleStore(t))
-	probes := freePort(t)
+	probes := rig.FreePort(t)
 	cmd := h.ipamNode(t, "--check-interval=50ms", "--health-probe-bind-address="+probes)
 	log, err := os.Create(h.path("installer.log"))
 	if err != nil {
@@ -68,7 +68,7 @@ func TestStayRepairs(t *testing.T) {
 	}
 	defer cmd.Process.Kill()
 	ready := func() bool { return status(probes, "readyz") == http.StatusOK }
-	eventually(t, "installed and ready", ready)
+	rig.Eventually(t, "installed and ready", ready)
 	if status(probes, "healthz") != http.StatusOK {
 		t.Error("not healthy")
 	}
@@ -78,15 +78,15 @@ func TestStayRepairs(t *testing.T) {
 	h.write(t, "data/store", withEntry(t, sampleStore(t), "late", "192.168.0.104"), 0o644)
 	h.write(t, "conf/nv-ipam.conf", "{}", 0o644)
 	h.write(t, "bin/nv-ipam", nvIpam, 0o755)
-	eventually(t, "repaired", func() bool { return h.read(t, "bin/nv-ipam") == plugin && h.read(t, "conf/nv-ipam.conf") == conf })
-	eventually(t, "ready again", ready)
+	rig.Eventually(t, "repaired", func() bool { return h.read(t, "bin/nv-ipam") == plugin && h.read(t, "conf/nv-ipam.conf") == conf })
+	rig.Eventually(t, "ready again", ready)
 	if !strings.Contains(h.held(t), "pool1 192.168.0.104 kind-worker default/late") {
 		t.Errorf("what nv-ipam gave meanwhile is not claimed:\n%s", h.held(t))
 	}
 	if err := os.Remove(h.path("bin/nv-ipam")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "repaired", func() bool { _, err := os.Stat(h.path("bin/nv-ipam")); return err == nil })
+	rig.Eventually(t, "repaired", func() bool { _, err := os.Stat(h.path("bin/nv-ipam")); return err == nil })
 
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -102,34 +102,24 @@ func TestStayRepairs(t *testing.T) {
 
 func TestStayIsNotReadyUntilInstalled(t *testing.T) {
 	h := newCluster(t).host(t, "kind-worker", "{half a store")
-	probes := freePort(t)
+	probes := rig.FreePort(t)
 	cmd := h.ipamNode(t, "--check-interval=50ms", "--health-probe-bind-address="+probes)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	defer cmd.Process.Kill()
-	eventually(t, "alive", func() bool { return status(probes, "healthz") == http.StatusOK })
+	rig.Eventually(t, "alive", func() bool { return status(probes, "healthz") == http.StatusOK })
 	if status(probes, "readyz") != http.StatusServiceUnavailable || h.isInstalled(t) {
 		t.Error("ready, or installed, though the store cannot be read")
 	}
 	h.write(t, "data/store", sampleStore(t), 0o644)
-	eventually(t, "ready once the store is whole", func() bool { return status(probes, "readyz") == http.StatusOK })
+	rig.Eventually(t, "ready once the store is whole", func() bool { return status(probes, "readyz") == http.StatusOK })
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("after SIGTERM: %v", err)
 	}
-}
-
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 func status(address, path string) int {

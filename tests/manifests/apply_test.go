@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
 
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
@@ -24,6 +25,7 @@ import (
 func TestOverlays(t *testing.T) {
 	for _, o := range overlays {
 		t.Run(o.name, func(t *testing.T) {
+			t.Parallel() // it waits for kubectl and the server most of the time
 			env := start(t)
 			if env.Minor < o.from || env.Minor > o.to {
 				t.Skipf("not for 1.%d", env.Minor)
@@ -97,7 +99,7 @@ func removeAll(t *testing.T, env *testenv.Env, o overlay) {
 	// Where that is the server's own, to delete them with the CRD, it fails ("storage
 	// is (re)initializing"), and now and then it is tried again only after minutes.
 	for _, plural := range []string{"ippools", "cidrpools", "ipallocations"} {
-		until(t, func() string {
+		rig.Until(t, func() string {
 			if _, err := env.Kubectl(t.Context(), "get", "--raw", "/apis/nv-ipam.nvidia.com/v1alpha1/"+plural+"?resourceVersion=0"); err != nil {
 				return err.Error()
 			}
@@ -121,7 +123,7 @@ func installNetworkOperator(t *testing.T, env *testenv.Env, namespace string) {
 	kubectl(t, env, "create", "namespace", namespace)
 	apply(t, env, strings.ReplaceAll(string(manifest), "NAMESPACE", namespace))
 	for _, plural := range []string{"ippools", "cidrpools"} {
-		data, err := os.ReadFile(filepath.Join(root(t), "manifests", "base", "crds", "nv-ipam.nvidia.com_"+plural+".yaml"))
+		data, err := os.ReadFile(filepath.Join(rig.Root(t), "manifests", "base", "crds", "nv-ipam.nvidia.com_"+plural+".yaml"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -154,9 +156,10 @@ func installNetworkOperator(t *testing.T, env *testenv.Env, namespace string) {
 // With the component, what a node asks of this API group is in a queue of its own,
 // its lists are in another one, and what else it asks is in neither.
 func TestPriorityAndFairness(t *testing.T) {
+	t.Parallel()
 	env := start(t)
 	dir := t.TempDir()
-	rel, err := filepath.Rel(dir, filepath.Join(root(t), "manifests"))
+	rel, err := filepath.Rel(dir, filepath.Join(rig.Root(t), "manifests"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +215,7 @@ func queues(t *testing.T, env *testenv.Env, plugin *rest.Config, namespace strin
 	} {
 		for _, kind := range []string{schema, level} {
 			want := uid(kind, request.name)
-			until(t, func() string {
+			rig.Until(t, func() string {
 				if got := in(request.method, request.path, kind); got != want {
 					return fmt.Sprintf("%s %s: %s %s, want %s", request.method, request.path, kind, got, want)
 				}

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
@@ -87,10 +88,7 @@ func fits(t *testing.T, o overlay, spec *corev1.PodSpec, c corev1.Container, ima
 		t.Errorf("%s: image %s, make image makes %s", c.Name, c.Image, image)
 	}
 	command := strings.TrimPrefix(c.Command[0], "/")
-	path, err := testenv.Binary(command)
-	if err != nil {
-		t.Fatal(err)
-	}
+	path := rig.Binary(t, command)
 	args := expand(c, o)
 	if left := slices.IndexFunc(args, func(s string) bool { return strings.Contains(s, "$(") }); left >= 0 {
 		t.Errorf("%s: %s is not in its environment", c.Name, args[left])
@@ -171,7 +169,7 @@ func TestImageOfNobody(t *testing.T) {
 // docs/install.md tells how the policy for tokens learns what an API server calls
 // itself.
 func TestAnotherAudience(t *testing.T) {
-	doc := string(readFile(t, filepath.Join(root(t), "docs", "install.md")))
+	doc := string(readFile(t, filepath.Join(rig.Root(t), "docs", "install.md")))
 	before, after, found := strings.Cut(doc, "    name: crd-ipam-plugin-token\n")
 	if !found {
 		t.Fatal("docs/install.md has no patch of the policy")
@@ -180,7 +178,7 @@ func TestAnotherAudience(t *testing.T) {
 	end, _, _ := strings.Cut(after, "```")
 	patch := before[start:] + "    name: crd-ipam-plugin-token\n" + end
 	dir := t.TempDir()
-	rel, err := filepath.Rel(dir, filepath.Join(root(t), "manifests", "overlays", "serviceaccount"))
+	rel, err := filepath.Rel(dir, filepath.Join(rig.Root(t), "manifests", "overlays", "serviceaccount"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,7 +216,7 @@ func TestPinnedImage(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			cmd := exec.CommandContext(t.Context(), filepath.Join(root(t), "hack", "manifests.sh"))
+			cmd := exec.CommandContext(t.Context(), filepath.Join(rig.Root(t), "hack", "manifests.sh"))
 			cmd.Env = append(os.Environ(), "IMAGE="+tc.image, "OVERLAY="+tc.overlay, "OUT="+out)
 			says, err := cmd.CombinedOutput()
 			if !strings.Contains(tc.want, "@") {
@@ -277,10 +275,7 @@ func TestNetworkOperatorsArguments(t *testing.T) {
 			"--cni-log-file=/var/log/nv-ipam-cni.log", "--cni-log-level=info", "--ippools-namespace=n",
 		},
 	} {
-		path, err := testenv.Binary(command)
-		if err != nil {
-			t.Fatal(err)
-		}
+		path := rig.Binary(t, command)
 		if out, err := exec.Command(path, append(args, "--version")...).CombinedOutput(); err != nil {
 			t.Errorf("%s: %v\n%s", command, err, out)
 		}
