@@ -222,7 +222,7 @@ func faults() []fault {
 			user, ca := expiredUser(t)
 			p.TLS.ClientCAs, p.TLS.ClientAuth = ca, tls.RequireAndVerifyClientCert
 			kubeconfig(t, path, p.URL, p.ca(), user)
-		}, []string{"asked as system:node:a", "expired at 2020-01-02T00:00:00Z, and whoever renews them has not"}},
+		}, []string{"asked as system:node:a", "expired at 2020-01-02T00:00:00Z and have not been renewed"}},
 		{"certificate of the server not trusted", func(t *testing.T, path string) {
 			_, other := newCA(t, time.Now().Add(time.Hour))
 			kubeconfig(t, path, newProxy(t, true).URL, other, token)
