@@ -389,7 +389,7 @@ func TestCredentialProgramHangs(t *testing.T) {
 		APIVersion: "client.authentication.k8s.io/v1", Command: cat, Args: []string{fifo}, InteractiveMode: clientcmdapi.NeverExecInteractiveMode,
 	}})
 	h.use(t, c, path)
-	inTime(t, "STATUS", func() { h.wantError(t, call{verb: "STATUS"}, 50, "a credential program") })
+	inTime(t, "STATUS", func() { h.wantError(t, call{verb: "STATUS"}, 50, "an exec credential plugin") })
 }
 
 // The kubelet's credentials are gone: pods can go nevertheless, where the node
