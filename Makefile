@@ -1,6 +1,6 @@
-# Everything that a target needs it builds itself. The real components (etcd,
-# kube-apiserver) are built from source once, which takes some minutes, and kept
-# in the user's cache directory: see hack/parts.sh.
+# Each target builds what it needs. The real components (etcd, kube-apiserver) are
+# built from source once, which takes some minutes, and kept in the user's cache
+# directory: see hack/parts.sh.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -8,19 +8,19 @@ MAKEFLAGS += --no-print-directory
 
 # KUBE is the version of the API server that tests and the demo run against.
 KUBE ?= 1.37.2
-# KUBE_OLDEST is the oldest one that is supported, and API_TESTS what has to hold
-# on both.
+# KUBE_OLDEST is the oldest supported version, and API_TESTS are the tests that must
+# pass on both.
 KUBE_OLDEST ?= 1.30.14
 API_TESTS ?= ./internal/testenv/... ./attack/... ./claim/... ./controller/... ./crd/... ./identity/... ./manifests/...
 # TEST is how much is tested: -short takes a sample of what is enumerated (kills,
 # random histories, many nodes) and does not build images; TEST=-race takes all of it,
 # with the race detector.
 TEST ?= -short
-# TESTFLAGS go to every go test, as in: make test TESTFLAGS='-run Race -v'
+# TESTFLAGS are passed to every go test: make test TESTFLAGS='-run Race -v'
 TESTFLAGS ?=
 FUZZTIME ?= 30s
 SOAK ?= 10m
-# BENCHFLAGS are those of tests/perf; -write needs all phases.
+# BENCHFLAGS are the flags of tests/perf; -write needs all phases.
 BENCHFLAGS ?= -write
 # CHAOS are the arguments of make chaos: how many attachments at once, how often.
 # make test runs the same, with fewer of them.
@@ -28,9 +28,9 @@ CHAOS ?= -attachments 1000 -rounds 3
 # IMAGE is the image's name. By default it is the manifests' placeholder, which no
 # registry serves: see manifests/base/kustomization.yaml.
 IMAGE ?= crd-ipam.invalid/crd-ipam:dev
-# OVERLAY is the one of manifests/overlays that make manifests is about.
+# OVERLAY is the directory of manifests/overlays that make manifests uses.
 OVERLAY ?= default
-# IMAGE_USER is whom a container runs as whose manifest does not say.
+# IMAGE_USER is the user of a container whose manifest names none.
 IMAGE_USER ?= 65532:65532
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
@@ -82,10 +82,10 @@ crash: build ## Kill the plugin at every step and play every sequel to each, whi
 	@$(with_parts) set -x; CRASH="$${CRASH:-all}" go test ./crash -count=1 -v -timeout 2h $(TESTFLAGS)
 
 .PHONY: fuzz
-fuzz: ## Fuzz what comes from outside, FUZZTIME (30s) for each target
+fuzz: ## Fuzz the input of the plugin, FUZZTIME (30s) for each target
 	go test -run '^$$' -fuzz FuzzConfiguration -fuzztime $(FUZZTIME) ./pkg/cni
 	go test -run '^$$' -fuzz FuzzCNIArgs -fuzztime $(FUZZTIME) ./pkg/cni
-	go test -run '^$$' -fuzz FuzzNameIsInjective -fuzztime $(FUZZTIME) ./pkg/claim
+	go test -run '^$$' -fuzz FuzzNameIsInjective -fuzztime $(FUZZTIME) ./apis/nvipam/v1alpha1
 
 .PHONY: chaos
 chaos: build ## Run 1,000 attachments while API server, controllers and plugins are killed; CHAOS='-attachments 1000 -rounds 3 -seed N'
@@ -96,15 +96,15 @@ soak: build ## Check random histories of claims for SOAK (10m), new ones each ti
 	@$(with_parts) set -x; go test ./claim -run 'TestHistories|TestLinearizable' -count=1 -v -timeout 24h $(TESTFLAGS) -args -soak $(SOAK)
 
 .PHONY: demo
-demo: root build ## Show what it does, on a real API server on this machine (as root)
+demo: root build ## Walk through what it does, on a real API server on this machine (as root)
 	@$(with_parts) go build -o ../bin/demo ./demo; exec ../bin/demo
 
 .PHONY: cluster
-cluster: root ## Bring up a Kubernetes cluster of three nodes on this machine (as root); KUBE=1.30.14 for that version
+cluster: root ## Start a Kubernetes cluster of three nodes on this machine (as root); KUBE=1.30.14 for that version
 	@$(with_cluster) go build -o ../bin/cluster ./cluster; exec ../bin/cluster up
 
 .PHONY: cluster-down
-cluster-down: root ## End that cluster and remove all of it
+cluster-down: root ## Stop that cluster and remove it
 	@cd tests; go build -o ../bin/cluster ./cluster; exec ../bin/cluster down
 
 # The name that tests/e2e/testdata has, and docs/install.md.
@@ -119,23 +119,23 @@ e2e: $(if $(KUBECONFIG),,root) image ## Run pods on that cluster (as root), or o
 
 .PHONY: e2e-oldest
 e2e-oldest: KUBE := $(KUBE_OLDEST)
-e2e-oldest: root image ## Run the walkthrough of them on the oldest supported version
+e2e-oldest: root image ## Run the walkthrough of the e2e tests on the oldest supported version
 	@$(with_cluster) set -x; unset KUBECONFIG; E2E_WALKTHROUGH_ONLY=1 go test ./e2e -run TestWalkthrough -count=1 -v -timeout 20m $(TESTFLAGS)
 
 .PHONY: root
 root:
-	@[ "$$(id -u)" = 0 ] || { echo "make $(MAKECMDGOALS) makes namespaces, which takes root: sudo env PATH=\$$PATH make $(MAKECMDGOALS)" >&2; exit 1; }
+	@[ "$$(id -u)" = 0 ] || { echo "make $(MAKECMDGOALS) creates namespaces and must run as root: sudo env PATH=\$$PATH make $(MAKECMDGOALS)" >&2; exit 1; }
 
 .PHONY: bench
 bench: build ## Measure what addresses cost, in under 20 minutes, and write docs/benchmarks.md (BENCHFLAGS chooses phases)
 	@$(with_parts) CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w" -o ../bin/bench/ ./perf/...; exec ../bin/bench/perf $(BENCHFLAGS)
 
 .PHONY: generate
-generate: ## Write what is generated from apis/
+generate: ## Generate clients, deep copies and CRDs from apis/
 	hack/generate.sh
 
 .PHONY: verify
-verify: ## Check that generated files, modules, format and imports are as they should be
+verify: ## Check generated files, modules, format and imports
 	hack/verify.sh
 
 .PHONY: lint
@@ -147,9 +147,9 @@ lint: ## Run go vet, golangci-lint and a syntax check of the scripts
 	"$$lint" run ./... || ok=false; cd tests; "$$lint" run ./... || ok=false; $$ok
 
 .PHONY: vulncheck
-vulncheck: ## Look up what ships in Go's vulnerability database (GOVULNDB); fails where it cannot, unless hack/vulncheck-waiver says who waives that
+vulncheck: ## Check what ships against Go's vulnerability database (GOVULNDB); fails if it cannot, unless hack/vulncheck-waiver waives that
 	hack/vulncheck.sh
 
 .PHONY: clean
-clean: ## Remove what was built here; the real components stay in the cache
+clean: ## Remove bin/; the real components stay in the cache
 	rm -rf bin

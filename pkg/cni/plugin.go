@@ -290,28 +290,22 @@ func (p Plugin) connect(n *network, log *slog.Logger) (*credentials, *claim.Clai
 	if err != nil {
 		return nil, nil, err
 	}
-	c, err := p.claimer(n, creds, log)
-	return creds, c, err
-}
-
-func (p Plugin) claimer(n *network, creds *credentials, log *slog.Logger) (*claim.Claimer, error) {
 	node, err := creds.nodeName(n.IPAM.NodeName, log)
 	if err != nil {
-		return nil, invalid(err)
+		return nil, nil, invalid(err)
 	}
 	log.Debug("credentials", "kubeconfig", creds.file, "user", creds.user, "node", node)
 	rest.SetDefaultWarningHandler(rest.NoWarnings{}) // the runtime reads stderr
-	config := creds.config
-	config.UserAgent = "nv-ipam/" + p.Version
-	client, err := newClient(config)
+	creds.config.UserAgent = "nv-ipam/" + p.Version
+	client, err := newClient(creds.config)
 	if err != nil {
-		return nil, credentialsError{fmt.Errorf("kubeconfig %s: %w", creds.file, err)}
+		return nil, nil, credentialsError{fmt.Errorf("kubeconfig %s: %w", creds.file, err)}
 	}
 	site, err := ledger.SiteOf(creds.config, node)
 	if err != nil {
-		return nil, credentialsError{fmt.Errorf("kubeconfig %s: %w", creds.file, err)}
+		return nil, nil, credentialsError{fmt.Errorf("kubeconfig %s: %w", creds.file, err)}
 	}
-	return &claim.Claimer{
+	return creds, &claim.Claimer{
 		Ledger: ledger.Ledger{Client: client, Namespace: n.IPAM.PoolsNamespace, Node: node},
 		Hint:   hint.Open(n.IPAM.DataDir, site, n.IPAM.PoolsNamespace, log),
 		Log:    log,

@@ -210,8 +210,8 @@ func TestMessagesLeadOn(t *testing.T) {
 		words []string
 	}{
 		{"pool for poolName", call{ipam: map[string]any{"poolName": rig.Absent, "pool": "bare"}}, 11,
-			[]string{`configuration for pool "net", poolType "ippool" not found`, "ipam.poolName is not set", `ipam has "pool"`, "did you mean poolName?"}},
-		{"pool_name for poolName", call{ipam: map[string]any{"poolName": rig.Absent, "pool_name": "bare"}}, 11, []string{`ipam has "pool_name"`, "did you mean poolName?"}},
+			[]string{`configuration for pool "net", poolType "ippool" not found`, "ipam.poolName is not set", `ipam has the unknown key "pool"`, "did you mean poolName?"}},
+		{"pool_name for poolName", call{ipam: map[string]any{"poolName": rig.Absent, "pool_name": "bare"}}, 11, []string{`ipam has the unknown key "pool_name"`, "did you mean poolName?"}},
 		{"no name at all", call{ipam: map[string]any{"poolName": rig.Absent}}, 11, []string{`pool "net"`, "the network's name is the pool's"}},
 		{"the other kind", call{ipam: ipam("poolName", "rail")}, 11,
 			[]string{`configuration for pool "rail", poolType "ippool" not found`, "but a CIDRPool of that name: set poolType to cidrpool"}},

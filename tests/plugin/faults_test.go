@@ -151,7 +151,7 @@ func faults() []fault {
 			user, ca := expiredUser(t)
 			p.TLS.ClientCAs, p.TLS.ClientAuth = ca, tls.RequireAndVerifyClientCert
 			rig.WriteKubeconfig(t, path, p.URL, p.CA(), user)
-		}, []string{"asked as system:node:a", "expired at 2020-01-02T00:00:00Z, and whoever renews them has not"}},
+		}, []string{"asked as system:node:a", "expired at 2020-01-02T00:00:00Z and have not been renewed"}},
 		{"certificate of the server not trusted", func(t *testing.T, path string) {
 			_, other := newCA(t, time.Now().Add(time.Hour))
 			rig.WriteKubeconfig(t, path, newProxy(t, true).URL, other, token)
@@ -315,7 +315,7 @@ func TestCredentialProgramHangs(t *testing.T) {
 		APIVersion: "client.authentication.k8s.io/v1", Command: cat, Args: []string{fifo}, InteractiveMode: clientcmdapi.NeverExecInteractiveMode,
 	}})
 	h.use(t, c, path)
-	inTime(t, "STATUS", func() { h.wantError(t, call{verb: "STATUS"}, 50, "a credential program") })
+	inTime(t, "STATUS", func() { h.wantError(t, call{verb: "STATUS"}, 50, "an exec credential plugin") })
 }
 
 // The kubelet's credentials are gone: pods can go nevertheless, where the node
