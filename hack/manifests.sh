@@ -6,7 +6,8 @@
 # Without a digest it takes that of the image which hack/image.sh has built in OUT, and
 # which you push under that name. Writes OUT/manifests and, with what has to outlive it,
 # OUT/manifests/crds: the CRDs and, if it is not kube-system, the namespace.
-# OUT/manifests/uninstall removes what the installer has put on the nodes.
+# OUT/manifests/uninstall removes what the installer has put on the nodes;
+# OUT/manifests/migrate-dry-run and migrate-only prepare them, see docs/migration.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -44,7 +45,7 @@ namespace="namespace: $NAMESPACE"
 [ "$OVERLAY" != network-operator ] || namespace= NAMESPACE=kube-system
 
 rm -rf "$to"
-mkdir -p "$to/crds" "$to/uninstall"
+mkdir -p "$to/crds" "$to/uninstall" "$to/migrate-dry-run" "$to/migrate-only"
 kustomization() { # DIR; the rest on stdin
 	printf '# Written by make manifests.\napiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n' >"$1/kustomization.yaml"
 	cat >>"$1/kustomization.yaml"
@@ -61,7 +62,7 @@ images:
 EOF
 }
 parts "$to" "$overlays/$OVERLAY"
-parts "$to/uninstall" "../$overlays/uninstall"
+for once in uninstall migrate-dry-run migrate-only; do parts "$to/$once" "../$overlays/$once"; done
 kustomization "$to/crds" <<EOF
 resources:
 - ../$overlays/$crds

@@ -107,7 +107,7 @@ func parse(args []string) (*options, error) {
 	fs := flag.NewFlagSet("ipam-node", flag.ContinueOnError)
 	fs.BoolVar(&o.once, "once", false, "install, migrate where there is something to migrate, and exit")
 	fs.BoolVar(&o.uninstall, "uninstall", false, "remove what was installed, and exit; what somebody else has changed since stays, and so do the plugin's data")
-	fs.BoolVar(&o.stay, "stay", false, "with --uninstall: do not exit, and be ready once all is removed; for a DaemonSet in the installer's place")
+	fs.BoolVar(&o.stay, "stay", false, "with --uninstall, --migrate-dry-run or --migrate=only: do not exit, and be ready once it is done; for a DaemonSet that does it on each node")
 	fs.StringVar(&o.nodeName, "node-name", os.Getenv("NODE_NAME"), "name of this host's Node object; default is $NODE_NAME")
 	fs.StringVar(&o.namespace, "ippools-namespace", "kube-system", "namespace of the pools and of their allocations")
 	fs.StringVar(&o.kubeconfig, "kubeconfig", "", "path of a kubeconfig for this program; default is $KUBECONFIG, then the pod's service account")
@@ -202,8 +202,8 @@ func (o *options) check(args []string) error {
 		return fmt.Errorf("unexpected arguments: %q", args)
 	case once > 1:
 		return errors.New("--once, --uninstall and --migrate-dry-run exclude each other")
-	case o.stay && !o.uninstall:
-		return errors.New("--stay is for --uninstall: without it this program stays anyway")
+	case o.stay && !o.uninstall && !o.dryRun && o.migrate != migrateOnly:
+		return errors.New("--stay is for --uninstall, --migrate-dry-run and --migrate=only: without these this program stays anyway")
 	case o.cooldown < 0:
 		return fmt.Errorf("--released-ip-cooldown must not be negative: %v", o.cooldown)
 	case !slices.Contains([]string{migrateAuto, migrateForce, migrateNever, migrateOnly}, o.migrate):

@@ -51,14 +51,12 @@ func run(ctx context.Context, o *options, log *slog.Logger) error {
 	i := &installer{options: o, log: log, host: o.host()}
 	i.reason.Store(new("not finished yet"))
 	switch {
-	case o.uninstall && o.stay:
-		return i.stayRemoved(ctx)
 	case o.uninstall:
-		return i.remove()
+		return i.andStay(ctx, "not uninstalled", i.remove)
 	case o.dryRun:
-		return i.plan(ctx)
+		return i.andStay(ctx, "no plan of the migration", func() error { return i.plan(ctx) })
 	case o.migrate == migrateOnly:
-		return i.claim(ctx)
+		return i.andStay(ctx, "not migrated", func() error { return i.claim(ctx) })
 	}
 	if o.tokenAccount != "" {
 		var err error
@@ -73,7 +71,7 @@ func run(ctx context.Context, o *options, log *slog.Logger) error {
 	if o.once {
 		return i.setUp(ctx)
 	}
-	return i.stay(ctx)
+	return i.keep(ctx)
 }
 
 // host says where things are put.
@@ -221,14 +219,18 @@ func (i *installer) remove() error {
 	return err
 }
 
-// stayRemoved removes what was installed, and is ready from then on until ctx ends.
-func (i *installer) stayRemoved(ctx context.Context) error {
+// andStay does something once. With --stay it tries again until that succeeds, and is
+// ready from then on until ctx ends. what says what is so until then.
+func (i *installer) andStay(ctx context.Context, what string, f func() error) error {
+	if !i.stay {
+		return f()
+	}
 	stop, err := i.serveProbes()
 	if err != nil {
 		return err
 	}
 	defer stop()
-	if err := i.until(ctx, "not uninstalled", i.remove); err == nil {
+	if err := i.until(ctx, what, f); err == nil {
 		i.ready()
 	}
 	<-ctx.Done()
@@ -310,8 +312,8 @@ func clientConfig(kubeconfig string) (*rest.Config, error) {
 	return config, nil
 }
 
-// stay installs, and keeps things as they were installed until ctx ends.
-func (i *installer) stay(ctx context.Context) error {
+// keep installs, and keeps things as they were installed until ctx ends.
+func (i *installer) keep(ctx context.Context) error {
 	stop, err := i.serveProbes()
 	if err != nil {
 		return err

@@ -57,6 +57,29 @@ func expand(c corev1.Container, o overlay) []string {
 	return args
 }
 
+// What runs once on each node, in a DaemonSet.
+func TestOnceOnEachNode(t *testing.T) {
+	image := makefileValue(t, "IMAGE")
+	for overlayName, name := range map[string]string{"uninstall": "nv-ipam-node", "migrate-dry-run": "crd-ipam-migration", "migrate-only": "crd-ipam-migration"} {
+		o := overlay{name: overlayName, namespace: "kube-system"}
+		found := 0
+		for _, u := range render(t, o.dir(t)) {
+			if spec := podSpec(t, u); spec != nil {
+				found++
+				fits(t, o, spec, spec.Containers[0], image)
+				selector, _, _ := unstructured.NestedString(u.Object, "spec", "selector", "matchLabels", "name")
+				label, _, _ := unstructured.NestedString(u.Object, "spec", "template", "metadata", "labels", "name")
+				if u.GetName() != name || selector != name || label != name {
+					t.Errorf("%s: %s selects %s and makes %s", overlayName, u.GetName(), selector, label)
+				}
+			}
+		}
+		if found != 1 {
+			t.Errorf("%s has %d workloads", overlayName, found)
+		}
+	}
+}
+
 // What a server does not check: that images, flags and mounts fit what there is.
 func TestWorkloadsFitTheImage(t *testing.T) {
 	image := makefileValue(t, "IMAGE")
