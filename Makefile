@@ -30,6 +30,8 @@ CHAOS ?= -attachments 1000 -rounds 3
 IMAGE ?= crd-ipam.invalid/crd-ipam:dev
 # OVERLAY is the directory of manifests/overlays that make manifests uses.
 OVERLAY ?= default
+# NAMESPACE is where that installs, and where the pools are.
+NAMESPACE ?= kube-system
 # IMAGE_USER is the user of a container whose manifest names none.
 IMAGE_USER ?= 65532:65532
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -58,8 +60,8 @@ image: ## Build the container image for amd64 and arm64 into bin/image.tar, with
 	@VERSION='$(VERSION)' IMAGE='$(IMAGE)' IMAGE_USER='$(IMAGE_USER)' hack/image.sh
 
 .PHONY: manifests
-manifests: ## Write bin/manifests, which installs OVERLAY with IMAGE, pinned by its digest: kubectl apply -k bin/manifests
-	@IMAGE='$(IMAGE)' OVERLAY='$(OVERLAY)' hack/manifests.sh
+manifests: ## Write bin/manifests, which installs OVERLAY in NAMESPACE with IMAGE, pinned by its digest, and bin/manifests/crds
+	@IMAGE='$(IMAGE)' OVERLAY='$(OVERLAY)' NAMESPACE='$(NAMESPACE)' hack/manifests.sh
 
 .PHONY: test
 test: build ## Run tests of all packages against the newest API server, in a few minutes; TEST=-race for all of each, as CI does

@@ -163,8 +163,10 @@ func install(ctx context.Context) error {
 	if out, err := c.Kubectl(ctx, "create", "namespace", poolsNamespace); err != nil && !strings.Contains(err.Error(), "AlreadyExists") {
 		return fmt.Errorf("%w\n%s", err, out)
 	}
-	if _, err := c.Kubectl(ctx, "apply", "-k", overlay()); err != nil {
-		return err
+	for _, dir := range []string{crds(), overlay()} {
+		if _, err := c.Kubectl(ctx, "apply", "-k", dir); err != nil {
+			return err
+		}
 	}
 	return installed(ctx)
 }
@@ -174,6 +176,13 @@ func overlay() string {
 		return "testdata/install-1.30"
 	}
 	return "testdata/install"
+}
+
+func crds() string {
+	if walkthroughOnly {
+		return "../../manifests/overlays/crds-k8s-1.30"
+	}
+	return "../../manifests/overlays/crds"
 }
 
 func installed(ctx context.Context) error {

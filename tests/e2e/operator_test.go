@@ -37,7 +37,6 @@ func TestNetworkOperator(t *testing.T) {
 	defer func() { // as it was, for whoever comes next
 		kubectl(t, "delete", "-f", "testdata/network-operator.yaml", "--timeout=3m")
 		kubectl(t, "delete", "-k", overlay, "--timeout=3m")
-		kubectl(t, append([]string{"delete", "--timeout=3m"}, pools...)...)
 		if err := install(ctx()); err != nil {
 			t.Error(err)
 		}

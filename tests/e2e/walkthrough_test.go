@@ -139,5 +139,9 @@ func walkDelete(t *testing.T) {
 		}
 		return err
 	})
-	kubectl(t, "delete", "-f", "testdata/macvlannetwork.yaml", "-f", demoData+"ippool.yaml")
+	kubectl(t, "delete", "-f", "testdata/macvlannetwork.yaml")
+	eventually(t, "the pool's count, by which it may be deleted", func() error {
+		_, err := c.Kubectl(t.Context(), "delete", "-f", demoData+"ippool.yaml")
+		return err
+	})
 }

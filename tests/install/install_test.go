@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -129,4 +130,81 @@ func status(address, path string) int {
 	}
 	defer answer.Body.Close()
 	return answer.StatusCode
+}
+
+// Ready is only who has installed a plugin that can claim addresses, and the reason is
+// the plugin's own.
+func TestStayIsReadyByThePluginsStatus(t *testing.T) {
+	h := newCluster(t).host(t, "kind-worker", "")
+	socket := "unix:" + h.path("probes")
+	kubeconfig := h.path("kubelet.conf")
+	cmd := h.ipamNode(t, "--host-root=/", "--check-interval=50ms", "--health-probe-bind-address="+socket, "--cni-kubeconfig="+kubeconfig)
+	log, err := os.Create(h.path("installer.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	cmd.Stderr = log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	probe := func() (string, error) {
+		out, err := exec.Command(rig.Binary(t, "ipam-node"), "--probe=readyz", "--health-probe-bind-address="+socket).CombinedOutput()
+		return string(out), err
+	}
+	says := func(words string) func() bool {
+		return func() bool {
+			out, err := probe()
+			return (err == nil) == (words == "ok") && strings.Contains(out, words)
+		}
+	}
+	rig.Eventually(t, "no credentials", says("STATUS of "+h.path("bin/nv-ipam")+": ipam.kubeconfig: open "+kubeconfig+": no such file or directory"))
+	admin, err := os.ReadFile(env.Kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.write(t, "kubelet.conf", string(admin), 0o600)
+	rig.Eventually(t, "ready", says("ok"))
+	// What is repaired is asked about again.
+	h.write(t, "kubelet.conf", "spoilt", 0o600)
+	h.write(t, "bin/nv-ipam", nvIpam, 0o755)
+	rig.Eventually(t, "credentials that are broken", says(kubeconfig+" is not a kubeconfig"))
+	if text := h.read(t, "installer.log"); !strings.Contains(text, "not ready") || !strings.Contains(text, "is not a kubeconfig") {
+		t.Errorf("the log does not say why:\n%s", text)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("after SIGTERM: %v", err)
+	}
+	if out, err := probe(); err == nil {
+		t.Errorf("nobody is there, and is ready: %s", out)
+	}
+}
+
+// In the installer's place on a node: all is removed, and it stays, so that a DaemonSet
+// does not start it again and again.
+func TestUninstallAndStay(t *testing.T) {
+	h := newCluster(t).host(t, "kind-worker", "")
+	h.mustRun(t, "--once")
+	probes := rig.FreePort(t)
+	cmd := h.ipamNode(t, "--uninstall", "--stay", "--health-probe-bind-address="+probes)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	rig.Eventually(t, "ready", func() bool { return status(probes, "readyz") == http.StatusOK })
+	for _, name := range []string{"bin/nv-ipam", "conf/nv-ipam.conf", "data/installed.json"} {
+		if _, err := os.Stat(h.path(name)); err == nil {
+			t.Errorf("%s is still there", name)
+		}
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("after SIGTERM: %v", err)
+	}
 }

@@ -211,3 +211,31 @@ func TestStayRepairsTheToken(t *testing.T) {
 		t.Errorf("after SIGTERM: %v", err)
 	}
 }
+
+// From the mode with a token to the one with the kubelet's credentials: what the plugin
+// would go on using is removed, and the other way round it is there again.
+func TestSwitchOfCredentials(t *testing.T) {
+	needNodeTokens(t)
+	h, args := tokenHost(t)
+	own := []string{"conf/nv-ipam.kubeconfig", "conf/nv-ipam.token"}
+	check := func(mode string, there bool) {
+		t.Helper()
+		for _, name := range own {
+			if _, err := os.Stat(h.path(name)); (err == nil) != there {
+				t.Errorf("%s: %s there: %t", mode, name, err == nil)
+			}
+		}
+		if got, err := h.call(t.Context(), "ADD", mode, "", "mine", "ippool"); err != nil {
+			t.Errorf("%s: ADD: %s, %v", mode, got, err)
+		}
+	}
+	h.mustRun(t, append(args, "--once")...)
+	check("token", true)
+	h.mustRun(t, "--once") // with --cni-kubeconfig
+	check("kubelet", false)
+	h.mustRun(t, append(args, "--once")...)
+	check("token-again", true)
+	h.mustRun(t, "--uninstall")
+	h.mustRun(t, "--once")
+	check("installed-again", false)
+}

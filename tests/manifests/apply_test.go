@@ -33,11 +33,15 @@ func TestOverlays(t *testing.T) {
 			if o.name == "network-operator" {
 				installNetworkOperator(t, env, o.namespace)
 			}
-			for _, how := range [][]string{nil, {"--server-side"}} {
-				t.Run("twice"+strings.Join(how, ""), func(t *testing.T) { applyTwice(t, env, o, how) })
-				t.Run("leaves no trace", func(t *testing.T) { removeAll(t, env, o) })
+			for _, part := range []overlay{o.record(), o} {
+				for _, how := range [][]string{nil, {"--server-side"}} {
+					t.Run(part.name+" twice"+strings.Join(how, ""), func(t *testing.T) { applyTwice(t, env, part, how) })
+					t.Run(part.name+" by another manager", func(t *testing.T) { applyByAnother(t, env, part) })
+					t.Run(part.name+" leaves no trace", func(t *testing.T) { removeAll(t, env, part) })
+				}
+				kubectl(t, env, "apply", "-k", part.dir(t))
 			}
-			kubectl(t, env, "apply", "-k", o.dir(t))
+			kubectl(t, env, "wait", "--for=condition=Established", "crd", "--all")
 			t.Run("controller", func(t *testing.T) { controllerWorks(t, env, o) })
 			t.Run("rights", func(t *testing.T) { exactRights(t, env, o) })
 			t.Run("installer", func(t *testing.T) { installerClaims(t, env, o) })
@@ -94,11 +98,22 @@ func versions(t *testing.T, env *testenv.Env, o overlay) []string {
 	return out
 }
 
+// applyByAnother applies an overlay that is there as somebody else would, without a
+// conflict about a value, and by the client again.
+func applyByAnother(t *testing.T, env *testenv.Env, o overlay) {
+	for _, how := range [][]string{{"--server-side", "--field-manager=argocd-controller"}, {"--server-side", "--field-manager=kustomize-controller"}, nil, {"--server-side"}} {
+		if out, err := env.Kubectl(t.Context(), append([]string{"apply", "-k", o.dir(t)}, how...)...); err != nil {
+			t.Errorf("apply %v: %v\n%s", how, err, out)
+		}
+	}
+}
+
 func removeAll(t *testing.T, env *testenv.Env, o overlay) {
 	// The server sets up a CRD's storage at the first request for one of its objects.
 	// Where that is the server's own, to delete them with the CRD, it fails ("storage
 	// is (re)initializing"), and now and then it is tried again only after minutes.
-	for _, plural := range []string{"ippools", "cidrpools", "ipallocations"} {
+	crds := strings.Fields(kubectl(t, env, "get", "crd", "-o", "jsonpath={.items[*].spec.names.plural}"))
+	for _, plural := range crds {
 		rig.Until(t, func() string {
 			if _, err := env.Kubectl(t.Context(), "get", "--raw", "/apis/nv-ipam.nvidia.com/v1alpha1/"+plural+"?resourceVersion=0"); err != nil {
 				return err.Error()
@@ -163,7 +178,7 @@ func TestPriorityAndFairness(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kustomization := "resources: [" + rel + "/overlays/k8s-1.30]\ncomponents: [" + rel + "/components/priority-and-fairness]\n"
+	kustomization := "resources: [" + rel + "/overlays/k8s-1.30, " + rel + "/overlays/crds-k8s-1.30]\ncomponents: [" + rel + "/components/priority-and-fairness]\n"
 	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(kustomization), 0o600); err != nil {
 		t.Fatal(err)
 	}

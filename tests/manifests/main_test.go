@@ -29,15 +29,22 @@ import (
 // overlay is one of manifests/overlays.
 type overlay struct {
 	name      string
+	crds      string // the overlay with its CRDs
 	namespace string
 	from, to  int // minor versions of the servers that it is for
 }
 
 var overlays = []overlay{
-	{"default", "kube-system", 31, 99},
-	{"k8s-1.30", "kube-system", 30, 99}, // what 1.30 lacks is left out; a newer server misses nothing
-	{"serviceaccount", "kube-system", 31, 99},
-	{"network-operator", "nvidia-network-operator", 31, 99},
+	{"default", "crds", "kube-system", 31, 99},
+	{"k8s-1.30", "crds-k8s-1.30", "kube-system", 30, 99}, // what 1.30 lacks is left out; a newer server misses nothing
+	{"serviceaccount", "crds", "kube-system", 31, 99},
+	{"network-operator", "crds-network-operator", "nvidia-network-operator", 31, 99},
+}
+
+// record is the overlay with the CRDs.
+func (o overlay) record() overlay {
+	o.name = o.crds
+	return o
 }
 
 func (o overlay) dir(t testing.TB) string {
