@@ -39,11 +39,11 @@ type Installer struct {
 // SetUp makes the host as it should be.
 func (i *Installer) SetUp(ctx context.Context) error {
 	if i.Credentials != nil { // the plugin will need them
-		if _, err := i.Credentials.Ensure(ctx); err != nil && !i.Credentials.Good(time.Now()) {
+		if _, err := i.Credentials.ensure(ctx); err != nil && !i.Credentials.good(time.Now()) {
 			return err
 		}
 	}
-	if err := i.Around(ctx, i.Host.Install); err != nil {
+	if err := i.Around(ctx, i.Host.install); err != nil {
 		return err
 	}
 	i.Log.Info("installed", "binary", i.Host.Binary(), "conf", i.Host.Conf())
@@ -63,7 +63,7 @@ func (i *Installer) Keep(ctx context.Context) error {
 	var renewing sync.WaitGroup
 	defer renewing.Wait()
 	if i.Credentials != nil {
-		renewing.Go(func() { i.Credentials.Run(ctx) })
+		renewing.Go(func() { i.Credentials.run(ctx) })
 	}
 	for {
 		i.askPlugin(ctx)
@@ -104,7 +104,7 @@ func (i *Installer) askPlugin(ctx context.Context) {
 	if time.Since(i.asked) < statusInterval {
 		return
 	}
-	if err := i.Host.Status(ctx); err != nil {
+	if err := i.Host.status(ctx); err != nil {
 		i.notReady(err.Error())
 		return
 	}
@@ -136,11 +136,11 @@ func (i *Installer) notReady(reason string) {
 
 // drift says what is not as it was installed, without a request.
 func (i *Installer) drift() ([]string, error) {
-	drift, err := i.Host.Drift()
+	drift, err := i.Host.drift()
 	if i.Credentials == nil || err != nil {
 		return drift, err
 	}
-	more, err := i.Credentials.Drift()
+	more, err := i.Credentials.drift()
 	return append(drift, more...), err
 }
 
@@ -176,7 +176,7 @@ func (i *Installer) serveProbes() (stop func(), err error) {
 		switch {
 		case reason != "":
 			http.Error(w, reason, http.StatusServiceUnavailable)
-		case i.Credentials != nil && !i.Credentials.Good(time.Now()):
+		case i.Credentials != nil && !i.Credentials.good(time.Now()):
 			http.Error(w, "the plugin's token has expired", http.StatusServiceUnavailable)
 		default:
 			fmt.Fprintln(w, "ok")
@@ -202,7 +202,7 @@ func (i *Installer) Stay(ctx context.Context, what string, f func() error) error
 
 // Remove takes away what was installed; the plugin's data stays.
 func (i *Installer) Remove() error {
-	left, err := i.Host.Uninstall()
+	left, err := i.Host.uninstall()
 	for _, path := range left {
 		i.Log.Warn("not removed: somebody has changed it since it was installed", "path", path)
 	}

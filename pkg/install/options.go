@@ -128,9 +128,9 @@ func (o *Options) NewCredentials(config *rest.Config, host *Host) (*Credentials,
 		Kube: kube, Namespace: namespace, ServiceAccount: name, Node: o.Node,
 		Server: server, CA: config.CAData, Lifetime: o.tokenLifetime, Host: host,
 	}
-	host.Beside = c.Files()
+	host.Beside = c.files()
 	if host.Settings != nil {
-		host.Settings.Kubeconfig = cmp.Or(o.kubeconfig, c.Kubeconfig())
+		host.Settings.Kubeconfig = cmp.Or(o.kubeconfig, c.kubeconfigPath())
 	}
 	return c, nil
 }

@@ -98,7 +98,7 @@ func (n *Node) Around(ctx context.Context, install func(context.Context) error) 
 // due returns the migration that has to be done around the switch, or nil. It is
 // also due where somebody has put nv-ipam's plugin back: that may be giving
 // addresses this very moment.
-func (n *Node) due() (*Migrator, error) {
+func (n *Node) due() (*migrator, error) {
 	if n.mode == modeNever || !n.hasStore() {
 		return nil, nil
 	}
@@ -106,7 +106,7 @@ func (n *Node) due() (*Migrator, error) {
 	if err != nil {
 		return nil, err
 	}
-	needed, err := m.Needed()
+	needed, err := m.needed()
 	if err != nil {
 		return nil, err
 	}
@@ -120,11 +120,11 @@ func (n *Node) due() (*Migrator, error) {
 	return m, nil
 }
 
-func (n *Node) run(ctx context.Context, m *Migrator, install func(context.Context) error) error {
+func (n *Node) run(ctx context.Context, m *migrator, install func(context.Context) error) error {
 	n.Log.Info("migrating from nv-ipam", "store", n.store, "node", n.Name, "namespace", n.Namespace)
-	journal, err := m.Run(ctx, install)
+	journal, err := m.run(ctx, install)
 	if journal != nil {
-		n.Log.Info("migration: "+journal.String(), "finished", err == nil, "journal", n.store+JournalSuffix)
+		n.Log.Info("migration: "+journal.String(), "finished", err == nil, "journal", n.store+journalSuffix)
 	}
 	if err != nil {
 		return fmt.Errorf("migrating from nv-ipam: %w", err)
@@ -137,11 +137,11 @@ func (n *Node) run(ctx context.Context, m *Migrator, install func(context.Contex
 
 // repeatConflicts says again what a person has to solve.
 func (n *Node) repeatConflicts() error {
-	journal, err := ReadJournal(n.store)
+	journal, err := readJournal(n.store)
 	if err != nil || journal == nil {
 		return err
 	}
-	for _, o := range journal.Conflicts() {
+	for _, o := range journal.conflicts() {
 		n.Log.Error("address was given twice when this node was migrated; --migrate=force tries again",
 			"address", o.Address, "pool", o.Pool.Name, "pod", o.Pod.Namespace+"/"+o.Pod.Name, "detail", o.Detail)
 	}
@@ -158,7 +158,7 @@ func (n *Node) Claim(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	journal, err := m.Claim(ctx)
+	journal, err := m.claimAll(ctx)
 	if journal != nil {
 		n.Log.Info("migration without a switch: " + journal.String())
 	}
@@ -175,18 +175,18 @@ func (n *Node) Plan(ctx context.Context, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	plan, err := m.Plan(ctx)
+	plan, err := m.planAll(ctx)
 	if err != nil {
 		return err
 	}
-	if err := plan.WriteTable(w); err != nil {
+	if err := plan.writeTable(w); err != nil {
 		return err
 	}
 	fmt.Fprintln(w, "would be:", plan)
 	return nil
 }
 
-func (n *Node) migrator() (*Migrator, error) {
+func (n *Node) migrator() (*migrator, error) {
 	if n.Name == "" {
 		return nil, errors.New("there is a store of nv-ipam to migrate, which needs --node-name")
 	}
@@ -202,12 +202,12 @@ func (n *Node) migrator() (*Migrator, error) {
 	if err != nil {
 		return nil, err
 	}
-	reporter := &Reporter{Pools: client, Events: kube.CoreV1().Events(n.Namespace), Namespace: n.Namespace, Node: n.Name}
+	reporter := &reporter{Pools: client, Events: kube.CoreV1().Events(n.Namespace), Namespace: n.Namespace, Node: n.Name}
 	site, err := ledger.SiteOf(config, n.Name)
 	if err != nil {
 		return nil, err
 	}
-	return &Migrator{
+	return &migrator{
 		Claimer: &claim.Claimer{
 			Ledger: ledger.Ledger{Client: client, Namespace: n.Namespace, Node: n.Name},
 			Hint:   hint.Open(n.DataDir, site, n.Namespace, n.Log), Log: n.Log,
@@ -215,7 +215,7 @@ func (n *Node) migrator() (*Migrator, error) {
 		StoreFile: n.store,
 		Force:     n.mode == modeForce,
 		Settle:    n.settle,
-		Report:    reporter.Conflict,
+		Report:    reporter.conflict,
 	}, nil
 }
 
