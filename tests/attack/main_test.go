@@ -18,6 +18,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -52,11 +53,11 @@ type cluster struct {
 func newCluster(t *testing.T, nodes ...string) *cluster {
 	t.Helper()
 	c := &cluster{Cluster: rig.NewCluster(t, env), tenant: env.Namespace(t)}
-	overlay := "overlays/default"
+	overlay, crds := "overlays/default", "overlays/crds"
 	if env.Minor < 31 {
-		overlay = "overlays/k8s-1.30"
+		overlay, crds = "overlays/k8s-1.30", "overlays/crds-k8s-1.30"
 	}
-	c.Apply(t, overlay)
+	c.Apply(t, crds, overlay)
 	if out, err := env.Kubectl(t.Context(), "wait", "--for=condition=Established", "crd", "--all"); err != nil {
 		t.Fatal(err, out)
 	}
@@ -184,5 +185,24 @@ func (c *cluster) wantHeld(t *testing.T, names ...string) {
 		if !slices.Contains(held, name) {
 			t.Errorf("%s was freed; held are %q", name, held)
 		}
+	}
+}
+
+// deletePool deletes a pool of either kind, as an administrator does who means it: the
+// policy crd-ipam-deletion asks for an annotation where addresses are held.
+func (c *cluster) deletePool(t *testing.T, name string) {
+	t.Helper()
+	allow := []byte(`{"metadata":{"annotations":{"nv-ipam.nvidia.com/allow-deletion":"true"}}}`)
+	ip, cidr := c.IPAM.IPPools(c.NS), c.IPAM.CIDRPools(c.NS)
+	_, err := ip.Patch(t.Context(), name, types.MergePatchType, allow, metav1.PatchOptions{})
+	if err == nil {
+		err = ip.Delete(t.Context(), name, metav1.DeleteOptions{})
+	} else if apierrors.IsNotFound(err) {
+		if _, err = cidr.Patch(t.Context(), name, types.MergePatchType, allow, metav1.PatchOptions{}); err == nil {
+			err = cidr.Delete(t.Context(), name, metav1.DeleteOptions{})
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }

@@ -412,10 +412,7 @@ func (s *siege) poolMadeAgain(t *testing.T) {
 		s.Claim(t, s.mallory, a)
 	}
 	before := s.names(t)
-	ctx := t.Context()
-	if err := s.IPAM.IPPools(s.NS).Delete(ctx, "p", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	s.deletePool(t, "p")
 	s.Pool(t, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 10})
 	s.wantReady(t, "p", "victim 10.0.0.1 10.0.0.10", "mallory 10.0.0.11 10.0.0.20")
 	s.WantEvent(t, "AddressesOutsideBlock", "node victim holds") // 10.0.0.18 and .19

@@ -138,12 +138,7 @@ func (s *pools) goesOn(t *testing.T) {
 		if m.Name == "theirs" {
 			continue
 		}
-		if err := s.IPAM.IPPools(s.NS).Delete(ctx, m.Name, metav1.DeleteOptions{}); err == nil || !apierrors.IsNotFound(err) {
-			continue
-		}
-		if err := s.IPAM.CIDRPools(s.NS).Delete(ctx, m.Name, metav1.DeleteOptions{}); err != nil {
-			t.Error(err)
-		}
+		s.deletePool(t, m.Name)
 	}
 }
 
