@@ -80,12 +80,20 @@ func applyTwice(t *testing.T, env *testenv.Env, o overlay, how []string) {
 // generation.
 func versions(t *testing.T, env *testenv.Env, o overlay) []string {
 	t.Helper()
-	var list unstructured.UnstructuredList
-	if err := yaml.Unmarshal([]byte(kubectl(t, env, "get", "-k", o.dir(t), "-o", "yaml")), &list); err != nil {
+	var got unstructured.Unstructured
+	if err := yaml.Unmarshal([]byte(kubectl(t, env, "get", "-k", o.dir(t), "-o", "yaml")), &got); err != nil {
 		t.Fatal(err)
 	}
+	items := []unstructured.Unstructured{got} // kubectl makes no list of one object
+	if got.IsList() {
+		list, err := got.ToList()
+		if err != nil {
+			t.Fatal(err)
+		}
+		items = list.Items
+	}
 	var out []string
-	for _, u := range list.Items {
+	for _, u := range items {
 		version := u.GetResourceVersion()
 		if u.GetKind() == "CustomResourceDefinition" {
 			version = fmt.Sprint("generation ", u.GetGeneration())

@@ -70,12 +70,15 @@ type Env struct {
 	log     *os.File
 }
 
+// quiet decides once where controller-runtime logs to: it complains on stderr if nobody
+// has, and two servers may be started at once.
+var quiet = sync.OnceFunc(func() { log.SetLogger(logr.Discard()) })
+
 // Start runs etcd and the API server and returns when the CRDs are served. The
 // caller calls Stop; should the caller's process die first, both processes and
 // all files go away nevertheless.
 func Start(o Options) (*Env, error) {
-	// controller-runtime complains on stderr when nobody has decided.
-	log.SetLogger(logr.Discard())
+	quiet()
 
 	assets, err := assets()
 	if err != nil {
