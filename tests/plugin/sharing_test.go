@@ -17,6 +17,7 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
@@ -228,7 +229,8 @@ func TestClaimUnderOtherAuthorities(t *testing.T) {
 	defer server.Close()
 	more := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
 	file := filepath.Join(h.dir, "bundle.kubeconfig")
-	rig.WriteKubeconfig(t, file, env.Config.Host, append(slices.Clone(env.Config.CAData), more...), token)
+	admin := &clientcmdapi.AuthInfo{ClientCertificateData: env.Config.CertData, ClientKeyData: env.Config.KeyData}
+	rig.WriteKubeconfig(t, file, env.Config.Host, append(slices.Clone(env.Config.CAData), more...), admin)
 	h.mustAdd(t, call{container: "first"})
 	h.mustRun(t, call{verb: "DEL", container: "first"}) // lists: the hint is complete
 	h.mustAdd(t, site{c, h, file}.call("ADD", "second"))
