@@ -37,6 +37,7 @@ import (
 // +kubebuilder:printcolumn:name="Pod",type="string",JSONPath=`.spec.podRef.name`
 // +kubebuilder:printcolumn:name="Interface",type="string",JSONPath=`.spec.interfaceName`
 // +kubebuilder:printcolumn:name="Requested",type="boolean",JSONPath=`.spec.requested`
+// +kubebuilder:printcolumn:name="Restored",type="boolean",JSONPath=`.spec.restored`,priority=1
 // +kubebuilder:printcolumn:name="Age",type="date",JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:selectablefield:JSONPath=`.spec.nodeName`
 // +kubebuilder:selectablefield:JSONPath=`.spec.poolRef.name`
@@ -114,6 +115,10 @@ type IPAllocationSpec struct {
 	// latest.
 	// +optional
 	AddStartedAt *metav1.MicroTime `json:"addStartedAt,omitempty"`
+	// restored is true if the record had lost this allocation, and the node wrote it
+	// again from what it knows. metadata.creationTimestamp says when.
+	// +optional
+	Restored bool `json:"restored,omitempty"`
 }
 
 // PoolReference names a pool in the allocation's namespace.

@@ -1,0 +1,344 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package loss deletes the record, or sets etcd back, under containers that live on:
+// the real plugin, a real API server, and the real installer's look.
+package loss
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
+	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
+)
+
+var env *testenv.Env
+
+func TestMain(m *testing.M) {
+	testenv.Isolate()
+	os.Exit(testenv.Run(m, &env, testenv.Options{}))
+}
+
+// cluster is a namespace with pool "p", 10.0.0.0/24 in blocks of 16, and nodes.
+type cluster struct {
+	ns     string
+	client clientv1alpha1.NvIpamV1alpha1Interface
+	names  []string
+	nodes  map[string]*node
+}
+
+func newCluster(t *testing.T, names ...string) *cluster {
+	t.Helper()
+	c := &cluster{ns: env.Namespace(t), client: fixture.Client(t, env.Config), names: names, nodes: map[string]*node{}}
+	for _, name := range names {
+		c.nodes[name] = newNode(t, c, name)
+	}
+	c.pool(t)
+	return c
+}
+
+func (c *cluster) pool(t *testing.T) {
+	t.Helper()
+	fixture.IPPool(t, c.client, c.ns, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 16}, c.names...)
+}
+
+// node is a node's disk, and what runs there: the address of each container.
+type node struct {
+	c    *cluster
+	name string
+	dir  string
+	boot string // a file that stands for the kernel's boot ID; empty for the real one
+	live map[string]string
+}
+
+func newNode(t *testing.T, c *cluster, name string) *node {
+	t.Helper()
+	n := &node{c: c, name: name, dir: t.TempDir(), live: map[string]string{}}
+	data, err := json.Marshal(map[string]any{
+		"kubeconfig": env.Kubeconfig, "poolsNamespace": c.ns, "nodeName": name,
+		"dataDir": filepath.Join(n.dir, "data"), "logFile": filepath.Join(n.dir, "log"), "logLevel": "debug",
+	})
+	if err == nil {
+		err = os.WriteFile(filepath.Join(n.dir, "nv-ipam.conf"), data, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// reboot ends all that runs on the node. From then on the kernel has another boot ID.
+func (n *node) reboot(t *testing.T) {
+	t.Helper()
+	n.live = map[string]string{}
+	n.boot = filepath.Join(n.dir, "boot_id")
+	if err := os.WriteFile(n.boot, []byte("11111111-2222-4333-8444-555555555555\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// command runs a program as the node sees its kernel.
+func (n *node) command(name string, args ...string) *exec.Cmd {
+	if n.boot == "" {
+		return exec.Command(name, args...)
+	}
+	const script = `mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"`
+	return exec.Command("unshare", append([]string{"--mount", "sh", "-c", script, n.boot, name}, args...)...)
+}
+
+// run calls the plugin.
+func (n *node) run(t *testing.T, verb, container, requested string) ([]byte, error) {
+	t.Helper()
+	plugin, err := testenv.Binary("nv-ipam")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf, err := json.Marshal(map[string]any{
+		"cniVersion": "1.1.0", "name": "net", "type": "macvlan",
+		"ipam": map[string]any{"type": "nv-ipam", "confDir": n.dir, "poolName": "p"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod-of-" + container + ";K8S_POD_INFRA_CONTAINER_ID=" + container
+	if requested != "" {
+		args += ";IP=" + requested
+	}
+	cmd := n.command(plugin)
+	cmd.Env = []string{
+		"CNI_COMMAND=" + verb, "CNI_CONTAINERID=" + container, "CNI_IFNAME=net1", "CNI_ARGS=" + args, "PATH=" + os.Getenv("PATH"),
+		"CNI_NETNS=/proc/self/ns/net", "CNI_NETNS_OVERRIDE=1", "CNI_PATH=" + filepath.Dir(plugin),
+	}
+	cmd.Stdin = bytes.NewReader(conf)
+	var out, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	if err := cmd.Run(); err != nil {
+		cniErr := &types.Error{}
+		if json.Unmarshal(out.Bytes(), cniErr) != nil {
+			t.Fatalf("%s %s: %v: %q, stderr %q", verb, container, err, &out, &stderr)
+		}
+		return nil, cniErr
+	}
+	return out.Bytes(), nil
+}
+
+// add starts a container, and fails if the address that it is given is in use.
+func (n *node) add(t *testing.T, container, requested string) (string, error) {
+	t.Helper()
+	out, err := n.run(t, "ADD", container, requested)
+	if err != nil {
+		return "", err
+	}
+	raw, err := types100.NewResult(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	result, err := types100.GetResult(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := result.IPs[0].Address.IP.String()
+	for _, other := range n.c.nodes {
+		for holder, held := range other.live {
+			if held == addr {
+				t.Errorf("DOUBLE: %s was given to %s on %s, and %s on %s answers there", addr, container, n.name, holder, other.name)
+			}
+		}
+	}
+	n.live[container] = addr
+	return addr, nil
+}
+
+func (n *node) mustAdd(t *testing.T, container, requested string) string {
+	t.Helper()
+	addr, err := n.add(t, container, requested)
+	if err != nil {
+		t.Fatalf("ADD of %s on %s: %v", container, n.name, err)
+	}
+	return addr
+}
+
+func (n *node) mustDel(t *testing.T, container string) {
+	t.Helper()
+	delete(n.live, container)
+	if _, err := n.run(t, "DEL", container, ""); err != nil {
+		t.Fatalf("DEL of %s on %s: %v", container, n.name, err)
+	}
+}
+
+// look runs the installer's look once.
+func (n *node) look(t *testing.T) string {
+	t.Helper()
+	program, err := testenv.Binary("ipam-node")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := n.command(program, "--restore-only", "--node-name="+n.name, "--ippools-namespace="+n.c.ns, "--kubeconfig="+env.Kubeconfig,
+		"--cni-data-dir="+filepath.Join(n.dir, "data"), "--health-probe-bind-address=")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("installer on %s: %v\n%s", n.name, err, out)
+	}
+	return string(out)
+}
+
+func (n *node) log(t *testing.T) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(n.dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// record is what the API server has: container by address.
+func (c *cluster) record(t *testing.T) map[string]v1alpha1.IPAllocation {
+	t.Helper()
+	list, err := c.client.IPAllocations(c.ns).List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]v1alpha1.IPAllocation{}
+	for _, a := range list.Items {
+		out[a.Spec.Address] = a
+	}
+	return out
+}
+
+// want checks that the record has what lives on these nodes, and tells how much of that
+// was written again.
+func (c *cluster) want(t *testing.T, nodes ...*node) {
+	t.Helper()
+	record := c.record(t)
+	restored := 0
+	for _, n := range nodes {
+		for container, addr := range n.live {
+			a, ok := record[addr]
+			if !ok || a.Spec.ContainerID != container || a.Spec.NodeName != n.name || a.Spec.PodRef.Name != "pod-of-"+container {
+				t.Errorf("%s of %s on %s is not in the record: %+v", addr, container, n.name, a.Spec)
+			}
+			if a.Spec.Restored {
+				restored++
+			}
+		}
+	}
+	t.Logf("in the record: %d, of them asserted again: %d", len(record), restored)
+}
+
+// deletePool deletes pool "p", and makes it again with these nodes in this order.
+func (c *cluster) remakePool(t *testing.T) {
+	t.Helper()
+	err := c.client.IPPools(c.ns).Delete(t.Context(), "p", metav1.DeleteOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		t.Fatal(err)
+	}
+	fixture.Gone(t, c.client, c.ns, "p")
+	c.pool(t)
+}
+
+// remakeCRDs deletes this project's CRDs, and with them the record, and applies them
+// again, as `kubectl delete -k` and `kubectl apply -k` do.
+func remakeCRDs(t *testing.T) {
+	t.Helper()
+	root, err := testenv.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	crds := filepath.Join(root, "manifests", "base", "crds")
+	for _, args := range [][]string{
+		{"delete", "--wait", "-k", crds},
+		{"apply", "-k", crds},
+		{"wait", "--for=condition=Established", "--timeout=60s", "crd/ippools.nv-ipam.nvidia.com", "crd/cidrpools.nv-ipam.nvidia.com", "crd/ipallocations.nv-ipam.nvidia.com"},
+	} {
+		if _, err := env.Kubectl(t.Context(), args...); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// served waits until the API server serves the CRDs again: it says "established" before.
+func (c *cluster) served(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for {
+		_, err1 := c.client.IPAllocations(c.ns).List(ctx, metav1.ListOptions{})
+		_, err2 := c.client.IPPools(c.ns).List(ctx, metav1.ListOptions{})
+		if err1 == nil && err2 == nil {
+			return
+		}
+		if ctx.Err() != nil {
+			t.Fatal(err1, err2)
+		}
+		time.Sleep(50 * time.Millisecond) // between two polls
+	}
+}
+
+// blockOf are the addresses of a node's block.
+func (c *cluster) blockOf(t *testing.T, name string) string {
+	t.Helper()
+	p, err := c.client.IPPools(c.ns).Get(t.Context(), "p", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := pool.IPPoolAssignments(p.Status.Allocations)
+	i := slices.IndexFunc(blocks, func(a pool.Assignment) bool { return a.Node == name })
+	return fmt.Sprint(blocks[i].Range)
+}
+
+func has(text, words string) bool { return strings.Contains(text, words) }
+
+// empty deletes the record.
+func (c *cluster) empty(t *testing.T) {
+	t.Helper()
+	if err := c.client.IPAllocations(c.ns).DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.client.IPPools(c.ns).DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// seen waits until plugins see the pool as it is.
+func (c *cluster) seen(t *testing.T) { t.Helper(); fixture.Seen(t, c.client, c.ns, "p") }
+
+// lastOf is the address of a container that the record has.
+func (c *cluster) lastOf(t *testing.T, container string) string {
+	t.Helper()
+	for addr, a := range c.record(t) {
+		if a.Spec.ContainerID == container {
+			return addr
+		}
+	}
+	return ""
+}
+
+// forget makes the hint incomplete.
+func (n *node) forget(t *testing.T) {
+	t.Helper()
+	marks, err := filepath.Glob(filepath.Join(n.dir, "data", "*", "claims", "@complete"))
+	if err != nil || len(marks) != 1 {
+		t.Fatal(marks, err)
+	}
+	if err := os.Remove(marks[0]); err != nil {
+		t.Fatal(err)
+	}
+}
