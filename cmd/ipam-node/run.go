@@ -101,7 +101,7 @@ func (i *installer) setUp(ctx context.Context) error {
 	if m == nil {
 		// A migration that was killed at its very end, or that nobody wants to go on
 		// with, must not keep addresses from pods.
-		err = errors.Join(hint.Open(i.dataDir, "", i.namespace, i.log).Open(), i.host.Install(ctx))
+		err = errors.Join(hint.Open(i.dataDir, "", i.namespace, i.log).ResumeADDs(), i.host.Install(ctx))
 	} else {
 		err = i.migrateAndInstall(ctx, m)
 	}

@@ -1,8 +1,8 @@
 // Copyright The crd-ipam Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Command nv-ipam is the CNI IPAM plugin. It claims addresses from pools in the
-// Kubernetes API, each with one create.
+// Command nv-ipam is the CNI IPAM plugin. It claims addresses of pools in the Kubernetes
+// API: one create claims one address.
 package main
 
 import (
@@ -14,7 +14,7 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/cni"
 )
 
-// version is stamped by the build.
+// version is set by the build.
 var version = "dev"
 
 func main() {

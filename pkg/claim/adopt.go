@@ -16,17 +16,15 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// ErrTakingOver says that what another IPAM has given on this node is being
-// adopted: until that is done nobody knows which addresses are free here.
-var ErrTakingOver = errors.New("addresses of another IPAM are being taken over on this node")
+// errAdopting: the addresses that another IPAM has given on this node are being adopted.
+// Until that is done nobody knows which addresses are free.
+var errAdopting = errors.New("addresses of another IPAM are being adopted on this node")
 
-// Adopt claims the address that an attachment already answers on, because
-// another IPAM gave it to it. It reports whether that made the allocation: false
-// without an error if it was this attachment's before.
+// Adopt claims an address that another IPAM has given to an attachment. created is
+// false, without an error, if the attachment already held the claim.
 //
-// Unlike Allocate it never gives back: if the API server does not answer, the
-// address is in use all the same, and the entry stays in the hint until the next
-// try.
+// Unlike Allocate it never rolls back: if the API server does not answer, the container
+// still uses the address, and the entry stays in the hint until the next try.
 func (c *Claimer) Adopt(ctx context.Context, req Request, ref v1alpha1.PoolReference, addr netip.Addr) (created bool, err error) {
 	e := hint.Entry{Attachment: req.Attachment, Pool: ref.Name, Address: addr}
 	c.Hint.ClaimingRequested(e)
@@ -42,20 +40,20 @@ func (c *Claimer) Adopt(ctx context.Context, req Request, ref v1alpha1.PoolRefer
 }
 
 // awaitOpen waits until nothing is being adopted on this node.
-func (c *Claimer) awaitOpen(ctx context.Context) error {
+func (c *Claimer) awaitAdoption(ctx context.Context) error {
 	const interval = 50 * time.Millisecond
-	for c.Hint.Closed() {
+	for c.Hint.ADDsPaused() {
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%w: %w", ErrTakingOver, ctx.Err())
+			return fmt.Errorf("%w: %w", errAdopting, ctx.Err())
 		case <-time.After(interval):
 		}
 	}
 	return nil
 }
 
-// foreignInUse refuses a requested address that nv-ipam has given.
+// foreignInUse is the error for a requested address that nv-ipam has given.
 func foreignInUse(ref v1alpha1.PoolReference, addr netip.Addr) error {
 	return fmt.Errorf("requested IP is already reserved in the pool %q, poolType %q: %s is held in nv-ipam's store on this node, whose migration is unfinished; see the log of ipam-node: %w",
-		ref.Name, pool.Type(ref.Kind), addr, ErrTakingOver)
+		ref.Name, pool.Type(ref.Kind), addr, errAdopting)
 }

@@ -30,33 +30,33 @@ func TestAddsWaitWhileClosed(t *testing.T) {
 	over, cancel := context.WithCancel(t.Context())
 	cancel()
 
-	must(c.awaitOpen(over))
-	must(h.Close(hint.Foreign{}))
-	if err := c.awaitOpen(over); !errors.Is(err, ErrTakingOver) {
-		t.Errorf("closed: %v, want ErrTakingOver", err)
+	must(c.awaitAdoption(over))
+	must(h.PauseADDs(hint.Foreign{}))
+	if err := c.awaitAdoption(over); !errors.Is(err, errAdopting) {
+		t.Errorf("closed: %v, want errAdopting", err)
 	}
 	waited := make(chan error)
-	go func() { waited <- c.awaitOpen(t.Context()) }()
-	must(h.Open())
-	must(h.Open())
+	go func() { waited <- c.awaitAdoption(t.Context()) }()
+	must(h.ResumeADDs())
+	must(h.ResumeADDs())
 	must(<-waited)
 
 	// Whoever closed it has died.
-	must(h.Close(hint.Foreign{}))
+	must(h.PauseADDs(hint.Foreign{}))
 	long := time.Now().Add(-time.Hour)
 	must(os.Chtimes(filepath.Join(dir, "closed"), long, long))
-	must(c.awaitOpen(over))
+	must(c.awaitAdoption(over))
 	// Closing it again keeps it closed.
-	must(h.Close(hint.Foreign{}))
-	if err := c.awaitOpen(over); !errors.Is(err, ErrTakingOver) {
-		t.Errorf("closed again: %v, want ErrTakingOver", err)
+	must(h.PauseADDs(hint.Foreign{}))
+	if err := c.awaitAdoption(over); !errors.Is(err, errAdopting) {
+		t.Errorf("closed again: %v, want errAdopting", err)
 	}
 }
 
 func TestForeignInUse(t *testing.T) {
 	err := foreignInUse(v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "p"}, netip.MustParseAddr("10.0.0.1"))
-	want := `requested IP is already reserved in the pool "p", poolType "ippool": 10.0.0.1 is held in nv-ipam's store on this node, whose migration is unfinished; see the log of ipam-node: ` + ErrTakingOver.Error()
-	if err.Error() != want || !errors.Is(err, ErrTakingOver) {
+	want := `requested IP is already reserved in the pool "p", poolType "ippool": 10.0.0.1 is held in nv-ipam's store on this node, whose migration is unfinished; see the log of ipam-node: ` + errAdopting.Error()
+	if err.Error() != want || !errors.Is(err, errAdopting) {
 		t.Errorf("got %v", err)
 	}
 }

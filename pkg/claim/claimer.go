@@ -18,25 +18,25 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// Claimer claims addresses for the containers of one node. Any number of them
-// may run at once, in one process or in many.
+// Claimer claims and releases addresses for the containers of one node. Any number of
+// Claimers may run at the same time, in one process or in many.
 type Claimer struct {
-	// Ledger is the record of all claims.
+	// Ledger is the record of all claims, in the API server.
 	ledger.Ledger
-	// Hint of this node.
+	// Hint is what this node believes that it holds, on its disk.
 	Hint *hint.Hint
-	// Log of what a call did and why.
+	// Log says what a call did and why.
 	Log *slog.Logger
 }
 
-// What goes wrong, as a caller has to tell it apart. Besides these there are
-// ledger.InUseError, ledger.ErrUnavailable, and pool.RequestError for a request that
-// can never be met. Anything else is the API server's own refusal, passed on as it is.
+// Errors that a caller has to tell apart, besides ledger.InUseError,
+// ledger.ErrUnavailable, and pool.RequestError for a request that can never succeed. Any
+// other error is the API server's own, passed on unchanged.
 var (
 	// ErrPoolNotFound: there is no such pool, or it has no block for this node.
 	ErrPoolNotFound = errors.New("not found")
-	// ErrExhausted: every address of this node's block is held. The API server
-	// said so, not the hint.
+	// ErrExhausted: every address of this node's block is held, as the API server
+	// says (the hint alone is no proof).
 	ErrExhausted = errors.New("no free addresses in the pool")
 	// ErrNotHeld: the attachment does not hold an address of the pool.
 	ErrNotHeld = errors.New("not found")
@@ -46,25 +46,12 @@ func poolNotFound(ref v1alpha1.PoolReference, why string) error {
 	return fmt.Errorf("configuration for pool %q, poolType %q %w: %s", ref.Name, pool.Type(ref.Kind), ErrPoolNotFound, why)
 }
 
-func notHeld(ref v1alpha1.PoolReference) error {
-	return fmt.Errorf("reservation for pool %q, poolType %q %w", ref.Name, pool.Type(ref.Kind), ErrNotHeld)
-}
-
-// cleanupTimeout is what undoing may take after a call's own time is over.
-const cleanupTimeout = 5 * time.Second
-
-// contextForCleanup outlives ctx, which may have expired: what was begun has to
-// be undone all the same.
-func contextForCleanup(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
-}
-
-// holding returns what the attachment holds: as the hint has it if that is complete,
-// else as the API server lists it as well. If that fails, it returns with the error
-// what the hint has.
-func (c *Claimer) holding(ctx context.Context, att hint.Attachment) ([]hint.Entry, error) {
-	found, sure := c.Hint.Holding(att)
-	if sure {
+// heldBy returns what the attachment holds. If the hint is complete, it knows; if not,
+// the API server lists what the node holds. If the list fails, heldBy returns what the
+// hint has, with the error.
+func (c *Claimer) heldBy(ctx context.Context, att hint.Attachment) ([]hint.Entry, error) {
+	found, complete := c.Hint.Holding(att)
+	if complete {
 		return found, nil
 	}
 	listed, err := c.rebuild(ctx, time.Time{})
@@ -72,7 +59,7 @@ func (c *Claimer) holding(ctx context.Context, att hint.Attachment) ([]hint.Entr
 		return found, err
 	}
 	found, _ = c.Hint.Holding(att)
-	for _, e := range listed { // the hint may not be usable at all
+	for _, e := range listed { // needed if the disk fails and the hint stays empty
 		if e.Attachment == att && !contains(found, e) {
 			found = append(found, e)
 		}
@@ -80,7 +67,7 @@ func (c *Claimer) holding(ctx context.Context, att hint.Attachment) ([]hint.Entr
 	return found, nil
 }
 
-// contains reports whether the entries have the address of e.
+// contains reports whether the entries include the claim e.
 func contains(entries []hint.Entry, e hint.Entry) bool {
 	for _, o := range entries {
 		if o.Pool == e.Pool && o.Address == e.Address && (o.UID == e.UID || o.UID == "") {
@@ -90,27 +77,24 @@ func contains(entries []hint.Entry, e hint.Entry) bool {
 	return false
 }
 
-// Complete makes the hint complete, if it is not.
+// Complete rebuilds the hint unless it is complete.
 func (c *Claimer) Complete(ctx context.Context) error {
 	if c.Hint.Complete() {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, rebuildPatience)
+	ctx, cancel := context.WithTimeout(ctx, listTime)
 	defer cancel()
 	_, err := c.rebuild(ctx, time.Time{})
 	return err
 }
 
-// bootJitter spreads the lists of nodes that were started at one time.
-const bootJitter = 2 * time.Second
-
-// rebuild makes the hint complete, and agree with the API server as of a time not
-// before since. One call of the node lists, the others wait for it; only the one
-// that lists returns what it listed.
+// rebuild makes the hint complete: afterwards it agrees with a list of the API server
+// that is not older than since. One call of the node lists, the others wait for it.
+// Only the call that lists returns the list.
 func (c *Claimer) rebuild(ctx context.Context, since time.Time) ([]hint.Entry, error) {
 	r := c.Hint.Rebuild(ctx, since)
 	if r == nil {
-		return nil, unavailable(ctx, "waiting for another call of this node that lists its allocations")
+		return nil, unavailable(ctx, "waiting for another call on this node, which lists the node's allocations")
 	}
 	defer r.End()
 	if since.IsZero() && hint.JustBooted() {
@@ -144,21 +128,17 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-func attachmentOf(a *v1alpha1.IPAllocation) hint.Attachment {
-	return hint.Attachment{ContainerID: a.Spec.ContainerID, Interface: a.Spec.InterfaceName}
-}
-
-// entryOf reads an allocation of this node.
+// entryOf returns the hint's entry for an allocation of this node.
 func entryOf(a *v1alpha1.IPAllocation) hint.Entry {
-	poolName, addr, err := v1alpha1.ParseAllocationName(a.Name) // what decides is the name
+	poolName, addr, err := v1alpha1.ParseAllocationName(a.Name) // the name decides, not the spec
 	if err != nil {
 		poolName = a.Spec.PoolRef.Name
 		addr, _ = netip.ParseAddr(a.Spec.Address)
 	}
-	return hint.Entry{Attachment: attachmentOf(a), Pool: poolName, Address: addr, UID: a.UID}
+	return hint.Entry{Attachment: hint.AttachmentOf(a), Pool: poolName, Address: addr, UID: a.UID}
 }
 
-// isMine reports whether an allocation is of an attachment of this node.
-func (c *Claimer) isMine(a *v1alpha1.IPAllocation, att hint.Attachment) bool {
+// isHeldBy reports whether an attachment of this node holds the allocation.
+func (c *Claimer) isHeldBy(a *v1alpha1.IPAllocation, att hint.Attachment) bool {
 	return ledger.Same(&a.Spec, &v1alpha1.IPAllocationSpec{NodeName: c.Node, ContainerID: att.ContainerID, InterfaceName: att.Interface})
 }

@@ -18,8 +18,9 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// create claims one address. A claim of this very attachment that is there already
-// is its own, from a call whose answer was lost. A holder that yields gives way.
+// create claims one address. It succeeds, too, if this attachment already holds the
+// address, from a call whose answer was lost. If another holds it and yields, its claim
+// is deleted first.
 func (c *Claimer) create(ctx context.Context, req Request, b *pool.Block, addr netip.Addr, requested bool) (hint.Entry, error) {
 	e := hint.Entry{Attachment: req.Attachment, Pool: b.Pool.Name, Address: addr}
 	alloc := c.allocation(req, b.Pool, addr, requested)
@@ -27,8 +28,8 @@ func (c *Claimer) create(ctx context.Context, req Request, b *pool.Block, addr n
 	e.UID, _, err = c.Create(ctx, alloc)
 	var inUse *ledger.InUseError
 	if errors.As(err, &inUse) && c.yields(inUse.Holder, req) {
-		if why := c.takeOver(ctx, inUse.Holder); why != nil {
-			err = fmt.Errorf("%w; %w", err, why)
+		if failed := c.deleteHolder(ctx, inUse.Holder); failed != nil {
+			err = fmt.Errorf("%w; %w", err, failed)
 		} else {
 			e.UID, _, err = c.Create(ctx, alloc)
 		}
@@ -38,61 +39,49 @@ func (c *Claimer) create(ctx context.Context, req Request, b *pool.Block, addr n
 		c.Hint.Claimed(e)
 		return e, nil
 	case errors.Is(err, ledger.ErrUnanswered):
-		return hint.Entry{}, errors.Join(fmt.Errorf("claiming %s: %w", addr, err), c.giveBack(ctx, []hint.Entry{e}))
+		return hint.Entry{}, errors.Join(fmt.Errorf("claiming %s: %w", addr, err), c.rollBack(ctx, []hint.Entry{e}))
 	default:
 		c.Hint.NotClaimed(e)
 		return hint.Entry{}, err
 	}
 }
 
-// sandboxAge is how old an allocation is at least before another sandbox of its pod
-// takes it over: twice what an ADD may take. It is a margin for clocks; the order of
-// two sandboxes is that of their ADDs.
-const sandboxAge = 40 * time.Second
-
-// yields reports whether the holder of an address gives way to a request:
+// yields reports whether a claim may be deleted in favour of a request, because its
+// holder is a container of this node that no longer runs:
 //
-//  1. its release is noted on this node, and has not been carried out
-//  2. it is an earlier sandbox of the same pod on this node, whose ADD began before
-//     this one. A kubelet makes a new sandbox only when it has stopped the one
-//     before, so that nobody answers there any more. If either does not say when its
-//     ADD began, it stays.
+//  1. The release of the claim is pending on this node.
+//  2. The holder is an earlier sandbox of the same pod: its ADD began before this one.
+//     A kubelet starts a new sandbox only after it has stopped the earlier one. If the
+//     start of either ADD is unknown, the holder does not yield.
 //
-// Else the address is in use.
+// Otherwise the address is in use.
 func (c *Claimer) yields(holder *v1alpha1.IPAllocation, req Request) bool {
 	s := &holder.Spec
 	if s.NodeName != c.Node || s.ContainerID == "" {
 		return false
 	}
-	if e := entryOf(holder); c.Hint.IsPending(e) || c.Hint.IsPending(unanswered(e)) { // 1
+	if e := entryOf(holder); c.Hint.IsPending(e) || c.Hint.IsPending(e.Unanswered()) { // 1
 		return true
 	}
-	return s.ContainerID != req.ContainerID && samePod(s.PodRef, req.Pod) && // 2
+	return s.ContainerID != req.ContainerID && s.PodRef == req.Pod && req.Pod.Name != "" && // 2
 		s.AddStartedAt != nil && !req.started.IsZero() && s.AddStartedAt.Time.Before(req.started) &&
-		time.Since(holder.CreationTimestamp.Time) > sandboxAge
+		time.Since(holder.CreationTimestamp.Time) > SandboxAge
 }
 
-// samePod compares by UID, or by name if the runtime does not tell the UID.
-func samePod(a, b v1alpha1.PodReference) bool { return a == b && a.Name != "" }
-
-func unanswered(e hint.Entry) hint.Entry {
-	e.UID = ""
-	return e
-}
-
-// takeOver frees what a holder that yields has held.
-func (c *Claimer) takeOver(ctx context.Context, holder *v1alpha1.IPAllocation) error {
+// deleteHolder deletes the claim of a holder that yields.
+func (c *Claimer) deleteHolder(ctx context.Context, holder *v1alpha1.IPAllocation) error {
 	e := entryOf(holder)
 	if err := c.Delete(ctx, holder.Name, holder.UID); err != nil {
-		return fmt.Errorf("releasing %s, which the earlier container %s has held: %w", e.Address, e.ContainerID, err)
+		return fmt.Errorf("releasing %s, which the earlier container %s holds: %w", e.Address, e.ContainerID, err)
 	}
 	c.Hint.Released(e)
-	c.Hint.Released(unanswered(e))
+	c.Hint.Released(e.Unanswered())
 	c.Hint.NotClaimed(e)
-	c.Log.Info("took an address over from an earlier container", "address", e.Address, "pool", e.Pool, "earlier", e.ContainerID)
+	c.Log.Info("deleted the claim of an earlier container", "address", e.Address, "pool", e.Pool, "earlier", e.ContainerID)
 	return nil
 }
 
+// allocation returns the IPAllocation that claims an address for a request.
 func (c *Claimer) allocation(req Request, ref v1alpha1.PoolReference, addr netip.Addr, requested bool) *v1alpha1.IPAllocation {
 	var started *metav1.MicroTime
 	if !req.started.IsZero() {

@@ -17,107 +17,91 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 )
 
-// A call carries out a few of the releases that earlier calls left undone, and does
-// not wait long for that: a node may have 250 of them, and a pod is waiting.
-const (
-	releasesPerCall = 16
-	pendingTimeout  = 2 * time.Second
-	// pendingLife is how long a release is tried again that the API server refuses,
-	// as it does for a node whose name has changed. After that it is left to the
-	// controller.
-	pendingLife = 24 * time.Hour
-)
+// maxRetries is how many pending releases one call retries: a node may have 250 of
+// them, and a pod is waiting.
+const maxRetries = 16
 
-// releaseEarlier carries out what earlier calls for this attachment left undone,
-// before it claims again: nobody must find that note afterwards and release what the
-// attachment holds by then. Then it does so for a few others.
-func (c *Claimer) releaseEarlier(ctx context.Context, att hint.Attachment) error {
-	if c.Hint.IsPendingAll(att) {
+// finishReleases carries out the pending releases of this attachment before it claims
+// again. Otherwise a later call could find the note and release the new claim. Then it
+// retries a few releases of other attachments.
+func (c *Claimer) finishReleases(ctx context.Context, att hint.Attachment) error {
+	if c.Hint.IsReleasingAttachment(att) {
 		if _, err := c.rebuild(ctx, time.Time{}); err != nil {
-			return fmt.Errorf("finding what this container has held before: %w", err)
+			return fmt.Errorf("listing what this container has held before: %w", err)
 		}
-		c.Hint.ReleaseWhole()
+		c.Hint.ResolveReleases()
 	}
-	releases, whole := c.Hint.Pending()
+	releases, attachments := c.Hint.Pending()
 	for _, r := range releases {
 		if r.Attachment != att {
 			continue
 		}
-		err := c.retract(ctx, r.Entry)
-		if err != nil && !errors.Is(err, errMayCome) {
+		err := c.deleteHeld(ctx, r.Entry)
+		if err != nil && !errors.Is(err, errMayBeCreated) {
 			return fmt.Errorf("releasing %s of pool %s, which this container has held before: %w", r.Address, r.Pool, err)
 		}
-		if gone := c.Hint.Released(r.Entry); !gone && r.UID == "" { // the note would go for a new claim as well
+		if gone := c.Hint.Released(r.Entry); !gone && r.UID == "" { // without UID the note would release the new claim
 			return fmt.Errorf("removing the note that %s of pool %s is to be released", r.Address, r.Pool)
 		}
 	}
-	if len(whole) > 0 {
-		c.Hint.ReleaseWhole() // without asking: a pod is waiting
+	if len(attachments) > 0 {
+		c.Hint.ResolveReleases() // if the hint is complete; no list, since a pod is waiting
 	}
-	c.carryOutOf(ctx, releases, releasesPerCall)
+	c.retryDue(ctx, releases, maxRetries)
 	return nil
 }
 
-// carryOut carries out up to most releases that earlier calls left undone. If it is
-// not known what they are about, it lists what this node holds.
-func (c *Claimer) carryOut(ctx context.Context, most int) {
-	releases, whole := c.Hint.Pending()
-	if len(whole) > 0 {
-		c.findOut(ctx)
+// retryPending carries out up to limit pending releases. If a note names only the
+// attachment and the hint does not know what that holds, it lists what this node holds.
+func (c *Claimer) retryPending(ctx context.Context, limit int) {
+	releases, attachments := c.Hint.Pending()
+	if len(attachments) > 0 {
+		if err := c.Complete(ctx); err != nil {
+			c.Log.Warn("cannot list what the attachments with a pending release hold", "error", err)
+		} else {
+			c.Hint.ResolveReleases()
+		}
 		releases, _ = c.Hint.Pending()
 	}
-	c.carryOutOf(ctx, releases, most)
+	c.retryDue(ctx, releases, limit)
 }
 
-// findOut turns releases by attachment into releases of addresses.
-func (c *Claimer) findOut(ctx context.Context) {
-	if !c.Hint.Complete() {
-		ctx, cancel := context.WithTimeout(ctx, rebuildPatience)
-		defer cancel()
-		if _, err := c.rebuild(ctx, time.Time{}); err != nil {
-			c.Log.Warn("what is to be released is still not known", "error", err)
-			return
-		}
-	}
-	c.Hint.ReleaseWhole()
-}
-
-// carryOutOf tries the releases that are due in random order: one that is refused
-// again and again does not keep the others waiting.
-func (c *Claimer) carryOutOf(ctx context.Context, releases []hint.Release, most int) {
+// retryDue retries the releases that are due, in random order: one that is refused
+// every time does not keep the others waiting.
+func (c *Claimer) retryDue(ctx context.Context, releases []hint.Release, limit int) {
 	due := slices.DeleteFunc(releases, func(r hint.Release) bool { return !r.Due })
 	if len(due) == 0 {
 		return
 	}
 	rand.Shuffle(len(due), func(i, j int) { due[i], due[j] = due[j], due[i] })
-	ctx, cancel := context.WithTimeout(ctx, pendingTimeout)
+	ctx, cancel := context.WithTimeout(ctx, pendingTime)
 	defer cancel()
-	var refusal error
-	for _, r := range due[:min(len(due), most)] {
-		err := c.carryOutOne(ctx, r)
+	var last error
+	for _, r := range due[:min(len(due), limit)] {
+		err := c.retryRelease(ctx, r)
 		if err != nil {
-			refusal = err
+			last = err
 		}
-		if err != nil && (!ledger.Refused(err) || apierrors.IsUnauthorized(err)) { // the same for all
+		if err != nil && (!ledger.Refused(err) || apierrors.IsUnauthorized(err)) { // the others would fail, too
 			break
 		}
 	}
-	if refusal != nil {
-		c.Log.Warn("releases are still pending", "pending", len(due), "error", refusal)
+	if last != nil {
+		c.Log.Warn("releases are still pending", "pending", len(due), "error", last)
 	}
 }
 
-// carryOutOne carries out one release that an earlier call could not.
-func (c *Claimer) carryOutOne(ctx context.Context, r hint.Release) error {
+// retryRelease carries out one pending release.
+func (c *Claimer) retryRelease(ctx context.Context, r hint.Release) error {
 	uid, err := c.uidOf(ctx, r.Entry)
 	switch {
-	case errors.Is(err, errMayCome):
-		if r.Settled() {
+	case errors.Is(err, errMayBeCreated):
+		if r.Expired() {
 			c.Hint.Released(r.Entry)
 		}
 		return nil
 	case err == nil && r.UID == "" && !c.Hint.IsPending(r.Entry):
-		return nil // removed by the attachment itself, which may hold the address again
+		return nil // the attachment has removed the note: it may hold the address again
 	case err == nil && uid != "":
 		err = c.Delete(ctx, r.Name(), uid)
 	}
@@ -127,7 +111,7 @@ func (c *Claimer) carryOutOne(ctx context.Context, r hint.Release) error {
 		c.Log.Info("carried out a pending release", "address", r.Address, "pool", r.Pool)
 	case ledger.Refused(err) && time.Since(r.Since).Abs() >= pendingLife:
 		c.Hint.Released(r.Entry)
-		c.Log.Warn("release is given up and left to the controller", "address", r.Address, "pool", r.Pool, "error", err)
+		c.Log.Warn("gave up a pending release; the controller reclaims the address", "address", r.Address, "pool", r.Pool, "error", err)
 		return nil
 	}
 	return err

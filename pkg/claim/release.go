@@ -15,98 +15,92 @@ import (
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/hint"
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// errMayCome: a create that was never answered has made nothing, so far.
-var errMayCome = errors.New("a create may still be carried out")
+// errMayBeCreated: there is no allocation, but the API server has not answered the
+// create and may still carry it out.
+var errMayBeCreated = errors.New("the API server may still carry out a create that it has not answered")
 
-// rebuildPatience is how long a DEL waits for a list of what this node holds. After
-// that it notes that whatever the attachment holds has to be given back.
-const rebuildPatience = 4 * time.Second
-
-// Release gives back all that the attachment holds. Nothing held is success, and
-// so is a release that could only be noted, because the API server is away or
-// refuses it: later calls on this node carry it out. It returns an error if it could
-// neither release nor note that.
+// Release releases everything that the attachment holds. It succeeds if nothing is held,
+// and if the release could only be noted because the API server is away or refuses it:
+// later calls on this node carry it out. It returns an error if a release could neither
+// be carried out nor noted.
 func (c *Claimer) Release(ctx context.Context, att hint.Attachment) error {
-	listing, cancel := context.WithTimeout(ctx, rebuildPatience)
+	listing, cancel := context.WithTimeout(ctx, listTime)
 	defer cancel()
-	entries, err := c.holding(listing, att)
+	entries, err := c.heldBy(listing, att)
 	if err != nil {
-		if !c.Hint.ReleasingAll(att) {
+		if !c.Hint.ReleasingAttachment(att) {
 			return err
 		}
-		c.Log.Warn("what the attachment holds is not known, its release is left to later calls", "error", err)
+		c.Log.Warn("cannot find out what the attachment holds; later calls will release it", "error", err)
 		return c.releaseAll(ctx, entries)
 	}
 	err = c.releaseAll(ctx, entries)
-	c.carryOut(ctx, releasesPerCall)
+	c.retryPending(ctx, maxRetries)
 	return err
 }
 
-// ReleaseKnown gives back what the hint knows that the attachment holds.
+// ReleaseKnown releases what the hint knows that the attachment holds.
 func (c *Claimer) ReleaseKnown(ctx context.Context, att hint.Attachment) error {
 	entries, _ := c.Hint.Holding(att)
 	return c.releaseAll(ctx, entries)
 }
 
-// ReleaseLater notes in a hint that what the attachment holds has to be given back:
-// there is nothing to ask the API server with. It reports whether all of it is noted;
-// that is so if the hint is complete and the attachment holds nothing.
+// ReleaseLater notes in a hint that everything the attachment holds has to be released,
+// for a call that cannot reach the API server. It reports whether the release is noted,
+// or there is none to note: the hint is complete and the attachment holds nothing.
 func ReleaseLater(h *hint.Hint, att hint.Attachment) (noted bool) {
-	entries, sure := h.Holding(att)
-	if !sure {
-		return h.ReleasingAll(att)
+	entries, complete := h.Holding(att)
+	if !complete {
+		return h.ReleasingAttachment(att)
 	}
 	noted = true
 	for _, e := range entries {
-		noted = h.Releasing(e) && h.Owed(e) && noted
+		noted = h.Releasing(e) && h.NotReleased(e) && noted
 	}
 	return noted
 }
 
-// releasePatience is how long a release waits for an API server that is away
-// before it is left to later calls.
-const releasePatience = 2 * time.Second
-
-// releaseAll notes each release, carries it out, and removes the note. It tries
-// them all whatever happens to one, but waits for the API server only once.
+// releaseAll notes each release, carries it out, and removes the note. One failure does
+// not stop the others, but only one release waits for an API server that is away.
 func (c *Claimer) releaseAll(ctx context.Context, all []hint.Entry) error {
 	var errs []error
-	patience := releasePatience
+	wait := releaseTime
 	for _, e := range all {
-		away, err := c.release(ctx, e, patience)
+		away, err := c.release(ctx, e, wait)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("releasing %s of pool %s: %w", e.Address, e.Pool, err))
 		}
 		if away {
-			patience = 0
+			wait = 0
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// release releases one address, or leaves it to later calls if that takes longer than
-// patience. If it cannot be noted, it takes all the time there is. It reports whether
-// the API server was away.
-func (c *Claimer) release(ctx context.Context, e hint.Entry, patience time.Duration) (away bool, err error) {
+// release releases one address. If the release is noted, it takes at most wait and is
+// then left to later calls; if not, it takes all the time of ctx. It reports whether the
+// API server was away.
+func (c *Claimer) release(ctx context.Context, e hint.Entry, wait time.Duration) (away bool, err error) {
 	noted := c.Hint.Releasing(e)
 	if noted {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, patience)
+		ctx, cancel = context.WithTimeout(ctx, wait)
 		defer cancel()
 	}
-	err = c.retract(ctx, e)
+	err = c.deleteHeld(ctx, e)
 	away = errors.Is(err, ledger.ErrUnavailable)
 	switch {
 	case err == nil:
 		c.Hint.Released(e)
 		c.Log.Info("released", "address", e.Address, "pool", e.Pool, "container", e.ContainerID, "interface", e.Interface)
 		return false, nil
-	case noted && c.Hint.Owed(e):
+	case noted && c.Hint.NotReleased(e):
 		c.logPending(e, err)
 		return away, nil
-	case errors.Is(err, errMayCome): // and if it comes, the controller reclaims it
+	case errors.Is(err, errMayBeCreated): // if it is created, the controller reclaims it
 		return false, nil
 	}
 	return away, err
@@ -114,15 +108,15 @@ func (c *Claimer) release(ctx context.Context, e hint.Entry, patience time.Durat
 
 func (c *Claimer) logPending(e hint.Entry, why error) {
 	level := slog.LevelWarn
-	if errors.Is(why, errMayCome) {
+	if errors.Is(why, errMayBeCreated) {
 		level = slog.LevelInfo
 	}
 	c.Log.Log(context.Background(), level, "release is left to later calls", "address", e.Address, "pool", e.Pool,
 		"container", e.ContainerID, "interface", e.Interface, "error", why)
 }
 
-// retract deletes what the attachment holds of an address.
-func (c *Claimer) retract(ctx context.Context, e hint.Entry) error {
+// deleteHeld deletes the attachment's claim on an address, if it has one.
+func (c *Claimer) deleteHeld(ctx context.Context, e hint.Entry) error {
 	uid, err := c.uidOf(ctx, e)
 	if err != nil || uid == "" {
 		return err
@@ -130,9 +124,9 @@ func (c *Claimer) retract(ctx context.Context, e hint.Entry) error {
 	return c.Delete(ctx, e.Name(), uid)
 }
 
-// uidOf returns the UID of the allocation that the attachment holds, empty if it
-// holds none. It asks the API server only if the create was never answered, and then
-// there may be none yet: errMayCome.
+// uidOf returns the UID of the attachment's claim, or nothing if another attachment
+// holds the address. It asks the API server only if the create was not answered. Then
+// the claim may be created later: errMayBeCreated.
 func (c *Claimer) uidOf(ctx context.Context, e hint.Entry) (types.UID, error) {
 	if e.UID != "" {
 		return e.UID, nil
@@ -142,8 +136,8 @@ func (c *Claimer) uidOf(ctx context.Context, e hint.Entry) (types.UID, error) {
 	case err != nil:
 		return "", err
 	case alloc == nil:
-		return "", errMayCome
-	case !c.isMine(alloc, e.Attachment):
+		return "", errMayBeCreated
+	case !c.isHeldBy(alloc, e.Attachment):
 		return "", nil
 	}
 	return alloc.UID, nil
@@ -152,8 +146,8 @@ func (c *Claimer) uidOf(ctx context.Context, e hint.Entry) (types.UID, error) {
 // Check reports whether the attachment holds an address of each pool: nil,
 // ErrNotHeld or ledger.ErrUnavailable.
 func (c *Claimer) Check(ctx context.Context, att hint.Attachment, pools []v1alpha1.PoolReference) error {
-	c.carryOut(ctx, releasesPerCall)
-	entries, err := c.holding(ctx, att)
+	c.retryPending(ctx, maxRetries)
+	entries, err := c.heldBy(ctx, att)
 	if err != nil {
 		return err
 	}
@@ -174,21 +168,18 @@ func (c *Claimer) checkIn(ctx context.Context, ref v1alpha1.PoolReference, entri
 		if err != nil {
 			return fmt.Errorf("reading allocation %s: %w", e.Name(), err)
 		}
-		if alloc != nil && c.isMine(alloc, e.Attachment) && alloc.Spec.PoolRef == ref {
+		if alloc != nil && c.isHeldBy(alloc, e.Attachment) && alloc.Spec.PoolRef == ref {
 			return nil
 		}
 	}
-	return notHeld(ref)
+	return fmt.Errorf("reservation for pool %q, poolType %q %w", ref.Name, pool.Type(ref.Kind), ErrNotHeld)
 }
 
-// addTime is how long an ADD may be under way: its own time and that of undoing.
-const addTime = 26 * time.Second
-
-// Collect releases what this node holds in a network for attachments that are not
-// among the valid ones, which were counted before started. What an ADD has asked for
-// since, or was asking for at that time, is not in that list and stays.
+// Collect releases what this node holds in a network for attachments that are not in
+// valid, a list made before started. It keeps the claims of ADDs that were running when
+// the list was made or began later: the list cannot contain them.
 func (c *Claimer) Collect(ctx context.Context, network string, valid []hint.Attachment, started time.Time) error {
-	c.carryOut(ctx, releasesPerCall)
+	c.retryPending(ctx, maxRetries)
 	all, _, err := c.OfNode(ctx)
 	if err != nil {
 		return err
@@ -200,15 +191,15 @@ func (c *Claimer) Collect(ctx context.Context, network string, valid []hint.Atta
 	var stale []hint.Entry
 	for i := range all {
 		a := &all[i]
-		if a.Spec.NetworkName == network && a.Spec.ContainerID != "" && !keep[attachmentOf(a)] && begunBefore(a, started.Add(-addTime)) {
+		if a.Spec.NetworkName == network && a.Spec.ContainerID != "" && !keep[hint.AttachmentOf(a)] && begunBefore(a, started.Add(-AddTime-CleanupTime)) {
 			stale = append(stale, entryOf(a))
 		}
 	}
 	return c.releaseAll(ctx, stale)
 }
 
-// begunBefore reports whether the ADD of an allocation began before a time, by this
-// node's clock; if nobody noted that, by the API server's.
+// begunBefore reports whether the ADD of an allocation began before t, by this node's
+// clock. If the allocation does not say when, its creation counts, by the API server's.
 func begunBefore(a *v1alpha1.IPAllocation, t time.Time) bool {
 	if a.Spec.AddStartedAt != nil {
 		return a.Spec.AddStartedAt.Time.Before(t)
@@ -216,15 +207,15 @@ func begunBefore(a *v1alpha1.IPAllocation, t time.Time) bool {
 	return a.CreationTimestamp.Time.Before(t)
 }
 
-// Ready reports whether the API server answers and lets this node read the
-// pools; nil if it does, even if a pool does not exist. A node on which nothing
-// else happens carries out by it what is pending.
+// Ready returns nil if the API server answers and lets this node read the pools, even
+// if a pool does not exist. It also retries pending releases: on a node without other
+// calls nothing else would.
 func (c *Claimer) Ready(ctx context.Context, pools []v1alpha1.PoolReference) error {
 	for _, ref := range pools {
 		if _, err := c.poolMetadata(ctx, ref); err != nil && !ledger.NotFound(err) {
 			return err
 		}
 	}
-	c.carryOut(ctx, releasesPerCall)
+	c.retryPending(ctx, maxRetries)
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"math"
 	"net/netip"
 
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/hint"
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
@@ -17,36 +18,50 @@ import (
 
 const (
 	// maxCollisions is how many addresses in a row may turn out to be held by others
-	// before another place of the block is tried.
+	// before the search goes on from a random address of the block.
 	maxCollisions = 3
 	// maxRechecks is how many addresses that others were seen to hold are tried again
-	// before a block counts as full. A block with more of them is looked through in
-	// several goes.
+	// before a block counts as full. A block with more of them needs several ADDs.
 	maxRechecks = 32
 )
 
-// claimAny claims a free address of the node's block. The hint proposes, the create
-// decides. It tries in turn
+// claimOne claims one address of a pool. The hint proposes, the create decides. It
+// tries in turn
 //
-//  1. the addresses after the last one given;
-//  2. from a random address on, if others claim in this block at this moment, or the
-//     hint has been lost;
-//  3. if the block looks full: what is free after releases that were left undone, and
-//     a list of what this node really holds. Only then it says that nothing is free.
-func (c *Claimer) claimAny(ctx context.Context, req Request, v view) (hint.Entry, error) {
+//  1. wanted, if it is valid, and no other address;
+//  2. the address that this attachment already holds: an ADD whose answer was lost is
+//     repeated, and must not claim a second address;
+//  3. the addresses after the last one that was given (round robin);
+//  4. the addresses from a random one on, if other nodes claim in this block now, or
+//     the hint has been lost;
+//  5. the whole block, if it looks full: pending releases are carried out, and the API
+//     server lists what this node holds. If nothing is free then, the pool is exhausted.
+func (c *Claimer) claimOne(ctx context.Context, req Request, v view, wanted netip.Addr, held func(*pool.Block) netip.Addr) (hint.Entry, error) {
 	b := v.Block
+	if wanted.IsValid() { // 1
+		if req.foreign[v1alpha1.AllocationName(b.Pool.Name, wanted)] {
+			return hint.Entry{}, foreignInUse(b.Pool, wanted)
+		}
+		c.Hint.ClaimingRequested(hint.Entry{Attachment: req.Attachment, Pool: b.Pool.Name, Address: wanted})
+		return c.create(ctx, req, b, wanted, true)
+	}
+	if addr := held(b); addr.IsValid() { // 2
+		if e, err := c.create(ctx, req, b, addr, false); !ledger.IsInUse(err) {
+			return e, err
+		}
+	}
 	if c.Hint.Full(b.Pool, v.version) {
 		return hint.Entry{}, c.exhausted(b)
 	}
 	s := &search{Claimer: c, req: req, b: b, held: map[netip.Addr]bool{}, releasing: c.beingReleased(b)}
-	e, collided, err := s.try(ctx, b.Candidates(c.Hint.Last(b.Pool)), maxCollisions)
-	if collided { // 2
-		e, _, err = s.try(ctx, b.Candidates(b.RandomAddress()), maxCollisions)
+	e, collided, err := s.tryCandidates(ctx, b.Candidates(c.Hint.Last(b.Pool)), maxCollisions) // 3
+	if collided {                                                                              // 4
+		e, _, err = s.tryCandidates(ctx, b.Candidates(b.RandomAddress()), maxCollisions)
 	}
 	if err != nil || e.Address.IsValid() {
 		return e, err
 	}
-	e, err = s.lookThrough(ctx)
+	e, err = s.searchFullBlock(ctx) // 5
 	if err == nil && !e.Address.IsValid() {
 		c.Hint.SetFull(b.Pool, v.version)
 		err = c.exhausted(b)
@@ -54,19 +69,19 @@ func (c *Claimer) claimAny(ctx context.Context, req Request, v view) (hint.Entry
 	return e, err
 }
 
-// search is the search for one address.
+// search is the search for a free address in a block.
 type search struct {
 	*Claimer
 	req Request
 	b   *pool.Block
-	// held are the addresses that the API server said are held, during this search.
+	// held are the addresses that others hold, as the API server said during this search.
 	held map[netip.Addr]bool
-	// releasing are those that are held until their releases are carried out.
+	// releasing are the addresses whose release is pending or under way on this node.
 	releasing map[netip.Addr]bool
 }
 
-// beingReleased returns the addresses of a block that are being released, or are to
-// be by later calls.
+// beingReleased returns the addresses of a block whose release is pending or under way
+// on this node.
 func (c *Claimer) beingReleased(b *pool.Block) map[netip.Addr]bool {
 	out := map[netip.Addr]bool{}
 	releases, _ := c.Hint.Pending()
@@ -78,9 +93,10 @@ func (c *Claimer) beingReleased(b *pool.Block) map[netip.Addr]bool {
 	return out
 }
 
-// try claims the first of the candidates that is free. It returns no address if
-// there are no more, or if as many as may collide were held by others.
-func (s *search) try(ctx context.Context, candidates iter.Seq[netip.Addr], collisions int) (e hint.Entry, collided bool, err error) {
+// tryCandidates claims the first candidate that is free. It returns no address if there
+// is none. collided is true if it stopped because that many candidates in turn were held
+// by others.
+func (s *search) tryCandidates(ctx context.Context, candidates iter.Seq[netip.Addr], collisions int) (e hint.Entry, collided bool, err error) {
 	for addr := range candidates {
 		entry := hint.Entry{Attachment: s.req.Attachment, Pool: s.b.Pool.Name, Address: addr}
 		if s.held[addr] || s.releasing[addr] || s.req.foreign[entry.Name()] || s.Hint.Claiming(entry) {
@@ -94,7 +110,7 @@ func (s *search) try(ctx context.Context, candidates iter.Seq[netip.Addr], colli
 		if !ledger.IsInUse(err) {
 			return hint.Entry{}, false, err
 		}
-		s.Log.Debug("candidate is held by another", "error", err)
+		s.Log.Debug("another attachment holds the candidate", "error", err)
 		s.held[addr] = true
 		s.Hint.Elsewhere(entry)
 		if collisions--; collisions == 0 {
@@ -104,26 +120,26 @@ func (s *search) try(ctx context.Context, candidates iter.Seq[netip.Addr], colli
 	return hint.Entry{}, false, nil
 }
 
-// lookThrough claims an address of a block that looks full, if there is one: it
-// carries out what was left undone, lists what this node really holds, and tries
-// again what others were seen to hold.
-func (s *search) lookThrough(ctx context.Context) (hint.Entry, error) {
-	s.carryOut(ctx, math.MaxInt)
+// searchFullBlock searches a block that looks full. It carries out all pending releases,
+// lists what this node really holds, and tries some of the addresses again that others
+// were seen to hold. It returns no address if none is free.
+func (s *search) searchFullBlock(ctx context.Context) (hint.Entry, error) {
+	s.retryPending(ctx, math.MaxInt)
 	listed, err := s.rebuild(ctx, s.req.started)
 	if err != nil {
 		return hint.Entry{}, err
 	}
-	s.releasing = nil          // the controller may have been faster
-	for _, e := range listed { // the hint may not be usable
+	s.releasing = nil          // the controller may have released them already
+	for _, e := range listed { // needed if the disk fails and the hint stays empty
 		if e.Pool == s.b.Pool.Name {
 			s.held[e.Address] = true
 		}
 	}
 	s.recheckElsewhere()
 	for {
-		// In step with others that claim in this block it would collide again and
-		// again: so it begins somewhere else each time.
-		e, collided, err := s.try(ctx, s.b.Candidates(s.b.RandomAddress()), 1)
+		// Each try begins at another random address. Beginning at the same one as
+		// others that claim in this block would collide again and again.
+		e, collided, err := s.tryCandidates(ctx, s.b.Candidates(s.b.RandomAddress()), 1)
 		if err != nil || !collided {
 			return e, err
 		}
@@ -133,23 +149,22 @@ func (s *search) lookThrough(ctx context.Context) (hint.Entry, error) {
 	}
 }
 
-// recheckElsewhere makes some of the addresses that others were seen to hold
-// candidates again: they may have been given back since.
+// recheckElsewhere makes up to maxRechecks of the addresses that others were seen to
+// hold candidates again: they may have been released since.
 func (s *search) recheckElsewhere() {
-	entries := s.Hint.Taken(s.b.Pool.Name)
 	n := 0
-	for addr, elsewhere := range entries { // in random order
+	for addr := range s.Hint.SeenElsewhere(s.b.Pool.Name) { // in random order
 		if n == maxRechecks {
 			return
 		}
-		if elsewhere && !s.held[addr] && s.b.Range.Contains(addr) {
-			s.Hint.NotElsewhere(s.b.Pool.Name, addr)
+		if !s.held[addr] && s.b.Range.Contains(addr) {
+			s.Hint.ForgetElsewhere(s.b.Pool.Name, addr)
 			n++
 		}
 	}
 }
 
-// exhausted says of which node which block is full, and why that may be.
+// exhausted says which block of which node is full, and why.
 func (c *Claimer) exhausted(b *pool.Block) error {
 	why := fmt.Sprintf("block %s of node %s is full, %d of %d addresses are held", b.Range, c.Node, b.Size(), b.Size())
 	if b.Size() == 0 {

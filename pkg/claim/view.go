@@ -16,8 +16,7 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// view is a pool as this node sees it: its block there, and the version that it was
-// seen in.
+// view is this node's block of a pool, and the version of the pool that it was read from.
 type view struct {
 	*pool.Block
 
@@ -26,10 +25,9 @@ type view struct {
 
 // view returns this node's block in a pool.
 //
-// A pool grows with the cluster: with 5,000 nodes its status is half a megabyte,
-// of which this node wants one line. So that line is kept on disk, and what is
-// read is the object's metadata alone, from the API server's memory, to see
-// whether the line still holds.
+// A pool grows with the cluster: with 5,000 nodes its status is half a megabyte, of
+// which this node needs one line. So that line is kept on disk, and an ADD reads only
+// the pool's metadata, from the API server's memory, to check that it is still current.
 func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference) (view, error) {
 	if saved := c.Hint.View(ref); saved != nil {
 		meta, err := c.poolMetadata(ctx, ref)
@@ -63,7 +61,7 @@ func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference) (view, e
 	return view{}, poolNotFound(ref, fmt.Sprintf("%s %s/%s has no block for node %s, see the pool's Ready condition and nodeSelector", ref.Kind, c.Namespace, ref.Name, c.Node))
 }
 
-// noSuchPool says what a pool that is not there may have been meant to be.
+// noSuchPool explains an error about a missing pool: it may be of the other kind.
 func (c *Claimer) noSuchPool(ctx context.Context, ref v1alpha1.PoolReference) string {
 	why := fmt.Sprintf("there is no %s %s/%s", ref.Kind, c.Namespace, ref.Name)
 	other := v1alpha1.PoolReference{Kind: v1alpha1.PoolKindCIDRPool, Name: ref.Name}
@@ -94,8 +92,8 @@ func (c *Claimer) readPool(ctx context.Context, ref v1alpha1.PoolReference) (*po
 	return parsed, pool.IPPoolAssignments(obj.Status.Allocations), &obj.ObjectMeta, pool.Invalid(ref, errs)
 }
 
-// poolMetadata reads a pool's metadata from the API server's watch cache, which
-// may be some milliseconds behind: harmless, since a create decides.
+// poolMetadata reads a pool's metadata from the API server's watch cache. That may be
+// some milliseconds old, which is harmless: the create decides.
 func (c *Claimer) poolMetadata(ctx context.Context, ref v1alpha1.PoolReference) (*metav1.ObjectMeta, error) {
 	resource := "ippools"
 	if ref.Kind == v1alpha1.PoolKindCIDRPool {
@@ -111,16 +109,15 @@ func (c *Claimer) poolMetadata(ctx context.Context, ref v1alpha1.PoolReference) 
 	return &obj.Metadata, err
 }
 
-// version tells whether a node's view of a pool still holds: it changes with the
-// specification and with the blocks, but not with the counters and conditions
-// that the controller writes often.
+// version returns a text that changes with the pool's specification and with its blocks,
+// but not with the counters and conditions that the controller writes often. If it is
+// unchanged, a node's view of the pool is still current.
 //
 // A change of the specification raises the generation. A change of the blocks is
 // a change of status.allocations, and the API server itself notes who made the
 // last one, in metadata.managedFields; the controller writes them under a name
-// that has the hash of what it wrote (v1alpha1.BlocksManagerPrefix). Where
-// somebody else wrote the blocks there is no such name, and any change at all
-// makes the view void.
+// that has the hash of what it wrote (v1alpha1.BlocksManagerPrefix). If somebody else
+// wrote the blocks there is no such name, and any change of the pool counts.
 func version(meta *metav1.ObjectMeta) string {
 	var blocks []string
 	for _, f := range meta.ManagedFields {

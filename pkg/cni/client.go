@@ -22,15 +22,14 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 )
 
-// newClient returns a client of the API server, and of nothing else that may
-// answer in its place.
+// newClient returns a client of the API server. It rejects answers of anything else.
 //
-// The kubeconfig alone says how to reach it. The environment is the container
-// runtime's: a proxy that it has for pulling images, or an authority that it trusts,
-// is not meant for the API server.
+// Only the kubeconfig says how to reach the server. The environment is the container
+// runtime's: its proxy is for pulling images, and the authorities that it trusts are not
+// meant for the API server.
 func newClient(config *rest.Config) (clientv1alpha1.NvIpamV1alpha1Interface, error) {
 	before := forgetEnvironment()
-	if exec := config.ExecProvider; exec != nil { // the program may need what it was started with
+	if exec := config.ExecProvider; exec != nil { // the program may need the environment
 		exec.Env = append(before, exec.Env...)
 	}
 	if config.Proxy == nil { // no proxy-url
@@ -44,24 +43,23 @@ func newClient(config *rest.Config) (clientv1alpha1.NvIpamV1alpha1Interface, err
 	return clientv1alpha1.New(once{c}), err
 }
 
-// forgetEnvironment removes what the libraries would read of the environment, and
-// returns what was there: HTTPS_PROXY, SSL_CERT_FILE, GODEBUG, KUBE_FEATURE_* and
-// whatever they will come to know. PATH stays, to find a credential program.
+// forgetEnvironment removes the environment and returns it: the libraries read
+// HTTPS_PROXY, SSL_CERT_FILE, GODEBUG, KUBE_FEATURE_* and, in later versions, others.
+// PATH stays, to find a credential program.
 func forgetEnvironment() (before []clientcmdapi.ExecEnvVar) {
 	for _, entry := range os.Environ() {
 		name, value, _ := strings.Cut(entry, "=")
 		before = append(before, clientcmdapi.ExecEnvVar{Name: name, Value: value})
 		if name != "PATH" {
-			_ = os.Unsetenv(name) // not Clearenv, which the runtime does not notice for GODEBUG
+			_ = os.Unsetenv(name) // not Clearenv: after that Go still uses the old GODEBUG
 		}
 	}
 	return before
 }
 
-// once sends each request once. The client's own retries know nothing of the time
-// that a call may take, and hide what the API server has said. The server is told how
-// long a request is waited for, so that it says in time what it waits for itself. A
-// list sets its own time.
+// once sends each request once. The client's own retries ignore the time of a CNI call,
+// and hide what the API server has answered. Each request tells the server how long the
+// client waits, so that the server answers before that. A list sets its own time.
 type once struct{ rest.Interface }
 
 func (o once) Verb(verb string) *rest.Request { return bounded(o.Interface.Verb(verb)) }
@@ -72,11 +70,11 @@ func (o once) Delete() *rest.Request          { return bounded(o.Interface.Delet
 
 func bounded(r *rest.Request) *rest.Request { return r.MaxRetries(0).Timeout(ledger.RequestTime) }
 
-var errNoAPIServer = errors.New("that is no API server")
+var errNoAPIServer = errors.New("the response did not come from a Kubernetes API server")
 
-// jsonOnly takes a success that is not told in JSON for an error: it is a proxy's
-// page. The client would take it for success where it does not look inside, and an
-// address that is still held for free.
+// jsonOnly returns an error for a success that is not JSON: it is the page of a proxy.
+// The client does not read the answer of a delete, and would believe that an address
+// was released.
 type jsonOnly struct{ next http.RoundTripper }
 
 func (j jsonOnly) RoundTrip(req *http.Request) (*http.Response, error) {

@@ -29,64 +29,57 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// Defaults of the configuration; all but the last two are nv-ipam's.
+// Defaults of the configuration. They are nv-ipam's; nv-ipam's file in defaultDataDir is
+// called "store".
 const (
-	defaultConfDir  = "/etc/cni/net.d/nv-ipam.d"
-	confFile        = "nv-ipam.conf"
-	defaultLogFile  = "/var/log/nv-ipam-cni.log"
-	defaultLogLevel = "info"
-	defaultPoolType = v1alpha1.PoolKindIPPool
-	// defaultNamespace is where nv-ipam looks for pools when it is not told.
+	defaultConfDir   = "/etc/cni/net.d/nv-ipam.d"
+	confFile         = "nv-ipam.conf"
+	defaultLogFile   = "/var/log/nv-ipam-cni.log"
+	defaultLogLevel  = "info"
+	defaultPoolType  = v1alpha1.PoolKindIPPool
 	defaultNamespace = "kube-system"
-	// defaultDataDir is nv-ipam's as well: its file there is called "store".
-	defaultDataDir = "/var/lib/cni/nv-ipam"
+	defaultDataDir   = "/var/lib/cni/nv-ipam"
 )
 
-// What is larger than these is a mistake, or worse: stdin and nv-ipam.conf in
-// bytes, where a GC names some thousand attachments, and CNI_ARGS.
+// Limits in bytes: maxConfig for stdin (a GC may name some thousand attachments) and for
+// nv-ipam.conf, maxArgs for CNI_ARGS. Larger input is a mistake or an attack.
 const (
 	maxConfig = 512 << 10
 	maxArgs   = 64 << 10
 )
 
-// What an IPAllocation can hold: see its type. The name of an object ends at 253
-// characters, of which an IPv6 address takes 40.
-const (
-	maxContainerID = 256
-	maxPoolName    = 213
-)
+// maxContainerID is the longest container ID that an IPAllocation can have, in bytes.
+const maxContainerID = 256
 
-// maxPools is how many pools one interface may take addresses from: one of each
-// family.
+// maxPools is how many pools one interface may use: one for each address family.
 const maxPools = 2
 
-// Settings are the keys of the "ipam" section and of nv-ipam.conf. What the
-// first leaves empty is taken from the second, then from the defaults. nv-ipam's
-// daemonSocket and daemonCallTimeoutSeconds are accepted like any unknown key:
-// there is no daemon.
+// Settings are the keys of the "ipam" section and of nv-ipam.conf. A key that is empty in
+// the first is taken from the second, then from the defaults. Unknown keys are ignored,
+// among them nv-ipam's daemonSocket and daemonCallTimeoutSeconds: there is no daemon.
 type Settings struct {
 	Type string `json:"type,omitempty"`
-	// PoolName is one pool or two, separated by a comma. The network's name
-	// where it is empty, unless ForcePoolName is set.
+	// PoolName is one pool, or two separated by a comma. If it is empty, the network's
+	// name is used, unless ForcePoolName is set.
 	PoolName      string `json:"poolName,omitempty"`
 	PoolType      string `json:"poolType,omitempty"` // "ippool" or "cidrpool", in any case
 	ForcePoolName *bool  `json:"forcePoolName,omitempty"`
 	ConfDir       string `json:"confDir,omitempty"`
 	LogFile       string `json:"logFile,omitempty"`
 	LogLevel      string `json:"logLevel,omitempty"`
-	// Kubeconfig is the file with the credentials to claim addresses with. Where
-	// it is empty they are looked for: see findCredentials.
+	// Kubeconfig is the file with the credentials. If it is empty, the plugin searches
+	// for one: see findCredentials.
 	Kubeconfig string `json:"kubeconfig,omitempty"`
 	// PoolsNamespace is the namespace of the pools and their allocations.
 	PoolsNamespace string `json:"poolsNamespace,omitempty"`
-	// NodeName is the name of this node's Node object, for credentials that do not
-	// name it; the hostname in lower case where it is empty.
+	// NodeName is the name of this node's Node object. It is used only if the
+	// credentials do not name the node. The default is the hostname in lower case.
 	NodeName string `json:"nodeName,omitempty"`
-	// DataDir is the directory for what this node keeps between calls.
+	// DataDir is the directory in which this node keeps its hint.
 	DataDir string `json:"dataDir,omitempty"`
 }
 
-// network is a network configuration as it comes on stdin.
+// network is the network configuration from stdin.
 type network struct {
 	types.NetConf
 
@@ -105,18 +98,18 @@ type network struct {
 			AllocateIPWithIndex    *int     `json:"allocateIPWithIndex"`
 		} `json:"cni"`
 	} `json:"args"`
-	// dataDirs are the directories that a call would use that is not told of
-	// IPAM.DataDir, as a DEL whose configuration was cut down.
+	// dataDirs are the directories that a call would use instead of IPAM.DataDir if its
+	// configuration did not name that: for example a DEL with a shortened configuration.
 	dataDirs []string
-	// stdin is the configuration as it came.
+	// stdin is the configuration, unparsed.
 	stdin []byte
 
-	// ValidAttachments is nil where the runtime does not say which attachments
-	// are valid, which is not the same as saying that none is.
+	// ValidAttachments is nil if the runtime does not say which attachments are valid.
+	// An empty list says that none is.
 	ValidAttachments *[]types.GCAttachment `json:"cni.dev/valid-attachments"`
 }
 
-// environment is what CNI_ARGS may hold.
+// environment is what CNI_ARGS may contain.
 type environment struct {
 	types.CommonArgs
 
@@ -124,12 +117,12 @@ type environment struct {
 	K8S_POD_NAME      types.UnmarshallableString
 	K8S_POD_NAMESPACE types.UnmarshallableString
 	K8S_POD_UID       types.UnmarshallableString
-	// The container ID again, which CNI_CONTAINERID has.
+	// The container ID again; CNI_CONTAINERID is used.
 	K8S_POD_INFRA_CONTAINER_ID types.UnmarshallableString
 }
 
-// parseNetwork reads the network configuration and completes its settings. With an
-// error it returns what could be read: a DEL goes on with that.
+// parseNetwork reads the network configuration and completes its settings. On an error it
+// also returns what it could read, with which a DEL continues.
 func parseNetwork(stdin []byte) (*network, error) {
 	n := &network{stdin: stdin}
 	var errs []error
@@ -139,16 +132,16 @@ func parseNetwork(stdin []byte) (*network, error) {
 		errs = append(errs, fmt.Errorf("network configuration is not valid: %w", err))
 	}
 	if n.CNIVersion == "" {
-		n.CNIVersion = "0.1.0" // what the specification says an absent version means
+		n.CNIVersion = "0.1.0" // which an absent version means, by the specification
 	}
-	told := n.IPAM
+	own := n.IPAM
 	n.IPAM.ConfDir = first(n.IPAM.ConfDir, defaultConfDir)
 	errs = append(errs, n.IPAM.complete(), n.IPAM.checkPaths())
-	n.findDataDirs(told)
+	n.findDataDirs(own)
 	return n, errors.Join(errs...)
 }
 
-// complete fills in from nv-ipam.conf what is empty, then from the defaults.
+// complete fills empty settings from nv-ipam.conf, then from the defaults.
 func (s *Settings) complete() error {
 	file, err := readSettings(s.ConfDir)
 	s.fillFrom(file)
@@ -159,7 +152,7 @@ func (s *Settings) complete() error {
 	return err
 }
 
-// readSettings reads nv-ipam.conf, which need not be there.
+// readSettings reads nv-ipam.conf. It succeeds if there is no such file.
 func readSettings(confDir string) (file Settings, err error) {
 	path := filepath.Join(confDir, confFile)
 	data, err := readConfig(path)
@@ -175,15 +168,15 @@ func readSettings(confDir string) (file Settings, err error) {
 	return file, nil
 }
 
-// findDataDirs sets dataDirs, if the configuration itself names a data directory, or
-// a file that may.
-func (n *network) findDataDirs(told Settings) {
-	if told.DataDir == "" && told.ConfDir == "" {
+// findDataDirs sets dataDirs, if the configuration itself (without nv-ipam.conf) names a
+// data directory or a directory for nv-ipam.conf.
+func (n *network) findDataDirs(own Settings) {
+	if own.DataDir == "" && own.ConfDir == "" {
 		return
 	}
 	confDirs := []string{defaultConfDir}
-	if told.ConfDir != "" {
-		confDirs = append(confDirs, told.ConfDir)
+	if own.ConfDir != "" {
+		confDirs = append(confDirs, own.ConfDir)
 	}
 	for _, confDir := range confDirs {
 		file, _ := readSettings(confDir)
@@ -193,22 +186,23 @@ func (n *network) findDataDirs(told Settings) {
 	}
 }
 
-// registerDataDir makes this node's other data directories name the one in use.
+// registerDataDir registers the data directory in use in the others, so that calls which
+// use those find it.
 func (n *network) registerDataDir(log *slog.Logger) {
 	for _, dir := range n.dataDirs {
 		hint.Register(dir, n.IPAM.DataDir, log)
 	}
 }
 
-// readConfig is os.ReadFile for a file that should be small.
+// readConfig reads a regular file of at most maxConfig bytes.
 func readConfig(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe's writer is not waited for
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // do not wait for the writer of a pipe
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
 	if info, err := f.Stat(); err == nil && !info.Mode().IsRegular() {
-		return nil, errors.New("it is no regular file")
+		return nil, errors.New("it is not a regular file")
 	}
 	data, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
 	if err == nil && len(data) > maxConfig {
@@ -217,9 +211,9 @@ func readConfig(path string) ([]byte, error) {
 	return data, err
 }
 
-// checkPaths refuses relative paths, and replaces them by the defaults: where they lead
-// depends on the directory that the runtime happens to have started in. The log's is
-// not checked: it never refuses a pod.
+// checkPaths refuses relative paths, and replaces them by the defaults: they would depend
+// on the directory in which the runtime was started. It does not check logFile: no pod
+// is refused because of the log.
 func (s *Settings) checkPaths() error {
 	var errs []error
 	for _, p := range []struct {
@@ -237,7 +231,7 @@ func (s *Settings) checkPaths() error {
 	return errors.Join(errs...)
 }
 
-// fillFrom sets what is empty.
+// fillFrom sets the empty settings.
 func (s *Settings) fillFrom(other Settings) {
 	s.PoolName = first(s.PoolName, other.PoolName)
 	s.PoolType = first(s.PoolType, other.PoolType)
@@ -261,7 +255,7 @@ func first(values ...string) string {
 	return ""
 }
 
-// request turns what an ADD brings into a claim.Request.
+// request returns the claim.Request of an ADD.
 func (n *network) request(args *skel.CmdArgs) (claim.Request, error) {
 	if len(args.Args) > maxArgs {
 		return claim.Request{}, fmt.Errorf("CNI_ARGS has %d bytes, more than %d", len(args.Args), maxArgs)
@@ -309,7 +303,7 @@ func attachment(args *skel.CmdArgs) hint.Attachment {
 	return hint.Attachment{ContainerID: args.ContainerID, Interface: args.IfName}
 }
 
-// pools returns the pools to take addresses from.
+// pools returns the pools that the configuration names.
 func (n *network) pools() ([]v1alpha1.PoolReference, error) {
 	if err := n.checkSection(); err != nil {
 		return nil, err
@@ -337,8 +331,8 @@ func (n *network) pools() ([]v1alpha1.PoolReference, error) {
 		if err := pool.ValidName(ref.Name); err != nil {
 			return nil, fmt.Errorf("poolName: %w", err)
 		}
-		if len(ref.Name) > maxPoolName {
-			return nil, fmt.Errorf("poolName: %q has %d characters: with more than %d there is no room for an address in an allocation's name; give the pool a shorter one", ref.Name, len(ref.Name), maxPoolName)
+		if len(ref.Name) > v1alpha1.MaxPoolName {
+			return nil, fmt.Errorf("poolName: %q has %d characters: with more than %d there is no room for an address in an allocation's name; give the pool a shorter one", ref.Name, len(ref.Name), v1alpha1.MaxPoolName)
 		}
 		if slices.Contains(pools, ref) {
 			return nil, fmt.Errorf("poolName: pool %q is named twice", ref.Name)
@@ -348,8 +342,8 @@ func (n *network) pools() ([]v1alpha1.PoolReference, error) {
 	return pools, nil
 }
 
-// checkSection refuses a configuration without "ipam", as that of a network whose
-// main plugin this is: nv-ipam does so, too.
+// checkSection refuses a configuration without "ipam", as nv-ipam does: this plugin is
+// not called by another one, but named as the main plugin of a network.
 func (n *network) checkSection() error {
 	if n.IPAM.Type != "" || n.IPAM.PoolName != "" {
 		return nil
@@ -361,7 +355,7 @@ func (n *network) checkSection() error {
 	return nil
 }
 
-// whichPool explains the name of a pool that the configuration did not name.
+// whichPool explains where a pool's name comes from if the configuration names no pool.
 func (n *network) whichPool() string {
 	if len(n.Args.CNI.PoolNames) > 0 || n.IPAM.PoolName != "" {
 		return ""
@@ -370,11 +364,11 @@ func (n *network) whichPool() string {
 	var raw struct {
 		IPAM map[string]json.RawMessage `json:"ipam"`
 	}
-	_ = json.Unmarshal(n.stdin, &raw) // has been read before
+	_ = json.Unmarshal(n.stdin, &raw) // parseNetwork has succeeded
 	for _, key := range slices.Sorted(maps.Keys(raw.IPAM)) {
 		known := slices.ContainsFunc([]string{"poolName", "poolType", "forcePoolName", "poolsNamespace"}, func(k string) bool { return strings.EqualFold(k, key) })
 		if strings.Contains(strings.ToLower(key), "pool") && !known {
-			why += fmt.Sprintf(" (ipam has %q, which is not a key: did you mean poolName?)", key)
+			why += fmt.Sprintf(" (ipam has the unknown key %q: did you mean poolName?)", key)
 		}
 	}
 	return why
@@ -389,8 +383,8 @@ func poolKind(text string) (v1alpha1.PoolKind, error) {
 	return "", fmt.Errorf("unsupported poolType %s, supported values: ippool, cidrpool", text)
 }
 
-// want returns what is asked for beyond any address at all. Requested addresses
-// come from the runtime, else from args.cni, else from CNI_ARGS.
+// want returns which addresses are requested: by the runtime, else by args.cni, else by
+// CNI_ARGS.
 func (n *network) want(envIP string) (pool.Want, error) {
 	cni := n.Args.CNI
 	addresses, err := parseAddrs(n.Runtime.IPs, "static IP request contains invalid IP address")
@@ -415,7 +409,7 @@ func (n *network) want(envIP string) (pool.Want, error) {
 	return pool.Want{Addresses: addresses, DefaultGateway: cni.AllocateDefaultGateway, Index: cni.AllocateIPWithIndex}, nil
 }
 
-// parseAddrs parses requested addresses; a prefix length is cut off.
+// parseAddrs parses requested addresses. It ignores a prefix length.
 func parseAddrs(texts []string, complaint string) ([]netip.Addr, error) {
 	var out []netip.Addr
 	for _, text := range texts {

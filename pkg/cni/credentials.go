@@ -32,13 +32,13 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 )
 
-// ownKubeconfig, in confDir, is the plugin's own kubeconfig where it has one: of
-// all that is looked for, it comes first.
+// ownKubeconfig is the file name, in confDir, of the plugin's own kubeconfig. If it
+// exists it is used instead of the kubelet's.
 const ownKubeconfig = "nv-ipam.kubeconfig"
 
-// kubeletKubeconfigs are where distributions keep the kubelet's kubeconfig. The
-// first that exists is used. The server that it names is reachable from the host,
-// without kube-proxy, and the kubelet keeps its credentials fresh.
+// kubeletKubeconfigs are the paths at which distributions keep the kubelet's kubeconfig.
+// The first that exists is used. Its server can be reached from the host without
+// kube-proxy, and the kubelet renews its credentials.
 var kubeletKubeconfigs = []string{
 	"/etc/kubernetes/kubelet.conf",                          // kubeadm, kind
 	"/var/lib/kubelet/kubeconfig",                           // OpenShift, GKE, EKS, AKS, kops
@@ -51,33 +51,32 @@ var kubeletKubeconfigs = []string{
 	"/var/lib/kubelet/kubeconfig-real",                      // Gardener
 }
 
-// What makes a user a kubelet, and what the role and the admission policy are
-// called that say what one may do.
+// nodeUserPrefix begins the user name of a kubelet. nodeRole is the name of the
+// ClusterRole and of the admission policy that say what a node may do.
 const (
 	nodeUserPrefix = "system:node:"
 	nodeRole       = "crd-ipam-node"
 )
 
-// credentials are what the plugin shows to the API server.
+// credentials are those with which the plugin asks the API server.
 type credentials struct {
 	config *rest.Config
 	// file is the kubeconfig that they come from.
 	file string
-	// user is whom the API server will take the plugin for, and node the node in
-	// that name. Both are empty where only the API server knows: with an exec
-	// credential, or a token that is no JWT.
+	// user is the user name that the credentials prove, and node the node that they
+	// name. Both are empty if only the API server knows: with an exec credential
+	// plugin, or a token that is not a JWT.
 	user, node string
-	// expires is zero where that is not known.
+	// expires is zero if it is not known.
 	expires time.Time
 }
 
-// credentialsError says that there are no credentials to use: no fault of the
-// request, but somebody has to do something about it.
+// credentialsError: there are no usable credentials. The request is not at fault, but
+// somebody has to repair them.
 type credentialsError struct{ error }
 
-// findCredentials reads the kubeconfig that the settings name, and only that;
-// where they name none, the first one that exists. root stands before the
-// kubelet's paths: empty but in tests.
+// findCredentials reads the kubeconfig that the settings name. If they name none, it
+// reads the first that exists. root is a prefix of the kubelet's paths, for tests.
 func findCredentials(s Settings, root string) (*credentials, error) {
 	if s.Kubeconfig != "" {
 		loaded, err := loadKubeconfig(s.Kubeconfig)
@@ -95,13 +94,13 @@ func findCredentials(s Settings, root string) (*credentials, error) {
 		switch {
 		case err == nil:
 			return newCredentials(path, loaded)
-		// Whoever put a file there meant it to be used: to go on to the next one
-		// would hide that it is broken, and may speak to another cluster.
+		// The file was put there to be used. Trying the next one would hide that it is
+		// broken, and that one may belong to another cluster.
 		case !errors.Is(err, fs.ErrNotExist):
 			return nil, credentialsError{err}
 		}
 	}
-	return nil, credentialsError{fmt.Errorf("no credentials to claim addresses with: none of %s exists; set ipam.kubeconfig, in the network configuration or in %s, to a kubeconfig file on this node, such as its kubelet's",
+	return nil, credentialsError{fmt.Errorf("no credentials: none of %s exists; set ipam.kubeconfig, in the network configuration or in %s, to a kubeconfig file on this node, such as its kubelet's",
 		strings.Join(tried, ", "), filepath.Join(s.ConfDir, confFile))}
 }
 
@@ -113,8 +112,8 @@ func loadKubeconfig(path string) (*clientcmdapi.Config, error) {
 	return nil, fmt.Errorf("%s is not a kubeconfig: %w", path, err)
 }
 
-// newCredentials completes what a kubeconfig says. It never falls back to a
-// server or to credentials that are not in there.
+// newCredentials returns the credentials of a kubeconfig. It never uses a server or
+// credentials that the file does not name.
 func newCredentials(path string, loaded *clientcmdapi.Config) (*credentials, error) {
 	err := clientcmd.ResolveLocalPaths(loaded)
 	c := &credentials{file: path}
@@ -122,7 +121,7 @@ func newCredentials(path string, loaded *clientcmdapi.Config) (*credentials, err
 		c.config, err = clientcmd.NewDefaultClientConfig(*loaded, nil).ClientConfig()
 	}
 	if clientcmd.IsEmptyConfig(err) {
-		err = errors.New("there is no current context with a cluster and a user") // instead of advice for kubectl
+		err = errors.New("there is no current context with a cluster and a user") // the library's own error is advice for kubectl
 	}
 	if err == nil {
 		err = c.identify()
@@ -133,8 +132,8 @@ func newCredentials(path string, loaded *clientcmdapi.Config) (*credentials, err
 	return c, nil
 }
 
-// identify finds out who the credentials are for without asking anybody. The API
-// server looks at the certificate first.
+// identify finds out whose the credentials are, without a request. The API server looks
+// at the certificate first, so this does, too.
 func (c *credentials) identify() error {
 	if err := c.readPairOnce(); err != nil {
 		return err
@@ -152,7 +151,7 @@ func (c *credentials) identify() error {
 		return nil
 	}
 	token := []byte(c.config.BearerToken)
-	if file := c.config.BearerTokenFile; file != "" { // which wins over an inline one
+	if file := c.config.BearerTokenFile; file != "" { // it takes precedence over an inline token
 		var err error
 		if token, err = os.ReadFile(file); err != nil {
 			return err
@@ -162,9 +161,9 @@ func (c *credentials) identify() error {
 	return nil
 }
 
-// readPairOnce reads certificate and key with one read where they are in one
-// file, as in the kubelet's kubelet-client-current.pem. The kubelet replaces it
-// while this runs, and a certificate does not go with the key of the next one.
+// readPairOnce reads certificate and key with one read if they are in one file, as in
+// the kubelet's kubelet-client-current.pem. The kubelet may replace the file between two
+// reads, and then the key would not fit the certificate.
 func (c *credentials) readPairOnce() error {
 	t := &c.config.TLSClientConfig
 	if t.CertFile == "" || len(t.CertData) > 0 {
@@ -187,12 +186,11 @@ func firstCertificate(data []byte) (*x509.Certificate, error) {
 			return x509.ParseCertificate(block.Bytes)
 		}
 	}
-	return nil, errors.New("there is no certificate in it")
+	return nil, errors.New("the file contains no certificate")
 }
 
-// identifyToken reads the claims of a service account's token. Nothing is
-// verified: that is up to the API server, which refuses the plugin if it claims
-// addresses for another node than its own.
+// identifyToken reads the claims of a service account's token. It does not verify them:
+// the API server does, and refuses claims in the name of another node.
 func (c *credentials) identifyToken(token []byte) {
 	parts := bytes.Split(bytes.TrimSpace(token), []byte("."))
 	if len(parts) != 3 {
@@ -220,12 +218,12 @@ func (c *credentials) identifyToken(token []byte) {
 	}
 }
 
-// nodeName returns the name of this node's Node object. The credentials know
-// best: under another name the API server would refuse every claim.
+// nodeName returns the name of this node's Node object. If the credentials name one, that
+// is used: the API server would refuse claims under another name.
 func (c *credentials) nodeName(configured string, log *slog.Logger) (string, error) {
 	switch {
 	case c.node != "" && configured != "" && configured != c.node:
-		log.Warn("ipam.nodeName is not the node that the credentials are for; going by the credentials",
+		log.Warn("ipam.nodeName is not the node that the credentials name; using the name in the credentials",
 			"configured", configured, "node", c.node, "kubeconfig", c.file)
 		return c.node, nil
 	case c.node != "":
@@ -240,9 +238,9 @@ func (c *credentials) nodeName(configured string, log *slog.Logger) (string, err
 	return strings.ToLower(host), nil
 }
 
-// explain adds to an error that is about who asks, or about what the API server
-// makes of it, what a person needs to do something about it: as whom was asked, with
-// which file, and what may be wrong.
+// explain adds to an error of the API server, or of the connection to it, what a person
+// needs to repair it: the user that asked, the file with its credentials, and what may
+// be wrong.
 func (c *credentials) explain(err error) error {
 	advice := adviceOnRefusal(err)
 	var badServer *tls.CertificateVerificationError
@@ -251,15 +249,15 @@ func (c *credentials) explain(err error) error {
 	rejected := apierrors.IsUnauthorized(err) || errors.As(err, &alert) && alert.Op == "remote error"
 	switch {
 	case errors.As(err, &badServer):
-		advice = "the certificate authority in there is not that of " + c.config.Host
+		advice = "the certificate authority in that file is not that of " + c.config.Host
 	case c.expired() && (rejected || closedAtOnce(err)):
-		advice = "they have expired at " + c.expires.UTC().Format(time.RFC3339) + ", and whoever renews them has not"
+		advice = "they expired at " + c.expires.UTC().Format(time.RFC3339) + " and have not been renewed"
 	case rejected && advice == "":
 		advice = adviceOnToken
 	case advice != "":
 	case errors.Is(err, ledger.ErrUnavailable):
 		return fmt.Errorf("%w (server %s, from %s: %s)", err, c.server(), c.file, adviceOnServer(err))
-	case errors.As(err, &request): // whose own words have to do
+	case errors.As(err, &request): // no advice for it
 		return fmt.Errorf("%w (server %s, from %s)", err, c.server(), c.file)
 	default:
 		return err
@@ -274,14 +272,14 @@ func (c *credentials) explain(err error) error {
 func (c *credentials) expired() bool { return !c.expires.IsZero() && c.expires.Before(time.Now()) }
 
 // closedAtOnce reports whether the server has closed the connection before the first
-// request. So it looks, now and then, where it rejects a certificate: with TLS 1.3 the
-// client has finished by then, and the alert that says why may come too late.
+// request. It may have rejected the certificate: with TLS 1.3 the client has finished its
+// handshake by then, and the alert with the reason may come too late.
 func closedAtOnce(err error) bool {
 	return err != nil && strings.Contains(err.Error(), "http2: client conn could not be established")
 }
 
-// server says where requests go: a proxy that refuses a connection gives only a
-// status text, which reads as if it were the API server's.
+// server says where requests go, with the proxy if there is one: the error of a proxy
+// that refuses a connection reads as if it came from the API server.
 func (c *credentials) server() string {
 	if c.config.Proxy == nil {
 		return c.config.Host
@@ -296,8 +294,7 @@ func (c *credentials) server() string {
 	return c.config.Host
 }
 
-// adviceOnServer says what to look at where the API server does not answer as it
-// should.
+// adviceOnServer says what to check if the API server does not answer as it should.
 func adviceOnServer(err error) string {
 	var dns *net.DNSError
 	var timeout net.Error

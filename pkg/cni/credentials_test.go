@@ -217,7 +217,7 @@ func TestIdentity(t *testing.T) {
 		{name: "certificate of somebody else", user: admin.inline(), wantUser: "kubernetes-admin"},
 		{name: "certificate wins over token", user: admin.inline() + ", token: " + nodeToken(t, "a"), wantUser: "kubernetes-admin"},
 		{name: "no certificate in the file", user: "client-certificate: n.crt, client-key: n.key",
-			files: map[string]string{"n.crt": "x", "n.key": "x"}, err: "n.crt: there is no certificate in it"},
+			files: map[string]string{"n.crt": "x", "n.key": "x"}, err: "n.crt: the file contains no certificate"},
 		{name: "certificate file is missing", user: "client-certificate: gone.pem, client-key: gone.pem", err: "gone.pem: no such file"},
 		{name: "node's token in a file", user: "tokenFile: token", files: map[string]string{"token": nodeToken(t, "a") + "\n"},
 			wantUser: "system:serviceaccount:kube-system:crd-ipam-plugin", wantNode: "a"},

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// levels are nv-ipam's, on slog's scale.
+// levels are nv-ipam's log levels as levels of slog.
 var levels = map[string]slog.Level{
 	"verbose": slog.LevelDebug - 4,
 	"debug":   slog.LevelDebug,
@@ -24,21 +24,20 @@ var levels = map[string]slog.Level{
 	"panic":   slog.LevelError + 4,
 }
 
-// similarLevels are what people write in place of them.
+// similarLevels are common names from other programs for nv-ipam's levels.
 var similarLevels = map[string]string{
 	"trace": "verbose", "warn": "warning", "err": "error", "fatal": "panic", "critical": "panic",
 }
 
-// maxLog is the size in bytes at which the log is rotated: nv-ipam's. The file
-// before it is kept under the name FILE.1, so that both need about twice as much.
+// maxLog is the size in bytes at which the log is rotated, as in nv-ipam. The last file is
+// kept as FILE.1, so that both need about twice as much.
 const maxLog = 100 << 20
 
-// openLog opens the plugin's log. Nothing that is wrong with it keeps a pod from
-// its address: what cannot be done as configured is done in another way, and the
-// log says so. A file that cannot be used is replaced by stderr, which the runtime
-// keeps when a call fails.
+// openLog opens the plugin's log. It never fails: a pod does not wait for its address
+// because of the log. If a setting is wrong, it uses another value and logs that. If the
+// file cannot be used it logs to stderr, which the runtime reports when a call fails.
 func openLog(file, level string) (log *slog.Logger, closeLog func()) {
-	var threshold slog.LevelVar // info, until it is set: so much is always said
+	var threshold slog.LevelVar // info, until it is set below
 	out := &logFile{fd: -1}
 	log = slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: &threshold})).With("pid", os.Getpid())
 
@@ -61,8 +60,8 @@ func openLog(file, level string) (log *slog.Logger, closeLog func()) {
 	return log, out.close
 }
 
-// parseLevel returns the level that a text means, or info, and whether the text is
-// one of nv-ipam's names.
+// parseLevel returns the level that a text means, or info if it means none. known is true
+// if the text is one of nv-ipam's names.
 func parseLevel(text string) (level slog.Level, known bool) {
 	name := strings.ToLower(strings.TrimSpace(text))
 	if name == "" {
@@ -77,15 +76,15 @@ func parseLevel(text string) (level slog.Level, known bool) {
 	return slog.LevelInfo, false
 }
 
-// logFile is where the log goes. Each line is one write to the end of the file, so
-// that processes do not mix theirs.
+// logFile is what the log is written to. Each line is one write to the end of the file,
+// so that the lines of several processes do not mix.
 type logFile struct {
-	mu sync.Mutex // a call that has run out of time may still be writing
+	mu sync.Mutex // a call that has timed out may still be writing
 	fd int        // -1 for stderr
 }
 
-// open opens the file, without waiting for anybody: a pipe may have no reader. A
-// log that has become too large is rotated.
+// open opens the file, and rotates it if it is too large. It does not wait for the reader
+// of a pipe.
 func (f *logFile) open(path string) error {
 	fd, info, err := openAppending(path)
 	if err != nil {
@@ -103,14 +102,14 @@ func (f *logFile) open(path string) error {
 }
 
 func openAppending(path string) (fd int, info unix.Stat_t, err error) {
-	// Close-on-exec: credential programs have no business with it.
+	// Close-on-exec: a credential program must not inherit the file.
 	fd, err = unix.Open(path, unix.O_APPEND|unix.O_CREAT|unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0o600)
 	if err == nil {
 		err = unix.Fstat(fd, &info)
 	}
 	var stdout unix.Stat_t
 	if err == nil && unix.Fstat(unix.Stdout, &stdout) == nil && stdout.Dev == info.Dev && stdout.Ino == info.Ino && info.Mode&unix.S_IFMT != unix.S_IFCHR {
-		err = unix.EBUSY // the runtime reads the result there
+		err = unix.EBUSY // it is stdout, where the runtime reads the result
 	}
 	if err != nil {
 		if fd >= 0 {
@@ -121,10 +120,10 @@ func openAppending(path string) (fd int, info unix.Stat_t, err error) {
 	return fd, info, nil
 }
 
-// rotate renames a log that is too large. Of any number of processes that find it
-// so, one does it: who has the lock of this very file, and still finds it under its
-// name. The others need not wait: what they write now goes to the renamed file. A
-// log that cannot be renamed, because it is a mount of its own, is emptied.
+// rotate renames a log that is too large. If several processes try, the one does it that
+// gets the lock of this file and still finds the file under its name. The others do not
+// wait: they write to the renamed file. A log that cannot be renamed, because it is a
+// mount point, is emptied.
 func rotate(path string, fd int, info *unix.Stat_t) {
 	if unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) != nil {
 		return
@@ -141,8 +140,8 @@ func rotate(path string, fd int, info *unix.Stat_t) {
 	}
 }
 
-// Write writes a line. A line that cannot be written (the disk is full, the reader
-// of a pipe is slow) goes to stderr, or is lost: nobody waits for the log.
+// Write writes a line. If that fails (the disk is full, the reader of a pipe is slow) it
+// writes it to stderr, or drops it: it never waits.
 func (f *logFile) Write(line []byte) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -151,7 +150,7 @@ func (f *logFile) Write(line []byte) (int, error) {
 			return len(line), nil
 		}
 	}
-	// Not os.Stderr: with nobody reading, that would end the process.
+	// Not os.Stderr: if stderr is a closed pipe, writing to that ends the process.
 	_, _ = unix.Write(unix.Stderr, line)
 	return len(line), nil
 }

@@ -1,8 +1,8 @@
 // Copyright The crd-ipam Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package cni is the CNI plugin: what a runtime asks for becomes a call of
-// pkg/claim, and what comes back becomes a CNI result or a CNI error.
+// Package cni is the CNI plugin. It turns what a runtime asks for into a call of
+// pkg/claim, and the answer into a CNI result or a CNI error.
 package cni
 
 import (
@@ -29,89 +29,118 @@ import (
 
 // Plugin answers the CNI verbs.
 type Plugin struct {
-	// Version of the program, for the log and for the API server's audit log.
+	// Version of the program, for the API server's audit log.
 	Version string
 }
 
-// Funcs returns the verbs for skel.
+// Funcs returns the functions that skel calls, one for each verb.
 func (p Plugin) Funcs() skel.CNIFuncs {
-	return skel.CNIFuncs{Add: p.add, Del: p.del, Check: p.check, GC: p.gc, Status: p.status}
+	return skel.CNIFuncs{
+		Add:    func(args *skel.CmdArgs) error { return p.call("ADD", claim.AddTime, args, add) },
+		Del:    p.del,
+		Check:  func(args *skel.CmdArgs) error { return p.call("CHECK", claim.CheckTime, args, check) },
+		GC:     func(args *skel.CmdArgs) error { return p.call("GC", claim.GCTime, args, gc) },
+		Status: func(args *skel.CmdArgs) error { return p.call(verbStatus, claim.StatusTime, args, status) },
+	}
 }
 
-// What each verb may take: well below the four minutes after which a kubelet
-// gives up on a sandbox, and short for a DEL, which can be owed.
-const (
-	addTime    = 20 * time.Second
-	delTime    = 10 * time.Second
-	checkTime  = 10 * time.Second
-	gcTime     = 60 * time.Second
-	statusTime = 5 * time.Second
-	// undoTime is what may be added to that, to give back what a failed ADD has
-	// claimed.
-	undoTime = 6 * time.Second
-)
-
-// codeNotHeld is the plugin's own: CHECK found no allocation.
+// codeNotHeld is the plugin's own error code: CHECK found no allocation.
 const codeNotHeld = 100
 
 const verbStatus = "STATUS"
 
-func (p Plugin) add(args *skel.CmdArgs) error {
-	return p.call(verb{name: "ADD", limit: addTime}, args, func(ctx context.Context, n *network, c *claim.Claimer) error {
-		req, err := n.request(args)
-		if err != nil {
-			return invalid(err)
-		}
-		n.registerDataDir(c.Log)
-		claims, err := c.Allocate(ctx, req)
-		if errors.Is(err, claim.ErrPoolNotFound) {
-			err = fmt.Errorf("%w%s", err, n.whichPool())
-		}
+// invocation is one call of a verb, with what the verb needs.
+type invocation struct {
+	*network
+
+	args    *skel.CmdArgs
+	claimer *claim.Claimer
+	started time.Time
+}
+
+// call answers every verb but DEL: it reads the configuration, opens the log, finds the
+// node's credentials, runs the verb within its time, and turns an error into a CNI error.
+func (p Plugin) call(name string, limit time.Duration, args *skel.CmdArgs, run func(context.Context, invocation) error) error {
+	started := time.Now()
+	n, err := parseNetwork(args.StdinData)
+	if err != nil {
+		return cniError(name, invalid(err))
+	}
+	log, closeLog := openLogFor(name, n, args)
+	defer closeLog()
+	err = within(limit+claim.CleanupTime, func() error {
+		creds, c, err := p.connect(n, log)
 		if err != nil {
 			return err
 		}
-		out, err := result(claims).GetAsVersion(n.CNIVersion)
-		if err == nil {
-			err = ctx.Err() // after its time nobody waits for it
-		}
-		if err == nil {
-			err = out.Print()
-		}
-		if err != nil { // nobody will learn of the addresses
-			late, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
-			defer cancel()
-			return errors.Join(fmt.Errorf("result as CNI version %s: %w", n.CNIVersion, err), c.Release(late, req.Attachment))
-		}
-		for _, cl := range claims {
-			c.Log.Info("claimed", "address", cl.Address, "pool", cl.Block.Pool.Name, "pod", req.Pod.Namespace+"/"+req.Pod.Name)
-		}
-		return nil
+		ctx, cancel := context.WithTimeout(context.Background(), limit)
+		defer cancel()
+		return creds.explain(run(ctx, invocation{network: n, args: args, claimer: c, started: started}))
 	})
+	if err != nil {
+		log.Error("failed", "error", err)
+		return cniError(name, err)
+	}
+	log.Debug("done")
+	return nil
 }
 
-// del ends with success if there is a container, an interface and a disk: whatever
-// else is missing or broken, the release is noted for later calls.
+// add claims the addresses that an attachment needs, and prints the result.
+func add(ctx context.Context, in invocation) error {
+	c := in.claimer
+	req, err := in.request(in.args)
+	if err != nil {
+		return invalid(err)
+	}
+	in.registerDataDir(c.Log)
+	claims, err := c.Allocate(ctx, req)
+	if errors.Is(err, claim.ErrPoolNotFound) {
+		err = fmt.Errorf("%w%s", err, in.whichPool())
+	}
+	if err != nil {
+		return err
+	}
+	out, err := result(claims).GetAsVersion(in.CNIVersion)
+	if err == nil {
+		err = ctx.Err() // if the time is over, the runtime no longer waits for the result
+	}
+	if err == nil {
+		err = out.Print()
+	}
+	if err != nil { // the runtime does not learn the addresses
+		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), claim.CleanupTime)
+		defer cancel()
+		return errors.Join(fmt.Errorf("result as CNI version %s: %w", in.CNIVersion, err), c.Release(cleanup, req.Attachment))
+	}
+	for _, cl := range claims {
+		c.Log.Info("claimed", "address", cl.Address, "pool", cl.Block.Pool.Name, "pod", req.Pod.Namespace+"/"+req.Pod.Name)
+	}
+	return nil
+}
+
+// del answers DEL. It succeeds if there is a container, an interface and a disk: whatever
+// else is missing or broken, the release is noted and later calls carry it out.
 func (p Plugin) del(args *skel.CmdArgs) error {
 	n, problem := parseNetwork(args.StdinData)
 	log, closeLog := openLogFor("DEL", n, args)
 	defer closeLog()
 	if len(args.ContainerID) > maxContainerID {
-		return nil // no allocation can name it, and no note either
+		return nil // an ADD with this container ID fails: there is nothing to release
 	}
 	if problem != nil {
-		log.Warn("configuration is not usable, releasing what this node knows of", "error", problem)
+		log.Warn("cannot use the configuration, releasing what this node knows about", "error", problem)
 	}
 	hints := hint.All(n.IPAM.DataDir, log)
-	err := within(delTime, func() error { return p.release(n, problem == nil, hints, attachment(args), log) })
+	err := within(claim.DelTime, func() error { return p.release(n, problem == nil, hints, attachment(args), log) })
 	if err != nil {
 		log.Warn("release is left to later calls", "error", err)
-		err = within(undoTime, func() error { return releaseLater(n, hints, attachment(args), err, log) })
+		err = within(claim.CleanupTime, func() error { return releaseLater(n, hints, attachment(args), err, log) })
 	}
 	if err != nil {
 		log.Error("failed", "error", err)
 		cniErr := cniError("DEL", err)
 		if known := (*types.Error)(nil); errors.As(cniErr, &known) {
-			// containerd takes a DEL error with these words for success.
+			// containerd treats a DEL error that contains these words as success.
 			known.Msg = strings.ReplaceAll(known.Msg, "not found", "missing")
 		}
 		return cniErr
@@ -120,15 +149,16 @@ func (p Plugin) del(args *skel.CmdArgs) error {
 	return nil
 }
 
-// release releases what the attachment holds in the configured namespace, and what
-// the hints of other namespaces know of it: the configuration may have been changed or
-// cut down since the ADD. If it could not be read, each of them may have something.
+// release releases what the attachment holds in the configured namespace, and what the
+// hints of other namespaces have of it: the configuration may have been changed or cut
+// down since the ADD. If the configuration could not be read, it asks the API server
+// about each of those namespaces.
 func (p Plugin) release(n *network, readable bool, hints []*hint.Hint, att hint.Attachment, log *slog.Logger) error {
 	creds, c, err := p.connect(n, log)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), delTime)
+	ctx, cancel := context.WithTimeout(context.Background(), claim.DelTime)
 	defer cancel()
 	errs := []error{creds.explain(c.Release(ctx, att))}
 	for _, h := range hints {
@@ -150,90 +180,57 @@ func (p Plugin) release(n *network, readable bool, hints []*hint.Hint, att hint.
 }
 
 // noteElsewhere notes a release in the hint of another cluster, or of another name of
-// this node, if that has something of the attachment or may have.
+// this node, if that hint has claims of the attachment, or may have.
 func noteElsewhere(h *hint.Hint, att hint.Attachment, readable bool) error {
 	if entries, _ := h.Holding(att); len(entries) == 0 && readable || claim.ReleaseLater(h, att) {
 		return nil
 	}
-	return errors.New("the release of what another cluster's hint, or that of another name of this node, has cannot be noted")
+	return errors.New("cannot note a release in the hint of another cluster, or of another name of this node")
 }
 
-// releaseLater notes the release in every hint that may have something of the
-// attachment. It returns why if that cannot be noted.
-func releaseLater(n *network, hints []*hint.Hint, att hint.Attachment, why error, log *slog.Logger) error {
+// releaseLater notes the release in every hint that may have claims of the attachment. If
+// that fails, it returns the cause, why the release was not carried out.
+func releaseLater(n *network, hints []*hint.Hint, att hint.Attachment, cause error, log *slog.Logger) error {
 	noted, known := true, false
 	for _, h := range hints {
 		noted = claim.ReleaseLater(h, att) && noted
 		known = known || h.Namespace == n.IPAM.PoolsNamespace
 	}
 	if !known {
-		noted = hint.Open(n.IPAM.DataDir, hint.UnknownSite, n.IPAM.PoolsNamespace, log).ReleasingAll(att) && noted
+		noted = hint.Open(n.IPAM.DataDir, hint.UnknownSite, n.IPAM.PoolsNamespace, log).ReleasingAttachment(att) && noted
 	}
 	if !noted {
-		return why
+		return cause
 	}
 	return nil
 }
 
-func (p Plugin) check(args *skel.CmdArgs) error {
-	return p.call(verb{name: "CHECK", limit: checkTime}, args, func(ctx context.Context, n *network, c *claim.Claimer) error {
-		pools, err := n.pools()
-		if err != nil {
-			return invalid(err)
-		}
-		return c.Check(ctx, attachment(args), pools)
-	})
-}
-
-func (p Plugin) gc(args *skel.CmdArgs) error {
-	started := time.Now()
-	return p.call(verb{name: "GC", limit: gcTime}, args, func(ctx context.Context, n *network, c *claim.Claimer) error {
-		if n.ValidAttachments == nil {
-			c.Log.Warn("GC without cni.dev/valid-attachments: nothing is released")
-			return nil
-		}
-		var valid []hint.Attachment
-		for _, a := range *n.ValidAttachments {
-			valid = append(valid, hint.Attachment{ContainerID: a.ContainerID, Interface: a.IfName})
-		}
-		return c.Collect(ctx, n.Name, valid, started)
-	})
-}
-
-func (p Plugin) status(args *skel.CmdArgs) error {
-	return p.call(verb{name: verbStatus, limit: statusTime}, args, func(ctx context.Context, n *network, c *claim.Claimer) error {
-		pools, err := n.pools()
-		if err != nil {
-			return invalid(err)
-		}
-		return c.Ready(ctx, pools)
-	})
-}
-
-// verb is what differs from verb to verb.
-type verb struct {
-	name  string
-	limit time.Duration
-}
-
-type runFunc func(context.Context, *network, *claim.Claimer) error
-
-// call prepares what every verb but DEL needs, runs it in the time it may take, and
-// turns its error into a CNI error.
-func (p Plugin) call(v verb, args *skel.CmdArgs, run runFunc) error {
-	n, err := parseNetwork(args.StdinData)
+func check(ctx context.Context, in invocation) error {
+	pools, err := in.pools()
 	if err != nil {
-		return cniError(v.name, invalid(err))
+		return invalid(err)
 	}
-	log, closeLog := openLogFor(v.name, n, args)
-	defer closeLog()
-	err = within(v.limit+undoTime, func() error { return p.runAs(v, n, log, run) })
+	return in.claimer.Check(ctx, attachment(in.args), pools)
+}
+
+func gc(ctx context.Context, in invocation) error {
+	if in.ValidAttachments == nil {
+		in.claimer.Log.Warn("GC without cni.dev/valid-attachments: nothing is released")
+		return nil
+	}
+	var valid []hint.Attachment
+	for _, a := range *in.ValidAttachments {
+		valid = append(valid, hint.Attachment{ContainerID: a.ContainerID, Interface: a.IfName})
+	}
+	return in.claimer.Collect(ctx, in.Name, valid, in.started)
+}
+
+func status(ctx context.Context, in invocation) error {
+	pools, err := in.pools()
 	if err != nil {
-		log.Error("failed", "error", err)
-		return cniError(v.name, err)
+		return invalid(err)
 	}
-	log.Debug("done")
-	return nil
+	return in.claimer.Ready(ctx, pools)
 }
 
 func openLogFor(verbName string, n *network, args *skel.CmdArgs) (*slog.Logger, func()) {
@@ -241,8 +238,8 @@ func openLogFor(verbName string, n *network, args *skel.CmdArgs) (*slog.Logger, 
 	return log.With("verb", verbName, "network", n.Name, "container", args.ContainerID, "interface", args.IfName), closeLog
 }
 
-// within ends a call that does not end by itself: not everything that can hang
-// knows of a context.
+// within runs f and returns its error, or ErrUnavailable after limit. A context is not
+// enough: a credential program or a read of the disk may hang and ignores it.
 func within(limit time.Duration, f func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- f() }()
@@ -251,12 +248,12 @@ func within(limit time.Duration, f func() error) error {
 		return err
 	case <-time.After(limit):
 		killChildren()
-		return fmt.Errorf("%w: no end after %s: a credential program that the kubeconfig names may hang, or the disk", ledger.ErrUnavailable, limit)
+		return fmt.Errorf("%w: timed out after %s: an exec credential plugin named in the kubeconfig, or the disk, may be hanging", ledger.ErrUnavailable, limit)
 	}
 }
 
-// killChildren kills the programs that this process has started and that have not
-// ended. They have its stderr, for whose end the runtime waits.
+// killChildren kills the programs that this process has started and that still run. They
+// have inherited its stderr, and the runtime waits until that is closed.
 func killChildren() {
 	lists, _ := filepath.Glob("/proc/self/task/*/children")
 	for _, list := range lists {
@@ -269,17 +266,7 @@ func killChildren() {
 	}
 }
 
-// runAs runs a verb with this node's credentials.
-func (p Plugin) runAs(v verb, n *network, log *slog.Logger, run runFunc) error {
-	creds, c, err := p.connect(n, log)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), v.limit)
-	defer cancel()
-	return creds.explain(run(ctx, n, c))
-}
-
+// connect finds the credentials of this node, and returns a Claimer that uses them.
 func (p Plugin) connect(n *network, log *slog.Logger) (*credentials, *claim.Claimer, error) {
 	creds, err := findCredentials(n.IPAM, "")
 	if err != nil {
@@ -295,7 +282,7 @@ func (p Plugin) claimer(n *network, creds *credentials, log *slog.Logger) (*clai
 		return nil, invalid(err)
 	}
 	log.Debug("credentials", "kubeconfig", creds.file, "user", creds.user, "node", node)
-	rest.SetDefaultWarningHandler(rest.NoWarnings{}) // stderr is no place for them
+	rest.SetDefaultWarningHandler(rest.NoWarnings{}) // the runtime reads stderr
 	config := creds.config
 	config.UserAgent = "nv-ipam/" + p.Version
 	client, err := newClient(config)
@@ -313,14 +300,14 @@ func (p Plugin) claimer(n *network, creds *credentials, log *slog.Logger) (*clai
 	}, nil
 }
 
-// invalid marks an error of the configuration or of the request: the same call
-// will fail again.
+// invalid marks an error in the configuration or in the request: repeating the call does
+// not help.
 func invalid(err error) error {
 	return types.NewError(types.ErrInvalidNetworkConfig, err.Error(), "")
 }
 
-// cniError gives an error its CNI code. What is not the caller's fault may be
-// better later.
+// cniError returns an error with its CNI code. An error that is not the caller's fault
+// gets "try again later".
 func cniError(verbName string, err error) error {
 	var known *types.Error
 	var request *pool.RequestError

@@ -11,14 +11,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// refusal is a cause for which an API server refuses a request, and what a person
-// can do about it.
+// refusal is a reason why an API server refuses a request, and what a person can do.
 type refusal struct {
-	// reason of the answer; any where it is empty.
+	// reason of the answer; empty for any.
 	reason metav1.StatusReason
-	// words of the answer.
+	// words that the message of the answer contains.
 	words string
-	// advice, where NAME stands for what follows the words.
+	// advice, in which NAME stands for what follows the words in the message.
 	advice string
 }
 
@@ -27,17 +26,17 @@ const (
 	adviceOnProxy = "something in front of the API server answers in its place"
 )
 
-// refusals are tried in turn, and the first that fits is taken. Those that quote
-// what somebody else has written come first: the others' words may be in it.
+// refusals are tried in turn, and the first that matches is used. Messages that quote
+// another program's text come first, since that may contain the words of the others.
 var refusals = []refusal{
 	{words: `failed calling webhook "`, advice: "admission webhook NAME does not answer the API server; whoever runs it has to repair it, or to leave ipallocations out of its configuration"},
 	{words: `admission webhook "`, advice: "admission webhook NAME refused it, in the words above; ask whoever runs it"},
 	{words: "ValidatingAdmissionPolicy '", advice: "admission policy NAME refused it, in the words above; see kubectl get validatingadmissionpolicy NAME -o yaml, and its bindings"},
 	{words: "MutatingAdmissionPolicy '", advice: "admission policy NAME failed, in the words above; see kubectl get mutatingadmissionpolicy NAME -o yaml, and its bindings"},
 	{reason: metav1.StatusReasonForbidden, words: "exceeded quota: ", advice: "ResourceQuota NAME of the pools' namespace is used up; raise it, or take ipallocations out of it"},
-	{reason: metav1.StatusReasonForbidden, words: "status unknown for quota: ", advice: "ResourceQuota NAME of the pools' namespace has not been counted yet, which is kube-controller-manager's work"},
+	{reason: metav1.StatusReasonForbidden, words: "status unknown for quota: ", advice: "ResourceQuota NAME of the pools' namespace has not been counted yet, which kube-controller-manager does"},
 	{reason: metav1.StatusReasonForbidden, words: "because it is being terminated", advice: "somebody has deleted the pools' namespace; no pod gets an address of its pools, and poolsNamespace has to name another one"},
-	{reason: metav1.StatusReasonForbidden, words: `User "system:anonymous" cannot`, advice: "the API server has seen no credentials at all; the current context's user in there has none"},
+	{reason: metav1.StatusReasonForbidden, words: `User "system:anonymous" cannot`, advice: "the request had no credentials at all; the user of the current context in that file has none"},
 	{reason: metav1.StatusReasonForbidden, words: "no relationship found between node ", advice: "the API server's node authorizer lets a node read only what belongs to pods that are bound to it"},
 	{reason: metav1.StatusReasonForbidden, words: `" cannot `, advice: "what that user may do is in ClusterRole " + nodeRole + " and in its RoleBinding in the pools' namespace"},
 	{reason: metav1.StatusReasonForbidden, advice: "an admission plugin of the API server refused it, in the words above"},
@@ -46,8 +45,8 @@ var refusals = []refusal{
 	{reason: metav1.StatusReasonNotFound, words: `namespaces "`, advice: "the pools' namespace NAME does not exist; is poolsNamespace right?"},
 }
 
-// adviceOnRefusal returns what to do where the API server itself refused a request,
-// or nothing where it did not.
+// adviceOnRefusal returns what to do if the API server itself has refused a request,
+// else nothing.
 func adviceOnRefusal(err error) string {
 	var answer apierrors.APIStatus
 	if !errors.As(err, &answer) {

@@ -14,14 +14,14 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
 )
 
-// route is a route of a result, in a form that compares.
+// route is a route of a result, in a comparable form.
 type route struct {
 	dst netip.Prefix
 	via netip.Addr
 }
 
-// result returns the CNI result of what was claimed. Where the address is the
-// gateway itself there is no gateway, and so no route.
+// result returns the CNI result for the claims. If the address is the gateway itself, the
+// result has no gateway and no route.
 func result(claims []claim.Claim) *types100.Result {
 	out := &types100.Result{CNIVersion: types100.ImplementedSpecVersion}
 	var routes []route
@@ -47,7 +47,7 @@ func result(claims []claim.Claim) *types100.Result {
 	return out
 }
 
-// ipNet keeps the host bits of p, as a CNI address has them.
+// ipNet keeps the host bits of p, which a CNI address includes.
 func ipNet(p netip.Prefix) net.IPNet {
 	return net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }

@@ -18,42 +18,42 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// closedFile is there while addresses of another IPAM are adopted.
-const closedFile = "closed"
+// pausedFile exists while addresses of another IPAM are being adopted.
+const pausedFile = "closed"
 
-// Foreign is what another IPAM, nv-ipam, has given on this node as far as that has
-// not become an allocation yet.
+// Foreign lists the addresses that nv-ipam has given on this node and that may not be
+// allocations yet.
 type Foreign struct {
-	// Store is nv-ipam's store, which may have more by the time it is looked at. A
-	// relative path begins at the hint's directory, which may have another path in
-	// the container of whoever adopts than on the host.
+	// Store is the path of nv-ipam's store, which is read again by each ADD. A relative
+	// path begins at the hint's directory, since that may have one path on the host and
+	// another in the container that adopts.
 	Store string `json:"store"`
 	// Held are the addresses that were in the store and are to be adopted.
 	Held []ForeignEntry `json:"held"`
-	// Settled are the ones in the store that are allocations, or were: the API
-	// server says who has them.
+	// Settled are the addresses in the store that are or were allocations. The API
+	// server knows who holds them.
 	Settled []ForeignEntry `json:"settled"`
 }
 
-// ForeignEntry is one address of an attachment.
+// ForeignEntry is one address that nv-ipam has given to an attachment.
 type ForeignEntry string
 
-// NewForeignEntry returns an entry of a pool.
+// NewForeignEntry returns the entry for an address of a pool.
 func NewForeignEntry(poolName string, addr netip.Addr, att Attachment) ForeignEntry {
 	return ForeignEntry(v1alpha1.AllocationName(poolName, addr) + " " + att.ContainerID + "/" + att.Interface)
 }
 
-// allocation is the name that the entry's allocation will have.
+// allocation returns the name of the IPAllocation of the entry.
 func (e ForeignEntry) allocation() string {
 	name, _, _ := strings.Cut(string(e), " ")
 	return name
 }
 
-// Close keeps ADDs of this node waiting while addresses are adopted. It has to be
-// repeated: after settleTime ADDs go on, since whoever adopts may have died, and
-// pods must not depend on that. From then until Open they are given no address that
-// nv-ipam has given and that is not adopted yet.
-func (h *Hint) Close(foreign Foreign) error {
+// PauseADDs keeps the ADDs of this node waiting while addresses are adopted. The caller
+// repeats it: InFlight after the last time ADDs continue, since the caller may have
+// died. Until ResumeADDs they then claim no address that nv-ipam has given and nobody
+// has adopted.
+func (h *Hint) PauseADDs(foreign Foreign) error {
 	if rel, err := filepath.Rel(h.root, foreign.Store); err == nil && filepath.IsLocal(rel) {
 		foreign.Store = rel
 	}
@@ -62,28 +62,28 @@ func (h *Hint) Close(foreign Foreign) error {
 		return err
 	}
 	node := &Hint{dir: h.root}
-	return node.rename(func(tmp string) error { return os.WriteFile(tmp, data, 0o600) }, closedFile)
+	return node.rename(func(tmp string) error { return os.WriteFile(tmp, data, 0o600) }, pausedFile)
 }
 
-// Open says that all is adopted: it ends what Close began.
-func (h *Hint) Open() error {
-	err := os.Remove(filepath.Join(h.root, closedFile))
+// ResumeADDs ends what PauseADDs began: everything is adopted.
+func (h *Hint) ResumeADDs() error {
+	err := os.Remove(filepath.Join(h.root, pausedFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	return err
 }
 
-// Foreign returns the names of the allocations that this node must not make,
-// because nv-ipam has given the addresses and nobody has adopted them yet. There are
-// none unless an adoption has begun and not ended.
+// Foreign returns the names of the allocations that this node must not create, because
+// nv-ipam has given the addresses and nobody has adopted them yet. There are none
+// unless an adoption is unfinished.
 func (h *Hint) Foreign() map[string]bool {
-	data, err := os.ReadFile(filepath.Join(h.root, closedFile))
+	data, err := os.ReadFile(filepath.Join(h.root, pausedFile))
 	if err != nil {
 		return nil
 	}
 	var f Foreign
-	if json.Unmarshal(data, &f) != nil || f.Store == "" { // written by an earlier version, or lost with the power
+	if json.Unmarshal(data, &f) != nil || f.Store == "" { // an earlier version wrote it, or a power failure damaged it
 		f = Foreign{Store: "store"}
 	}
 	path := f.Store
@@ -99,8 +99,8 @@ func (h *Hint) Foreign() map[string]bool {
 	return names
 }
 
-// readForeign reads the addresses in nv-ipam's store, as far as there are any: what
-// cannot be read cannot be kept free. Package migrate reads the rest of it.
+// readForeign reads the addresses in nv-ipam's store. It ignores what it cannot read.
+// Package migrate reads the other fields of the store.
 func readForeign(path string) (out []ForeignEntry) {
 	var store struct {
 		Pools map[string]struct {
@@ -125,8 +125,8 @@ func readForeign(path string) (out []ForeignEntry) {
 	return out
 }
 
-// Closed reports whether ADDs of this node have to wait.
-func (h *Hint) Closed() bool {
-	info, err := os.Lstat(filepath.Join(h.root, closedFile))
-	return err == nil && time.Since(info.ModTime()).Abs() < settleTime
+// ADDsPaused reports whether the ADDs of this node have to wait.
+func (h *Hint) ADDsPaused() bool {
+	info, err := os.Lstat(filepath.Join(h.root, pausedFile))
+	return err == nil && time.Since(info.ModTime()).Abs() < InFlight
 }

@@ -8,15 +8,15 @@ import (
 	"errors"
 	"io/fs"
 	"net/netip"
-	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// Claiming enters an address for an attachment that is about to claim it, and
-// reports whether the entry is taken by another one. It is how the processes on one
-// node keep out of each other's way without a request.
+// Claiming enters an address for an attachment that is about to claim it. taken is true
+// if the address already has an entry. So the processes on one node try different
+// addresses, and need no request for that.
 func (h *Hint) Claiming(e Entry) (taken bool) {
 	err := h.link(e.text(""), "claims", e.fileName())
 	if errors.Is(err, fs.ErrExist) {
@@ -26,45 +26,44 @@ func (h *Hint) Claiming(e Entry) (taken bool) {
 	return false
 }
 
-// ClaimingRequested enters a requested address for an attachment that is about to
-// claim it. If another attachment has the entry, that does not mean that it has the
-// address: the API server knows, and it is asked whatever the hint says.
+// ClaimingRequested enters a requested address for an attachment that is about to claim
+// it, as a second entry if another attachment has one: that one may not hold the
+// address, and the API server is asked whatever the hint says.
 func (h *Hint) ClaimingRequested(e Entry) {
 	if h.Claiming(e) {
-		h.failed("entering an address", h.linkOnce(e.text(""), "claims", e.unanswered().besideName()))
+		h.failed("entering an address", h.linkOnce(e.text(""), "claims", e.Unanswered().secondName()))
 	}
 }
 
-// Claimed enters what the API server has said: the address is the attachment's.
+// Claimed enters that the attachment holds the address, as the API server has said.
 func (h *Hint) Claimed(e Entry) {
 	if h.failed("entering a claim", h.replace(e.text(e.UID), "claims", e.fileName())) {
 		return
 	}
-	h.failed("entering a claim", h.remove("claims", e.unanswered().besideName()))
+	h.failed("entering a claim", h.remove("claims", e.Unanswered().secondName()))
 }
 
-// Elsewhere enters that somebody else holds the address that was to be claimed.
+// Elsewhere enters that another attachment holds the address that was to be claimed.
 func (h *Hint) Elsewhere(e Entry) {
 	h.NotClaimed(e)
 	h.failed("marking an address", h.linkOnce(elsewhere, "claims", e.fileName()))
 }
 
-// NotClaimed removes the entry of an attachment, unless it has become another one's.
+// NotClaimed removes the entry of an attachment. It leaves the entry of another one.
 func (h *Hint) NotClaimed(e Entry) {
 	err := h.dropIf(e.text(e.UID), "claims", e.fileName())
 	if err == nil {
-		err = h.remove("claims", e.unanswered().besideName())
+		err = h.remove("claims", e.Unanswered().secondName())
 	}
-	h.failed("letting go of an address", err)
+	h.failed("removing an address", err)
 }
 
-// Holding returns what the attachment holds or may hold: also what a call was about
-// to claim or to release, since that call may have died. It is sure if the hint is
-// complete: then there is nothing else.
-func (h *Hint) Holding(att Attachment) (entries []Entry, sure bool) {
-	sure = h.Complete()
+// Holding returns what the attachment holds or may hold, including what a call was about
+// to claim or to release: that call may have died. If complete, it holds nothing else.
+func (h *Hint) Holding(att Attachment) (entries []Entry, complete bool) {
+	complete = h.Complete()
 	entries, err := h.pendingEntries()
-	entries = mine(entries, att)
+	entries = slices.DeleteFunc(entries, func(e Entry) bool { return e.Attachment != att })
 	if err == nil {
 		err = h.each("", att.text(""), func(e Entry, _ claimText) error {
 			entries = append(entries, e)
@@ -72,12 +71,12 @@ func (h *Hint) Holding(att Attachment) (entries []Entry, sure bool) {
 		})
 	}
 	if h.failed("finding the attachment", err) {
-		sure = false
+		complete = false
 	}
-	return entries, sure
+	return entries, complete
 }
 
-// HoldingIn returns what claims the attachment has of one pool.
+// HoldingIn returns the attachment's claims on addresses of one pool.
 func (h *Hint) HoldingIn(poolName string, att Attachment) (entries []Entry) {
 	err := h.each(poolName+".", att.text(""), func(e Entry, _ claimText) error {
 		if e.Pool == poolName {
@@ -89,11 +88,11 @@ func (h *Hint) HoldingIn(poolName string, att Attachment) (entries []Entry) {
 	return entries
 }
 
-// claimText is what an entry in claims/ points at, and under which name.
+// claimText is the name of an entry in claims/ and what it points at.
 type claimText struct{ file, text string }
 
-// each calls f with the entries in claims/ whose file's name and text begin as told.
-// An entry that is nobody's here has no attachment.
+// each calls f with the entries in claims/ whose file name begins with name and whose
+// text begins with text. The entry has no attachment if the address is held elsewhere.
 func (h *Hint) each(name, text string, f func(Entry, claimText) error) error {
 	dir, names, err := h.list("claims")
 	if dir == nil {
@@ -106,10 +105,10 @@ func (h *Hint) each(name, text string, f func(Entry, claimText) error) error {
 			continue
 		}
 		n, err := unix.Readlinkat(int(dir.Fd()), file, buf) // a third quicker than by its path
-		if errors.Is(err, fs.ErrNotExist) {                 // dropped by another process meanwhile
+		if errors.Is(err, fs.ErrNotExist) {                 // removed by another process since
 			continue
 		}
-		if err != nil { // no entry of ours
+		if err != nil { // not a symbolic link
 			n = 0
 		}
 		if !bytes.HasPrefix(buf[:n], []byte(text)) {
@@ -128,25 +127,20 @@ func (h *Hint) each(name, text string, f func(Entry, claimText) error) error {
 	return nil
 }
 
-// Taken returns the addresses of a pool that have an entry: true if another node
-// was seen to hold it.
-func (h *Hint) Taken(poolName string) map[netip.Addr]bool {
+// SeenElsewhere returns the addresses of a pool that others were seen to hold.
+func (h *Hint) SeenElsewhere(poolName string) map[netip.Addr]bool {
 	out := map[netip.Addr]bool{}
-	err := h.each(poolName+".", "", func(e Entry, t claimText) error {
-		if e.Pool == poolName {
-			out[e.Address] = t.text == elsewhere
+	err := h.each(poolName+".", elsewhere, func(e Entry, t claimText) error {
+		if e.Pool == poolName && t.text == elsewhere {
+			out[e.Address] = true
 		}
 		return nil
 	})
-	h.failed("reading what is taken", err)
+	h.failed("reading what others hold", err)
 	return out
 }
 
-// NotElsewhere removes the mark of an address that somebody else was seen to hold,
-// so that it can be tried again.
-func (h *Hint) NotElsewhere(poolName string, addr netip.Addr) {
-	h.failed("letting go of an address", h.dropIf(elsewhere, "claims", Entry{Pool: poolName, Address: addr}.fileName()))
+// ForgetElsewhere removes the mark that others hold an address: it is a candidate again.
+func (h *Hint) ForgetElsewhere(poolName string, addr netip.Addr) {
+	h.failed("removing an address", h.dropIf(elsewhere, "claims", Entry{Pool: poolName, Address: addr}.fileName()))
 }
-
-// removeGarbage removes what is no entry from the place of one.
-func (h *Hint) removeGarbage(t claimText) error { return os.RemoveAll(h.path("claims", t.file)) }

@@ -15,9 +15,9 @@ import (
 	"time"
 )
 
-// list opens a directory of the hint, for the caller to close, and reads its names.
-// If it is not there, or is no directory, nothing could be entered: then there is
-// nothing to close and no error.
+// list opens a directory of the hint and reads its names. The caller closes it. If it
+// does not exist or is not a directory, there are no entries: dir is nil, without an
+// error.
 func (h *Hint) list(parts ...string) (dir *os.File, names []string, err error) {
 	dir, err = os.Open(h.path(parts...))
 	if err == nil {
@@ -35,7 +35,7 @@ func (h *Hint) list(parts ...string) (dir *os.File, names []string, err error) {
 	return nil, nil, err
 }
 
-// link makes an entry, or fails with fs.ErrExist if the name is taken.
+// link makes an entry. The error is fs.ErrExist if the name is taken.
 func (h *Hint) link(text string, parts ...string) error {
 	name := h.path(parts...)
 	err := os.Symlink(text, name)
@@ -48,7 +48,7 @@ func (h *Hint) link(text string, parts ...string) error {
 	return err
 }
 
-// linkOnce is link for an entry that may be there already.
+// linkOnce is like link, but succeeds if the name is taken.
 func (h *Hint) linkOnce(text string, parts ...string) error {
 	err := h.link(text, parts...)
 	if errors.Is(err, fs.ErrExist) {
@@ -57,7 +57,7 @@ func (h *Hint) linkOnce(text string, parts ...string) error {
 	return err
 }
 
-// remove removes an entry; that it is gone already is no error.
+// remove removes an entry. It succeeds if there is none.
 func (h *Hint) remove(parts ...string) error {
 	err := os.Remove(h.path(parts...))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
@@ -66,13 +66,12 @@ func (h *Hint) remove(parts ...string) error {
 	return err
 }
 
-// replace makes an entry, or puts it in the place of the one that is there.
+// replace makes an entry, or replaces the existing one.
 func (h *Hint) replace(text string, parts ...string) error {
 	return h.rename(func(tmp string) error { return os.Symlink(text, tmp) }, parts...)
 }
 
-// swap is replace for an entry that still has the old text, and reports whether it
-// had.
+// swap replaces an entry if it still has the old text, and reports whether it had.
 func (h *Hint) swap(old, text string, parts ...string) (swapped bool, err error) {
 	entry := h.path(parts...)
 	tmp := tmpName(entry)
@@ -89,20 +88,20 @@ func (h *Hint) swap(old, text string, parts ...string) (swapped bool, err error)
 	return swapped, err
 }
 
-// renames gives every file of this process a name that no other has.
+// renames makes the names of this process's temporary files unique.
 var renames atomic.Int64
 
 const tmpMark = ".tmp"
 
-// tmpName returns a name for what is to be moved to name. It is short, so that it
-// fits beside the longest name.
+// tmpName returns a name for a temporary file that is to be moved to name. It is in the
+// same directory, and short even if name is as long as a file name may be.
 func tmpName(name string) string {
 	tmp := filepath.Join(filepath.Dir(name), fmt.Sprintf("%s%d-%d", tmpMark, os.Getpid(), renames.Add(1)))
-	_ = os.Remove(tmp) // of a process that died and had this one's number
+	_ = os.Remove(tmp) // left by a dead process with the same process ID
 	return tmp
 }
 
-// tidy removes the temporary files of processes that died.
+// tidy removes the temporary files of dead processes.
 func (h *Hint) tidy() {
 	for _, dir := range []string{"claims", "releases", "pools"} {
 		d, names, _ := h.list(dir)
@@ -110,39 +109,39 @@ func (h *Hint) tidy() {
 			_ = d.Close()
 		}
 		for _, name := range names {
-			if (strings.HasPrefix(name, tmpMark) || strings.HasPrefix(name, rebuildingMark)) && !h.younger(settleTime, dir, name) {
+			if (strings.HasPrefix(name, tmpMark) || strings.HasPrefix(name, rebuildingMark)) && !h.youngerThan(InFlight, dir, name) {
 				_ = os.Remove(h.path(dir, name))
 			}
 		}
 	}
 }
 
-// staleAge is how long something is kept of which nothing is heard.
+// staleAge is how long unused files and hints are kept.
 const staleAge = 30 * 24 * time.Hour
 
-// tidyOthers removes what is known of pools that nobody has asked for in a long time,
-// and the hints that no call has written in a long time: what they hold the API server
-// knows, and what was to be released the controller has taken back.
+// tidyOthers removes the files of pools, and the hints, that were not written for
+// staleAge. Nothing is lost: the API server knows what those hints hold, and the
+// controller has reclaimed what was to be released.
 func (h *Hint) tidyOthers() {
 	dir, names, _ := h.list("pools")
 	if dir != nil {
 		_ = dir.Close()
 	}
 	for _, name := range names {
-		if !h.younger(staleAge, "pools", name) {
+		if !h.youngerThan(staleAge, "pools", name) {
 			_ = os.Remove(h.path("pools", name))
 		}
 	}
 	for _, other := range All(h.root, h.log) {
-		if other.Same(h) || other.younger(staleAge) || other.younger(staleAge, "claims") || other.younger(staleAge, "releases") {
+		if other.Same(h) || other.youngerThan(staleAge) || other.youngerThan(staleAge, "claims") || other.youngerThan(staleAge, "releases") {
 			continue
 		}
 		_ = os.RemoveAll(other.dir)
 	}
 }
 
-// rename makes a file under a temporary name and moves it into place, so that
-// nobody sees half of it.
+// rename creates a file under a temporary name and moves it into place, so that nobody
+// reads half of it.
 func (h *Hint) rename(create func(tmp string) error, parts ...string) error {
 	name := h.path(parts...)
 	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
@@ -160,7 +159,7 @@ func (h *Hint) rename(create func(tmp string) error, parts ...string) error {
 	return err
 }
 
-// dropIf removes an entry that still has the text.
+// dropIf removes an entry if it still has the text.
 func (h *Hint) dropIf(text string, parts ...string) error {
 	entry := h.path(parts...)
 	err := h.locked(func() error {
@@ -169,14 +168,14 @@ func (h *Hint) dropIf(text string, parts ...string) error {
 		}
 		return os.Remove(entry)
 	})
-	if errors.Is(err, fs.ErrNotExist) { // there is no hint at all
+	if errors.Is(err, fs.ErrNotExist) { // the hint's directory does not exist
 		return nil
 	}
 	return err
 }
 
-// locked keeps other processes from changing entries while f looks and changes.
-// The kernel lifts the lock when the process ends, however it ends.
+// locked calls f with the lock on the hint, so that f can read an entry and then change
+// it. The kernel removes the lock when the process ends, however it ends.
 func (h *Hint) locked(f func() error) error {
 	lock, err := os.OpenFile(h.path("lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -189,15 +188,15 @@ func (h *Hint) locked(f func() error) error {
 	return f()
 }
 
-// younger reports whether an entry is there and was written less than age ago. A
-// clock that was set back does not make an entry young for ever.
-func (h *Hint) younger(age time.Duration, parts ...string) bool {
+// youngerThan reports whether an entry exists and was written less than age ago. An entry
+// from the future is old if it is more than age away: the clock was set back.
+func (h *Hint) youngerThan(age time.Duration, parts ...string) bool {
 	info, err := os.Lstat(h.path(parts...))
 	return err == nil && time.Since(info.ModTime()).Abs() < age
 }
 
-// flush makes a directory's entries survive a loss of power if the file system
-// can do that; if it cannot, the entries are as good as ever.
+// flush writes a directory's entries to the disk, so that they survive a power failure.
+// It does not matter if the file system cannot do that.
 func (h *Hint) flush(parts ...string) {
 	if dir, err := os.Open(h.path(parts...)); err == nil {
 		_ = dir.Sync()

@@ -12,7 +12,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -30,45 +29,50 @@ type Attachment struct {
 	Interface   string
 }
 
+// AttachmentOf returns the attachment that holds an allocation.
+func AttachmentOf(a *v1alpha1.IPAllocation) Attachment {
+	return Attachment{ContainerID: a.Spec.ContainerID, Interface: a.Spec.InterfaceName}
+}
+
 // Entry is an address that an attachment holds or may hold.
 type Entry struct {
 	Attachment
 	Pool    string // the pool's name
 	Address netip.Addr
-	// UID of the IPAllocation; empty while its create has not been answered.
+	// UID of the IPAllocation; empty until its create is answered.
 	UID types.UID
 }
 
-// Name is the name of the IPAllocation.
+// Name returns the name of the IPAllocation.
 func (e Entry) Name() string { return v1alpha1.AllocationName(e.Pool, e.Address) }
 
-// Hint is what a node believes about one namespace of one cluster. Below the
-// directory that all hints of the node share:
+// Hint is what a node believes about one namespace of one cluster. All hints of a node
+// share a directory. It contains
 //
 //	NAMESPACE@SITE/   claims/NAME              -> CONTAINER/INTERFACE/UID        held by this node
 //	                         NAME              -> elsewhere                      seen to be held by another
-//	                         NAME@HASH         -> CONTAINER/INTERFACE/           to be claimed, though another has the entry
+//	                         NAME@HASH         -> CONTAINER/INTERFACE/           about to be claimed, though another attachment has the entry
 //	                         @complete         -> FORMAT/BOOT                    claims/ has all that this node holds
-//	                         @rebuilding...    -> FORMAT/BOOT                    a call is making it so
-//	                  releases/NAME@HASH       -> CONTAINER/INTERFACE/UID/SINCE  the allocation has to be deleted
-//	                           NAME@open       -> SINCE;CONTAINER/INTERFACE;...  it may still be created, and then has to go
-//	                           @HASH           -> CONTAINER/INTERFACE//SINCE     whatever the attachment holds has to go
+//	                         @rebuilding...    -> FORMAT/BOOT                    a call is rebuilding the hint
+//	                  releases/NAME@HASH       -> CONTAINER/INTERFACE/UID/SINCE  the allocation is to be deleted
+//	                           NAME@open       -> SINCE;CONTAINER/INTERFACE;...  it may still be created, and is then to be deleted
+//	                           @HASH           -> CONTAINER/INTERFACE//SINCE     everything that the attachment holds is to be deleted
 //	                  pools/TYPE.POOL.json                                       the pool as this node sees it
 //	                        TYPE.POOL.last     -> ADDRESS                        where round robin stopped
 //	                        TYPE.POOL.full     -> VERSION                        the block was full
 //	                  lock                                                       held to change an entry, never across a request
 //	                  rebuild                                                    held by the one call that lists
 //	dirs/HASH                                  -> DIRECTORY                      other hints of this node
-//	closed                                                                       another IPAM's addresses are being adopted: ADDs wait
+//	closed                                                                       addresses of another IPAM are being adopted: ADDs wait
 //
-// An entry is a symbolic link that points at text, not at a file: making one is
-// one system call that either finds the name free or does not, and its text is
-// never torn. `ls -l` shows who has what.
+// An entry is a symbolic link that points at text, not at a file. One system call makes
+// it, or fails if the name is taken, and the text is never half written. `ls -l` shows
+// who has what.
 type Hint struct {
 	// Namespace of the pools and their allocations.
 	Namespace string
-	// Site tells clusters, and the node's names in them, apart: it is the same text
-	// for the same node of the same cluster.
+	// Site differs between clusters, and between two names of this node in one
+	// cluster: see ledger.SiteOf.
 	Site string
 
 	root, dir string
@@ -76,36 +80,35 @@ type Hint struct {
 	warning   sync.Once
 }
 
-// format of the entries. Entries of another format are never read: the hint is
-// rebuilt.
+// format of the entries. A hint of another format is never read, but rebuilt.
 const format = "1"
 
 // maxText is what a symbolic link may point at, in bytes.
 const maxText = 4096
 
-// elsewhere is the text of an address that somebody else was seen to hold.
+// elsewhere is the text of an address that others were seen to hold.
 const elsewhere = "elsewhere"
 
-// settleTime is how long an entry may belong to a call that is still under way:
-// more than the longest call takes.
-const settleTime = 2 * time.Minute
+// InFlight is longer than the longest call. An entry that is younger may belong to a
+// call that is still running.
+const InFlight = 2 * time.Minute
 
-// UnknownSite stands for the site of a DEL that has no credentials, on a node that has
-// never claimed anything. Whoever has some takes over what is noted there.
+// UnknownSite is the site of a DEL without credentials on a node that has no hint yet. A
+// later call with credentials takes over what is noted there.
 const UnknownSite = "unknown"
 
-// Open returns the hint for a namespace at a site below a directory. It writes
-// nothing.
+// Open returns the hint of a namespace and a site below a directory. It does not touch
+// the disk.
 func Open(root, site, namespace string, log *slog.Logger) *Hint {
 	home := namespace
-	if len(validation.IsDNS1123Label(home)) > 0 { // a configuration can say anything
+	if len(validation.IsDNS1123Label(home)) > 0 { // the configuration is not checked
 		home = hash(home)
 	}
 	return &Hint{Namespace: namespace, Site: site, root: root, dir: filepath.Join(root, home+"@"+site), log: log}
 }
 
-// All returns the hints that there are below a directory, and below the other
-// directories that were registered there.
+// All returns the hints below a directory and below the directories that are registered
+// there.
 func All(root string, log *slog.Logger) []*Hint {
 	var out []*Hint
 	for _, dir := range append([]string{root}, registered(root)...) {
@@ -120,13 +123,13 @@ func All(root string, log *slog.Logger) []*Hint {
 	return out
 }
 
-// escape makes a path match nothing but itself.
+// escape returns a pattern for filepath.Glob that matches only the path.
 func escape(path string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(path)
 }
 
-// Register notes below root that hints of this node are in dir as well, so that a
-// call which is not told of dir finds them.
+// Register notes below root that dir has hints of this node, too. A call whose
+// configuration does not name dir finds them there.
 func Register(root, dir string, log *slog.Logger) {
 	h := &Hint{root: root, dir: root, log: log}
 	err := h.link(dir, "dirs", hash(dir))
@@ -145,37 +148,37 @@ func registered(root string) (dirs []string) {
 	return dirs
 }
 
-// Same reports whether two hints are one.
+// Same reports whether two hints are the same directory.
 func (h *Hint) Same(other *Hint) bool { return h.dir == other.dir }
 
 func (h *Hint) path(parts ...string) string {
 	return filepath.Join(append([]string{h.dir}, parts...)...)
 }
 
-// failed makes the hint lose itself if something could not be read or written, and
-// reports whether that is so.
+// failed reports whether something could not be read or written. If so, the hint forgets
+// that it is complete.
 func (h *Hint) failed(doing string, err error) bool {
 	if err == nil {
 		return false
 	}
 	h.forget()
 	h.warning.Do(func() {
-		h.log.Warn("node's hint is not usable, going on without it", "doing", doing, "error", err)
+		h.log.Warn("node's hint is not usable, continuing without it", "doing", doing, "error", err)
 	})
 	return true
 }
 
-// These lie in claims/, so that whoever empties it removes them, too. No pool's name
-// begins like them.
+// The marks are in claims/, so that whoever empties it removes them, too. No pool's name
+// begins with "@".
 const (
 	completeMark   = "@complete"
 	rebuildingMark = "@rebuilding"
 )
 
-// Complete reports whether the hint holds at least what this node holds, and
-// can go on doing so. A new directory does not: the node may have claims from
-// before. Nor does one that cannot be written, or that the node has not rebuilt
-// since it started: what was entered last may be lost when the power goes.
+// Complete reports whether the hint has at least what this node holds. It is not
+// complete if the directory is new, since the node may have older claims; if it cannot
+// be written; or if it was not rebuilt since the node started, since a power failure may
+// have lost the last entries.
 func (h *Hint) Complete() bool {
 	mark, err := os.Readlink(h.path("claims", completeMark))
 	const writable = 2 // W_OK
@@ -184,7 +187,7 @@ func (h *Hint) Complete() bool {
 
 func markText() string { return format + "/" + bootID() }
 
-// bootID is another one after each start of the node.
+// bootID changes with each start of the node.
 var bootID = sync.OnceValue(func() string {
 	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -193,9 +196,8 @@ var bootID = sync.OnceValue(func() string {
 	return strings.TrimSpace(string(id))
 })
 
-// forget makes the next call that needs to know rebuild the hint. A rebuild that
-// has begun before may know nothing of what has failed, and must not make the hint
-// complete.
+// forget makes the hint incomplete: the next call that needs a complete one rebuilds it.
+// A rebuild that is running began before the failure, and must not complete the hint.
 func (h *Hint) forget() {
 	marks, _ := filepath.Glob(filepath.Join(escape(h.path("claims")), rebuildingMark+"*"))
 	for _, mark := range append(marks, h.path("claims", completeMark)) {
@@ -203,8 +205,8 @@ func (h *Hint) forget() {
 	}
 }
 
-// text is the attachment as an entry points at it. None of its parts has a
-// slash: CNI allows it in neither, and a UID is the API server's.
+// text returns what an entry points at. No part contains a slash: CNI allows none in a
+// container ID or an interface name, and the API server makes the UID.
 func (a Attachment) text(uid types.UID) string {
 	return a.ContainerID + "/" + a.Interface + "/" + string(uid)
 }
@@ -218,9 +220,9 @@ func parseText(text string) (Attachment, types.UID) {
 	return Attachment{ContainerID: container, Interface: ifName}, types.UID(uid)
 }
 
-// fileName is the name of the allocation as a file's name. An IPv6 address has no
-// separators in it, so that with the longest name of a pool and a suffix it is not
-// longer than the 255 characters that a file's name may have.
+// fileName returns the file name of an entry: the allocation's name, but an IPv6 address
+// has no separators. So with the longest pool name and a suffix it stays below the 255
+// characters that a file name may have.
 func (e Entry) fileName() string {
 	if e.Address.Is6() && !e.Address.Is4In6() {
 		bytes := e.Address.As16()
@@ -229,7 +231,7 @@ func (e Entry) fileName() string {
 	return e.Name()
 }
 
-// parseFileName is the reverse of fileName, with or without a suffix.
+// parseFileName is the reverse of fileName. A suffix begins with "@".
 func parseFileName(file string) (e Entry, suffix string, err error) {
 	name, suffix, _ := strings.Cut(file, "@")
 	dot := strings.LastIndexByte(name, '.')
@@ -240,13 +242,13 @@ func parseFileName(file string) (e Entry, suffix string, err error) {
 	return e, suffix, err
 }
 
-// besideName tells two entries about one address apart.
-func (e Entry) besideName() string {
+// secondName returns a file name for a second entry about the same address.
+func (e Entry) secondName() string {
 	return e.fileName() + "@" + hash(e.text(e.UID))[:8]
 }
 
-// unanswered is the entry as it was before its create was answered.
-func (e Entry) unanswered() Entry {
+// Unanswered returns the entry as it was before its create was answered.
+func (e Entry) Unanswered() Entry {
 	e.UID = ""
 	return e
 }
@@ -254,9 +256,4 @@ func (e Entry) unanswered() Entry {
 func hash(s string) string {
 	sum := sha256.Sum256([]byte(s))
 	return hex.EncodeToString(sum[:20])
-}
-
-// mine keeps what is of one attachment.
-func mine(entries []Entry, att Attachment) []Entry {
-	return slices.DeleteFunc(entries, func(e Entry) bool { return e.Attachment != att })
 }

@@ -134,7 +134,7 @@ func TestHintsOfNamespacesAndClustersAreApart(t *testing.T) {
 		if found, sure := other.Holding(podA); sure || len(found) > 0 {
 			t.Errorf("%s: holds %v, sure %v", other.dir, found, sure)
 		}
-		other.ReleasingAll(podB)
+		other.ReleasingAttachment(podB)
 	}
 	if all := All(root, log); len(all) != 4 {
 		t.Errorf("%d hints, want 4", len(all))
@@ -217,7 +217,7 @@ func TestRelease(t *testing.T) {
 			t.Errorf("another process would release too: %v", d)
 		}
 		for range 2 {
-			if !h.Owed(e) {
+			if !h.NotReleased(e) {
 				t.Error("not noted")
 			}
 		}
@@ -242,7 +242,7 @@ func TestUnansweredCreatesOfOneAddressAreOneNote(t *testing.T) {
 	var last Entry
 	for i := range 3 * maxUnanswered {
 		last = heldBy(Attachment{ContainerID: fmt.Sprintf("%064d", i), Interface: "net1"}, addr1, "")
-		if !h.Releasing(last) || !h.Owed(last) {
+		if !h.Releasing(last) || !h.NotReleased(last) {
 			t.Fatal("not noted")
 		}
 	}
@@ -260,21 +260,21 @@ func TestUnansweredCreatesOfOneAddressAreOneNote(t *testing.T) {
 }
 
 // What a DEL could not find out is found by whoever makes the hint complete.
-func TestReleasingAll(t *testing.T) {
+func TestReleasingAttachment(t *testing.T) {
 	h := newHint(t)
 	for range 2 {
-		if !h.ReleasingAll(podA) || !h.IsPendingAll(podA) || h.IsPendingAll(podB) {
+		if !h.ReleasingAttachment(podA) || !h.IsReleasingAttachment(podA) || h.IsReleasingAttachment(podB) {
 			t.Fatal("not noted")
 		}
 	}
-	h.ReleaseWhole() // does not know yet
-	if !h.IsPendingAll(podA) {
+	h.ResolveReleases() // does not know yet
+	if !h.IsReleasingAttachment(podA) {
 		t.Fatal("forgotten")
 	}
 	rebuild(t, h, heldBy(podA, addr1, "u1"), heldBy(podB, addr2, "u2"), heldBy(podA, addr6, "u3"))
 	got := due(h)
 	slices.SortFunc(got, func(a, b Entry) int { return a.Address.Compare(b.Address) })
-	if want := []Entry{heldBy(podA, addr1, "u1"), heldBy(podA, addr6, "u3")}; !slices.Equal(got, want) || h.IsPendingAll(podA) {
+	if want := []Entry{heldBy(podA, addr1, "u1"), heldBy(podA, addr6, "u3")}; !slices.Equal(got, want) || h.IsReleasingAttachment(podA) {
 		t.Errorf("due: %v, want %v", got, want)
 	}
 }
@@ -288,7 +288,7 @@ func TestFileNames(t *testing.T) {
 		{Attachment: podA, Pool: long, Address: netip.MustParseAddr("fd00:1234:1234:1234:1234:1234:1234:1234")},
 		{Attachment: podA, Pool: long, Address: addr1},
 	} {
-		for _, name := range []string{e.fileName(), e.besideName(), e.unanswered().besideName(), e.unanswered().releaseName()} {
+		for _, name := range []string{e.fileName(), e.secondName(), e.Unanswered().secondName(), e.Unanswered().noteName()} {
 			got, _, err := parseFileName(name)
 			if err != nil || got.Pool != e.Pool || got.Address != e.Address || len(name) > 255 {
 				t.Errorf("%q (%d) is %q, %s, %v", name, len(name), got.Pool, got.Address, err)
@@ -308,7 +308,7 @@ func TestReleaseOfADeadProcessIsDue(t *testing.T) {
 	e := heldBy(podA, addr6, "u1")
 	h.Claimed(e)
 	h.Releasing(e)
-	age(t, h, settleTime+time.Second, "releases", e.releaseName())
+	age(t, h, InFlight+time.Second, "releases", e.noteName())
 	if d := due(h); !slices.Equal(d, []Entry{e}) {
 		t.Errorf("due: %v, want %v", d, e)
 	}
@@ -330,7 +330,7 @@ func TestRebuild(t *testing.T) {
 		{"claim newer than the list", claimed, 0, nil, true},
 		{"claim from the future, of which there is none", claimed, -time.Hour, nil, false},
 		{"claim about to be made", claiming, time.Minute, nil, true},
-		{"claim of a process that died", claiming, settleTime + time.Second, nil, false},
+		{"claim of a process that died", claiming, InFlight + time.Second, nil, false},
 		{"claim made under a clock that is ahead", claiming, -time.Hour, nil, false},
 		{"elsewhere", func(h *Hint) { h.Elsewhere(heldBy(podA, addr1, "")) }, 0, nil, true},
 		{"elsewhere, and its own", func(h *Hint) { h.Elsewhere(heldBy(podA, addr1, "")) }, 0, own, true},
@@ -563,7 +563,7 @@ func TestNothingIsReadableByOthers(t *testing.T) {
 	ref := v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "p"}
 	rebuild(t, h, heldBy(podA, addr1, "u1"))
 	h.Releasing(heldBy(podA, addr1, "u1"))
-	h.Owed(heldBy(podA, addr1, "u1"))
+	h.NotReleased(heldBy(podA, addr1, "u1"))
 	h.SetView(ref, "v1", &pool.Block{Pool: ref})
 	must(t, filepath.WalkDir(h.dir, func(path string, d os.DirEntry, err error) error {
 		must(t, err)
@@ -675,8 +675,8 @@ func TestForeign(t *testing.T) {
 				t.Errorf("open: %v", got)
 			}
 			tc.foreign.Store = filepath.Join(dir, "store")
-			must(t, h.Close(tc.foreign))
-			age(t, h, 24*time.Hour, "..", closedFile)
+			must(t, h.PauseADDs(tc.foreign))
+			age(t, h, 24*time.Hour, "..", pausedFile)
 			// The host has the directory under another path than who has closed it.
 			moved := filepath.Join(t.TempDir(), "moved")
 			must(t, os.Rename(dir, moved))
@@ -685,11 +685,11 @@ func TestForeign(t *testing.T) {
 				t.Errorf("got %q, want %q", got, tc.want)
 			}
 			// A file that says nothing stands for all that the store has.
-			must(t, os.WriteFile(filepath.Join(moved, closedFile), nil, 0o600))
+			must(t, os.WriteFile(filepath.Join(moved, pausedFile), nil, 0o600))
 			if got := len(h.Foreign()); tc.store == store && got != 2 {
 				t.Errorf("%d of an empty file, want 2", got)
 			}
-			must(t, h.Open())
+			must(t, h.ResumeADDs())
 			if got := h.Foreign(); got != nil {
 				t.Errorf("open again: %v", got)
 			}
@@ -698,7 +698,7 @@ func TestForeign(t *testing.T) {
 	h := newHint(t)
 	elsewhere := filepath.Join(t.TempDir(), "store")
 	must(t, os.WriteFile(elsewhere, []byte(store), 0o600))
-	must(t, h.Close(Foreign{Store: elsewhere}))
+	must(t, h.PauseADDs(Foreign{Store: elsewhere}))
 	if got := h.Foreign(); len(got) != 2 {
 		t.Errorf("a store elsewhere: %v", got)
 	}

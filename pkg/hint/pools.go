@@ -14,18 +14,18 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// viewFormat changes whenever a view of before means something else now, or lacks
-// something that is relied on.
+// viewFormat is raised whenever a saved view would be read wrongly, or lacks something
+// that is needed.
 const viewFormat = 2
 
-// View is a pool as this node saw it, and the version that it saw.
+// View is this node's block of a pool, and the version of the pool that it was read from.
 type View struct {
 	Format  int         `json:"format"`
 	Version string      `json:"version"`
 	Block   *pool.Block `json:"block"`
 }
 
-// View returns the view of a pool, or nil if there is none that can be read.
+// View returns the saved view of a pool, or nil if there is none or it cannot be read.
 func (h *Hint) View(ref v1alpha1.PoolReference) *View {
 	data, err := os.ReadFile(h.path("pools", poolFile(ref)+".json"))
 	if err != nil {
@@ -38,7 +38,7 @@ func (h *Hint) View(ref v1alpha1.PoolReference) *View {
 	return &v
 }
 
-// SetView replaces the view of a pool.
+// SetView saves the view of a pool.
 func (h *Hint) SetView(ref v1alpha1.PoolReference, version string, b *pool.Block) {
 	data, err := json.Marshal(View{Format: viewFormat, Version: version, Block: b})
 	if err == nil {
@@ -52,16 +52,17 @@ func (h *Hint) DropView(ref v1alpha1.PoolReference) {
 	_ = os.Remove(h.path("pools", poolFile(ref)+".json"))
 }
 
-// DropPool removes all that is known of a pool, which is gone.
+// DropPool removes everything that is saved about a pool. It is for pools that are gone.
 func (h *Hint) DropPool(ref v1alpha1.PoolReference) {
 	for _, suffix := range []string{".json", ".last", ".full"} {
 		_ = os.Remove(h.path("pools", poolFile(ref)+suffix))
 	}
 }
 
-// Last returns where round robin stopped in a pool; zero if it has not begun. A site
-// that is new goes on where another one of this node stopped: the cluster's authorities
-// may have changed, and an installer may know others than the plugin.
+// Last returns the last address that round robin gave in a pool, or zero if it has not
+// begun. A new site continues where another site of this node stopped: the cluster's
+// certificate authorities may have changed, and the installer may use others than the
+// plugin.
 func (h *Hint) Last(ref v1alpha1.PoolReference) netip.Addr {
 	text, err := os.Readlink(h.path("pools", poolFile(ref)+".last"))
 	if err != nil {
@@ -80,25 +81,25 @@ func (h *Hint) lastElsewhere(ref v1alpha1.PoolReference) (text string) {
 	return text
 }
 
-// SetLast enters where round robin stopped.
+// SetLast saves the last address that round robin gave.
 func (h *Hint) SetLast(ref v1alpha1.PoolReference, addr netip.Addr) {
 	h.failed("noting where round robin stopped", h.replace(addr.String(), "pools", poolFile(ref)+".last"))
 }
 
-// fullTime is how long a block that was found full is not looked through again. A
-// release on this node ends that; one from elsewhere, as by the controller, is
-// noticed after it.
+// fullTime is how long a block that was found full counts as full. A release on this
+// node ends that at once. A release from elsewhere, for example by the controller, is
+// noticed only after this time.
 const fullTime = 10 * time.Second
 
-// Full reports whether the block of a pool was found full a moment ago, as of the
-// same version of the pool, and nothing has been released since.
+// Full reports whether the block was found full within fullTime, in the same version of
+// the pool, and nothing was released on this node since.
 func (h *Hint) Full(ref v1alpha1.PoolReference, version string) bool {
 	file := poolFile(ref) + ".full"
 	text, err := os.Readlink(h.path("pools", file))
-	return err == nil && text == hash(version) && h.younger(fullTime, "pools", file)
+	return err == nil && text == hash(version) && h.youngerThan(fullTime, "pools", file)
 }
 
-// SetFull enters that the block of a pool is full.
+// SetFull saves that the block of a pool is full.
 func (h *Hint) SetFull(ref v1alpha1.PoolReference, version string) {
 	h.failed("noting that a block is full", h.replace(hash(version), "pools", poolFile(ref)+".full"))
 }

@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// Rebuilding is held by the one call of this node that asks the API server what the
-// node holds.
+// Rebuilding belongs to the one call on this node that asks the API server what the node
+// holds.
 type Rebuilding struct {
 	h    *Hint
 	mark string
@@ -25,9 +25,9 @@ type Rebuilding struct {
 	err  error // the mark could not be made
 }
 
-// Rebuild waits until no other call of this node rebuilds the hint. Then it returns
-// what this call needs to do that itself, and to end with End. It returns nil if
-// another call has made the hint complete since `since`, or if ctx has ended.
+// Rebuild waits until no other call on this node rebuilds the hint. If another call has
+// completed it since the given time, or if ctx has ended, it returns nil. Otherwise the
+// caller rebuilds it: it calls Enter with what the API server lists, and then End.
 func (h *Hint) Rebuild(ctx context.Context, since time.Time) *Rebuilding {
 	r := &Rebuilding{h: h}
 	if err := os.MkdirAll(h.path("claims"), 0o700); err == nil {
@@ -46,7 +46,7 @@ func (h *Hint) Rebuild(ctx context.Context, since time.Time) *Rebuilding {
 		r.unlock()
 		return nil
 	}
-	h.adoptFormer()
+	h.takeOverOldFormat()
 	h.tidy()
 	h.tidyOthers()
 	r.mark = fmt.Sprintf("%s%d-%d", rebuildingMark, os.Getpid(), renames.Add(1))
@@ -56,13 +56,13 @@ func (h *Hint) Rebuild(ctx context.Context, since time.Time) *Rebuilding {
 	return r
 }
 
-// completedSince reports whether the hint is complete and was made so since a time.
+// completedSince reports whether the hint is complete and was completed since a time.
 func (h *Hint) completedSince(since time.Time) bool {
 	info, err := os.Lstat(h.path("claims", completeMark))
 	return err == nil && h.Complete() && !info.ModTime().Before(since)
 }
 
-// End lets others rebuild. If Enter was not called, the hint is as before.
+// End lets other calls rebuild. If Enter was not called, the hint is unchanged.
 func (r *Rebuilding) End() {
 	_ = os.Remove(r.h.path("claims", r.mark))
 	r.unlock()
@@ -74,9 +74,9 @@ func (r *Rebuilding) unlock() {
 	}
 }
 
-// Enter makes the hint agree with what the API server said at a time that this node
-// holds: it enters what is missing, and drops what is held no longer. After that the
-// hint is complete, unless an entry could not be made since Rebuild.
+// Enter makes the hint agree with the list of what this node held at a time: it enters
+// what is missing and removes what is no longer held. Then the hint is complete, unless
+// it was made to forget since Rebuild.
 func (r *Rebuilding) Enter(at time.Time, held []Entry) {
 	h := r.h
 	pending, err := h.pendingEntries()
@@ -95,13 +95,13 @@ func (r *Rebuilding) Enter(at time.Time, held []Entry) {
 		return
 	}
 	err = os.Rename(h.path("claims", r.mark), h.path("claims", completeMark))
-	if !errors.Is(err, fs.ErrNotExist) { // another call has made the hint forget
+	if !errors.Is(err, fs.ErrNotExist) { // if so, another call has made the hint forget
 		h.failed("rebuilding", err)
 	}
-	h.ReleaseWhole()
+	h.ResolveReleases()
 }
 
-// dropStale drops the claims of this node that the API server did not list.
+// dropStale removes the claims of this node that the API server did not list.
 func (h *Hint) dropStale(at time.Time, held []Entry) error {
 	listed := make(map[string]bool, len(held))
 	for _, e := range held {
@@ -112,7 +112,7 @@ func (h *Hint) dropStale(at time.Time, held []Entry) error {
 		case t.text == elsewhere || listed[e.Name()]:
 			return nil
 		case e.Attachment == Attachment{}:
-			return h.removeGarbage(t)
+			return os.RemoveAll(h.path("claims", t.file))
 		case h.stale(e, t, at):
 			return h.dropIf(t.text, "claims", t.file)
 		}
@@ -120,20 +120,20 @@ func (h *Hint) dropStale(at time.Time, held []Entry) error {
 	})
 }
 
-// stale reports whether an entry missing from the listing taken at `at` may be
-// dropped. One that was entered since may be too new for the list, unless it is from
-// the future: then the clock was set back. One without UID may be about to be made.
+// stale reports whether an entry missing from the list taken at `at` may be removed. An
+// entry made since may be too new for the list; one whose time is in the future is not,
+// because the clock was set back. An entry without UID may belong to a running call.
 func (h *Hint) stale(e Entry, t claimText, at time.Time) bool {
 	if e.UID == "" {
-		return !h.younger(settleTime, "claims", t.file)
+		return !h.youngerThan(InFlight, "claims", t.file)
 	}
-	const coarse = time.Second // file times are behind the clock by some milliseconds
+	const coarse = time.Second // a file's time is some milliseconds behind the clock
 	info, err := os.Lstat(h.path("claims", t.file))
 	return err == nil && (info.ModTime().Before(at.Add(-coarse)) || info.ModTime().After(time.Now().Add(coarse)))
 }
 
-// enter is Claimed for what the API server said some time ago: another attachment
-// may have the address by now, and its entry must stay.
+// enter is like Claimed, but for what the API server said some time ago: if another
+// attachment has the entry by now, that stays, and this one is entered beside it.
 func (h *Hint) enter(e Entry) error {
 	file := e.fileName()
 	text, err := os.Readlink(h.path("claims", file))
@@ -152,19 +152,19 @@ func (h *Hint) enter(e Entry) error {
 			return err
 		}
 	}
-	return h.linkOnce(e.text(""), "claims", e.unanswered().besideName())
+	return h.linkOnce(e.text(""), "claims", e.Unanswered().secondName())
 }
 
-// adoptFormer takes over what the version before has left, whose hint had no
-// namespace and no cluster: what it was about to release is released by attachment,
-// and what it held the API server lists.
-func (h *Hint) adoptFormer() {
+// takeOverOldFormat takes over the hint of the first version, which had no namespace and
+// no cluster. Its pending releases become releases of attachments. Its claims are
+// removed, since the API server lists what the node holds.
+func (h *Hint) takeOverOldFormat() {
 	for _, dir := range []string{"owed", "releasing", "claiming"} {
 		links, _ := filepath.Glob(filepath.Join(escape(h.root), dir, "*"))
 		for _, link := range links {
 			text, _ := os.Readlink(link)
 			if att, _ := parseText(text); att != (Attachment{}) && dir != "claiming" {
-				h.ReleasingAll(att)
+				h.ReleasingAttachment(att)
 			}
 		}
 	}
@@ -178,7 +178,7 @@ func (h *Hint) adoptFormer() {
 	}
 }
 
-// uptime is how long this node has been running, 0 if that cannot be read.
+// uptime returns how long this node has been running, or 0 if that cannot be read.
 func uptime() time.Duration {
 	data, _ := os.ReadFile("/proc/uptime")
 	seconds, _, _ := strings.Cut(string(data), ".")
@@ -186,6 +186,6 @@ func uptime() time.Duration {
 	return d
 }
 
-// JustBooted reports whether many nodes may be rebuilding their hints at this time,
-// because the whole cluster may have been started.
+// JustBooted reports whether this node started less than 10 minutes ago. Then the whole
+// cluster may have started, and many nodes may be rebuilding their hints.
 func JustBooted() bool { return uptime() < 10*time.Minute }

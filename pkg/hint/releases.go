@@ -15,30 +15,30 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// unansweredSuffix ends the name of the note about creates of one address that were
-// not answered. There is one note for an address, however many calls have failed.
+// unansweredSuffix ends the file name of the note about unanswered creates of an address.
+// There is one note for each address, however many calls have failed.
 const unansweredSuffix = "open"
 
-// maxUnanswered is how many attachments such a note names, the latest ones. What an
-// earlier one may still create is left to the controller.
+// maxUnanswered is how many attachments such a note names: the latest ones. If the
+// create of an earlier one is still carried out, the controller reclaims the address.
 const maxUnanswered = 8
 
-// Release is a note: an address has to be given back.
+// Release is a note that an address is to be released.
 type Release struct {
 	Entry
 	// Since is when the release was noted.
 	Since time.Time
 	// Due says that any call may carry it out: it was left to later calls, or its
-	// call has been under way for so long that it must have died.
+	// own call began so long ago (InFlight) that it must have died.
 	Due bool
 }
 
-// Settled reports whether the release is so old that no create for it is under way
-// any more. A clock that was set back does not make it young for ever.
-func (r Release) Settled() bool { return time.Since(r.Since).Abs() >= settleTime }
+// Expired reports whether the note is so old (InFlight) that the address can no longer
+// be created for the attachment. If the clock was set back, it is old as well.
+func (r Release) Expired() bool { return time.Since(r.Since).Abs() >= InFlight }
 
-// Releasing enters a release that is about to be carried out, and takes the address
-// out of the claims. It reports whether the release was noted.
+// Releasing notes a release that is about to be carried out, and removes the claim. It
+// reports whether the release was noted.
 func (h *Hint) Releasing(e Entry) (noted bool) {
 	if h.failed("noting a release", h.note(e)) {
 		return false
@@ -49,7 +49,7 @@ func (h *Hint) Releasing(e Entry) (noted bool) {
 
 func (h *Hint) note(e Entry) error {
 	if e.UID != "" {
-		return h.linkOnce(e.text(e.UID)+"/"+seconds(time.Now()), "releases", e.besideName())
+		return h.linkOnce(e.text(e.UID)+"/"+seconds(time.Now()), "releases", e.secondName())
 	}
 	return h.editUnanswered(e, func(all []Attachment) []Attachment {
 		all = append(slices.DeleteFunc(all, func(a Attachment) bool { return a == e.Attachment }), e.Attachment)
@@ -57,26 +57,26 @@ func (h *Hint) note(e Entry) error {
 	})
 }
 
-// Owed leaves a noted release to later calls, which need not wait until this one
-// cannot be under way any more. It reports whether the note is there.
-func (h *Hint) Owed(e Entry) (noted bool) {
+// NotReleased leaves a release to later calls: it is due at once. It reports whether the
+// release is noted.
+func (h *Hint) NotReleased(e Entry) (noted bool) {
 	if h.failed("leaving a release to later calls", h.note(e)) {
 		return false
 	}
-	name := e.releaseName()
-	due := []unix.Timespec{{}, {}} // long ago
+	name := e.noteName()
+	due := []unix.Timespec{{}, {}} // a time long ago, so that the note is older than InFlight
 	_ = unix.UtimesNanoAt(unix.AT_FDCWD, h.path("releases", name), due, unix.AT_SYMLINK_NOFOLLOW)
 	h.flush("releases")
 	h.flush()
 	return true
 }
 
-// Released removes the note of a release that was carried out, and reports whether
-// it is gone. The pool's block is not full any more.
+// Released removes the note of a release that was carried out, and the mark that the
+// pool's block is full. It reports whether the note is gone.
 func (h *Hint) Released(e Entry) (gone bool) {
 	var err error
 	if e.UID != "" {
-		err = h.remove("releases", e.releaseName())
+		err = h.remove("releases", e.noteName())
 	} else {
 		err = h.editUnanswered(e, func(all []Attachment) []Attachment {
 			return slices.DeleteFunc(all, func(a Attachment) bool { return a == e.Attachment })
@@ -86,24 +86,24 @@ func (h *Hint) Released(e Entry) (gone bool) {
 	return !h.failed("removing the note of a release", err)
 }
 
-// releaseName is the file of the note.
-func (e Entry) releaseName() string {
+// noteName returns the file name of the note about a release.
+func (e Entry) noteName() string {
 	if e.UID != "" {
-		return e.besideName()
+		return e.secondName()
 	}
 	return e.fileName() + "@" + unansweredSuffix
 }
 
-// editUnanswered changes whom the note about an address names. Without anybody it is
-// removed.
+// editUnanswered changes which attachments the note about an address names. It removes a
+// note that names none.
 func (h *Hint) editUnanswered(e Entry, edit func([]Attachment) []Attachment) error {
-	name := e.releaseName()
+	name := e.noteName()
 	if err := os.MkdirAll(h.path("releases"), 0o700); err != nil {
 		return err
 	}
 	return h.locked(func() error {
 		text, _ := os.Readlink(h.path("releases", name))
-		since, before := parseUnanswered(text)
+		since, before := parseUnansweredText(text)
 		after := edit(slices.Clone(before))
 		switch {
 		case len(after) == 0:
@@ -129,7 +129,7 @@ func unansweredText(since time.Time, all []Attachment) string {
 	return strings.Join(parts, ";")
 }
 
-func parseUnanswered(text string) (since time.Time, all []Attachment) {
+func parseUnansweredText(text string) (since time.Time, all []Attachment) {
 	parts := strings.Split(text, ";")
 	for _, part := range parts[1:] {
 		if container, ifName, ok := strings.Cut(part, "/"); ok {
@@ -142,13 +142,13 @@ func parseUnanswered(text string) (since time.Time, all []Attachment) {
 func seconds(t time.Time) string { return strconv.FormatInt(t.Unix(), 10) }
 
 func parseSeconds(text string) time.Time {
-	n, _ := strconv.ParseInt(text, 10, 64) // zero is long ago
+	n, _ := strconv.ParseInt(text, 10, 64) // if it fails: 0, which is long ago
 	return time.Unix(n, 0)
 }
 
-// ReleasingAll notes that whatever the attachment holds has to be given back: what
-// that is this hint does not know. It reports whether that was noted.
-func (h *Hint) ReleasingAll(att Attachment) (noted bool) {
+// ReleasingAttachment notes that everything the attachment holds is to be released, if
+// the hint does not know what that is. It reports whether that was noted.
+func (h *Hint) ReleasingAttachment(att Attachment) (noted bool) {
 	err := h.linkOnce(att.text("")+"/"+seconds(time.Now()), "releases", "@"+hash(att.text("")))
 	if !h.failed("noting a release", err) {
 		h.flush("releases")
@@ -158,80 +158,80 @@ func (h *Hint) ReleasingAll(att Attachment) (noted bool) {
 	return false
 }
 
-// takeUnknown takes over what calls noted that could not know the site, or for want of a
-// readable configuration the namespace.
-func (h *Hint) takeUnknown() {
+// takeOverUnknownSite takes over the notes of calls that could not know the site, or
+// whose configuration could not be read, so that they did not know the namespace.
+func (h *Hint) takeOverUnknownSite() {
 	if h.Site == UnknownSite {
 		return
 	}
 	homes, _ := filepath.Glob(filepath.Join(escape(h.root), "*@"+UnknownSite))
 	for _, home := range homes {
 		unknown := &Hint{Site: UnknownSite, root: h.root, dir: home, log: h.log}
-		_, whole, _ := unknown.pending()
-		for _, att := range whole {
-			if h.ReleasingAll(att) {
-				unknown.ReleasedAll(att)
+		_, attachments, _ := unknown.pending()
+		for _, att := range attachments {
+			if h.ReleasingAttachment(att) {
+				unknown.releasedAttachment(att)
 			}
 		}
 	}
 }
 
-// ReleasedAll removes the note of ReleasingAll.
-func (h *Hint) ReleasedAll(att Attachment) {
+// releasedAttachment removes the note of ReleasingAttachment.
+func (h *Hint) releasedAttachment(att Attachment) {
 	h.failed("removing the note of a release", h.remove("releases", "@"+hash(att.text(""))))
 }
 
-// ReleaseWhole turns the notes of ReleasingAll into one for each address, if the
-// hint is complete and so knows them.
-func (h *Hint) ReleaseWhole() {
-	_, whole := h.Pending()
-	for _, att := range whole {
-		entries, sure := h.Holding(att)
-		if !sure {
+// ResolveReleases replaces each note of ReleasingAttachment by one note for each address
+// that the attachment holds. It does nothing unless the hint is complete.
+func (h *Hint) ResolveReleases() {
+	_, attachments := h.Pending()
+	for _, att := range attachments {
+		entries, complete := h.Holding(att)
+		if !complete {
 			return
 		}
 		for _, e := range entries {
-			if !h.Releasing(e) || !h.Owed(e) {
+			if !h.Releasing(e) || !h.NotReleased(e) {
 				return
 			}
 		}
-		h.ReleasedAll(att)
+		h.releasedAttachment(att)
 	}
 }
 
-// Pending returns the releases that are noted, and the attachments of which
-// everything has to be given back.
-func (h *Hint) Pending() (releases []Release, whole []Attachment) {
-	h.takeUnknown()
-	releases, whole, err := h.pending()
+// Pending returns the noted releases of addresses, and the attachments of which
+// everything is to be released.
+func (h *Hint) Pending() (releases []Release, attachments []Attachment) {
+	h.takeOverUnknownSite()
+	releases, attachments, err := h.pending()
 	h.failed("reading releases", err)
-	return releases, whole
+	return releases, attachments
 }
 
-// IsPendingAll reports whether ReleasingAll is noted for an attachment.
-func (h *Hint) IsPendingAll(att Attachment) bool {
-	h.takeUnknown()
+// IsReleasingAttachment reports whether ReleasingAttachment is noted for an attachment.
+func (h *Hint) IsReleasingAttachment(att Attachment) bool {
+	h.takeOverUnknownSite()
 	_, err := os.Lstat(h.path("releases", "@"+hash(att.text(""))))
 	return err == nil
 }
 
-// IsPending reports whether the release is noted.
+// IsPending reports whether the release of this entry is noted.
 func (h *Hint) IsPending(e Entry) bool {
-	text, err := os.Readlink(h.path("releases", e.releaseName()))
+	text, err := os.Readlink(h.path("releases", e.noteName()))
 	if err != nil || e.UID != "" {
 		return err == nil
 	}
-	_, all := parseUnanswered(text)
+	_, all := parseUnansweredText(text)
 	return slices.Contains(all, e.Attachment)
 }
 
-func (h *Hint) pending() (releases []Release, whole []Attachment, err error) {
+func (h *Hint) pending() (releases []Release, attachments []Attachment, err error) {
 	err = h.eachRelease(func(name, text string) {
 		var r Release
 		var ok bool
 		if name[0] == '@' {
 			if r.Attachment, _, _, ok = parseRelease(text); ok {
-				whole = append(whole, r.Attachment)
+				attachments = append(attachments, r.Attachment)
 			}
 			return
 		}
@@ -239,11 +239,11 @@ func (h *Hint) pending() (releases []Release, whole []Attachment, err error) {
 		if err != nil {
 			return
 		}
-		r = Release{Entry: e, Due: !h.younger(settleTime, "releases", name)}
+		r = Release{Entry: e, Due: !h.youngerThan(InFlight, "releases", name)}
 		if suffix == unansweredSuffix {
-			var attachments []Attachment
-			r.Since, attachments = parseUnanswered(text)
-			for _, r.Attachment = range attachments {
+			var unanswered []Attachment
+			r.Since, unanswered = parseUnansweredText(text)
+			for _, r.Attachment = range unanswered {
 				releases = append(releases, r)
 			}
 			return
@@ -252,7 +252,7 @@ func (h *Hint) pending() (releases []Release, whole []Attachment, err error) {
 			releases = append(releases, r)
 		}
 	})
-	return releases, whole, err
+	return releases, attachments, err
 }
 
 func (h *Hint) pendingEntries() (entries []Entry, err error) {
@@ -271,7 +271,7 @@ func parseRelease(text string) (a Attachment, uid types.UID, since time.Time, ok
 	return Attachment{parts[0], parts[1]}, types.UID(parts[2]), parseSeconds(parts[3]), true
 }
 
-// eachRelease calls f with the notes, but for those that are removed meanwhile.
+// eachRelease calls f with the file name and the text of each note.
 func (h *Hint) eachRelease(f func(name, text string)) error {
 	dir, names, err := h.list("releases")
 	if dir == nil {

@@ -22,48 +22,52 @@ import (
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 )
 
-// What goes wrong, as a caller has to tell it apart; and InUseError. Anything else
-// is the API server's own refusal, passed on as it is.
+// Errors that a caller has to tell apart, besides InUseError. Any other error is the
+// API server's own, passed on unchanged.
 var (
 	// ErrUnavailable: the API server did not answer before the deadline, or
 	// answered that it cannot serve now.
 	ErrUnavailable = errors.New("API server unavailable")
-	// ErrUnanswered: a create was sent, and whether it was carried out, or will be,
-	// is not known.
+	// ErrUnanswered: a create was sent and not answered. The API server may have
+	// carried it out, or may still do so.
 	ErrUnanswered = errors.New("a create may have been carried out")
 )
 
-// InUseError says that somebody else holds an address.
+// InUseError: another attachment holds the address.
 type InUseError struct {
 	// Address that was asked for.
 	Address netip.Addr
-	// Holder is the allocation that stands in the way.
+	// Holder is the allocation of whoever holds it.
 	Holder *v1alpha1.IPAllocation
 }
 
-// Error names the holder, so that whoever reads the pod's event knows whom to
-// ask.
+// Error names the holder: whoever reads the pod's event knows whom to ask.
 func (e *InUseError) Error() string {
-	s, pod := e.Holder.Spec, e.Holder.Spec.PodRef
-	return fmt.Sprintf("requested IP is already reserved in the pool %q, poolType %q: %s is held by pod %s/%s on node %s (interface %s) since %s",
-		s.PoolRef.Name, strings.ToLower(string(s.PoolRef.Kind)), e.Address, pod.Namespace, pod.Name, s.NodeName, s.InterfaceName,
-		e.Holder.CreationTimestamp.UTC().Format("2006-01-02T15:04:05Z"))
+	ref := e.Holder.Spec.PoolRef
+	return fmt.Sprintf("requested IP is already reserved in the pool %q, poolType %q: %s is %s", ref.Name, strings.ToLower(string(ref.Kind)), e.Address, HeldBy(e.Holder))
 }
 
-// IsInUse reports whether somebody else holds the address.
+// HeldBy says who holds an allocation, and since when.
+func HeldBy(a *v1alpha1.IPAllocation) string {
+	s := a.Spec
+	return fmt.Sprintf("held by pod %s/%s on node %s (interface %s) since %s", s.PodRef.Namespace, s.PodRef.Name, s.NodeName, s.InterfaceName,
+		a.CreationTimestamp.UTC().Format("2006-01-02T15:04:05Z"))
+}
+
+// IsInUse reports whether another attachment holds the address.
 func IsInUse(err error) bool {
 	var inUse *InUseError
 	return errors.As(err, &inUse)
 }
 
-// NotFound reports whether the API server says that there is no such object. A
-// proxy's 404 page, or that of a server without the CRDs, says nothing about it.
+// NotFound reports whether the API server says that there is no such object. A 404 of
+// a proxy, or of a server without the CRDs, proves nothing about the object.
 func NotFound(err error) bool {
 	return apierrors.IsNotFound(err) && !apierrors.IsUnexpectedServerError(err)
 }
 
-// Refused reports whether the API server says that it has not carried out a
-// request. Any other error leaves that open.
+// Refused reports whether the API server says that it has not carried out the request
+// and will not. With any other error it may have.
 func Refused(err error) bool {
 	var answer apierrors.APIStatus
 	if !errors.As(err, &answer) || apierrors.IsUnexpectedServerError(err) || errors.Is(err, ErrUnavailable) {
@@ -75,7 +79,7 @@ func Refused(err error) bool {
 
 // transient reports whether the same request may succeed a little later: the
 // server is away, overloaded or restarting, or something else answers in its
-// place. What it Refused for good, and a collision, are not.
+// place. A refusal and a collision are not transient.
 func transient(err error) bool {
 	switch {
 	case apierrors.IsNotFound(err):
@@ -89,9 +93,9 @@ func transient(err error) bool {
 		errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), isStreamError(err):
 		return true
 	}
-	// Certificate errors come as url.Error too, but do not heal by themselves.
+	// A certificate error is a url.Error, too, but repeating the request does not help.
 	var alert *net.OpError
-	if errors.As(err, &alert) && alert.Op == "remote error" { // the other side's about ours
+	if errors.As(err, &alert) && alert.Op == "remote error" { // the server rejects our certificate
 		return false
 	}
 	var netErr net.Error
@@ -102,29 +106,27 @@ func transient(err error) bool {
 	return errors.As(err, &netErr)
 }
 
-// isStreamError reports whether the server broke off an HTTP/2 answer. Two
-// packages have the type, and neither is worth linking for it.
+// isStreamError reports whether the server broke off an HTTP/2 answer. The type of the
+// error is in two packages, which the plugin would have to link only for this.
 func isStreamError(err error) bool {
 	return strings.Contains(err.Error(), "stream error: stream ID")
 }
 
-// Retry calls f, with a context for one request, until it succeeds, fails for good,
-// or ctx would end before the next try; then the error is ErrUnavailable with the
-// last cause that was told. It waits at least as long as the API server asks for.
+// Retry calls f, with a context for one request, until it succeeds or fails for good,
+// or the time of ctx does not allow another try. Then the error is ErrUnavailable with
+// the last cause that is known. Between two tries it waits at least as long as the API
+// server asks for.
 func Retry(ctx context.Context, f func(context.Context) error) error {
-	return retry(ctx, RequestTime, f)
-}
-
-// retry is Retry with another bound for one try, 0 for none but ctx.
-func retry(ctx context.Context, bound time.Duration, f func(context.Context) error) error {
 	backoff := wait.Backoff{Duration: 50 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 8, Cap: 2 * time.Second}
 	var answered error
 	for {
-		err := try(ctx, bound, f)
+		request, cancel := context.WithTimeout(ctx, RequestTime)
+		err := f(request)
+		cancel()
 		if err == nil || !transient(err) {
 			return err
 		}
-		// What the API server said tells more than that the time was over at last.
+		// An earlier answer of the API server says more than the deadline.
 		if answer := apierrors.APIStatus(nil); errors.As(err, &answer) {
 			answered = err
 		} else if answered != nil && errors.Is(err, context.DeadlineExceeded) {
@@ -143,13 +145,4 @@ func retry(ctx context.Context, bound time.Duration, f func(context.Context) err
 		case <-time.After(pause):
 		}
 	}
-}
-
-func try(ctx context.Context, bound time.Duration, f func(context.Context) error) error {
-	if bound > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, bound)
-		defer cancel()
-	}
-	return f(ctx)
 }

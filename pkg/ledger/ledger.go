@@ -10,8 +10,8 @@
 //	Get      reads one
 //	OfNode   lists what a node holds
 //
-// A request is tried again until it succeeds, is refused for good, or the context
-// ends (Retry).
+// A request is repeated until it succeeds, is refused for good, or its time is over
+// (Retry).
 package ledger
 
 import (
@@ -29,33 +29,34 @@ import (
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
 )
 
-// Ledger is the record as one node uses it.
+// Ledger makes the requests of one node.
 type Ledger struct {
 	// Client of the API server. It should neither throttle nor retry.
 	Client clientv1alpha1.NvIpamV1alpha1Interface
 	// Namespace of the pools and their allocations.
 	Namespace string
-	// Node whose containers' addresses these are.
+	// Node is the name of this node's Node object.
 	Node string
 }
 
-// RequestTime bounds one request about one object, so that one that hangs leaves
-// time to ask again on another connection. A list may take all the time of its call.
+// RequestTime bounds one request about one object: if it hangs, there is time left to
+// repeat it on another connection. A list may take all the time of its call.
 const RequestTime = 5 * time.Second
 
 // pageSize bounds what one answer of a list holds in memory.
 const pageSize = 500
 
-// Same reports whether two allocations are of one attachment: one interface of one
-// container on one node. Container IDs alone do not tell nodes apart: cnitool makes
-// them from a path, and any node can read another's.
+// Same reports whether two allocations belong to one attachment: one interface of one
+// container on one node. The container ID alone proves nothing: two nodes may have the
+// same, since cnitool derives it from a path, and every node can read another's.
 func Same(a, b *v1alpha1.IPAllocationSpec) bool {
 	return a.NodeName == b.NodeName && a.ContainerID == b.ContainerID && a.InterfaceName == b.InterfaceName
 }
 
-// Create claims an address, and reports whether that made the allocation: it may
-// have been the attachment's before. If another attachment has it, the error is an
-// InUseError. It is ErrUnanswered if the allocation may be made later on.
+// Create claims an address: it creates the IPAllocation. created is false if the
+// attachment already held the address, for example because an earlier answer was lost.
+// The error is an InUseError if another attachment holds the address, and
+// ErrUnanswered if the API server may still create the allocation later.
 func (l *Ledger) Create(ctx context.Context, alloc *v1alpha1.IPAllocation) (uid types.UID, created bool, err error) {
 	unanswered := false
 	err = Retry(ctx, func(ctx context.Context) error {
@@ -75,10 +76,10 @@ func (l *Ledger) Create(ctx context.Context, alloc *v1alpha1.IPAllocation) (uid 
 		case NotFound(err): // released between the two requests
 			return apierrors.NewServerTimeout(v1alpha1.Resource("ipallocations"), "create", 0)
 		case err != nil:
-			unanswered = true // the holder may be this very attachment
+			unanswered = true // this attachment may be the holder
 			return err
 		case !Same(&holder.Spec, &alloc.Spec):
-			addr, _ := netip.ParseAddr(alloc.Spec.Address) // made from one
+			addr, _ := netip.ParseAddr(alloc.Spec.Address) // never fails: it was written from an address
 			return &InUseError{Address: addr, Holder: holder}
 		}
 		uid = holder.UID
@@ -90,7 +91,7 @@ func (l *Ledger) Create(ctx context.Context, alloc *v1alpha1.IPAllocation) (uid 
 	return uid, created, err
 }
 
-// Get reads an allocation; nil without an error if there is none.
+// Get reads an allocation. It returns nil and no error if there is none.
 func (l *Ledger) Get(ctx context.Context, name string) (*v1alpha1.IPAllocation, error) {
 	var alloc *v1alpha1.IPAllocation
 	err := Retry(ctx, func(ctx context.Context) (err error) {
@@ -106,9 +107,8 @@ func (l *Ledger) Get(ctx context.Context, name string) (*v1alpha1.IPAllocation, 
 	return alloc, nil
 }
 
-// Delete deletes the allocation if it is still the one with that UID, so that a late
-// release never frees what somebody else has claimed since. That it is gone already
-// is no error.
+// Delete deletes the allocation if it still has that UID: a late release never frees
+// what somebody else has claimed since. It succeeds if the allocation is already gone.
 func (l *Ledger) Delete(ctx context.Context, name string, uid types.UID) error {
 	return Retry(ctx, func(ctx context.Context) error {
 		err := l.Client.IPAllocations(l.Namespace).Delete(ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
@@ -119,12 +119,12 @@ func (l *Ledger) Delete(ctx context.Context, name string, uid types.UID) error {
 	})
 }
 
-// OfNode lists what this node holds, and returns since when nothing may be missing.
-// It is the most expensive request there is: the API server looks at every
-// allocation of the namespace.
+// OfNode lists what this node holds. What was created before `at` is in the list, if
+// it has not been deleted. This is the most expensive request: the API server looks at
+// every allocation of the namespace.
 func (l *Ledger) OfNode(ctx context.Context) (all []v1alpha1.IPAllocation, at time.Time, err error) {
 	selector := labels.Set{v1alpha1.LabelNode: v1alpha1.LabelValue(l.Node)}.String()
-	err = retry(ctx, 0, func(ctx context.Context) error {
+	err = Retry(ctx, func(context.Context) error { // the list has all the time of ctx
 		all, at = all[:0], time.Now()
 		opts := metav1.ListOptions{LabelSelector: selector, Limit: pageSize}
 		for {
@@ -133,7 +133,7 @@ func (l *Ledger) OfNode(ctx context.Context) (all []v1alpha1.IPAllocation, at ti
 				return err
 			}
 			for _, a := range page.Items {
-				if a.Spec.NodeName == l.Node { // a label can say anything
+				if a.Spec.NodeName == l.Node { // the label may be wrong
 					all = append(all, a)
 				}
 			}

@@ -42,7 +42,7 @@ func (m *Migrator) migrate(ctx context.Context, e Entry, journal *Journal) (Outc
 			out.Result, out.Detail = Obsolete, "container "+holder.Spec.ContainerID+" of the pod holds it"
 			return out, nil
 		}
-		if err := m.Claimer.Release(ctx, attachmentOf(holder)); err != nil { // 2
+		if err := m.Claimer.Release(ctx, hint.AttachmentOf(holder)); err != nil { // 2
 			return out, fmt.Errorf("releasing what the pod's former container held: %w", err)
 		}
 		created, err = m.adopt(ctx, e)
@@ -52,7 +52,7 @@ func (m *Migrator) migrate(ctx context.Context, e Entry, journal *Journal) (Outc
 	}
 	switch holder := holderOf(err); {
 	case holder != nil: // 4
-		out.Result, out.Detail = Conflict, holds(holder)
+		out.Result, out.Detail = Conflict, ledger.HeldBy(holder)
 	case err != nil:
 		return out, err
 	case created:
@@ -106,16 +106,6 @@ func holderOf(err error) *v1alpha1.IPAllocation {
 		return inUse.Holder
 	}
 	return nil
-}
-
-func attachmentOf(a *v1alpha1.IPAllocation) hint.Attachment {
-	return hint.Attachment{ContainerID: a.Spec.ContainerID, Interface: a.Spec.InterfaceName}
-}
-
-func holds(a *v1alpha1.IPAllocation) string {
-	s := a.Spec
-	return fmt.Sprintf("held by pod %s/%s on node %s (interface %s) since %s", s.PodRef.Namespace, s.PodRef.Name, s.NodeName,
-		s.InterfaceName, a.CreationTimestamp.UTC().Format("2006-01-02T15:04:05Z"))
 }
 
 // poolState is what is known of a pool of the store.

@@ -103,7 +103,7 @@ func (m *Migrator) Claim(ctx context.Context) (*Journal, error) {
 // says why, and the next Run begins anew.
 //
 // The node stays closed when Run fails after the switch, until the next Run. When
-// hint.Close runs out, ADDs go on, with what nv-ipam has not given.
+// hint.PauseADDs runs out, ADDs go on, with what nv-ipam has not given.
 func (m *Migrator) Run(ctx context.Context, switchOver func(context.Context) error) (*Journal, error) {
 	if store, before, err := m.read(); err == nil && store != nil && before.Switched && before.Finished == nil {
 		// A run that ended early left the node closed; it must not open meanwhile.
@@ -139,7 +139,7 @@ func (m *Migrator) Run(ctx context.Context, switchOver func(context.Context) err
 	if err := journal.save(m.StoreFile); err != nil {
 		return journal, fmt.Errorf("writing the journal of the migration: %w", err)
 	}
-	return journal, m.Claimer.Hint.Open()
+	return journal, m.Claimer.Hint.ResumeADDs()
 }
 
 // settle claims what is new in the store until nothing has been for long enough.
@@ -192,7 +192,7 @@ func (m *Migrator) close(store *Store, journal *Journal) error {
 			foreign.Settled = append(foreign.Settled, entry)
 		}
 	}
-	if err := m.Claimer.Hint.Close(foreign); err != nil {
+	if err := m.Claimer.Hint.PauseADDs(foreign); err != nil {
 		return fmt.Errorf("keeping the node closed: %w", err)
 	}
 	return nil

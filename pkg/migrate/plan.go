@@ -13,6 +13,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
@@ -53,14 +55,14 @@ func (m *Migrator) plan(ctx context.Context, e Entry, journal *Journal) (Outcome
 	case apierrors.IsNotFound(err):
 	case err != nil:
 		return out, fmt.Errorf("reading the allocation of %s: %w", e.Address, err)
-	case attachmentOf(holder) == e.Attachment:
+	case hint.AttachmentOf(holder) == e.Attachment:
 		out.Result = Already
 	case m.otherSandbox(e, holder) && e.Created.After(holder.CreationTimestamp.Time):
 		out.Detail = "in place of the pod's former container " + holder.Spec.ContainerID
 	case m.otherSandbox(e, holder):
 		out.Result, out.Detail = Obsolete, "container "+holder.Spec.ContainerID+" of the pod holds it"
 	default:
-		out.Result, out.Detail = Conflict, holds(holder)
+		out.Result, out.Detail = Conflict, ledger.HeldBy(holder)
 	}
 	return out, nil
 }

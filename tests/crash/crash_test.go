@@ -250,7 +250,7 @@ func (m *machine) leave(t *testing.T, containers ...string) {
 		if len(held) != 1 {
 			t.Fatalf("%s holds %v", c, held)
 		}
-		if !m.hint.Releasing(held[0]) || !m.hint.Owed(held[0]) {
+		if !m.hint.Releasing(held[0]) || !m.hint.NotReleased(held[0]) {
 			t.Fatal("a release could not be noted")
 		}
 	}

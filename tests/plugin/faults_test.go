@@ -214,7 +214,7 @@ func faults() []fault {
 		{"proxy's 502", behind(true, text(502, "text/html", "<html>bad gateway</html>")), []string{"API server unavailable", "bad gateway", "in front of the API server"}},
 		{"proxy's 404", behind(true, text(404, "text/html", "<html>where am I</html>")), []string{"API server unavailable", "CRDs of nv-ipam.nvidia.com"}},
 		{"no CRDs", behind(true, text(404, "text/plain; charset=utf-8", "404 page not found")), []string{"API server unavailable", "CRDs of nv-ipam.nvidia.com"}},
-		{"proxy's 200", behind(true, text(200, "text/html", "<html>log in here</html>")), []string{"https://127.0.0.1:", "that is no API server"}},
+		{"proxy's 200", behind(true, text(200, "text/html", "<html>log in here</html>")), []string{"https://127.0.0.1:", "did not come from a Kubernetes API server"}},
 		{"name gone", func(t *testing.T, path string) { kubeconfig(t, path, "https://api.gone.invalid:6443", nil, token) },
 			[]string{"API server unavailable", "https://api.gone.invalid:6443", "/etc/resolv.conf"}},
 		{"certificate of the client expired", func(t *testing.T, path string) {

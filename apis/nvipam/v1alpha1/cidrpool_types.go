@@ -8,8 +8,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// CIDRPool gives each node a subnet of its own, cut from one large prefix, with
-// a gateway of its own: what a routed (rail-optimised) fabric wants.
+// CIDRPool gives each node its own subnet with its own gateway, cut from one large
+// prefix, as a routed (rail-optimised) fabric needs.
 //
 //	cidr       10.60.0.0/16, perNodeNetworkPrefix 24, gatewayIndex 1
 //	           ├─ 10.60.0.0/24 node-a, gateway 10.60.0.1
@@ -34,10 +34,10 @@ type CIDRPool struct {
 	Status CIDRPoolStatus `json:"status,omitempty"`
 }
 
-// For the rules see IPPoolSpec. maxItems of staticAllocations bounds the cost
-// that the server estimates; more of them do not fit into an object.
+// For the rules see IPPoolSpec. maxItems of staticAllocations limits the cost of the
+// rules as the server estimates it. An object has no room for more items.
 
-// CIDRPoolSpec is what the operator asks for.
+// CIDRPoolSpec is the desired state of a CIDRPool.
 //
 // +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.defaultGateway) || !self.defaultGateway || has(self.gatewayIndex)",optionalOldSelf=true,message="cannot be true if spec.gatewayIndex is not set",fieldPath=".defaultGateway"
 // +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.routes) || size(self.routes) == 0 || has(self.gatewayIndex)",optionalOldSelf=true,message="cannot be set if spec.gatewayIndex is not set",fieldPath=".routes"
@@ -51,52 +51,52 @@ type CIDRPool struct {
 // +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.nodeSelector) || size(self.nodeSelector.nodeSelectorTerms) > 0",optionalOldSelf=true,message="must have at least one node selector term",fieldPath=".nodeSelector.nodeSelectorTerms"
 // +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !self.cidr.matches('^(0[.]0[.]0[.]0/|2(2[4-9]|3[0-9]|4[0-9]|5[0-5])[.]|[0:]+/|[fF]{2}[0-9a-fA-F]{2}:)')",optionalOldSelf=true,message="overlaps with 0.0.0.0/32, 224.0.0.0/4, 240.0.0.0/4, ::/128 or ff00::/8, which have no addresses for hosts",fieldPath=".cidr"
 type CIDRPoolSpec struct {
-	// cidr that is cut into one prefix a node.
+	// cidr is the prefix, in CIDR notation, that is cut into one prefix for each node.
 	// +kubebuilder:validation:MaxLength=49
 	// +kubebuilder:validation:Format=cidr
 	CIDR string `json:"cidr"`
-	// gatewayIndex is the position of the gateway in each node's prefix; 0 is
-	// the prefix's network address. No gateway when absent.
+	// gatewayIndex is the position of the gateway in each node's prefix; 0 is the
+	// prefix's network address. If it is absent, there is no gateway.
 	GatewayIndex *int32 `json:"gatewayIndex,omitempty"`
-	// perNodeNetworkPrefix is the prefix length of each node's subnet, in bits;
-	// not less than that of cidr.
+	// perNodeNetworkPrefix is the prefix length of each node's prefix, in bits: at least
+	// that of cidr and at most the length of an address.
 	PerNodeNetworkPrefix int32 `json:"perNodeNetworkPrefix"`
-	// exclusions are addresses that are not handed out on their own.
+	// exclusions are never allocated automatically; a pod may still request them.
 	Exclusions []ExcludeRange `json:"exclusions,omitempty"`
-	// perNodeExclusions are positions in every node's prefix that are not handed
-	// out on their own; 0 is the prefix's network address.
+	// perNodeExclusions are positions in every node's prefix; 0 is the prefix's network
+	// address. Their addresses are never allocated automatically; a pod may still
+	// request them.
 	PerNodeExclusions []ExcludeIndexRange `json:"perNodeExclusions,omitempty"`
-	// staticAllocations fix the prefix of a node, or keep one for nobody.
+	// staticAllocations give a certain prefix to a node, or to no node.
 	// +kubebuilder:validation:MaxItems=80000
 	StaticAllocations []CIDRPoolStaticAllocation `json:"staticAllocations,omitempty"`
-	// nodeSelector says which nodes are given a prefix; all of them when empty.
+	// nodeSelector says which nodes get a prefix. If it is empty, all do.
 	NodeSelector *corev1.NodeSelector `json:"nodeSelector,omitempty"`
-	// defaultGateway adds a default route via the gateway to every result.
+	// defaultGateway adds a default route via the gateway to every interface.
 	DefaultGateway bool `json:"defaultGateway,omitempty"`
-	// routes via the node's gateway that are added to every result.
+	// routes via the node's gateway that are added to every interface.
 	Routes []Route `json:"routes,omitempty"`
 }
 
-// CIDRPoolStaticAllocation fixes the prefix of a node.
+// CIDRPoolStaticAllocation gives a certain prefix to a node, or to no node.
 type CIDRPoolStaticAllocation struct {
-	// nodeName is the node that is given the prefix. Without it the prefix is
-	// kept and given to nobody.
+	// nodeName is the node that gets the prefix. If it is empty, no node gets it.
 	NodeName string `json:"nodeName,omitempty"`
-	// gateway of the prefix, in place of the one that gatewayIndex says.
+	// gateway of the prefix, instead of the one at gatewayIndex.
 	// +kubebuilder:validation:MaxLength=45
 	// +kubebuilder:validation:Pattern=`^(((25[0-5]|(2[0-4]|1\d|[1-9]?)\d)\.){3}(25[0-5]|(2[0-4]|1\d|[1-9]?)\d)|([\da-fA-F]{0,4}:){2,8}[\da-fA-F.]{0,15})?$`
 	Gateway string `json:"gateway,omitempty"`
-	// prefix in CIDR notation, of the length perNodeNetworkPrefix.
+	// prefix in CIDR notation, with the length perNodeNetworkPrefix.
 	// +kubebuilder:validation:MaxLength=49
 	// +kubebuilder:validation:Format=cidr
 	Prefix string `json:"prefix"`
 }
 
-// CIDRPoolStatus is which node has which prefix, and how the pool fares.
+// CIDRPoolStatus says which node has which prefix, and the state of the pool.
 type CIDRPoolStatus struct {
 	// allocations are the nodes' prefixes, in the order of their addresses. A node may
-	// have two: one of an earlier specification as long as it holds addresses in it,
-	// beside the one that it allocates from.
+	// have two: a prefix of an earlier specification, as long as it holds addresses in
+	// it, and the one that it allocates from.
 	Allocations []CIDRPoolAllocation `json:"allocations"`
 
 	PoolStatus `json:",inline"`
@@ -104,7 +104,7 @@ type CIDRPoolStatus struct {
 
 // CIDRPoolAllocation is the prefix of one node.
 type CIDRPoolAllocation struct {
-	// nodeName is the node that the prefix belongs to.
+	// nodeName is the node that has the prefix.
 	NodeName string `json:"nodeName"`
 	// gateway of the prefix, if it has one.
 	Gateway string `json:"gateway,omitempty"`

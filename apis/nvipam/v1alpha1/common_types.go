@@ -3,9 +3,8 @@
 
 package v1alpha1
 
-// Labels of an IPAllocation, so that a caller can list what it needs. A value
-// that is longer than a label value may be (63) is replaced by its hash: use
-// LabelValue to build selectors.
+// Labels of an IPAllocation, for selectors. A value of more than 63 characters is
+// replaced by its hash: use LabelValue.
 const (
 	// LabelPool is the name of the pool that the address belongs to.
 	LabelPool = "nv-ipam.nvidia.com/pool"
@@ -15,38 +14,36 @@ const (
 	LabelContainer = "nv-ipam.nvidia.com/container"
 )
 
-// MaxPoolName is how long the name of a pool may be: an allocation's name contains
-// it, a dot, and an IPv6 address of 39 characters.
+// MaxPoolName is how many characters the name of a pool may have: an allocation's name
+// contains it, a dot, and an IPv6 address of 39 characters.
 const MaxPoolName = 253 - 1 - 39
 
-// ConditionReady is the kstatus-style condition of a pool: True when its
-// specification is valid and every node that its selector matches has a block of
-// it.
+// ConditionReady is the condition that tools wait for: True if the pool's specification
+// is valid and every node that its selector matches has a block.
 const ConditionReady = "Ready"
 
-// Conditions of a pool that are True where there is something to tell, and absent
-// otherwise. None of them changes Ready.
+// Conditions of a pool that are True if they apply, and absent otherwise. None of them
+// changes Ready.
 const (
 	// ConditionOverlapping says that the pool's subnet overlaps with another
 	// pool's.
 	ConditionOverlapping = "Overlapping"
 	// ConditionPodNetworkOverlap says that the pool's subnet overlaps with the
-	// cluster's own pod network, as the nodes' podCIDRs have it.
+	// cluster's pod network, the podCIDRs of the nodes.
 	ConditionPodNetworkOverlap = "PodNetworkOverlap"
 	// ConditionEarlierSpecInUse says which blocks and addresses of an earlier
 	// specification are still held. They stay until they are released.
 	ConditionEarlierSpecInUse = "EarlierSpecInUse"
-	// ConditionForeignAddresses says that nodes hold addresses in the pool's name
-	// that are not in its subnet.
+	// ConditionForeignAddresses says that nodes hold addresses of this pool that are
+	// outside of its subnet.
 	ConditionForeignAddresses = "ForeignAddresses"
 	// ConditionBlockFull says that nodes have no free address left in their block.
 	ConditionBlockFull = "BlockFull"
 )
 
-// AnnotationReclaim on a pool says whether the controller may take back addresses
-// whose pods are gone. With ReclaimDisabled, or any other value that it does not
-// know, it never does. It is for pools whose addresses are also given to
-// containers without a pod, under the names and UIDs of pods that never were.
+// AnnotationReclaim on a pool says whether the controller may reclaim addresses whose
+// pods are gone. With ReclaimDisabled, or an unknown value, it never does. Disable it for
+// pools whose addresses are also given to containers that have no Pod object.
 const (
 	AnnotationReclaim = "nv-ipam.nvidia.com/reclaim"
 	ReclaimEnabled    = "enabled" // as without the annotation
@@ -60,15 +57,14 @@ const (
 const AnnotationRecordLost = "nv-ipam.nvidia.com/record-lost"
 
 // BlocksManagerPrefix begins the name of the field manager that owns a pool's
-// status.allocations; the rest is a hash of them. It makes metadata.managedFields
-// change exactly when the blocks do, so that a plugin which keeps its block on
-// disk can tell by reading nothing but metadata whether the block still holds:
-// the generation covers the specification, this name the blocks, and conditions
-// and counters, which another manager writes, change neither.
+// status.allocations; the rest of the name is a hash of them. So metadata.managedFields
+// changes exactly when the blocks change. A plugin that keeps its block on disk reads
+// only the metadata to check it: the generation stands for the specification, this name
+// for the blocks. Another manager writes conditions and counters, which change neither.
 const BlocksManagerPrefix = "ipam-blocks-"
 
-// ExcludeRange is an inclusive range of addresses that are not handed out on
-// their own. A pod that asks for such an address by name still gets it.
+// ExcludeRange is a range of addresses, both ends included, that are never allocated
+// automatically. A pod may still request them.
 type ExcludeRange struct {
 	// startIP is the first excluded address.
 	// +kubebuilder:validation:MaxLength=45
@@ -80,7 +76,7 @@ type ExcludeRange struct {
 	EndIP string `json:"endIP"`
 }
 
-// ExcludeIndexRange is an inclusive range of positions in every node's block.
+// ExcludeIndexRange is a range of positions in every node's block, both ends included.
 type ExcludeIndexRange struct {
 	// startIndex is the first excluded position; 0 is the block's first address.
 	// +kubebuilder:validation:Minimum=0
@@ -90,7 +86,7 @@ type ExcludeIndexRange struct {
 	EndIndex int32 `json:"endIndex"`
 }
 
-// Route is a static route that every address of the pool brings with it.
+// Route is a static route that every interface with an address of the pool gets.
 type Route struct {
 	// dst is the destination in CIDR notation, of the pool's address family.
 	// +kubebuilder:validation:MaxLength=49

@@ -3,10 +3,9 @@
 
 // Package v1alpha1 is the API of crd-ipam.
 //
-// IPPool and CIDRPool are nv-ipam's (v0.4) in every field, default and JSON
-// name, so that one manifest serves both; what crd-ipam adds to them is
-// optional and in their status only. IPAllocation is crd-ipam's own: one
-// object for each address that is held.
+// IPPool and CIDRPool have the fields, defaults and JSON names of nv-ipam v0.4, so that
+// the same manifest works with both. What crd-ipam adds is optional, and only in their
+// status. IPAllocation is crd-ipam's own: one object for each address that is held.
 //
 // +k8s:deepcopy-gen=package
 // +groupName=nv-ipam.nvidia.com

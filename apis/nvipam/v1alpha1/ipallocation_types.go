@@ -8,23 +8,25 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// IPAllocation is one address that somebody holds.
+// The rules on metadata.name compute it from the spec. They use no CEL function for
+// addresses, since a 1.30 server has none.
+
+// IPAllocation is one address that is held.
 //
-// Its name is made of the pool's name and the address (AllocationName), and an
-// object name exists once: creating the object is claiming the address, and
-// deleting it is giving the address back. There is no other record.
+// Its name consists of the pool's name and the address, and an object name exists only
+// once. So creating the object claims the address, and deleting it releases the address.
+// There is no other record.
 //
-//  1. With an attachment (containerID and interfaceName): the address answers
-//     on that interface of that container.
-//  2. Without one: a reservation, kept for the pod that podRef names. It may be
-//     changed and taken up. An allocation with an attachment never changes.
+//  1. With containerID and interfaceName: that interface of that container uses the
+//     address. Such an allocation never changes.
+//  2. Without them: the address is reserved for the pod that podRef names. Such an
+//     allocation may be changed, and the pod may take it over.
 //
-// Name and address agree to the letter, since the name decides: the rules below
-// recompute one from the other. They use no function for addresses, which a 1.30
-// server does not have, so that they hold on every server.
+// The name decides which address is held, so the name must agree with spec.poolRef and
+// spec.address exactly: the API server refuses any other.
 //
-// It has no owner reference and no finalizer: deleting a pool or a pod must not
-// free an address that a container still answers on.
+// An allocation has no owner reference and no finalizer: deleting a pool or a pod must
+// not free an address that a container still uses.
 //
 // +genclient
 // +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
@@ -76,18 +78,18 @@ type IPAllocationSpec struct {
 	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`
 	// +optional
 	NodeName string `json:"nodeName,omitempty"`
-	// podRef is the pod that the address is for.
+	// podRef is the pod that uses the address, or for which it is reserved.
 	// +optional
 	PodRef PodReference `json:"podRef,omitempty"`
-	// containerID is the CNI container ID (the pod sandbox), in the form that the
-	// CNI specification demands.
+	// containerID is the CNI container ID (the ID of the pod's sandbox), in the form
+	// that the CNI specification requires.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=256
 	// +kubebuilder:validation:Pattern=`^[a-zA-Z0-9][-a-zA-Z0-9_.]*$`
 	// +optional
 	ContainerID string `json:"containerID,omitempty"`
-	// interfaceName is the CNI interface name inside the container, in the form that
-	// Linux and the CNI libraries demand.
+	// interfaceName is the name of the interface inside the container, in the form that
+	// Linux and the CNI libraries require.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=15
 	// +kubebuilder:validation:Pattern=`^[^/:\s\p{Cc}\p{Z}]+$`
@@ -95,7 +97,7 @@ type IPAllocationSpec struct {
 	// +optional
 	InterfaceName string `json:"interfaceName,omitempty"`
 	// networkName is the name of the CNI network, in the form that the CNI
-	// specification demands.
+	// specification requires.
 	// +kubebuilder:validation:MaxLength=253
 	// +kubebuilder:validation:Pattern=`^([a-zA-Z0-9][-a-zA-Z0-9_.]*)?$`
 	// +optional
@@ -106,13 +108,12 @@ type IPAllocationSpec struct {
 	// +kubebuilder:validation:Pattern=`^[!-~]*$`
 	// +optional
 	DeviceID string `json:"deviceID,omitempty"`
-	// requested is true when the caller asked for this very address.
+	// requested is true if this address was requested, and false if any would do.
 	// +optional
 	Requested bool `json:"requested,omitempty"`
-	// addStartedAt is when the container's CNI ADD began, by the clock of its
-	// node. A create may be carried out long after its client has given up: when
-	// an allocation was created does not say whether its container is the pod's
-	// latest.
+	// addStartedAt is when the container's CNI ADD began, by the clock of its node. It
+	// tells which of two containers of a pod is the later one. The creation time does
+	// not: the API server may carry out a create long after its client has given up.
 	// +optional
 	AddStartedAt *metav1.MicroTime `json:"addStartedAt,omitempty"`
 	// restored is true if the record had lost this allocation, and the node wrote it
@@ -151,10 +152,10 @@ type PodReference struct {
 	// +kubebuilder:validation:Pattern=`^([a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*)?$`
 	// +optional
 	Name string `json:"name,omitempty"`
-	// uid as the container runtime told it: for a static pod that of the
-	// manifest, not that of its mirror in the API. Empty when the runtime does
-	// not tell. Most are UUIDs, a kubelet makes 32 hex digits for a static pod, and
-	// a static pod's manifest may have any other.
+	// uid is the pod's UID as the container runtime passes it; empty if it passes none.
+	// For a static pod it is the UID in the manifest, not that of the mirror pod in the
+	// API. It is usually a UUID; a kubelet gives a static pod 32 hex digits, and a
+	// manifest may contain any other text.
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=64
 	// +kubebuilder:validation:Pattern=`^([a-zA-Z0-9]([-a-zA-Z0-9_.]*[a-zA-Z0-9])?)?$`

@@ -8,9 +8,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// IPPool is one subnet that the nodes share: each node is given a block of
-// perNodeBlockSize addresses of it, and every address has the subnet's prefix
-// length.
+// IPPool is one subnet that the nodes share: each node gets a block of perNodeBlockSize
+// addresses. All addresses have the subnet's prefix length.
 //
 //	subnet     192.168.0.0/24
 //	           ├─ .1 … .100   node-a
@@ -36,14 +35,13 @@ type IPPool struct {
 	Status IPPoolStatus `json:"status,omitempty"`
 }
 
-// The rules on a spec are those of pkg/pool that need no address arithmetic; the
-// others are admission policies (docs/validation.md). None may restrict the
-// status: each passes where the spec does not change, since a 1.30 server
-// evaluates it on an update of the status, too, and none may fail to evaluate,
-// whatever is stored. 2 to the power of n, which CEL does not have, is
-// [1, 2, 4, ...][n % 8] * [1, 256, 65536, ...][n / 8].
+// The rules on a spec repeat those of pkg/pool that need no address arithmetic; admission
+// policies have the others (docs/validation.md). No rule may restrict the status: each is
+// true if the spec does not change, since a 1.30 server evaluates it when the status is
+// updated, too. And no rule may fail to evaluate, whatever is stored. CEL has no powers:
+// 2 to the power of n is [1, 2, 4, ...][n % 8] * [1, 256, 65536, ...][n / 8].
 
-// IPPoolSpec is what the operator asks for.
+// IPPoolSpec is the desired state of an IPPool.
 //
 // +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.defaultGateway) || !self.defaultGateway || has(self.gateway) && size(self.gateway) > 0",optionalOldSelf=true,message="cannot be true if spec.gateway is not set",fieldPath=".defaultGateway"
 // +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.routes) || size(self.routes) == 0 || has(self.gateway) && size(self.gateway) > 0",optionalOldSelf=true,message="cannot be set if spec.gateway is not set",fieldPath=".routes"
@@ -56,36 +54,36 @@ type IPPool struct {
 // +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !self.subnet.matches('^(0[.]0[.]0[.]0/|2(2[4-9]|3[0-9]|4[0-9]|5[0-5])[.]|[0:]+/|[fF]{2}[0-9a-fA-F]{2}:)')",optionalOldSelf=true,message="overlaps with 0.0.0.0/32, 224.0.0.0/4, 240.0.0.0/4, ::/128 or ff00::/8, which have no addresses for hosts",fieldPath=".subnet"
 // +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.gateway) || !self.gateway.matches('^[0-9]{1,3}([.][0-9]{1,3}){3}$') || !self.subnet.matches('^[0-9.]+/[0-9]{1,2}$') || [32 - int(self.subnet.substring(self.subnet.lastIndexOf('/') + 1))].all(bits, bits < 2 || [[1, 2, 4, 8, 16, 32, 64, 128][bits % 8] * [1, 256, 65536, 16777216, 4294967296][bits / 8]].all(n, [self.gateway.split('.').map(o, int(o))].all(o, [(((o[0] * 256 + o[1]) * 256 + o[2]) * 256 + o[3]) % n].all(at, at > 0 && at < n - 1))))",optionalOldSelf=true,message="is the network or broadcast address of the subnet",fieldPath=".gateway"
 type IPPoolSpec struct {
-	// subnet that the pool's addresses are taken from, in CIDR notation.
+	// subnet of the pool's addresses, in CIDR notation.
 	// +kubebuilder:validation:MaxLength=49
 	// +kubebuilder:validation:Format=cidr
 	Subnet string `json:"subnet"`
-	// perNodeBlockSize is the number of addresses that each node is given; at
-	// least 1 and at most the number of host addresses in the subnet.
+	// perNodeBlockSize is the number of addresses in each node's block: at least 1 and
+	// at most the number of host addresses in the subnet.
 	// +kubebuilder:validation:Minimum=1
 	PerNodeBlockSize int `json:"perNodeBlockSize"`
-	// exclusions are addresses that are not handed out on their own.
+	// exclusions are never allocated automatically; a pod may still request them.
 	Exclusions []ExcludeRange `json:"exclusions,omitempty"`
-	// perNodeExclusions are positions in every node's block that are not handed
-	// out on their own.
+	// perNodeExclusions are positions in every node's block. Their addresses are never
+	// allocated automatically; a pod may still request them.
 	PerNodeExclusions []ExcludeIndexRange `json:"perNodeExclusions,omitempty"`
-	// gateway of the subnet; never handed out on its own. Optional.
+	// gateway of the subnet. It is never allocated automatically. Optional.
 	// +kubebuilder:validation:MaxLength=45
 	// +kubebuilder:validation:Pattern=`^(((25[0-5]|(2[0-4]|1\d|[1-9]?)\d)\.){3}(25[0-5]|(2[0-4]|1\d|[1-9]?)\d)|([\da-fA-F]{0,4}:){2,8}[\da-fA-F.]{0,15})?$`
 	Gateway string `json:"gateway,omitempty"`
-	// nodeSelector says which nodes are given a block; all of them when empty.
+	// nodeSelector says which nodes get a block. If it is empty, all do.
 	NodeSelector *corev1.NodeSelector `json:"nodeSelector,omitempty"`
-	// defaultGateway adds a default route via the gateway to every result.
+	// defaultGateway adds a default route via the gateway to every interface.
 	DefaultGateway bool `json:"defaultGateway,omitempty"`
-	// routes via the gateway that are added to every result.
+	// routes via the gateway that are added to every interface.
 	Routes []Route `json:"routes,omitempty"`
 }
 
-// IPPoolStatus is which node has which block, and how the pool fares.
+// IPPoolStatus says which node has which block, and the state of the pool.
 type IPPoolStatus struct {
 	// allocations are the nodes' blocks, in the order of their addresses. A node may
-	// have two: one of an earlier specification as long as it holds addresses in it,
-	// beside the one that it allocates from.
+	// have two: a block of an earlier specification, as long as it holds addresses in
+	// it, and the one that it allocates from.
 	Allocations []Allocation `json:"allocations"`
 
 	PoolStatus `json:",inline"`
@@ -94,7 +92,7 @@ type IPPoolStatus struct {
 // Allocation is the block of one node: every address from startIP to endIP,
 // both included.
 type Allocation struct {
-	// nodeName is the node that the block belongs to.
+	// nodeName is the node that has the block.
 	NodeName string `json:"nodeName"`
 	// startIP is the block's first address.
 	StartIP string `json:"startIP"`
@@ -102,25 +100,23 @@ type Allocation struct {
 	EndIP string `json:"endIP"`
 }
 
-// PoolStatus is what crd-ipam adds to the status of both kinds of pool. All of
-// it is optional: where nv-ipam's own CRDs are installed the API server drops
-// it, and nothing else depends on it.
+// PoolStatus is what crd-ipam adds to the status of both kinds of pool. All of it is
+// optional: with nv-ipam's own CRDs the API server drops it, and nothing depends on it.
 type PoolStatus struct {
-	// observedGeneration is the metadata.generation that this status is about.
+	// observedGeneration is the metadata.generation that this status describes.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
-	// capacity is how many addresses the blocks of all nodes have that may be
-	// handed out: without the gateway and what is excluded. 9007199254740991
-	// (2^53-1) stands for as many or more.
+	// capacity is the number of addresses in the blocks of all nodes that can be
+	// allocated automatically: the gateway and exclusions do not count.
+	// 9007199254740991 (2^53-1) means that many or more.
 	// +optional
 	Capacity *int64 `json:"capacity,omitempty"`
-	// used is how many addresses of the pool are held, requested ones and those
-	// outside of the blocks included. It may be some minutes old.
+	// used is the number of addresses of the pool that are held, including requested
+	// addresses and addresses outside of the blocks. It may be some minutes old.
 	// +optional
 	Used *int64 `json:"used,omitempty"`
-	// conditions: Ready, and such as are there only where there is something to
-	// tell: EarlierSpecInUse, BlockFull, Overlapping, PodNetworkOverlap,
-	// ForeignAddresses.
+	// conditions: Ready always; EarlierSpecInUse, BlockFull, Overlapping,
+	// PodNetworkOverlap and ForeignAddresses only if they apply.
 	// +listType=map
 	// +listMapKey=type
 	// +optional

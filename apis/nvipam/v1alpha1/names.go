@@ -14,13 +14,13 @@ import (
 )
 
 // AllocationName returns the name of the IPAllocation of an address: the pool's name, a
-// dot, and the address; IPv4 as it is written, IPv6 as eight groups of four
-// digits, since an object name has no colons and "::" has no place in it. An
-// IPv4 address in IPv6 notation is the IPv4 address.
+// dot, and the address. IPv4 is in its usual form. IPv6 is eight groups of four digits
+// joined by "-", since an object name cannot contain colons. An IPv4 address in IPv6
+// form counts as IPv4.
 //
-// No two pairs of pool and address have one name: what stands after the last dot
-// is either four groups of digits joined by "-", which only IPv6 has, or the last
-// of exactly four decimal numbers.
+// Two different pairs of pool and address never have the same name: after the last dot
+// is either an IPv6 address, which contains "-", or the last of the four numbers of an
+// IPv4 address.
 func AllocationName(poolName string, addr netip.Addr) string {
 	addr = addr.Unmap()
 	if addr.Is4() {
@@ -46,8 +46,8 @@ func ParseAllocationName(name string) (poolName string, addr netip.Addr, err err
 	return poolName, addr, nil
 }
 
-// LabelValue returns s where it can be a label's value, else its hash: names of
-// nodes and pools may have 253 characters and a label value 63.
+// LabelValue returns s if it can be a label value, else its hash: names of nodes and
+// pools may have 253 characters, label values 63.
 func LabelValue(s string) string {
 	if len(validation.IsValidLabelValue(s)) == 0 {
 		return s
@@ -55,11 +55,11 @@ func LabelValue(s string) string {
 	return hash(s)
 }
 
-// ContainerLabel returns the label value for a container ID, which has 64 hex
-// digits in every runtime there is: one too many.
+// ContainerLabel returns the label value for a container ID: its hash, since the IDs of
+// all runtimes have 64 hex digits, and a label value at most 63.
 func ContainerLabel(containerID string) string { return hash(containerID) }
 
-// hash has 40 hex digits, of which none can be told apart from a random one.
+// hash returns 40 hex digits.
 func hash(s string) string {
 	sum := sha256.Sum256([]byte(s))
 	return hex.EncodeToString(sum[:20])

@@ -14,11 +14,11 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// SiteOf returns a short text that tells clusters, and a node's names in them, apart
-// without asking: a hash of the node's name and of the certificate authorities that sign
-// for the API server, which a cluster has for itself and which stay when its address
-// changes; of the server's address if there are none. It returns an error if the file
-// with the authorities cannot be read.
+// SiteOf returns the site of a node: 16 hex digits that differ between clusters, and
+// between two names of a node in one cluster. It makes no request. It hashes the node's
+// name and the certificate authorities of the API server, which stay when the server's
+// address changes; without authorities, the server's address. It returns an error if
+// the file with the authorities cannot be read.
 func SiteOf(config *rest.Config, node string) (string, error) {
 	authorities := config.CAData
 	if len(authorities) == 0 && config.CAFile != "" {
