@@ -25,6 +25,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/crd-ipam/crd-ipam/cmd/internal/program"
+	"github.com/crd-ipam/crd-ipam/pkg/claim"
 )
 
 var version = "dev" // set by the linker
@@ -39,6 +40,7 @@ const (
 
 type options struct {
 	once, uninstall, dryRun bool
+	restoreOnly             bool
 
 	nodeName   string
 	namespace  string
@@ -47,6 +49,8 @@ type options struct {
 	log        program.Log
 	accepted   program.Accepted
 	interval   time.Duration
+
+	recordInterval time.Duration
 
 	source        string
 	skipBinary    bool
@@ -105,6 +109,8 @@ func parse(args []string) (*options, error) {
 	fs.StringVar(&o.kubeconfig, "kubeconfig", "", "path of a kubeconfig for this program; default is $KUBECONFIG, then the pod's service account")
 	fs.StringVar(&o.probes, "health-probe-bind-address", ":8081", "address that /healthz and /readyz are served on; empty or 0 serves nothing")
 	fs.DurationVar(&o.interval, "check-interval", time.Minute, "how often to check that the installed files are unchanged")
+	fs.DurationVar(&o.recordInterval, "record-check-interval", 2*time.Minute, "how often to check that the API server still has the allocations of this node, and to write again those that it has lost; at most 2m, 0 never")
+	fs.BoolVar(&o.restoreOnly, "restore-only", false, "write again the allocations of this node that the API server has lost, and exit")
 	o.hostFlags(fs)
 	o.migrationFlags(fs)
 	o.tokenFlags(fs)
@@ -200,6 +206,10 @@ func (o *options) check(args []string) error {
 		return errors.New("--ippools-namespace must not be empty")
 	case o.interval <= 0:
 		return fmt.Errorf("--check-interval must be positive: %v", o.interval)
+	case o.recordInterval < 0 || o.recordInterval > maxRecordInterval:
+		return fmt.Errorf("--record-check-interval must be between 0 and %v, not %v: pods wait for %v after a loss, and by then all nodes have to have looked", maxRecordInterval, o.recordInterval, claim.LossGrace)
+	case o.restoreOnly && o.nodeName == "":
+		return errors.New("--restore-only needs --node-name")
 	case o.settle < 0:
 		return fmt.Errorf("--migrate-settle must not be negative: %v", o.settle)
 	case o.daemonTimeout < 0:

@@ -50,6 +50,8 @@ func run(ctx context.Context, o *options, log *slog.Logger) error {
 		return i.remove()
 	case o.dryRun:
 		return i.plan(ctx)
+	case o.restoreOnly:
+		return i.look(ctx)
 	case o.migrate == migrateOnly:
 		return i.claim(ctx)
 	}
@@ -302,6 +304,7 @@ func (i *installer) stay(ctx context.Context) error {
 	}
 	var renewing sync.WaitGroup
 	defer renewing.Wait()
+	renewing.Go(func() { i.keepRecord(ctx) })
 	if i.credentials != nil {
 		renewing.Go(func() { i.credentials.Run(ctx) })
 	}

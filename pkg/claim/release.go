@@ -180,7 +180,7 @@ func (c *Claimer) checkIn(ctx context.Context, ref v1alpha1.PoolReference, entri
 // the list was made or began later: the list cannot contain them.
 func (c *Claimer) Collect(ctx context.Context, network string, valid []hint.Attachment, started time.Time) error {
 	c.retryPending(ctx, maxRetries)
-	all, _, err := c.OfNode(ctx)
+	all, _, _, err := c.OfNode(ctx)
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
@@ -29,7 +30,8 @@ type view struct {
 // which this node needs one line. So that line is kept on disk, and an ADD reads only
 // the pool's metadata, from the API server's memory, to check that it is still current.
 func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference) (view, error) {
-	if saved := c.Hint.View(ref); saved != nil {
+	saved := c.Hint.View(ref)
+	if saved != nil {
 		meta, err := c.poolMetadata(ctx, ref)
 		if err != nil && !ledger.NotFound(err) {
 			return view{}, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
@@ -37,8 +39,9 @@ func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference) (view, e
 		if err == nil && version(meta) == saved.Version {
 			return view{saved.Block, saved.Version}, nil
 		}
-		c.Hint.DropView(ref)
 	}
+	epoch := c.Hint.Epoch(ref)
+	c.Hint.DropView(ref)
 
 	var parsed *pool.Pool
 	var current []pool.Assignment
@@ -50,9 +53,15 @@ func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference) (view, e
 	switch {
 	case ledger.NotFound(err):
 		c.Hint.DropPool(ref)
+		if epoch != "" { // it may be another one when it is there again
+			c.Hint.SetEpoch(ref, epoch)
+		}
 		return view{}, poolNotFound(ref, c.noSuchPool(ctx, ref))
 	case err != nil:
 		return view{}, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
+	}
+	if err := c.settle(ctx, ref, epoch, meta); err != nil {
+		return view{}, err
 	}
 	if b, ok := parsed.BlockOf(current, c.Node); ok {
 		c.Hint.SetView(ref, version(meta), b)
@@ -95,6 +104,11 @@ func (c *Claimer) readPool(ctx context.Context, ref v1alpha1.PoolReference) (*po
 // poolMetadata reads a pool's metadata from the API server's watch cache. That may be
 // some milliseconds old, which is harmless: the create decides.
 func (c *Claimer) poolMetadata(ctx context.Context, ref v1alpha1.PoolReference) (*metav1.ObjectMeta, error) {
+	return c.poolMetadataAt(ctx, ref, "0")
+}
+
+// poolMetadataAt is poolMetadata as of a resource version: "" for what etcd has now.
+func (c *Claimer) poolMetadataAt(ctx context.Context, ref v1alpha1.PoolReference, at string) (*metav1.ObjectMeta, error) {
 	resource := "ippools"
 	if ref.Kind == v1alpha1.PoolKindCIDRPool {
 		resource = "cidrpools"
@@ -103,8 +117,11 @@ func (c *Claimer) poolMetadata(ctx context.Context, ref v1alpha1.PoolReference) 
 		Metadata metav1.ObjectMeta `json:"metadata"`
 	}
 	err := ledger.Retry(ctx, func(ctx context.Context) error {
-		return decode(c.Client.RESTClient().Get().Namespace(c.Namespace).Resource(resource).Name(ref.Name).
-			Param("resourceVersion", "0").SetHeader("Accept", metadataOnly).Do(ctx), &obj)
+		get := c.Client.RESTClient().Get().Namespace(c.Namespace).Resource(resource).Name(ref.Name)
+		if at != "" {
+			get = get.Param("resourceVersion", at)
+		}
+		return decode(get.SetHeader("Accept", metadataOnly).Do(ctx), &obj)
 	})
 	return &obj.Metadata, err
 }
@@ -129,5 +146,9 @@ func version(meta *metav1.ObjectMeta) string {
 		blocks = []string{"resourceVersion-" + meta.ResourceVersion}
 	}
 	sort.Strings(blocks)
-	return fmt.Sprintf("%s/%d/%s", meta.UID, meta.Generation, strings.Join(blocks, ","))
+	text := fmt.Sprintf("%s/%d/%s", meta.UID, meta.Generation, strings.Join(blocks, ","))
+	if word, said := meta.Annotations[v1alpha1.AnnotationRecordLost]; said {
+		text += "/" + hint.EpochText(meta.UID, word)
+	}
+	return text
 }

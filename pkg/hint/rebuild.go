@@ -23,6 +23,8 @@ type Rebuilding struct {
 	mark string
 	lock *os.File
 	err  error // the mark could not be made
+	// before are the claims that the hint had before the list.
+	before []Entry
 }
 
 // Rebuild waits until no other call on this node rebuilds the hint. If another call has
@@ -53,7 +55,17 @@ func (h *Hint) Rebuild(ctx context.Context, since time.Time) *Rebuilding {
 	_ = os.Remove(h.path("claims", r.mark)) // of a process that died and had this one's number
 	r.err = h.link(markText(), "claims", r.mark)
 	h.failed("rebuilding", r.err)
+	r.before = h.Recorded()
 	return r
+}
+
+// Missing returns the claims that the hint had before the list, and the list lacks. What
+// is to be released is not among them.
+func (r *Rebuilding) Missing(held []Entry) []Entry {
+	return slices.DeleteFunc(slices.Clone(r.before), func(e Entry) bool {
+		return r.h.IsReleasingAttachment(e.Attachment) ||
+			slices.ContainsFunc(held, func(o Entry) bool { return o.Attachment == e.Attachment && o.Name() == e.Name() })
+	})
 }
 
 // completedSince reports whether the hint is complete and was completed since a time.
@@ -111,6 +123,8 @@ func (h *Hint) dropStale(at time.Time, held []Entry) error {
 		switch {
 		case t.text == elsewhere || listed[e.Name()]:
 			return nil
+		case isLost(t.text):
+			return nil
 		case e.Attachment == Attachment{}:
 			return os.RemoveAll(h.path("claims", t.file))
 		case h.stale(e, t, at):
@@ -140,14 +154,17 @@ func (h *Hint) enter(e Entry) error {
 	other, _ := parseText(text)
 	switch {
 	case err != nil:
-		err := h.link(e.text(e.UID), "claims", file)
+		err := h.link(e.claim(), "claims", file)
 		if !errors.Is(err, fs.ErrExist) {
 			return err
 		}
-	case text == e.text(e.UID):
+	case claimOf(text) == e.text(e.UID) && (e.Record == nil || parseRecord(text) != nil):
 		return nil
 	case text == elsewhere || other == e.Attachment:
-		swapped, err := h.swap(text, e.text(e.UID), "claims", file)
+		if _, boot := parseVersion(text); boot != "" && e.Record != nil {
+			e.Record.Boot = boot
+		}
+		swapped, err := h.swap(text, e.claim(), "claims", file)
 		if swapped || err != nil {
 			return err
 		}

@@ -18,6 +18,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -53,16 +54,17 @@ func Same(a, b *v1alpha1.IPAllocationSpec) bool {
 	return a.NodeName == b.NodeName && a.ContainerID == b.ContainerID && a.InterfaceName == b.InterfaceName
 }
 
-// Create claims an address: it creates the IPAllocation. created is false if the
-// attachment already held the address, for example because an earlier answer was lost.
+// Create claims an address: it creates the IPAllocation, and returns it as the API server
+// has it. created is false if the attachment already held the address, for example because
+// an earlier answer was lost.
 // The error is an InUseError if another attachment holds the address, and
 // ErrUnanswered if the API server may still create the allocation later.
-func (l *Ledger) Create(ctx context.Context, alloc *v1alpha1.IPAllocation) (uid types.UID, created bool, err error) {
+func (l *Ledger) Create(ctx context.Context, alloc *v1alpha1.IPAllocation) (held *v1alpha1.IPAllocation, created bool, err error) {
 	unanswered := false
 	err = Retry(ctx, func(ctx context.Context) error {
 		made, err := l.Client.IPAllocations(l.Namespace).Create(ctx, alloc, metav1.CreateOptions{})
 		if err == nil {
-			uid, created = made.UID, true
+			held, created = made, true
 			return nil
 		}
 		if !Refused(err) {
@@ -82,13 +84,13 @@ func (l *Ledger) Create(ctx context.Context, alloc *v1alpha1.IPAllocation) (uid 
 			addr, _ := netip.ParseAddr(alloc.Spec.Address) // never fails: it was written from an address
 			return &InUseError{Address: addr, Holder: holder}
 		}
-		uid = holder.UID
+		held = holder
 		return nil
 	})
 	if unanswered && err != nil && !IsInUse(err) {
 		err = fmt.Errorf("%w, %w", err, ErrUnanswered)
 	}
-	return uid, created, err
+	return held, created, err
 }
 
 // Get reads an allocation. It returns nil and no error if there is none.
@@ -120,9 +122,10 @@ func (l *Ledger) Delete(ctx context.Context, name string, uid types.UID) error {
 }
 
 // OfNode lists what this node holds. What was created before `at` is in the list, if
-// it has not been deleted. This is the most expensive request: the API server looks at
+// it has not been deleted. version is the resource version of the list, 0 if it is not a
+// number. This is the most expensive request: the API server looks at
 // every allocation of the namespace.
-func (l *Ledger) OfNode(ctx context.Context) (all []v1alpha1.IPAllocation, at time.Time, err error) {
+func (l *Ledger) OfNode(ctx context.Context) (all []v1alpha1.IPAllocation, at time.Time, version uint64, err error) {
 	selector := labels.Set{v1alpha1.LabelNode: v1alpha1.LabelValue(l.Node)}.String()
 	err = Retry(ctx, func(context.Context) error { // the list has all the time of ctx
 		all, at = all[:0], time.Now()
@@ -131,6 +134,9 @@ func (l *Ledger) OfNode(ctx context.Context) (all []v1alpha1.IPAllocation, at ti
 			page, err := l.Client.IPAllocations(l.Namespace).List(ctx, opts)
 			if err != nil {
 				return err
+			}
+			if opts.Continue == "" {
+				version, _ = strconv.ParseUint(page.ResourceVersion, 10, 64)
 			}
 			for _, a := range page.Items {
 				if a.Spec.NodeName == l.Node { // the label may be wrong
@@ -143,7 +149,7 @@ func (l *Ledger) OfNode(ctx context.Context) (all []v1alpha1.IPAllocation, at ti
 		}
 	})
 	if err != nil {
-		return nil, at, fmt.Errorf("listing the allocations of node %s: %w", l.Node, err)
+		return nil, at, 0, fmt.Errorf("listing the allocations of node %s: %w", l.Node, err)
 	}
-	return all, at, nil
+	return all, at, version, nil
 }

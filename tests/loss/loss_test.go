@@ -17,6 +17,9 @@ import (
 // tryAgainLater is the CNI code of what a later try may mend.
 const tryAgainLater = 11
 
+// lost is what pods are told that wait after a loss.
+const lost = "allocations were lost"
+
 func wantLater(t *testing.T, err error, words string) {
 	t.Helper()
 	var cniErr *types.Error
@@ -42,14 +45,21 @@ func TestCRDsDeletedAndAppliedAgain(t *testing.T) {
 	remakeCRDs(t)
 	c.served(t)
 	c.pool(t)
-	a.mustAdd(t, "a3", "")
-	b.mustAdd(t, "b3", "")
+	for n, requested := range map[*node]string{a: "10.0.0.201", b: ""} {
+		_, err := n.add(t, n.name+"3", requested)
+		wantLater(t, err, lost)
+	}
 	c.want(t, a, b)
+	quiet.look(t)
+	c.want(t, a, b, quiet)
+	a.afterGrace(t)
+	b.afterGrace(t)
 	_, err := a.add(t, "a4", a.live["a1"])
 	wantLater(t, err, "is held by pod default/pod-of-a1")
 	_, err = a.add(t, "a5", "10.0.0.201")
-	wantLater(t, err, "record")
-	quiet.look(t)
+	wantLater(t, err, "is held by pod default/pod-of-quiet-static")
+	a.mustAdd(t, "a6", "")
+	b.mustAdd(t, "b6", "")
 	c.want(t, a, b, quiet)
 	if again := c.record(t)["10.0.0.200"].Spec; !again.Restored || !again.Requested || !again.AddStartedAt.Equal(started) {
 		t.Errorf("asserted again is %+v, want it as it was, since %s", again, started)
@@ -121,23 +131,28 @@ func TestEtcdSetBack(t *testing.T) {
 	a.mustAdd(t, "a-ends", "")
 	a.mustAdd(t, "moves", "10.0.0.200")
 	snapshot := env.Snapshot(t)
+	env.Revise(t, 300)
 	quiet.mustAdd(t, "quiet-since", "")
 	b.mustAdd(t, "b-since", "")
 	a.mustDel(t, "a-ends")
 	a.mustDel(t, "moves")
 	b.mustAdd(t, "moved", "10.0.0.200")
 	a.mustAdd(t, "a-since", "")
-	env.Restore(t, snapshot, 0)
+	env.Restore(t, snapshot)
 
 	// The record lacks a-since: whoever asks for its address has it, and gives it back.
 	_, err := a.add(t, "wants", a.live["a-since"])
-	wantLater(t, err, "is held by pod default/pod-of-a-since")
-	a.mustAdd(t, "a-new", "")
+	wantLater(t, err, lost)
 	quiet.look(t)
 	c.want(t, a, quiet)
+	a.afterGrace(t)
+	_, err = a.add(t, "wants", a.live["a-since"])
+	wantLater(t, err, "is held by pod default/pod-of-a-since")
+	a.mustAdd(t, "a-new", "")
 
 	// The record says that the address is still on a, and b knows better.
-	b.mustAdd(t, "b-new", "")
+	_, err = b.add(t, "b-new", "")
+	wantLater(t, err, lost)
 	said := b.log(t)
 	if !has(said, "10.0.0.200") || !has(said, "held twice") || !has(said, "pod-of-moves") {
 		t.Error("b does not say that 10.0.0.200 is in doubt:\n", said)
@@ -163,15 +178,18 @@ func TestEtcdSetBackWithBumpedRevision(t *testing.T) {
 	a, quiet := c.nodes["a"], c.nodes["quiet"]
 	a.mustAdd(t, "a-before", "")
 	snapshot := env.Snapshot(t)
+	env.Revise(t, 300)
 	a.mustAdd(t, "a-since", "")
 	quiet.mustAdd(t, "quiet-since", "")
-	env.Restore(t, snapshot, 1000)
+	env.Restore(t, snapshot)
+	env.Revise(t, 1000)
 	if _, err := c.client.IPPools(c.ns).Patch(t.Context(), "p", apitypes.MergePatchType,
 		[]byte(`{"metadata":{"annotations":{"`+v1alpha1.AnnotationRecordLost+`":"2026-11-25"}}}`), metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	c.seen(t)
-	a.mustAdd(t, "a-new", "")
+	_, err := a.add(t, "a-new", "")
+	wantLater(t, err, lost)
 	quiet.look(t)
 	c.want(t, a, quiet)
 }
@@ -190,6 +208,7 @@ func TestRebuildAfterALoss(t *testing.T) {
 	a.forget(t)
 	a.mustDel(t, "a2")
 	c.want(t, a)
+	a.afterGrace(t)
 	for _, name := range []string{"a4", "a5", "a6"} {
 		a.mustAdd(t, name, "")
 	}
@@ -203,13 +222,18 @@ func TestFullBlockAfterEtcdIsSetBack(t *testing.T) {
 	a := c.nodes["a"]
 	a.mustAdd(t, "before", "")
 	snapshot := env.Snapshot(t)
+	env.Revise(t, 300)
 	var err error
 	for i := 0; err == nil; i++ {
 		_, err = a.add(t, "since-"+string(rune('a'+i)), "")
 	}
 	wantLater(t, err, "no free addresses")
 	a.mustDel(t, "since-a")
-	env.Restore(t, snapshot, 0)
+	env.Restore(t, snapshot)
+	_, err = a.add(t, "next", "")
+	wantLater(t, err, lost)
+	c.want(t, a)
+	a.afterGrace(t)
 	a.mustAdd(t, "next", "")
 	_, err = a.add(t, "one-too-many", "")
 	wantLater(t, err, "no free addresses")
@@ -236,8 +260,9 @@ func TestNodeThatWasAway(t *testing.T) {
 	// While w1 lives, nobody else on its node is given its address, whoever frees it.
 	a.mustDel(t, "a1")
 	away.live["w1"] = addr
+	away.afterGrace(t)
 	_, err := away.add(t, "w3", addr)
-	wantLater(t, err, addr)
+	wantLater(t, err, "container w1 of this node answers on it")
 	away.look(t)
 	c.want(t, away)
 }

@@ -243,7 +243,7 @@ func (c *cluster) want(t *testing.T, nodes ...*node) {
 	t.Logf("in the record: %d, of them asserted again: %d", len(record), restored)
 }
 
-// deletePool deletes pool "p", and makes it again with these nodes in this order.
+// remakePool deletes pool "p", and makes it again.
 func (c *cluster) remakePool(t *testing.T) {
 	t.Helper()
 	err := c.client.IPPools(c.ns).Delete(t.Context(), "p", metav1.DeleteOptions{})
@@ -339,6 +339,21 @@ func (n *node) forget(t *testing.T) {
 		t.Fatal(marks, err)
 	}
 	if err := os.Remove(marks[0]); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// afterGrace makes it long ago that the node found a loss.
+func (n *node) afterGrace(t *testing.T) {
+	t.Helper()
+	marks, err := filepath.Glob(filepath.Join(n.dir, "data", "*", "lost"))
+	if err != nil || len(marks) != 1 {
+		t.Fatal("the node has found no loss: ", marks, err)
+	}
+	if err := os.Remove(marks[0]); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("1000000000", marks[0]); err != nil {
 		t.Fatal(err)
 	}
 }

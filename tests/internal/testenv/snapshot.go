@@ -42,10 +42,8 @@ func (e *Env) whileEtcdStands(f func() error) error {
 }
 
 // Restore sets etcd back to a snapshot, as an operator restores a backup. All that was
-// written since is gone. Afterwards etcd makes `bump` revisions that change nothing of
-// the cluster's: with more of them than were lost, resource versions do not go back,
-// as after `etcdutl snapshot restore --bump-revision`.
-func (e *Env) Restore(t testing.TB, from Snapshot, bump int) {
+// written since is gone.
+func (e *Env) Restore(t testing.TB, from Snapshot) {
 	t.Helper()
 	err := e.withoutEtcd(func() error {
 		if err := os.RemoveAll(e.dataDir()); err != nil {
@@ -59,8 +57,16 @@ func (e *Env) Restore(t testing.TB, from Snapshot, bump int) {
 	if err != nil {
 		t.Fatalf("restoring etcd: %v", err)
 	}
-	key := base64.StdEncoding.EncodeToString([]byte("/bump"))
-	for range bump {
+}
+
+// Revise makes n revisions of etcd that change nothing of the cluster's. Before a restore
+// they stand for what a cluster does otherwise. After it, with more of them than were
+// lost, resource versions do not go back, as after `etcdutl snapshot restore
+// --bump-revision`.
+func (e *Env) Revise(t testing.TB, n int) {
+	t.Helper()
+	key := base64.StdEncoding.EncodeToString([]byte("/revised"))
+	for range n {
 		e.etcd(t, "put", map[string]string{"key": key}, &struct{}{})
 	}
 }

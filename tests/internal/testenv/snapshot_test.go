@@ -44,18 +44,20 @@ func TestSnapshotAndRestore(t *testing.T) {
 	}
 	create("before")
 	snapshot := env.Snapshot(t)
+	env.Revise(t, 300)
 	var last int
 	for i := range 40 {
 		last = create("lost-" + strconv.Itoa(i))
 	}
-	env.Restore(t, snapshot, 0)
+	env.Restore(t, snapshot)
 	if !there("before") || there("lost-0") {
 		t.Errorf("before the snapshot: %t, after it: %t; want true, false", there("before"), there("lost-0"))
 	}
 	if rv := create("after"); rv >= last {
 		t.Errorf("resource version %d, and before the restore it was %d", rv, last)
 	}
-	env.Restore(t, snapshot, 1000)
+	env.Restore(t, snapshot)
+	env.Revise(t, 1000)
 	if rv := create("after"); rv <= last {
 		t.Errorf("resource version %d in spite of the bump, and before the restore it was %d", rv, last)
 	}
