@@ -53,7 +53,7 @@ func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference) (view, e
 	switch {
 	case ledger.NotFound(err):
 		c.Hint.DropPool(ref)
-		if epoch != "" { // it may be another one when it is there again
+		if epoch != "" && c.Hint.HoldsIn(ref.Name) { // it may be another one when it is there again
 			c.Hint.SetEpoch(ref, epoch)
 		}
 		return view{}, poolNotFound(ref, c.noSuchPool(ctx, ref))

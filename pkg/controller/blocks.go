@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -69,7 +70,12 @@ func (c *Controller) reconcilePool(ctx context.Context, ref v1alpha1.PoolReferen
 	before := view.status.Conditions
 	nodes, others := c.nodes.List(), c.overlapsWith(view)
 	held, count := c.heldOf(ref)
+	view.blocks = c.former.recall(ref, view.meta, view.blocks)
 	out := blocks(kind, view, nodes, held)
+	if wait := tooEarly(view.meta, view.blocks, c.allocations.List, time.Now(), c.opts.LossGrace); wait > 0 {
+		out = waiting(kind, view.meta.CreationTimestamp.Add(c.opts.LossGrace))
+		c.pools.AddAfter(ref, wait)
+	}
 	out.notices = append(out.notices, overlapping(view, others)...)
 	out.notices = append(out.notices, podNetwork(view, nodes)...)
 	if out.kept {
@@ -84,6 +90,7 @@ func (c *Controller) reconcilePool(ctx context.Context, ref v1alpha1.PoolReferen
 	if err != nil {
 		return err
 	}
+	c.former.remember(ref, view.meta, view.blocks)
 	if err := c.writeRest(ctx, kind, view, sum, out.notices); err != nil {
 		return err
 	}

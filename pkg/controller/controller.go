@@ -67,6 +67,9 @@ type Options struct {
 	// Usage is how often at most a pool's status is written only because another
 	// number of its addresses is used. 0 stands for 1 min.
 	Usage time.Duration
+	// LossGrace is how long the nodes have time to write their allocations again after the
+	// record was lost, before a new pool has blocks. 0 stands for 3 min.
+	LossGrace time.Duration
 	// Metrics is where the controller's metrics are registered, nil for nowhere.
 	Metrics prometheus.Registerer
 }
@@ -99,6 +102,7 @@ type Controller struct {
 	observations observations
 	places       places
 	placesLimit  flowcontrol.RateLimiter
+	former       formerBlocks
 	summaries    sync.Map // v1alpha1.PoolReference to summary
 	metrics      *metrics
 	// misfitting are the pools that keep something only as long as it is held.
@@ -116,6 +120,9 @@ func New(clients Clients, opts Options) *Controller {
 	}
 	if opts.Resync == 0 {
 		opts.Resync = 5 * time.Minute
+	}
+	if opts.LossGrace == 0 {
+		opts.LossGrace = 3 * time.Minute
 	}
 	if opts.Usage == 0 {
 		opts.Usage = time.Minute

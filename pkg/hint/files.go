@@ -128,7 +128,7 @@ func (h *Hint) tidyOthers() {
 		_ = dir.Close()
 	}
 	for _, name := range names {
-		if !h.youngerThan(staleAge, "pools", name) && !strings.HasSuffix(name, epochSuffix) {
+		if !h.youngerThan(staleAge, "pools", name) && !h.isEpochInUse(name) {
 			_ = os.Remove(h.path("pools", name))
 		}
 	}

@@ -150,6 +150,9 @@ func (h *Hint) stale(e Entry, t claimText, at time.Time) bool {
 // attachment has the entry by now, that stays, and this one is entered beside it.
 func (h *Hint) enter(e Entry) error {
 	file := e.fileName()
+	if e.Record != nil {
+		e.Record.listed()
+	}
 	text, err := os.Readlink(h.path("claims", file))
 	other, _ := parseText(text)
 	switch {

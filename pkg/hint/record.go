@@ -37,11 +37,15 @@ type Record struct {
 
 // NewRecord returns the record of an allocation as the API server has it.
 func NewRecord(a *v1alpha1.IPAllocation) *Record {
-	r := &Record{Spec: a.Spec, ResourceVersion: Version(a)}
-	if started := a.Spec.AddStartedAt; started != nil && started.After(time.Now().Add(-uptime())) {
+	return &Record{Spec: a.Spec, ResourceVersion: Version(a)}
+}
+
+// listed sets the boot of a record that the API server has listed: this one if the ADD
+// began since the node's start.
+func (r *Record) listed() {
+	if started := r.Spec.AddStartedAt; r.Boot == "" && started != nil && started.After(time.Now().Add(-uptime())) {
 		r.Boot = shortBoot()
 	}
-	return r
 }
 
 // Version returns an allocation's resource version, 0 if it is not a number.
@@ -198,6 +202,24 @@ func (h *Hint) Epoch(ref v1alpha1.PoolReference) string {
 }
 
 const epochSuffix = ".epoch"
+
+// isEpochInUse reports whether a file in pools/ is the epoch of a pool in which something
+// is held.
+func (h *Hint) isEpochInUse(file string) bool {
+	name, isEpoch := strings.CutSuffix(file, epochSuffix)
+	_, poolName, _ := strings.Cut(name, ".")
+	return isEpoch && h.HoldsIn(poolName)
+}
+
+// HoldsIn reports whether this node holds addresses of a pool.
+func (h *Hint) HoldsIn(poolName string) (holds bool) {
+	err := h.each(poolName+".", "", func(e Entry, _ claimText) error {
+		holds = holds || e.Pool == poolName && e.Attachment != Attachment{}
+		return nil
+	})
+	h.failed("reading claims", err)
+	return holds
+}
 
 // EpochText is what tells a pool from another one of its name, and from the same one
 // after an operator has said that allocations were lost.
