@@ -9,7 +9,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -292,7 +291,7 @@ func (c *cluster) served(t *testing.T) {
 	}
 }
 
-// blockOf are the addresses of a node's block.
+// blockOf are the addresses of a node's block, "" if it has none.
 func (c *cluster) blockOf(t *testing.T, name string) string {
 	t.Helper()
 	p, err := c.client.IPPools(c.ns).Get(t.Context(), "p", metav1.GetOptions{})
@@ -301,7 +300,10 @@ func (c *cluster) blockOf(t *testing.T, name string) string {
 	}
 	blocks := pool.IPPoolAssignments(p.Status.Allocations)
 	i := slices.IndexFunc(blocks, func(a pool.Assignment) bool { return a.Node == name })
-	return fmt.Sprint(blocks[i].Range)
+	if i < 0 {
+		return ""
+	}
+	return blocks[i].Range.String()
 }
 
 func has(text, words string) bool { return strings.Contains(text, words) }
