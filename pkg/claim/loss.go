@@ -41,7 +41,7 @@ import (
 // others find it, too: their installers look more often than that.
 const LossGrace = 3 * time.Minute
 
-// ErrRecordLost: allocations were lost, and the other nodes may not have written theirs
+// ErrRecordLost means that allocations were lost, and the other nodes may not have written theirs
 // again yet.
 var ErrRecordLost = errors.New("allocations were lost")
 

@@ -4,12 +4,14 @@
 package claim
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -65,7 +67,9 @@ func TestRestoringIsInterrupted(t *testing.T) {
 					}
 					return nothing
 				})
-				if _, err := a.add(t.Context(), "early", ippool("p")); err == nil || errors.Is(err, claim.ErrRecordLost) {
+				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+				defer cancel()
+				if _, err := a.add(ctx, "early", ippool("p")); err == nil || errors.Is(err, claim.ErrRecordLost) {
 					t.Errorf("interrupted: %v", err)
 				}
 				a.wire.setLose(nil)
