@@ -62,9 +62,12 @@ func (h *Hint) Rebuild(ctx context.Context, since time.Time) *Rebuilding {
 // Missing returns the claims that the hint had before the list, and the list lacks. What
 // is to be released is not among them.
 func (r *Rebuilding) Missing(held []Entry) []Entry {
+	listed := make(map[string]Attachment, len(held))
+	for _, e := range held {
+		listed[e.Name()] = e.Attachment
+	}
 	return slices.DeleteFunc(slices.Clone(r.before), func(e Entry) bool {
-		return r.h.IsReleasingAttachment(e.Attachment) ||
-			slices.ContainsFunc(held, func(o Entry) bool { return o.Attachment == e.Attachment && o.Name() == e.Name() })
+		return listed[e.Name()] == e.Attachment || r.h.IsReleasingAttachment(e.Attachment)
 	})
 }
 
