@@ -40,7 +40,11 @@ func (h *Hint) Claimed(e Entry) {
 	if e.Record != nil && e.Record.Spec.AddStartedAt != nil {
 		e.Record.Boot = shortBoot()
 	}
-	if h.failed("entering a claim", h.replace(e.claim(), "claims", e.fileName())) {
+	err := h.replace(e.claim(), "claims", e.fileName())
+	if err != nil && e.Record != nil { // a full disk has room for a short entry
+		err = h.replace(e.text(e.UID), "claims", e.fileName())
+	}
+	if h.failed("entering a claim", err) {
 		return
 	}
 	h.failed("entering a claim", h.remove("claims", e.Unanswered().secondName()))

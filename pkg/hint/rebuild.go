@@ -105,6 +105,10 @@ func (r *Rebuilding) Enter(at time.Time, held []Entry) {
 		if err == nil {
 			err = h.enter(e)
 		}
+		if err != nil && e.Record != nil { // as in Claimed
+			e.Record = nil
+			err = h.enter(e)
+		}
 	}
 	if h.failed("rebuilding", err) || r.err != nil {
 		return
