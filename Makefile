@@ -1,6 +1,6 @@
-# Everything that a target needs it builds itself. The real components (etcd,
-# kube-apiserver) are built from source once, which takes some minutes, and kept
-# in the user's cache directory: see hack/parts.sh.
+# Each target builds what it needs. The real components (etcd, kube-apiserver) are
+# built from source once, which takes some minutes, and kept in the user's cache
+# directory: see hack/parts.sh.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -8,15 +8,19 @@ MAKEFLAGS += --no-print-directory
 
 # KUBE is the version of the API server that tests and the demo run against.
 KUBE ?= 1.37.2
-# KUBE_OLDEST is the oldest one that is supported, and API_TESTS what has to hold
-# on both.
+# KUBE_OLDEST is the oldest supported version, and API_TESTS are the tests that must
+# pass on both.
 KUBE_OLDEST ?= 1.30.14
 API_TESTS ?= ./internal/testenv/... ./attack/... ./claim/... ./controller/... ./crd/... ./identity/... ./manifests/...
-# TESTFLAGS go to every go test, as in: make test TESTFLAGS='-run Race -v'
+# TEST is how much is tested: -short takes a sample of what is enumerated (kills,
+# random histories, many nodes) and does not build images; TEST=-race takes all of it,
+# with the race detector.
+TEST ?= -short
+# TESTFLAGS are passed to every go test: make test TESTFLAGS='-run Race -v'
 TESTFLAGS ?=
 FUZZTIME ?= 30s
 SOAK ?= 10m
-# BENCHFLAGS are those of tests/perf; -write needs all phases.
+# BENCHFLAGS are the flags of tests/perf; -write needs all phases.
 BENCHFLAGS ?= -write
 # CHAOS are the arguments of make chaos: how many attachments at once, how often.
 # make test runs the same, with fewer of them.
@@ -24,9 +28,11 @@ CHAOS ?= -attachments 1000 -rounds 3
 # IMAGE is the image's name. By default it is the manifests' placeholder, which no
 # registry serves: see manifests/base/kustomization.yaml.
 IMAGE ?= crd-ipam.invalid/crd-ipam:dev
-# OVERLAY is the one of manifests/overlays that make manifests is about.
+# OVERLAY is the directory of manifests/overlays that make manifests uses.
 OVERLAY ?= default
-# IMAGE_USER is whom a container runs as whose manifest does not say.
+# NAMESPACE is where that installs, and where the pools are.
+NAMESPACE ?= kube-system
+# IMAGE_USER is the user of a container whose manifest names none.
 IMAGE_USER ?= 65532:65532
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
@@ -54,26 +60,34 @@ image: ## Build the container image for amd64 and arm64 into bin/image.tar, with
 	@VERSION='$(VERSION)' IMAGE='$(IMAGE)' IMAGE_USER='$(IMAGE_USER)' hack/image.sh
 
 .PHONY: manifests
-manifests: ## Write bin/manifests, which installs OVERLAY with IMAGE, pinned by its digest: kubectl apply -k bin/manifests
-	@IMAGE='$(IMAGE)' OVERLAY='$(OVERLAY)' hack/manifests.sh
+manifests: ## Write bin/manifests, which installs OVERLAY in NAMESPACE with IMAGE, pinned by its digest, and bin/manifests/crds
+	@IMAGE='$(IMAGE)' OVERLAY='$(OVERLAY)' NAMESPACE='$(NAMESPACE)' hack/manifests.sh
 
 .PHONY: test
-test: build ## Run all tests: units, then the rest against real API servers, the newest and the oldest supported
-	go vet ./...
-	go test -race $(TESTFLAGS) ./...
-	@$(with_parts) set -x; go vet ./...; go test -race -count=1 -timeout 20m $(TESTFLAGS) ./...
-	@$(MAKE) test-oldest
+test: build ## Run tests of all packages against the newest API server, in a few minutes; TEST=-race for all of each, as CI does
+	go test $(TEST) $(TESTFLAGS) ./...
+	@$(with_parts) set -x; go test $(TEST) -count=1 -timeout 20m $(TESTFLAGS) ./...
 
 .PHONY: test-oldest
 test-oldest: KUBE := $(KUBE_OLDEST)
-test-oldest: build ## Run the tests of the API's behaviour against the oldest supported server
-	@$(with_parts) set -x; go test -race -count=1 -timeout 20m $(TESTFLAGS) $(API_TESTS)
+test-oldest: build ## Run the tests of the API's behaviour against the oldest supported server; TEST as above
+	@$(with_parts) set -x; go test $(TEST) -count=1 -timeout 20m $(TESTFLAGS) $(API_TESTS)
+
+.PHONY: test-all
+test-all: ## Run all tests with the race detector, both servers, and make crash: over an hour
+	@$(MAKE) test TEST=-race
+	@$(MAKE) test-oldest TEST=-race
+	@$(MAKE) crash
+
+.PHONY: crash
+crash: build ## Kill the plugin at every step and play every sequel to each, which takes 40 minutes; CRASH='power loss' for that one
+	@$(with_parts) set -x; CRASH="$${CRASH:-all}" go test ./crash -count=1 -v -timeout 2h $(TESTFLAGS)
 
 .PHONY: fuzz
-fuzz: ## Fuzz what comes from outside, FUZZTIME (30s) for each target
+fuzz: ## Fuzz the input of the plugin, FUZZTIME (30s) for each target
 	go test -run '^$$' -fuzz FuzzConfiguration -fuzztime $(FUZZTIME) ./pkg/cni
 	go test -run '^$$' -fuzz FuzzCNIArgs -fuzztime $(FUZZTIME) ./pkg/cni
-	go test -run '^$$' -fuzz FuzzNameIsInjective -fuzztime $(FUZZTIME) ./pkg/claim
+	go test -run '^$$' -fuzz FuzzNameIsInjective -fuzztime $(FUZZTIME) ./apis/nvipam/v1alpha1
 
 .PHONY: chaos
 chaos: build ## Run 1,000 attachments while API server, controllers and plugins are killed; CHAOS='-attachments 1000 -rounds 3 -seed N'
@@ -84,43 +98,46 @@ soak: build ## Check random histories of claims for SOAK (10m), new ones each ti
 	@$(with_parts) set -x; go test ./claim -run 'TestHistories|TestLinearizable' -count=1 -v -timeout 24h $(TESTFLAGS) -args -soak $(SOAK)
 
 .PHONY: demo
-demo: root build ## Show what it does, on a real API server on this machine (as root)
+demo: root build ## Walk through what it does, on a real API server on this machine (as root)
 	@$(with_parts) go build -o ../bin/demo ./demo; exec ../bin/demo
 
 .PHONY: cluster
-cluster: root ## Bring up a Kubernetes cluster of three nodes on this machine (as root); KUBE=1.30.14 for that version
+cluster: root ## Start a Kubernetes cluster of three nodes on this machine (as root); KUBE=1.30.14 for that version
 	@$(with_cluster) go build -o ../bin/cluster ./cluster; exec ../bin/cluster up
 
 .PHONY: cluster-down
-cluster-down: root ## End that cluster and remove all of it
+cluster-down: root ## Stop that cluster and remove it
 	@cd tests; go build -o ../bin/cluster ./cluster; exec ../bin/cluster down
 
 # The name that tests/e2e/testdata has, and docs/install.md.
 e2e e2e-oldest: IMAGE := registry.example.com/crd-ipam:v1
 
+# On a cluster of the user's: with neither root's rights nor the parts of one.
+e2e: CLUSTER_PARTS := $(if $(KUBECONFIG),kubectl,$(CLUSTER_PARTS))
+
 .PHONY: e2e
-e2e: root image ## Run pods on that cluster, with this project installed by its manifests and image (as root)
+e2e: $(if $(KUBECONFIG),,root) image ## Run pods on that cluster (as root), or on that of KUBECONFIG, with this project installed by its manifests and image
 	@$(with_cluster) set -x; go test ./e2e -count=1 -v -timeout 40m $(TESTFLAGS)
 
 .PHONY: e2e-oldest
 e2e-oldest: KUBE := $(KUBE_OLDEST)
-e2e-oldest: root image ## Run the walkthrough of them on the oldest supported version
-	@$(with_cluster) set -x; E2E_WALKTHROUGH_ONLY=1 go test ./e2e -run TestWalkthrough -count=1 -v -timeout 20m $(TESTFLAGS)
+e2e-oldest: root image ## Run the walkthrough of the e2e tests on the oldest supported version
+	@$(with_cluster) set -x; unset KUBECONFIG; E2E_WALKTHROUGH_ONLY=1 go test ./e2e -run TestWalkthrough -count=1 -v -timeout 20m $(TESTFLAGS)
 
 .PHONY: root
 root:
-	@[ "$$(id -u)" = 0 ] || { echo "make $(MAKECMDGOALS) makes namespaces, which takes root: sudo env PATH=\$$PATH make $(MAKECMDGOALS)" >&2; exit 1; }
+	@[ "$$(id -u)" = 0 ] || { echo "make $(MAKECMDGOALS) creates namespaces and must run as root: sudo env PATH=\$$PATH make $(MAKECMDGOALS)" >&2; exit 1; }
 
 .PHONY: bench
 bench: build ## Measure what addresses cost, in under 20 minutes, and write docs/benchmarks.md (BENCHFLAGS chooses phases)
 	@$(with_parts) CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w" -o ../bin/bench/ ./perf/...; exec ../bin/bench/perf $(BENCHFLAGS)
 
 .PHONY: generate
-generate: ## Write what is generated from apis/
+generate: ## Generate clients, deep copies and CRDs from apis/
 	hack/generate.sh
 
 .PHONY: verify
-verify: ## Check that generated files, modules, format and imports are as they should be
+verify: ## Check generated files, modules, format and imports
 	hack/verify.sh
 
 .PHONY: lint
@@ -132,9 +149,9 @@ lint: ## Run go vet, golangci-lint and a syntax check of the scripts
 	"$$lint" run ./... || ok=false; cd tests; "$$lint" run ./... || ok=false; $$ok
 
 .PHONY: vulncheck
-vulncheck: ## Look up what ships in Go's vulnerability database (GOVULNDB); fails where it cannot, unless hack/vulncheck-waiver says who waives that
+vulncheck: ## Check what ships against Go's vulnerability database (GOVULNDB); fails if it cannot, unless hack/vulncheck-waiver waives that
 	hack/vulncheck.sh
 
 .PHONY: clean
-clean: ## Remove what was built here; the real components stay in the cache
+clean: ## Remove bin/; the real components stay in the cache
 	rm -rf bin

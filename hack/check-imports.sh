@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
-# Checks that imports run one way:
-#   cmd/nv-ipam -> cni -> claim -> {hint, ledger} -> {pool, generated} -> apis
-#   cmd/ipam-controller -> controller -> {pool, reclaim, generated}
-#   {pool, reclaim} -> apis
-# and that the plugin, a process for every call, stays small and quick to start.
+# Checks what a room may not import, however far away: imports run one way, as the table
+# in CONTRIBUTING.md says, and the plugin, which is a new process for every call, stays
+# small and quick to start.
+# It also checks that only pool names the kinds of pool.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 module=github.com/crd-ipam/crd-ipam
@@ -17,7 +16,7 @@ never() {
 	[ -z "$hits" ] || report "$1" "$hits"
 }
 
-# never_itself PACKAGE REGEXP: none of what PACKAGE's own files import matches.
+# never_itself PACKAGE REGEXP: no direct import of PACKAGE matches.
 never_itself() {
 	local deps hits
 	deps=$(go list -f '{{join .Imports "\n"}}' "./$1")
@@ -37,16 +36,23 @@ never generated/informers/externalversions "$ours/(pkg|cmd)"
 never pkg/pool "$ours/(generated|pkg|cmd)|^k8s.io/client-go"
 never_itself pkg/pool '^(os|io|log|syscall|context)(/|$)|^net(/[^n].*)?$'
 never pkg/hint "$ours/(generated|pkg/(claim|ledger|cni|controller)|cmd)|^k8s.io/client-go"
-never pkg/ledger "$ours/(pkg|cmd)"
-# What is leaked is decided from evidence alone.
+never pkg/ledger "$ours/(pkg/(claim|hint|cni|controller|install|migrate|reclaim)|cmd)"
+# The verdict depends on the evidence alone.
 never pkg/reclaim "$ours/(generated|pkg|cmd)|^k8s.io/client-go/"
 never_itself pkg/reclaim '^(os|io|log|syscall|context|net|time)(/|$)|^k8s.io/api/'
 never pkg/claim "$ours/(pkg/cni|pkg/controller|cmd)"
 never pkg/cni "$ours/(pkg/controller|cmd)"
 never pkg/controller "$ours/(pkg/cni|cmd)"
 never cmd/internal/program "$ours/(generated|pkg)"
-# The typed clients of Kubernetes alone double the plugin's start-up time and size;
-# what fakes and OpenAPI need takes a quarter of it.
+# The typed clients of Kubernetes alone would double the plugin's start-up time and size;
+# what fakes and OpenAPI need would add a quarter.
 never cmd/nv-ipam "$ours/pkg/controller|^k8s.io/client-go/(kubernetes|testing|gentype|informers)(/|$)|^k8s.io/kube-openapi/pkg/validation|^github.com/(prometheus|google/gnostic-models)/"
+
+# A new kind of pool is a row of the table in pkg/pool/kinds.go, and nothing elsewhere.
+named=$(grep -rnE '(IP|CIDR)Pool' --include='*.go' --exclude='*_test.go' pkg cmd | grep -v '^pkg/pool/' || true)
+[ -z "$named" ] || {
+	sed 's|$|   <- only pkg/pool may name a kind of pool|' <<<"$named" | head -5 >&2
+	bad=1
+}
 
 exit $bad

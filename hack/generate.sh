@@ -3,12 +3,11 @@
 # functions, the typed client with its informers and listers, and the CRDs.
 #
 # Usage: hack/generate.sh [ROOT]
-# ROOT is the tree to write into, by default this one; `make verify` passes a
-# copy, so that checking leaves the tree as it was.
+# ROOT is the tree to write into, by default this one. `make verify` passes a copy, so
+# that it does not change the tree.
 #
-# The generators are called one by one and not through kube_codegen.sh: that
-# installs them with the versions of its own go.mod, not with those that
-# hack/tools pins.
+# The generators are called one by one and not through kube_codegen.sh: that uses the
+# versions in its own go.mod, not those that hack/tools pins.
 set -euo pipefail
 
 root=$(cd "${1:-$(dirname "$0")/..}" && pwd)
@@ -24,8 +23,8 @@ for tools in tools tools/client-gen; do
 done
 
 cd "$root"
-# Written beside the tree and then swapped, so that what has no source any more
-# goes and there is no moment without a client.
+# Written beside the tree and then swapped: files without a source are removed, and the
+# tree always has a client.
 new=$(mktemp -d "$root/.generated.XXXXXX")
 trap 'rm -rf "$new"' EXIT
 header=(--go-header-file hack/boilerplate.go.txt)
@@ -39,9 +38,9 @@ header=(--go-header-file hack/boilerplate.go.txt)
 	--versioned-clientset-package "$client/clientset/versioned" --listers-package "$client/listers" "$api"
 
 "$bin/controller-gen" crd:generateEmbeddedObjectMeta=false paths=./apis/... output:crd:artifacts:config="$new/crds"
-# How long a name may be, which no marker can say: otherwise the server estimates the
-# cost of a rule about the name by the longest request that there is. It takes this
-# only where both names are described.
+# The length of a name, which no marker can say. Without it the server estimates the cost
+# of a rule about the name from the longest possible request. It accepts the length only
+# if both names are described.
 sed -i '/^          metadata:$/{n;s/.*/            properties:\n              generateName:\n                type: string\n              name:\n                maxLength: 253\n                type: string\n            type: object/}' \
 	"$new/crds/nv-ipam.nvidia.com_ipallocations.yaml"
 

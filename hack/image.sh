@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the container image, without Docker: static binaries for each platform,
-# put together by hack/image. Same source, VERSION and Go release: same digest.
+# Builds the container image without Docker: hack/image assembles it from static binaries
+# for each platform. Same source, VERSION and Go release: same digest.
 #
 # Usage: [VERSION=...] [IMAGE=NAME:TAG] [IMAGE_USER=UID:GID] [OUT=bin] hack/image.sh
 # Writes OUT/image.tar (OCI layout, all platforms), OUT/image-ARCH.docker.tar,
@@ -11,11 +11,11 @@ cd "$(dirname "$0")/.."
 
 VERSION=${VERSION:-dev}
 IMAGE=${IMAGE:-crd-ipam.invalid/crd-ipam:dev}
-# nonroot. Whoever has to run as root says so in its manifest.
+# nonroot. The manifest of a container that has to run as root says so.
 IMAGE_USER=${IMAGE_USER:-65532:65532}
 OUT=${OUT:-bin}
 arches=(amd64 arm64)
-# What the caller's environment sets must not get into the binaries.
+# The caller's environment must not change the binaries.
 export GOWORK=off CGO_ENABLED=0 GOFLAGS= GOEXPERIMENT= GOAMD64=v1 GOARM64=v8.0
 
 say() { echo "image: $*" >&2; }

@@ -3,9 +3,9 @@
 # modules below hack/, once for every version, into the user's cache directory.
 #
 # Usage: [KUBE=1.37.2] hack/parts.sh PART...
-#   assets          a directory with etcd, kube-apiserver and kubectl side by
-#                   side, as envtest wants it; KUBEBUILDER_ASSETS, where it is
-#                   set, wins and nothing is built
+#   assets          a directory with etcd, kube-apiserver and kubectl, as envtest
+#                   needs it; if KUBEBUILDER_ASSETS is set, that directory is used
+#                   and nothing is built
 #   etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kubectl,
 #   kubelet         one of those
 #   cni             the CNI plugins
@@ -16,8 +16,8 @@
 #   debian          runc, bash-static and busybox-static, unpacked, not installed;
 #                   needs apt-get and dpkg-deb
 #   golangci-lint   the linter
-# Prints, for each PART, the directory that holds it, and nothing else, on
-# stdout; progress goes to stderr.
+# Prints the directory of each PART on stdout, and nothing else; progress goes to
+# stderr.
 set -euo pipefail
 
 KUBE=${KUBE:-1.37.2}
@@ -39,7 +39,7 @@ version() {
 #            version is another directory
 #   packages what go builds, and binaries, the names of the results
 #   flags    more arguments of go build
-#   make     a function that builds it, where go build of the packages does not
+#   make     a function that builds it, if go build of the packages is not enough
 describe() {
 	flags=(-trimpath -ldflags "-s -w")
 	make=go_build
@@ -87,7 +87,7 @@ describe() {
 		make=pause
 		;;
 	debian)
-		# Of the release of Debian that this machine has.
+		# From the Debian release of this machine.
 		dir=$cache/debian-$(. /etc/os-release && echo "$VERSION_ID")
 		packages=(runc bash-static busybox)
 		make=debian
@@ -105,8 +105,8 @@ describe() {
 	[ "$1" = etcd ] && binaries=(etcd) || binaries=("${packages[@]##*/}")
 }
 
-# kube_version PACKAGE VERSION: the linker flags without which an API server
-# believes to be v0.0.0 and does not become ready.
+# kube_version PACKAGE VERSION: linker flags that set the version. Without them an API
+# server reports v0.0.0 and does not become ready.
 kube_version() {
 	local major minor
 	IFS=. read -r major minor _ <<<"${2#v}"
@@ -134,7 +134,7 @@ build() {
 		beat=$!
 		trap 'kill "$beat" 2>/dev/null || true; rm -rf "$tmp"' EXIT
 		"$make" "$tmp" 9>&-
-		# Only whole files get here, and a rename is all or nothing.
+		# A rename is atomic, so the directory never has half a file.
 		mkdir -p "$dir"
 		mv "$tmp"/* "$dir"
 		kill "$beat" 2>/dev/null || true
@@ -159,7 +159,7 @@ source_of() {
 	(cd "$module" && go mod download "$1" && go list -m -f '{{.Dir}}' "$1")
 }
 
-# network_operator TO: with the templates that it fills in, and the CRDs.
+# network_operator TO: the program, with its templates and the CRDs.
 network_operator() {
 	go_build "$1"
 	local source
@@ -173,7 +173,7 @@ pause() {
 	gcc -Os -Wall -static -DVERSION="${dir##*-}" -o "$1/pause" "$source/build/pause/linux/pause.c"
 }
 
-# debian TO: what is in no Go module, from Debian's packages.
+# debian TO: programs that are not Go modules, from Debian's packages.
 debian() {
 	local deb b
 	(
@@ -188,8 +188,8 @@ debian() {
 	)
 }
 
-# heartbeat PART says every 30 s that it is still being built. It ends with this
-# script, however that ends.
+# heartbeat PART says every 30 s that PART is still being built. It ends with this script,
+# however that ends.
 heartbeat() {
 	local n=0
 	while sleep 1 && kill -0 $$ 2>/dev/null; do
@@ -198,8 +198,8 @@ heartbeat() {
 	done
 }
 
-# assets makes the directory for envtest: links to parts that have directories
-# of their own, so that two versions of kube share one etcd.
+# assets makes the directory for envtest: links to the directories of the parts, so that
+# two versions of kube share one etcd.
 assets() {
 	if [ -n "${KUBEBUILDER_ASSETS:-}" ]; then
 		dir=$KUBEBUILDER_ASSETS

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Checks what a reviewer should not have to: that everything generated is fresh,
-# that modules are tidy, that the code is formatted and has its header, that
-# imports run one way and that the plugin is small. Changes nothing in the tree,
-# says everything that is wrong, and fails if anything is.
+# Checks what a reviewer should not have to: generated files are current, modules are
+# tidy, the code is formatted and has its header, imports run one way, and the plugin is
+# small. It changes nothing in the tree, reports everything that is wrong, and fails if
+# anything is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export GOWORK=off
@@ -49,7 +49,7 @@ headers() {
 	local f bad=0 want
 	want=$(head -2 hack/boilerplate.go.txt)
 	for f in $(files '*.go'); do
-		# controller-gen and friends may put a build tag first.
+		# A generator may put a build tag first.
 		[[ $(head -5 "$f") == *"$want"* ]] || { echo "$f does not begin with hack/boilerplate.go.txt"; bad=1; }
 	done
 	return $bad

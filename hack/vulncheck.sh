@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Looks up what ships, the root module, in Go's vulnerability database. It fails for
-# a known vulnerability in code that is called, and where nothing could be checked.
-# Only an unreachable database can be waived, by name and for a time: see
+# Checks what ships, the root module, against Go's vulnerability database. It fails for a
+# known vulnerability in code that is called, and if nothing could be checked. Only an
+# unreachable database can be waived, by a named person and for a limited time: see
 # hack/waiver.sh.
 #
 # Usage: [GOVULNDB=https://vuln.go.dev] [GOVULNCHECK=PROGRAM] [VULNCHECK_WAIVER=FILE] hack/vulncheck.sh

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Succeeds where FILE waives a check today, and says so loudly; fails where it does
-# not, or not any more. The file has four lines, in any order, and comments:
+# Succeeds, with a warning, if FILE waives a check today; fails if it does not, or no
+# longer does. The file has four lines, in any order, and comments:
 #
 #   by: who waives it
 #   since: YYYY-MM-DD
@@ -17,7 +17,7 @@ refuse() {
 	exit 1
 }
 
-# field NAME: what stands behind it, which has to stand there once.
+# field NAME: its value. The field must be in the file exactly once.
 field() {
 	local lines
 	lines=$(sed -nE "s/^$1:[[:space:]]*(.*[^[:space:]])[[:space:]]*$/\1/p" "$file")

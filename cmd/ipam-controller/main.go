@@ -1,9 +1,8 @@
 // Copyright The crd-ipam Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// ipam-controller gives nodes their blocks of the pools, and takes back the
-// addresses that no pod holds any more. It accepts the flags of nv-ipam's
-// controller.
+// ipam-controller assigns blocks of the pools to the nodes, and reclaims leaked
+// addresses. It accepts the flags of nv-ipam's controller.
 package main
 
 import (
@@ -13,20 +12,13 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"sync/atomic"
 	"syscall"
 	"time"
 
 	"k8s.io/apimachinery/pkg/util/uuid"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/metadata"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
-	"k8s.io/client-go/transport"
 	"k8s.io/klog/v2"
 
 	"github.com/crd-ipam/crd-ipam/cmd/internal/program"
-	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned"
 	"github.com/crd-ipam/crd-ipam/pkg/controller"
 )
 
@@ -68,13 +60,13 @@ func parse(args []string) (*options, error) {
 	o := &options{}
 	fs := flag.NewFlagSet("ipam-controller", flag.ContinueOnError)
 	fs.StringVar(&o.Namespace, "ippools-namespace", "kube-system", "namespace of the pools and of their allocations")
-	fs.DurationVar(&o.ReclaimGrace, "reclaim-grace", time.Minute, "how long an address must look leaked before it is taken back, if its node is gone or out of service, or its pod has a later sandbox")
-	fs.DurationVar(&o.ReclaimGraceReadyNode, "reclaim-grace-ready-node", 0, "the same if its node is ready and may still be stopping a pod that was deleted by force; longer than the terminationGracePeriodSeconds of such pods, and than the cluster takes to notice that a node is unreachable; 0 stands for ten times --reclaim-grace")
-	fs.BoolVar(&o.elect, "leader-elect", false, "lead only while holding a lease; needed for more than one replica")
+	fs.DurationVar(&o.ReclaimGrace, "reclaim-grace", time.Minute, "how long an address must look leaked before it is reclaimed, if its node is gone or out of service, or its pod has a later sandbox")
+	fs.DurationVar(&o.ReclaimGraceReadyNode, "reclaim-grace-ready-node", 0, "the same if its node is ready and may still be stopping a pod that was deleted by force; should be longer than the terminationGracePeriodSeconds of such pods, and must be longer than the cluster takes to notice that a node is unreachable; 0 means ten times --reclaim-grace")
+	fs.BoolVar(&o.elect, "leader-elect", false, "work only while holding a lease; needed for more than one replica")
 	fs.StringVar(&o.electNamespace, "leader-elect-namespace", "kube-system", "namespace of the lease")
-	fs.StringVar(&o.kubeconfig, "kubeconfig", "", "path of a kubeconfig; default is $KUBECONFIG, then the pod's service account")
-	fs.StringVar(&o.probes, "health-probe-bind-address", ":8081", "address that /healthz and /readyz are served on; empty or 0 serves nothing")
-	fs.StringVar(&o.metrics, "metrics-bind-address", ":8080", "address that /metrics is served on; empty or 0 serves nothing")
+	fs.StringVar(&o.kubeconfig, "kubeconfig", "", "path of a kubeconfig; the default is $KUBECONFIG, then the pod's service account")
+	fs.StringVar(&o.probes, "health-probe-bind-address", ":8081", "address to serve /healthz and /readyz on; empty or 0: none")
+	fs.StringVar(&o.metrics, "metrics-bind-address", ":8080", "address to serve /metrics on; empty or 0: none")
 	o.accepted.Switch(fs, "webhook") // pools are validated by their CRDs and by admission policies
 	o.log.Flags(fs, &o.accepted)
 	showVersion := fs.Bool("version", false, "print the version and exit")
@@ -108,61 +100,30 @@ func (o *options) check(args []string) error {
 }
 
 func run(ctx context.Context, o *options) error {
-	var leading atomic.Bool
-	m := newMetrics(leading.Load)
-	clients, err := connect(o.kubeconfig, m.count)
+	registry := controller.NewRegistry(version)
+	clients, err := controller.Connect(o.kubeconfig, "ipam-controller/"+version, registry.Count)
 	if err != nil {
 		return err
 	}
-	o.Metrics = m
+	o.Metrics = registry
 	c := controller.New(clients, o.Options)
-	work := func(ctx context.Context) error {
-		leading.Store(true)
-		return c.Run(ctx)
-	}
-	ready := func() bool { return c.Synced() || o.elect && !leading.Load() } // or standing by
-	stopProbes, err := program.Serve(o.probes, probes(ready), program.DefaultLimits)
+	stopProbes, err := program.Serve(o.probes, program.Probes(func() bool { return c.Ready(o.elect) }), program.DefaultLimits)
 	if err != nil {
 		return err
 	}
 	defer stopProbes()
-	stopMetrics, err := program.Serve(o.metrics, m.handler(), program.DefaultLimits)
+	stopMetrics, err := program.Serve(o.metrics, registry.Handler(), program.DefaultLimits)
 	if err != nil {
 		return err
 	}
 	defer stopMetrics()
 	klog.InfoS("Starting", "version", version)
 	if !o.elect {
-		return work(ctx)
+		return c.Run(ctx)
 	}
 	host, err := os.Hostname()
 	if err != nil {
 		return err
 	}
-	return controller.Lead(ctx, clients.Kube, o.electNamespace, host+"_"+string(uuid.NewUUID()), work)
-}
-
-// connect returns clients whose requests go through wrap.
-func connect(kubeconfig string, wrap transport.WrapperFunc) (c controller.Clients, err error) {
-	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	rules.ExplicitPath = kubeconfig
-	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
-	if err != nil {
-		return c, err
-	}
-	config.UserAgent = "ipam-controller/" + version
-	// A handful of workers with one request each cannot do harm; where the server
-	// is busy, it says so (API priority and fairness).
-	config.QPS = -1
-	config.Wrap(wrap)
-	protobuf := rest.CopyConfig(config) // what custom resources do not speak
-	protobuf.AcceptContentTypes, protobuf.ContentType = "application/vnd.kubernetes.protobuf,application/json", "application/vnd.kubernetes.protobuf"
-	if c.IPAM, err = versioned.NewForConfig(config); err != nil {
-		return c, err
-	}
-	if c.Metadata, err = metadata.NewForConfig(config); err != nil {
-		return c, err
-	}
-	c.Kube, err = kubernetes.NewForConfig(protobuf)
-	return c, err
+	return controller.Lead(ctx, clients.Kube, o.electNamespace, host+"_"+string(uuid.NewUUID()), c.Run)
 }

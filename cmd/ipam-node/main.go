@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -39,13 +40,15 @@ const (
 )
 
 type options struct {
-	once, uninstall, dryRun bool
-	restoreOnly             bool
+	once, uninstall, dryRun, restoreOnly bool
+	stay                                 bool
 
 	nodeName   string
 	namespace  string
 	kubeconfig string
 	probes     string
+	probe      string
+	hostRoot   string
 	log        program.Log
 	accepted   program.Accepted
 	interval   time.Duration
@@ -87,6 +90,9 @@ func main() {
 		fmt.Println("ipam-node", version)
 		return
 	}
+	if o.probe != "" {
+		os.Exit(o.askProbe())
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	log := o.log.SetUp()
 	o.say(log)
@@ -104,10 +110,12 @@ func parse(args []string) (*options, error) {
 	fs := flag.NewFlagSet("ipam-node", flag.ContinueOnError)
 	fs.BoolVar(&o.once, "once", false, "install, migrate where there is something to migrate, and exit")
 	fs.BoolVar(&o.uninstall, "uninstall", false, "remove what was installed, and exit; what somebody else has changed since stays, and so do the plugin's data")
+	fs.BoolVar(&o.stay, "stay", false, "with --uninstall, --migrate-dry-run or --migrate=only: do not exit, and be ready once it is done; for a DaemonSet that does it on each node")
 	fs.StringVar(&o.nodeName, "node-name", os.Getenv("NODE_NAME"), "name of this host's Node object; default is $NODE_NAME")
 	fs.StringVar(&o.namespace, "ippools-namespace", "kube-system", "namespace of the pools and of their allocations")
 	fs.StringVar(&o.kubeconfig, "kubeconfig", "", "path of a kubeconfig for this program; default is $KUBECONFIG, then the pod's service account")
-	fs.StringVar(&o.probes, "health-probe-bind-address", ":8081", "address that /healthz and /readyz are served on; empty or 0 serves nothing")
+	fs.StringVar(&o.probes, "health-probe-bind-address", ":8081", "address that /healthz and /readyz are served on, or unix:PATH of a socket; empty or 0 serves nothing")
+	fs.StringVar(&o.probe, "probe", "", "healthz or readyz: ask the ipam-node that serves --health-probe-bind-address, print its answer, and exit with 1 if that is bad; for an exec probe, whose output Kubernetes shows")
 	fs.DurationVar(&o.interval, "check-interval", time.Minute, "how often to check that the installed files are unchanged")
 	fs.DurationVar(&o.recordInterval, "record-check-interval", 2*time.Minute, "how often to check that the API server still has the allocations of this node, and to write again those that it has lost; at most 2m, 0 never")
 	fs.BoolVar(&o.restoreOnly, "restore-only", false, "write again the allocations of this node that the API server has lost, and exit")
@@ -165,6 +173,7 @@ func (o *options) hostFlags(fs *flag.FlagSet) {
 	fs.StringVar(&o.binDir, "cni-bin-dir", "/opt/cni/bin", "directory of the host's CNI plugins")
 	fs.StringVar(&o.confDir, "cni-conf-dir", "/etc/cni/net.d/nv-ipam.d", "directory of nv-ipam.conf")
 	fs.StringVar(&o.dataDir, "cni-data-dir", "/var/lib/cni/nv-ipam", "directory that the plugin keeps its hint in")
+	fs.StringVar(&o.hostRoot, "host-root", "", "where the host's root directory is mounted, with the host's network: the plugin's STATUS is asked there, and this program is ready only if that is good; --cni-bin-dir and --cni-conf-dir have to be the host's own paths then. Empty asks for nothing")
 	fs.StringVar(&o.logFile, "cni-log-file", "/var/log/nv-ipam-cni.log", "the plugin's log file")
 	fs.StringVar(&o.logLevel, "cni-log-level", "info", "the plugin's log level: verbose, debug, info, warning, error or panic")
 	fs.BoolVar(&o.forcePoolName, "cni-force-pool-name", false, "make the plugin refuse a network that names no pool, instead of taking the network's name")
@@ -188,7 +197,7 @@ func (o *options) tokenFlags(fs *flag.FlagSet) {
 
 func (o *options) check(args []string) error {
 	once := 0
-	for _, mode := range []bool{o.once, o.uninstall, o.dryRun} {
+	for _, mode := range []bool{o.once, o.uninstall, o.dryRun, o.restoreOnly} {
 		if mode {
 			once++
 		}
@@ -197,11 +206,17 @@ func (o *options) check(args []string) error {
 	case len(args) > 0:
 		return fmt.Errorf("unexpected arguments: %q", args)
 	case once > 1:
-		return errors.New("--once, --uninstall and --migrate-dry-run exclude each other")
+		return errors.New("--once, --uninstall, --migrate-dry-run and --restore-only exclude each other")
+	case o.stay && !o.uninstall && !o.dryRun && o.migrate != migrateOnly:
+		return errors.New("--stay is for --uninstall, --migrate-dry-run and --migrate=only: without these this program stays anyway")
 	case o.cooldown < 0:
 		return fmt.Errorf("--released-ip-cooldown must not be negative: %v", o.cooldown)
 	case !slices.Contains([]string{migrateAuto, migrateForce, migrateNever, migrateOnly}, o.migrate):
 		return fmt.Errorf("--migrate must be auto, force, only or never, not %q", o.migrate)
+	case !slices.Contains([]string{"", "healthz", "readyz"}, o.probe):
+		return fmt.Errorf("--probe must be healthz or readyz, not %q", o.probe)
+	case o.hostRoot != "" && !filepath.IsAbs(o.hostRoot):
+		return fmt.Errorf("--host-root must be an absolute path, not %q", o.hostRoot)
 	case o.namespace == "":
 		return errors.New("--ippools-namespace must not be empty")
 	case o.interval <= 0:

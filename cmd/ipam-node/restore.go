@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/rest"
 
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
@@ -40,7 +41,11 @@ func (i *installer) keepRecord(ctx context.Context) {
 
 // look writes again what this node holds and the API server has lost.
 func (i *installer) look(ctx context.Context) error {
-	c, err := i.claimer()
+	config, err := clientConfig(i.kubeconfig)
+	if err != nil {
+		return err
+	}
+	c, err := i.claimer(config)
 	if err != nil {
 		return err
 	}
@@ -49,11 +54,7 @@ func (i *installer) look(ctx context.Context) error {
 	return c.Look(ctx)
 }
 
-func (i *installer) claimer() (*claim.Claimer, error) {
-	config, err := clientConfig(i.kubeconfig)
-	if err != nil {
-		return nil, err
-	}
+func (i *installer) claimer(config *rest.Config) (*claim.Claimer, error) {
 	client, err := clientv1alpha1.NewForConfig(config)
 	if err != nil {
 		return nil, err

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,12 +25,9 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/crd-ipam/crd-ipam/cmd/internal/program"
-	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/pkg/claim"
 	"github.com/crd-ipam/crd-ipam/pkg/cni"
 	"github.com/crd-ipam/crd-ipam/pkg/hint"
 	"github.com/crd-ipam/crd-ipam/pkg/install"
-	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/migrate"
 )
 
@@ -40,26 +38,31 @@ type installer struct {
 	host *install.Host
 	// credentials are nil where the plugin uses the kubelet's.
 	credentials *install.Credentials
-	installed   atomic.Bool
+	// reason says why pods cannot get addresses on this node; it is empty if they can.
+	reason atomic.Pointer[string]
+	// asked is when the plugin's STATUS was good last.
+	asked time.Time
 }
 
 func run(ctx context.Context, o *options, log *slog.Logger) error {
 	i := &installer{options: o, log: log, host: o.host()}
+	i.reason.Store(new("not finished yet"))
 	switch {
 	case o.uninstall:
-		return i.remove()
+		return i.andStay(ctx, "not uninstalled", i.remove)
 	case o.dryRun:
-		return i.plan(ctx)
+		return i.andStay(ctx, "no plan of the migration", func() error { return i.plan(ctx) })
 	case o.restoreOnly:
 		return i.look(ctx)
 	case o.migrate == migrateOnly:
-		return i.claim(ctx)
+		return i.andStay(ctx, "not migrated", func() error { return i.claim(ctx) })
 	}
 	if o.tokenAccount != "" {
 		var err error
 		if i.credentials, err = o.credentials(i.host); err != nil {
 			return err
 		}
+		i.host.Beside = i.credentials.Files()
 		if o.cniKubeconfig == "" && i.host.Settings != nil {
 			i.host.Settings.Kubeconfig = i.credentials.Kubeconfig()
 		}
@@ -67,12 +70,12 @@ func run(ctx context.Context, o *options, log *slog.Logger) error {
 	if o.once {
 		return i.setUp(ctx)
 	}
-	return i.stay(ctx)
+	return i.keep(ctx)
 }
 
 // host says where things are put.
 func (o *options) host() *install.Host {
-	h := &install.Host{Source: o.source, BinDir: o.binDir, ConfDir: o.confDir, DataDir: o.dataDir}
+	h := &install.Host{Source: o.source, BinDir: o.binDir, ConfDir: o.confDir, DataDir: o.dataDir, Root: o.hostRoot}
 	if o.skipBinary {
 		h.Source = ""
 	}
@@ -110,7 +113,6 @@ func (i *installer) setUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	i.installed.Store(true)
 	i.log.Info("installed", "binary", i.host.Binary(), "conf", i.host.Conf(), "version", version)
 	return nil
 }
@@ -216,6 +218,24 @@ func (i *installer) remove() error {
 	return err
 }
 
+// andStay does something once. With --stay it tries again until that succeeds, and is
+// ready from then on until ctx ends. what says what is so until then.
+func (i *installer) andStay(ctx context.Context, what string, f func() error) error {
+	if !i.stay {
+		return f()
+	}
+	stop, err := i.serveProbes()
+	if err != nil {
+		return err
+	}
+	defer stop()
+	if err := i.until(ctx, what, f); err == nil {
+		i.ready()
+	}
+	<-ctx.Done()
+	return nil
+}
+
 func (i *installer) migrator() (*migrate.Migrator, error) {
 	if i.nodeName == "" {
 		return nil, errors.New("there is a store of nv-ipam to migrate, which needs --node-name")
@@ -224,24 +244,17 @@ func (i *installer) migrator() (*migrate.Migrator, error) {
 	if err != nil {
 		return nil, err
 	}
-	client, err := clientv1alpha1.NewForConfig(config)
-	if err != nil {
-		return nil, err
-	}
 	kube, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return nil, err
 	}
-	reporter := &migrate.Reporter{Pools: client, Events: kube.CoreV1().Events(i.namespace), Namespace: i.namespace, Node: i.nodeName}
-	site, err := ledger.SiteOf(config, i.nodeName)
+	claimer, err := i.claimer(config)
 	if err != nil {
 		return nil, err
 	}
+	reporter := &migrate.Reporter{Pools: claimer.Client, Events: kube.CoreV1().Events(i.namespace), Namespace: i.namespace, Node: i.nodeName}
 	return &migrate.Migrator{
-		Claimer: &claim.Claimer{
-			Ledger: ledger.Ledger{Client: client, Namespace: i.namespace, Node: i.nodeName},
-			Hint:   hint.Open(i.dataDir, site, i.namespace, i.log), Log: i.log,
-		},
+		Claimer:   claimer,
 		StoreFile: i.storeFile,
 		Force:     i.migrate == migrateForce,
 		Settle:    i.settle,
@@ -291,8 +304,8 @@ func clientConfig(kubeconfig string) (*rest.Config, error) {
 	return config, nil
 }
 
-// stay installs, and keeps things as they were installed until ctx ends.
-func (i *installer) stay(ctx context.Context) error {
+// keep installs, and keeps things as they were installed until ctx ends.
+func (i *installer) keep(ctx context.Context) error {
 	stop, err := i.serveProbes()
 	if err != nil {
 		return err
@@ -309,20 +322,63 @@ func (i *installer) stay(ctx context.Context) error {
 		renewing.Go(func() { i.credentials.Run(ctx) })
 	}
 	for {
+		i.askPlugin(ctx)
+		pause := i.interval
+		if *i.reason.Load() != "" {
+			pause = min(pause, statusRetry)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(wait.Jitter(i.interval, 0.2)):
+		case <-time.After(wait.Jitter(pause, 0.2)):
 		}
 		drift, err := i.drift()
 		if err == nil && len(drift) == 0 {
 			continue
 		}
-		i.installed.Store(false)
 		i.log.Warn("what was installed is not as it was: repairing", "drift", drift, "error", err)
+		i.notReady(fmt.Sprintf("what was installed is being repaired: %s", strings.Join(drift, "; ")))
 		if err := i.untilSetUp(ctx); err != nil {
 			return nil
 		}
+	}
+}
+
+const (
+	// statusInterval is how often the plugin is asked whether all is well, if it was:
+	// one read of the API server by each node.
+	statusInterval = 5 * time.Minute
+	statusRetry    = 10 * time.Second
+)
+
+// askPlugin asks the plugin for its STATUS: only that says whether pods get addresses.
+func (i *installer) askPlugin(ctx context.Context) {
+	if i.hostRoot == "" {
+		i.ready()
+		return
+	}
+	if time.Since(i.asked) < statusInterval {
+		return
+	}
+	if err := i.host.Status(ctx); err != nil {
+		i.notReady(err.Error())
+		return
+	}
+	i.asked = time.Now()
+	i.ready()
+}
+
+func (i *installer) ready() {
+	if before := i.reason.Swap(new(string)); before != nil && *before != "" {
+		i.log.Info("ready")
+	}
+}
+
+// notReady notes why, for the probe, and says it once in the log.
+func (i *installer) notReady(reason string) {
+	i.asked = time.Time{}
+	if before := i.reason.Swap(&reason); before == nil || *before != reason {
+		i.log.Warn("not ready", "reason", reason)
 	}
 }
 
@@ -336,16 +392,21 @@ func (i *installer) drift() ([]string, error) {
 	return append(drift, more...), err
 }
 
-// untilSetUp tries again until it succeeds or ctx ends.
 func (i *installer) untilSetUp(ctx context.Context) error {
+	return i.until(ctx, "not installed", func() error { return i.setUp(ctx) })
+}
+
+// until tries again until it succeeds or ctx ends. what says what is so until then.
+func (i *installer) until(ctx context.Context, what string, f func() error) error {
 	backoff := wait.Backoff{Duration: time.Second, Factor: 2, Jitter: 0.5, Steps: 10, Cap: time.Minute}
 	for {
-		err := i.setUp(ctx)
+		err := f()
 		if err == nil {
 			return nil
 		}
 		pause := backoff.Step()
-		i.log.Error("not installed", "error", err, "retryAfter", pause)
+		i.log.Error(what, "error", err, "retryAfter", pause)
+		i.notReady(what + ": " + err.Error())
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -359,9 +420,10 @@ func (i *installer) serveProbes() (stop func(), err error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
+		reason := i.reason.Load()
 		switch {
-		case !i.installed.Load():
-			http.Error(w, "not installed yet", http.StatusServiceUnavailable)
+		case *reason != "":
+			http.Error(w, *reason, http.StatusServiceUnavailable)
 		case i.credentials != nil && !i.credentials.Good(time.Now()):
 			http.Error(w, "the plugin's token has expired", http.StatusServiceUnavailable)
 		default:
@@ -374,4 +436,17 @@ func (i *installer) serveProbes() (stop func(), err error) {
 func exists(path string) bool {
 	_, err := os.Stat(filepath.Clean(path))
 	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// askProbe asks the ipam-node that runs beside this one, and returns the exit code.
+func (o *options) askProbe() int {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	answer, err := program.Get(ctx, o.probes, "/"+o.probe)
+	if err != nil {
+		fmt.Println(cmp.Or(answer, err.Error()))
+		return 1
+	}
+	fmt.Println(answer)
+	return 0
 }

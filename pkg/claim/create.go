@@ -68,7 +68,7 @@ func (c *Claimer) yields(holder *v1alpha1.IPAllocation, req Request) bool {
 	}
 	return s.ContainerID != req.ContainerID && s.PodRef == req.Pod && req.Pod.Name != "" && // 2
 		s.AddStartedAt != nil && !req.started.IsZero() && s.AddStartedAt.Time.Before(req.started) &&
-		time.Since(holder.CreationTimestamp.Time) > SandboxAge
+		time.Since(holder.CreationTimestamp.Time) > sandboxAge
 }
 
 // deleteHolder deletes the claim of a holder that yields.

@@ -5,7 +5,7 @@ package claim
 
 import "time"
 
-// How long things may take. TestDeadlines in pkg/cni compares them with each other and
+// How long things may take. TestDeadlines compares them with each other and
 // with hint.InFlight and ledger.RequestTime.
 const (
 	// AddTime, DelTime, CheckTime, GCTime and StatusTime are the time of a CNI call:
@@ -21,10 +21,10 @@ const (
 	CleanupTime  = 6 * time.Second
 	rollBackTime = CleanupTime - time.Second
 
-	// SandboxAge is the age from which a later sandbox of the same pod may take a claim
+	// sandboxAge is the age from which a later sandbox of the same pod may take a claim
 	// over. It is a margin for clocks: which sandbox is later, the starts of their ADDs
 	// say.
-	SandboxAge = 2 * AddTime
+	sandboxAge = 2 * AddTime
 
 	// listTime is how long a DEL, or a retry of pending releases, waits for the list of what this node holds. After
 	// that it notes that everything the attachment holds has to be released.

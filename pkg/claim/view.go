@@ -43,11 +43,9 @@ func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference) (view, e
 	epoch := c.Hint.Epoch(ref)
 	c.Hint.DropView(ref)
 
-	var parsed *pool.Pool
-	var current []pool.Assignment
-	var meta *metav1.ObjectMeta
+	var obj *pool.Object
 	err := ledger.Retry(ctx, func(ctx context.Context) (err error) {
-		parsed, current, meta, err = c.readPool(ctx, ref)
+		obj, err = c.Pools().Get(ctx, ref)
 		return err
 	})
 	switch {
@@ -60,12 +58,17 @@ func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference) (view, e
 	case err != nil:
 		return view{}, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
 	}
-	if err := c.settle(ctx, ref, epoch, meta); err != nil {
+	if err := c.settle(ctx, ref, epoch, obj.Meta); err != nil {
 		return view{}, err
 	}
-	if b, ok := parsed.BlockOf(current, c.Node); ok {
-		c.Hint.SetView(ref, version(meta), b)
-		return view{b, version(meta)}, nil
+	parsed, errs := obj.Parse()
+	if err := pool.Invalid(ref, errs); err != nil {
+		return view{}, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
+	}
+	if b, ok := parsed.BlockOf(obj.Blocks(), c.Node); ok {
+		seen := version(obj.Meta)
+		c.Hint.SetView(ref, seen, b)
+		return view{b, seen}, nil
 	}
 	return view{}, poolNotFound(ref, fmt.Sprintf("%s %s/%s has no block for node %s, see the pool's Ready condition and nodeSelector", ref.Kind, c.Namespace, ref.Name, c.Node))
 }
@@ -73,57 +76,25 @@ func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference) (view, e
 // noSuchPool explains an error about a missing pool: it may be of the other kind.
 func (c *Claimer) noSuchPool(ctx context.Context, ref v1alpha1.PoolReference) string {
 	why := fmt.Sprintf("there is no %s %s/%s", ref.Kind, c.Namespace, ref.Name)
-	other := v1alpha1.PoolReference{Kind: v1alpha1.PoolKindCIDRPool, Name: ref.Name}
-	if ref.Kind == v1alpha1.PoolKindCIDRPool {
-		other.Kind = v1alpha1.PoolKindIPPool
-	}
-	if _, err := c.poolMetadata(ctx, other); err == nil {
-		why += fmt.Sprintf(", but a %s of that name: set poolType to %s", other.Kind, pool.Type(other.Kind))
+	for _, other := range pool.Kinds() {
+		if other == ref.Kind {
+			continue
+		}
+		if _, err := c.poolMetadata(ctx, v1alpha1.PoolReference{Kind: other, Name: ref.Name}); err == nil {
+			why += fmt.Sprintf(", but a %s of that name: set poolType to %s", other, pool.Type(other))
+		}
 	}
 	return why
 }
 
-// readPool reads a pool whole. This and poolMetadata are where the kinds differ.
-func (c *Claimer) readPool(ctx context.Context, ref v1alpha1.PoolReference) (*pool.Pool, []pool.Assignment, *metav1.ObjectMeta, error) {
-	if ref.Kind == v1alpha1.PoolKindCIDRPool {
-		obj, err := c.Client.CIDRPools(c.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
-		if err != nil {
-			return nil, nil, nil, err
-		}
-		parsed, errs := pool.FromCIDRPool(obj)
-		return parsed, pool.CIDRPoolAssignments(obj.Status.Allocations), &obj.ObjectMeta, pool.Invalid(ref, errs)
-	}
-	obj, err := c.Client.IPPools(c.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
-	if err != nil {
-		return nil, nil, nil, err
-	}
-	parsed, errs := pool.FromIPPool(obj)
-	return parsed, pool.IPPoolAssignments(obj.Status.Allocations), &obj.ObjectMeta, pool.Invalid(ref, errs)
-}
-
-// poolMetadata reads a pool's metadata from the API server's watch cache. That may be
-// some milliseconds old, which is harmless: the create decides.
-func (c *Claimer) poolMetadata(ctx context.Context, ref v1alpha1.PoolReference) (*metav1.ObjectMeta, error) {
-	return c.poolMetadataAt(ctx, ref, "0")
-}
-
-// poolMetadataAt is poolMetadata as of a resource version: "" for what etcd has now.
-func (c *Claimer) poolMetadataAt(ctx context.Context, ref v1alpha1.PoolReference, at string) (*metav1.ObjectMeta, error) {
-	resource := "ippools"
-	if ref.Kind == v1alpha1.PoolKindCIDRPool {
-		resource = "cidrpools"
-	}
-	var obj struct {
-		Metadata metav1.ObjectMeta `json:"metadata"`
-	}
-	err := ledger.Retry(ctx, func(ctx context.Context) error {
-		get := c.Client.RESTClient().Get().Namespace(c.Namespace).Resource(resource).Name(ref.Name)
-		if at != "" {
-			get = get.Param("resourceVersion", at)
-		}
-		return decode(get.SetHeader("Accept", metadataOnly).Do(ctx), &obj)
+// poolMetadata reads what may be some milliseconds old, which is harmless: the create
+// decides.
+func (c *Claimer) poolMetadata(ctx context.Context, ref v1alpha1.PoolReference) (meta *metav1.ObjectMeta, err error) {
+	err = ledger.Retry(ctx, func(ctx context.Context) (err error) {
+		meta, err = c.Pools().Metadata(ctx, ref)
+		return err
 	})
-	return &obj.Metadata, err
+	return meta, err
 }
 
 // version returns a text that changes with the pool's specification and with its blocks,

@@ -32,11 +32,11 @@ import (
 // Defaults of the configuration. They are nv-ipam's; nv-ipam's file in defaultDataDir is
 // called "store".
 const (
-	defaultConfDir   = "/etc/cni/net.d/nv-ipam.d"
-	confFile         = "nv-ipam.conf"
-	defaultLogFile   = "/var/log/nv-ipam-cni.log"
-	defaultLogLevel  = "info"
-	defaultPoolType  = v1alpha1.PoolKindIPPool
+	defaultConfDir  = "/etc/cni/net.d/nv-ipam.d"
+	confFile        = "nv-ipam.conf"
+	defaultLogFile  = "/var/log/nv-ipam-cni.log"
+	defaultLogLevel = "info"
+	// defaultNamespace is where nv-ipam looks for pools when it is not told.
 	defaultNamespace = "kube-system"
 	defaultDataDir   = "/var/lib/cni/nv-ipam"
 )
@@ -146,7 +146,7 @@ func (s *Settings) complete() error {
 	file, err := readSettings(s.ConfDir)
 	s.fillFrom(file)
 	s.fillFrom(Settings{
-		LogFile: defaultLogFile, LogLevel: defaultLogLevel, PoolType: string(defaultPoolType),
+		LogFile: defaultLogFile, LogLevel: defaultLogLevel, PoolType: string(pool.DefaultKind),
 		PoolsNamespace: defaultNamespace, DataDir: defaultDataDir,
 	})
 	return err
@@ -308,7 +308,7 @@ func (n *network) pools() ([]v1alpha1.PoolReference, error) {
 	if err := n.checkSection(); err != nil {
 		return nil, err
 	}
-	kind, err := poolKind(first(n.Args.CNI.PoolType, n.IPAM.PoolType))
+	kind, err := pool.ParseType(first(n.Args.CNI.PoolType, n.IPAM.PoolType))
 	if err != nil {
 		return nil, err
 	}
@@ -372,15 +372,6 @@ func (n *network) whichPool() string {
 		}
 	}
 	return why
-}
-
-func poolKind(text string) (v1alpha1.PoolKind, error) {
-	for _, kind := range []v1alpha1.PoolKind{v1alpha1.PoolKindIPPool, v1alpha1.PoolKindCIDRPool} {
-		if strings.EqualFold(text, string(kind)) {
-			return kind, nil
-		}
-	}
-	return "", fmt.Errorf("unsupported poolType %s, supported values: ippool, cidrpool", text)
 }
 
 // want returns which addresses are requested: by the runtime, else by args.cni, else by

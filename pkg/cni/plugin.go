@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -160,6 +161,9 @@ func (p Plugin) release(n *network, readable bool, hints []*hint.Hint, att hint.
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), claim.DelTime)
 	defer cancel()
+	if knownByOtherSite(hints, c.Hint, att) {
+		c.Hint.Forget()
+	}
 	errs := []error{creds.explain(c.Release(ctx, att))}
 	for _, h := range hints {
 		if h.Same(c.Hint) {
@@ -177,6 +181,20 @@ func (p Plugin) release(n *network, readable bool, hints []*hint.Hint, att hint.
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// knownByOtherSite reports whether another hint of the namespace has claims of the
+// attachment. Then own may lack them although it is complete: the other may be of the
+// same cluster, known there by other certificate authorities. The installer, which adopts
+// nv-ipam's addresses, has its authorities from the cluster and not from the kubelet.
+func knownByOtherSite(hints []*hint.Hint, own *hint.Hint, att hint.Attachment) bool {
+	return slices.ContainsFunc(hints, func(h *hint.Hint) bool {
+		if h.Namespace != own.Namespace || h.Site == own.Site {
+			return false
+		}
+		entries, _ := h.Holding(att)
+		return len(entries) > 0
+	})
 }
 
 // noteElsewhere notes a release in the hint of another cluster, or of another name of
@@ -272,28 +290,22 @@ func (p Plugin) connect(n *network, log *slog.Logger) (*credentials, *claim.Clai
 	if err != nil {
 		return nil, nil, err
 	}
-	c, err := p.claimer(n, creds, log)
-	return creds, c, err
-}
-
-func (p Plugin) claimer(n *network, creds *credentials, log *slog.Logger) (*claim.Claimer, error) {
 	node, err := creds.nodeName(n.IPAM.NodeName, log)
 	if err != nil {
-		return nil, invalid(err)
+		return nil, nil, invalid(err)
 	}
 	log.Debug("credentials", "kubeconfig", creds.file, "user", creds.user, "node", node)
 	rest.SetDefaultWarningHandler(rest.NoWarnings{}) // the runtime reads stderr
-	config := creds.config
-	config.UserAgent = "nv-ipam/" + p.Version
-	client, err := newClient(config)
+	creds.config.UserAgent = "nv-ipam/" + p.Version
+	client, err := newClient(creds.config)
 	if err != nil {
-		return nil, credentialsError{fmt.Errorf("kubeconfig %s: %w", creds.file, err)}
+		return nil, nil, credentialsError{fmt.Errorf("kubeconfig %s: %w", creds.file, err)}
 	}
 	site, err := ledger.SiteOf(creds.config, node)
 	if err != nil {
-		return nil, credentialsError{fmt.Errorf("kubeconfig %s: %w", creds.file, err)}
+		return nil, nil, credentialsError{fmt.Errorf("kubeconfig %s: %w", creds.file, err)}
 	}
-	return &claim.Claimer{
+	return creds, &claim.Claimer{
 		Ledger: ledger.Ledger{Client: client, Namespace: n.IPAM.PoolsNamespace, Node: node},
 		Hint:   hint.Open(n.IPAM.DataDir, site, n.IPAM.PoolsNamespace, log),
 		Log:    log,

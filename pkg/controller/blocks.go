@@ -7,7 +7,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -17,19 +16,14 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// Reasons of a pool's conditions, and of its events. InvalidSpec and NoFreeRanges
-// are nv-ipam's words.
+// Reasons of a pool's Ready condition, and of events. InvalidSpec and NoFreeRanges are
+// nv-ipam's words.
 const (
 	reasonBlocksAssigned = "BlocksAssigned"
 	reasonNoNodes        = "NoMatchingNodes"
 	reasonInvalidSpec    = "InvalidSpec"
 	reasonNoFreeRanges   = "NoFreeRanges"
-	reasonReclaimed      = "Reclaimed"
-	reasonReclaimUnknown = "UnknownReclaimAnnotation"
 )
-
-// named is how many nodes, or pools, a condition names before it only counts.
-const named = 10
 
 // outcome is what reconciling a pool comes to.
 type outcome struct {
@@ -38,13 +32,27 @@ type outcome struct {
 	ready       metav1.Condition
 	notices     []notice
 	news        []nodeNews
-	unserved    []string  // nodes that there was no room for, by name
-	use         *pool.Use // nil where the specification is invalid
-	// kept is true where there is something that is kept only as long as it is held.
+	unserved    []string  // nodes without a block, for lack of room, by name
+	use         *pool.Use // nil if the specification is invalid
+	// kept is true if something is kept only as long as it is held.
 	kept bool
 }
 
-// reconcilePool gives the nodes their blocks of a pool.
+// blockReconciler gives the nodes their blocks of a pool, and says in the pool's status
+// and events how that went.
+type blockReconciler struct {
+	caches   *caches
+	memories *memories
+	status   *statusWriter
+	events   *poolEvents
+	former   formerBlocks
+	// lossGrace is how long a new pool waits for its blocks after a loss of the record.
+	lossGrace time.Duration
+	// later reconciles a pool again after a while.
+	later func(v1alpha1.PoolReference, time.Duration)
+}
+
+// reconcile does so for one pool. The cases are
 //
 //  1. Valid, with room for every node: the blocks, Ready.
 //  2. Valid, without room for some: the blocks of the others; not Ready,
@@ -54,86 +62,80 @@ type outcome struct {
 //  4. Invalid from the start: no blocks, and as 3.
 //  5. Valid, and no node matches the selector: Ready, NoMatchingNodes.
 //
-// What else there is to tell are notices: conditions of their own, which do not
+// Whatever else there is to tell is a notice: a condition of its own, which does not
 // change Ready.
-func (c *Controller) reconcilePool(ctx context.Context, ref v1alpha1.PoolReference) error {
-	kind := c.kinds[ref.Kind]
-	obj, found, _ := kind.informer.GetIndexer().GetByKey(c.opts.Namespace + "/" + ref.Name) // never fails
-	if !found {
-		delete(c.reported, ref)
-		delete(c.counted, ref)
-		c.misfitting.Delete(ref)
-		c.summaries.Delete(ref)
+//
+// One worker calls this.
+func (r *blockReconciler) reconcile(ctx context.Context, ref v1alpha1.PoolReference) error {
+	obj := r.caches.pool(ref)
+	if obj == nil {
+		r.memories.forget(ref)
 		return nil
 	}
-	view := kind.view(obj)
-	before := view.status.Conditions
-	nodes, others := c.nodes.List(), c.overlapsWith(view)
-	held, count := c.heldOf(ref)
-	view.blocks = c.former.recall(ref, view.meta, view.blocks)
-	out := blocks(kind, view, nodes, held)
-	if wait := tooEarly(view.meta, view.blocks, c.allocations.List, time.Now(), c.opts.LossGrace); wait > 0 {
-		out = waiting(kind, view.meta.CreationTimestamp.Add(c.opts.LossGrace))
-		c.pools.AddAfter(ref, wait)
+	before := obj.Status.Conditions
+	nodes, others := r.caches.nodes.all(), overlapsWith(obj, r.caches.allPools())
+	held, count := r.heldOf(ref)
+	have := r.former.recall(obj)
+	out := blocks(obj, have, nodes, held)
+	if wait := tooEarly(obj.Meta, have, r.caches.allocations.all, time.Now(), r.lossGrace); wait > 0 {
+		out = waiting(obj, obj.Meta.CreationTimestamp.Add(r.lossGrace))
+		r.later(ref, wait)
 	}
-	out.notices = append(out.notices, overlapping(view, others)...)
-	out.notices = append(out.notices, podNetwork(view, nodes)...)
-	if out.kept {
-		c.misfitting.Store(ref, nil)
-	} else {
-		c.misfitting.Delete(ref)
-	}
-	sum := out.summary(len(others), count)
-	c.summaries.Store(ref, sum)
+	out.notices = append(out.notices, overlapping(obj, others)...)
+	out.notices = append(out.notices, podNetwork(obj, nodes)...)
 
-	view, err := c.writeAllocations(ctx, kind, view, out.allocations)
+	known := r.memories.of(ref)
+	known.kept, known.summary = out.kept, out.summary(len(others), count)
+	r.memories.set(ref, known)
+	obj, err := r.status.writeAllocations(ctx, obj, out.allocations)
 	if err != nil {
 		return err
 	}
-	c.former.remember(ref, view.meta, view.blocks)
-	if err := c.writeRest(ctx, kind, view, sum, out.notices); err != nil {
+	r.former.remember(obj)
+	if err := r.status.writeRest(ctx, obj, &known, out.notices); err != nil {
 		return err
 	}
-	c.report(view, before, out)
+	known.events = r.events.tell(obj, before, out, known.events)
+	r.memories.set(ref, known)
 	return nil
 }
 
 // heldOf returns the addresses of a pool that are held, and how many allocations
 // there are.
-func (c *Controller) heldOf(ref v1alpha1.PoolReference) (held []pool.Held, count int) {
-	all, _ := c.allocations.ByIndex(byPool, poolKey(ref)) // fails for unknown indexes only
+func (r *blockReconciler) heldOf(ref v1alpha1.PoolReference) (held []pool.Held, count int) {
+	all := r.caches.allocations.by(byPool, poolKey(ref))
 	held = make([]pool.Held, 0, len(all))
-	for _, obj := range all {
-		spec := &obj.(*v1alpha1.IPAllocation).Spec
-		if addr, err := pool.ParseAddr(spec.Address); err == nil {
-			held = append(held, pool.Held{Node: spec.NodeName, Addr: addr, Requested: spec.Requested})
+	for _, a := range all {
+		if addr, err := pool.ParseAddr(a.Spec.Address); err == nil {
+			held = append(held, pool.Held{Node: a.Spec.NodeName, Addr: addr, Requested: a.Spec.Requested})
 		}
 	}
 	return held, len(all)
 }
 
-// blocks says which node gets which block of a pool, and what there is to tell.
-func blocks(kind poolKind, view *poolView, nodes []any, held []pool.Held) outcome {
-	parsed, errs := view.parse()
+// blocks decides which node gets which block of a pool, and what there is to tell. have
+// are the blocks so far.
+func blocks(obj *pool.Object, have []pool.Assignment, nodes []*corev1.Node, held []pool.Held) outcome {
+	parsed, errs := obj.Parse()
 	if len(errs) > 0 {
 		out := outcome{ready: notReady(reasonInvalidSpec, pool.Explain(errs))}
-		if view.allocations == nil {
-			out.allocations = kind.allocations(nil)
+		if obj.Allocations == nil {
+			out.allocations = obj.AllocationsFor(nil)
 		}
 		return out
 	}
 	var selected []string
-	for _, obj := range nodes {
-		if node := obj.(*corev1.Node); parsed.Selects(node) {
+	for _, node := range nodes {
+		if parsed.Selects(node) {
 			selected = append(selected, node.Name)
 		}
 	}
-	assigned, unserved := parsed.Carve(view.blocks, selected, held)
+	assigned, unserved := parsed.Carve(have, selected, held)
 	use := parsed.Use(assigned, held)
-	out := outcome{allocations: kind.allocations(assigned), unserved: unserved, use: use}
+	out := outcome{allocations: obj.AllocationsFor(assigned), unserved: unserved, use: use}
 	out.kept = len(use.Gateways)+len(use.Unfit) > 0 || len(assigned)+len(unserved) > len(selected) ||
 		slices.ContainsFunc(use.Blocks, func(b pool.BlockUse) bool { return b.Earlier })
-	out.notices = slices.Concat(earlierSpec(view, use), foreign(parsed, use), full(use))
+	out.notices = slices.Concat(earlierSpec(obj, use), foreign(parsed, use), full(use))
 	out.news = slices.Concat(newlyFull(use), newlyOutside(use), newlyForeign(parsed, use))
 	active := use.Active()
 	switch {
@@ -165,13 +167,4 @@ func notReady(reason, message string) metav1.Condition {
 
 func noRoom(nodes []string) string {
 	return fmt.Sprintf("no free ranges for %d nodes: %s", len(nodes), enumerate(nodes))
-}
-
-// enumerate names the first few of many.
-func enumerate(names []string) string {
-	text := strings.Join(names[:min(len(names), named)], ", ")
-	if more := len(names) - named; more > 0 {
-		text += fmt.Sprintf(" and %d more", more)
-	}
-	return text
 }

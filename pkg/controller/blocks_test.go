@@ -4,9 +4,13 @@
 package controller
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
 	"net/netip"
+	"path"
 	"reflect"
 	"slices"
 	"strings"
@@ -16,7 +20,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	clienttesting "k8s.io/client-go/testing"
 
@@ -48,19 +51,25 @@ func cidrpool(blocks []v1alpha1.CIDRPoolAllocation) *v1alpha1.CIDRPool {
 func (w *world) nodesNamed(t *testing.T, names ...string) {
 	t.Helper()
 	for _, n := range names {
-		if err := w.nodes.Add(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n}}); err != nil {
+		if err := w.caches.nodes.Add(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n}}); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
-// patches answers status patches as the test wants and keeps their bodies. The
-// fake clientset knows neither apply nor subresources.
-func (w *world) patches(answer func(kind string) runtime.Object) *[]clienttesting.PatchActionImpl {
+// patches answers status patches as the test wants and keeps them.
+func (w *world) patches(answer func() any) *[]clienttesting.PatchActionImpl {
 	var all []clienttesting.PatchActionImpl
-	w.ipam.PrependReactor("patch", "*", func(action clienttesting.Action) (bool, runtime.Object, error) {
-		all = append(all, action.(clienttesting.PatchActionImpl))
-		return true, answer(action.GetResource().Resource), nil
+	w.rest.RoundTripper = roundTripper(func(req *http.Request) (*http.Response, error) {
+		sent, err := io.ReadAll(req.Body)
+		if err != nil || req.Method != http.MethodPatch {
+			return nil, fmt.Errorf("%s %s: %w", req.Method, req.URL, err)
+		}
+		patch := clienttesting.PatchActionImpl{PatchType: types.PatchType(req.Header.Get("Content-Type")), Patch: sent}
+		patch.Subresource = path.Base(req.URL.Path)
+		all = append(all, patch)
+		body, err := json.Marshal(answer())
+		return &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(bytes.NewReader(body))}, err
 	})
 	return &all
 }
@@ -70,7 +79,7 @@ func holding(node, address string) []pool.Held {
 	return []pool.Held{{Node: node, Addr: netip.MustParseAddr(address)}}
 }
 
-// The numbers are those of reconcilePool; the rows of both kinds go one way.
+// The numbers are those of blockReconciler; the rows of both kinds go one way.
 func TestBlocks(t *testing.T) {
 	badIP, badCIDR := ippool(nil), cidrpool(nil)
 	badIP.Spec.Gateway, badCIDR.Spec.PerNodeNetworkPrefix = "10.0.0.1", 8
@@ -117,8 +126,7 @@ func TestBlocks(t *testing.T) {
 		t.Run(string(tc.ref.Kind)+" "+tc.name, func(t *testing.T) {
 			w := newWorld(t, Options{})
 			w.nodesNamed(t, tc.nodes...)
-			kind := w.kinds[tc.ref.Kind]
-			out := blocks(kind, kind.view(tc.pool), w.nodes.List(), tc.holds)
+			out := blocks(pool.ObjectOf(tc.pool), pool.ObjectOf(tc.pool).Blocks(), w.caches.nodes.all(), tc.holds)
 			if got, _ := json.Marshal(out.allocations); string(got) != tc.want {
 				t.Errorf("allocations\n got %s\nwant %s", got, tc.want)
 			}
@@ -151,14 +159,14 @@ func TestStatusWrites(t *testing.T) {
 	w := newWorld(t, Options{})
 	w.nodesNamed(t, "a")
 	p := ippool(nil)
-	indexer := w.kinds[v1alpha1.PoolKindIPPool].informer.GetIndexer()
+	indexer := w.caches.pools[v1alpha1.PoolKindIPPool]
 	if err := indexer.Add(p); err != nil {
 		t.Fatal(err)
 	}
 	after := p.DeepCopy()
 	after.ResourceVersion = "4"
-	all := w.patches(func(string) runtime.Object { return after })
-	if err := w.reconcilePool(t.Context(), ipRef); err != nil {
+	all := w.patches(func() any { return after })
+	if err := w.blocks.reconcile(t.Context(), ipRef); err != nil {
 		t.Fatal(err)
 	}
 	if len(*all) != 2 {
@@ -188,7 +196,7 @@ func TestStatusWrites(t *testing.T) {
 	}
 
 	// That answer had no conditions: the CRD is nv-ipam's. Never again.
-	if err := w.reconcilePool(t.Context(), ipRef); err != nil {
+	if err := w.blocks.reconcile(t.Context(), ipRef); err != nil {
 		t.Fatal(err)
 	}
 	if len(*all) != 3 || (*all)[2].PatchType != types.ApplyPatchType {
@@ -204,7 +212,7 @@ func TestStatusWrites(t *testing.T) {
 		if err := indexer.Update(done); err != nil {
 			t.Fatal(err)
 		}
-		if err := w.reconcilePool(t.Context(), ipRef); err != nil {
+		if err := w.blocks.reconcile(t.Context(), ipRef); err != nil {
 			t.Fatal(err)
 		}
 		if len(*all) != want {
@@ -217,14 +225,14 @@ func TestStatusWrites(t *testing.T) {
 func TestEvents(t *testing.T) {
 	w := newWorld(t, Options{})
 	answer := ippool(nil)
-	w.patches(func(string) runtime.Object { return answer })
-	indexer := w.kinds[v1alpha1.PoolKindIPPool].informer.GetIndexer()
+	w.patches(func() any { return answer })
+	indexer := w.caches.pools[v1alpha1.PoolKindIPPool]
 	reconcile := func(p *v1alpha1.IPPool, want ...string) {
 		t.Helper()
 		if err := indexer.Update(p); err != nil {
 			t.Fatal(err)
 		}
-		if err := w.reconcilePool(t.Context(), ipRef); err != nil {
+		if err := w.blocks.reconcile(t.Context(), ipRef); err != nil {
 			t.Fatal(err)
 		}
 		if got := said(w); !slices.EqualFunc(got, want, strings.HasPrefix) {
@@ -255,14 +263,13 @@ func TestEvents(t *testing.T) {
 	reconcile(again, "Warning InvalidSpec spec.gateway")
 
 	// After a restart the condition says what was said.
-	clear(w.reported)
-	kind := w.kinds[v1alpha1.PoolKindIPPool]
+	w.memories.forget(ipRef)
 	persisted := again.DeepCopy()
-	persisted.Status.Conditions = []metav1.Condition{blocks(kind, kind.view(again), nil, nil).ready}
+	persisted.Status.Conditions = []metav1.Condition{blocks(pool.ObjectOf(again), nil, nil, nil).ready}
 	reconcile(persisted)
 	full := ippool(nil)
-	full.Status.Conditions = []metav1.Condition{blocks(kind, kind.view(full), w.nodes.List(), nil).ready}
-	clear(w.reported)
+	full.Status.Conditions = []metav1.Condition{blocks(pool.ObjectOf(full), nil, w.caches.nodes.all(), nil).ready}
+	w.memories.forget(ipRef)
 	reconcile(full)
 	w.nodesNamed(t, "f")
 	reconcile(full, no("f"))
@@ -272,27 +279,27 @@ func TestEvents(t *testing.T) {
 func TestNodesCoalesce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, Options{})
-		defer w.pools.ShutDown()
-		defer w.examinations.ShutDown()
+		defer w.queues.pools.ShutDown()
+		defer w.queues.allocations.ShutDown()
 		for _, k := range []struct {
 			kind v1alpha1.PoolKind
 			obj  any
 		}{{v1alpha1.PoolKindIPPool, ippool(nil)}, {v1alpha1.PoolKindCIDRPool, cidrpool(nil)}} {
-			if err := w.kinds[k.kind].informer.GetIndexer().Add(k.obj); err != nil {
+			if err := w.caches.pools[k.kind].Add(k.obj); err != nil {
 				t.Fatal(err)
 			}
 		}
-		handler := w.onNode()
+		handler := w.triggers.onNode()
 		for i := range 5000 {
 			handler.OnAdd(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint(i)}}, false)
 		}
 		synctest.Wait()
-		if n := w.pools.Len(); n != 0 {
+		if n := w.queues.pools.Len(); n != 0 {
 			t.Errorf("%d items before the nodes have settled", n)
 		}
 		time.Sleep(w.opts.Settle)
 		synctest.Wait()
-		if n := w.pools.Len(); n != 2 {
+		if n := w.queues.pools.Len(); n != 2 {
 			t.Errorf("%d items, want one for each pool", n)
 		}
 	})
@@ -307,60 +314,62 @@ func TestTriggers(t *testing.T) {
 		event           func(*world)
 		pools, examined int
 	}{
-		{"node comes", func(w *world) { w.onNode().OnAdd(node(corev1.ConditionTrue), false) }, 1, 1},
-		{"node goes", func(w *world) { w.onNode().OnDelete(node(corev1.ConditionTrue)) }, 1, 1},
-		{"node is labelled", func(w *world) { w.onNode().OnUpdate(node(corev1.ConditionTrue), labelled) }, 1, 0},
-		{"node reports", func(w *world) { w.onNode().OnUpdate(node(corev1.ConditionTrue), node(corev1.ConditionTrue)) }, 0, 0},
-		{"node is not ready", func(w *world) { w.onNode().OnUpdate(node(corev1.ConditionTrue), node(corev1.ConditionFalse)) }, 0, 1},
+		{"node comes", func(w *world) { w.triggers.onNode().OnAdd(node(corev1.ConditionTrue), false) }, 1, 1},
+		{"node goes", func(w *world) { w.triggers.onNode().OnDelete(node(corev1.ConditionTrue)) }, 1, 1},
+		{"node is labelled", func(w *world) { w.triggers.onNode().OnUpdate(node(corev1.ConditionTrue), labelled) }, 1, 0},
+		{"node reports", func(w *world) { w.triggers.onNode().OnUpdate(node(corev1.ConditionTrue), node(corev1.ConditionTrue)) }, 0, 0},
+		{"node is not ready", func(w *world) { w.triggers.onNode().OnUpdate(node(corev1.ConditionTrue), node(corev1.ConditionFalse)) }, 0, 1},
 		{"node is made again while the watch is down", func(w *world) {
 			again := node(corev1.ConditionTrue)
 			again.UID = "again"
-			w.onNode().OnUpdate(node(corev1.ConditionTrue), again)
+			w.triggers.onNode().OnUpdate(node(corev1.ConditionTrue), again)
 		}, 0, 1},
-		{"node stops reporting", func(w *world) { w.onNode().OnUpdate(node(corev1.ConditionTrue), node(corev1.ConditionUnknown)) }, 0, 1},
+		{"node stops reporting", func(w *world) {
+			w.triggers.onNode().OnUpdate(node(corev1.ConditionTrue), node(corev1.ConditionUnknown))
+		}, 0, 1},
 		{"node is declared dead", func(w *world) {
-			w.onNode().OnUpdate(node(corev1.ConditionUnknown), node(corev1.ConditionUnknown, corev1.TaintNodeOutOfService))
+			w.triggers.onNode().OnUpdate(node(corev1.ConditionUnknown), node(corev1.ConditionUnknown, corev1.TaintNodeOutOfService))
 		}, 0, 1},
-		{"pod goes", func(w *world) { w.onPod().OnDelete(pod(podUID, claimed, nil)) }, 0, 1},
-		{"pod comes", func(w *world) { w.onPod().OnAdd(pod(podUID, claimed, nil), false) }, 0, 1},
-		{"pod changes", func(w *world) { w.onPod().OnUpdate(pod(podUID, claimed, nil), pod(podUID, claimed, nil)) }, 0, 0},
-		{"pod is replaced while the watch is down", func(w *world) { w.onPod().OnUpdate(pod(podUID, claimed, nil), pod("new", claimed, nil)) }, 0, 1},
-		{"one of a node's addresses goes", func(w *world) { w.onAllocation().OnDelete(allocation()) }, 0, 1},
+		{"pod goes", func(w *world) { w.triggers.onPod().OnDelete(pod(podUID, claimed, nil)) }, 0, 1},
+		{"pod comes", func(w *world) { w.triggers.onPod().OnAdd(pod(podUID, claimed, nil), false) }, 0, 1},
+		{"pod changes", func(w *world) { w.triggers.onPod().OnUpdate(pod(podUID, claimed, nil), pod(podUID, claimed, nil)) }, 0, 0},
+		{"pod is replaced while the watch is down", func(w *world) { w.triggers.onPod().OnUpdate(pod(podUID, claimed, nil), pod("new", claimed, nil)) }, 0, 1},
+		{"one of a node's addresses goes", func(w *world) { w.triggers.onAllocation().OnDelete(allocation()) }, 0, 1},
 		{"a node's last address goes", func(w *world) {
-			_ = w.allocations.Delete(allocation())
-			w.onAllocation().OnDelete(allocation())
+			_ = w.caches.allocations.Delete(allocation())
+			w.triggers.onAllocation().OnDelete(allocation())
 		}, 1, 1},
 		{"node that answers is declared dead", func(w *world) {
-			w.onNode().OnUpdate(node(corev1.ConditionTrue), node(corev1.ConditionTrue, corev1.TaintNodeOutOfService))
+			w.triggers.onNode().OnUpdate(node(corev1.ConditionTrue), node(corev1.ConditionTrue, corev1.TaintNodeOutOfService))
 		}, 0, 1},
 		{"another container of the pod claims", func(w *world) {
 			later := allocation(func(a *v1alpha1.IPAllocation) { a.Name = "pool1.192.168.0.12" })
-			_ = w.allocations.Add(later)
-			w.onAllocation().OnAdd(later, false)
+			_ = w.caches.allocations.Add(later)
+			w.triggers.onAllocation().OnAdd(later, false)
 		}, 0, 2},
 		{"reclaim is disabled", func(w *world) {
 			after := ippool(nil)
 			after.Annotations = map[string]string{v1alpha1.AnnotationReclaim: v1alpha1.ReclaimDisabled}
-			w.onPool(v1alpha1.PoolKindIPPool).OnUpdate(ippool(nil), after)
+			w.triggers.onPool(v1alpha1.PoolKindIPPool).OnUpdate(ippool(nil), after)
 		}, 1, 1},
-		{"allocation comes", func(w *world) { w.onAllocation().OnAdd(allocation(), false) }, 0, 1},
-		{"pool comes", func(w *world) { w.onPool(v1alpha1.PoolKindIPPool).OnAdd(ippool(nil), false) }, 1, 0},
+		{"allocation comes", func(w *world) { w.triggers.onAllocation().OnAdd(allocation(), false) }, 0, 1},
+		{"pool comes", func(w *world) { w.triggers.onPool(v1alpha1.PoolKindIPPool).OnAdd(ippool(nil), false) }, 1, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, Options{})
-				defer w.pools.ShutDown()
-				defer w.examinations.ShutDown()
-				if err := w.kinds[v1alpha1.PoolKindIPPool].informer.GetIndexer().Add(ippool(nil)); err != nil {
+				defer w.queues.pools.ShutDown()
+				defer w.queues.allocations.ShutDown()
+				if err := w.caches.pools[v1alpha1.PoolKindIPPool].Add(ippool(nil)); err != nil {
 					t.Fatal(err)
 				}
-				if err := w.allocations.Add(allocation()); err != nil {
+				if err := w.caches.allocations.Add(allocation()); err != nil {
 					t.Fatal(err)
 				}
 				tc.event(w)
 				time.Sleep(w.opts.Settle)
 				synctest.Wait()
-				if p, s := w.pools.Len(), w.examinations.Len(); p != tc.pools || s != tc.examined {
+				if p, s := w.queues.pools.Len(), w.queues.allocations.Len(); p != tc.pools || s != tc.examined {
 					t.Errorf("%d pools and %d examinations, want %d and %d", p, s, tc.pools, tc.examined)
 				}
 			})
@@ -406,15 +415,15 @@ func TestNoticesAreWrittenSeldom(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: blocksManager(body), Operation: metav1.ManagedFieldsOperationApply, Subresource: "status"}}
-	indexer := w.kinds[v1alpha1.PoolKindIPPool].informer.GetIndexer()
-	all := w.patches(func(string) runtime.Object { return p })
+	indexer := w.caches.pools[v1alpha1.PoolKindIPPool]
+	all := w.patches(func() any { return p })
 	reconcile := func(writes int, types ...string) {
 		t.Helper()
 		*all = nil
 		if err := indexer.Update(p); err != nil {
 			t.Fatal(err)
 		}
-		if err := w.reconcilePool(t.Context(), ipRef); err != nil {
+		if err := w.blocks.reconcile(t.Context(), ipRef); err != nil {
 			t.Fatal(err)
 		}
 		for _, patch := range *all { // as the server would
@@ -437,7 +446,7 @@ func TestNoticesAreWrittenSeldom(t *testing.T) {
 		t.Helper()
 		a := allocation()
 		a.Name, a.Spec.Address, a.Spec.NodeName = "pool1."+address, address, "a"
-		if err := w.allocations.Add(a); err != nil {
+		if err := w.caches.allocations.Add(a); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -447,7 +456,9 @@ func TestNoticesAreWrittenSeldom(t *testing.T) {
 	hold("192.168.0.2")
 	hold("1.2.3.4")
 	reconcile(0, "Other", "Ready")
-	w.counted[ipRef] = time.Now().Add(-time.Hour)
+	known := w.memories.of(ipRef)
+	known.counted = time.Now().Add(-time.Hour)
+	w.memories.set(ipRef, known)
 	reconcile(1, "Other", "Ready", "ForeignAddresses", "BlockFull")
 	reconcile(0, "Other", "Ready", "ForeignAddresses", "BlockFull")
 	p = p.DeepCopy()

@@ -12,10 +12,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
-	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/metadata/metadatainformer"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
@@ -24,9 +23,10 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned"
 	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned/scheme"
 	"github.com/crd-ipam/crd-ipam/generated/informers/externalversions"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
 // name is the field manager of conditions and the source of events; nv-ipam's
@@ -36,13 +36,6 @@ const name = "ipam-controller"
 // reclaimWorkers examine allocations in parallel: an examination that ends in a
 // reclaim waits for three calls.
 const reclaimWorkers = 4
-
-// Clients are the ways to the API server that the controller needs.
-type Clients struct {
-	IPAM     versioned.Interface
-	Kube     kubernetes.Interface
-	Metadata metadata.Interface // pods: nothing but their metadata is cached
-}
 
 // Options are what an operator can set.
 type Options struct {
@@ -83,31 +76,46 @@ type Controller struct {
 	ipam externalversions.SharedInformerFactory
 	meta metadatainformer.SharedInformerFactory
 
-	kinds       map[v1alpha1.PoolKind]poolKind
-	nodes       cache.Indexer
-	pods        cache.Indexer
-	allocations cache.Indexer
-
-	recorder record.EventRecorder
-	pools    workqueue.TypedRateLimitingInterface[v1alpha1.PoolReference]
-	// examinations are allocations, by their keys in the cache.
-	examinations workqueue.TypedRateLimitingInterface[string]
-	// unplaced are nodes with pods of which it is to be asked whether they are there.
-	unplaced workqueue.TypedRateLimitingInterface[string]
-
-	reported     map[v1alpha1.PoolReference]report    // by the one worker of pools
-	pruned       map[v1alpha1.PoolKind]bool           // likewise
-	counted      map[v1alpha1.PoolReference]time.Time // used was last written; likewise
-	countless    map[v1alpha1.PoolKind]bool           // the CRD has no used; likewise
+	// What the parts share. caches and queues are filled by assemble.
+	caches       caches
+	queues       queues
+	memories     memories
 	observations observations
-	places       places
-	placesLimit  flowcontrol.RateLimiter
-	former       formerBlocks
-	summaries    sync.Map // v1alpha1.PoolReference to summary
 	metrics      *metrics
-	// misfitting are the pools that keep something only as long as it is held.
-	misfitting sync.Map
-	synced     atomic.Bool
+	state        state
+
+	// The parts, made by assemble. Each has only what it needs.
+	blocks   *blockReconciler
+	leaks    *leakReconciler
+	locator  *locator
+	triggers *triggers
+}
+
+// state is what a replica does. A replica that stands by does neither.
+type state struct {
+	leading atomic.Bool // Run was called
+	synced  atomic.Bool // and the caches have what exists
+}
+
+// queues are the work to do.
+type queues struct {
+	pools       workqueue.TypedRateLimitingInterface[v1alpha1.PoolReference] // to reconcile
+	allocations workqueue.TypedRateLimitingInterface[string]                 // to examine, by their keys in the cache
+	nodes       workqueue.TypedRateLimitingInterface[string]                 // to locate pods on
+}
+
+func newQueues(m *metrics) queues {
+	return queues{
+		pools:       newQueue[v1alpha1.PoolReference](queuePools, m),
+		allocations: newQueue[string](queueAllocations, m),
+		nodes:       newQueue[string](queueNodes, m),
+	}
+}
+
+func (q *queues) shutDown() {
+	q.pools.ShutDown()
+	q.allocations.ShutDown()
+	q.nodes.ShutDown()
 }
 
 // New returns a controller that has not started anything yet.
@@ -133,45 +141,37 @@ func New(clients Clients, opts Options) *Controller {
 		kube:    informers.NewSharedInformerFactoryWithOptions(clients.Kube, 0, informers.WithTransform(thin)),
 		ipam: externalversions.NewSharedInformerFactoryWithOptions(clients.IPAM, opts.Resync,
 			externalversions.WithNamespace(opts.Namespace), externalversions.WithTransform(thin)),
-		meta:     metadatainformer.NewSharedInformerFactoryWithOptions(clients.Metadata, 0, metadatainformer.WithTransform(thin)),
-		reported: map[v1alpha1.PoolReference]report{},
-		pruned:   map[v1alpha1.PoolKind]bool{},
-
-		counted:     map[v1alpha1.PoolReference]time.Time{},
-		countless:   map[v1alpha1.PoolKind]bool{},
-		placesLimit: flowcontrol.NewTokenBucketRateLimiter(placesPerSecond, placesPerSecond),
-		metrics:     newMetrics(),
+		meta:    metadatainformer.NewSharedInformerFactoryWithOptions(clients.Metadata, 0, metadatainformer.WithTransform(thin)),
+		metrics: newMetrics(),
 	}
-	c.kinds = poolKinds(clients.IPAM.NvIpamV1alpha1(), c.ipam.NvIpam().V1alpha1(), opts.Namespace)
 	if opts.Metrics != nil {
-		opts.Metrics.MustRegister(append(c.metrics.all, c)...)
+		opts.Metrics.MustRegister(append(c.metrics.all, &counts{&c.state, &c.caches, &c.memories, &c.observations})...)
 	}
 	return c
 }
 
-// Synced reports whether the controller has seen the cluster and is at work.
-func (c *Controller) Synced() bool { return c.synced.Load() }
+// Ready reports whether the controller has seen the cluster and is at work. A replica
+// that waits for the lease (standby) is ready as well.
+func (c *Controller) Ready(standby bool) bool {
+	return c.state.synced.Load() || standby && !c.state.leading.Load()
+}
 
 // Run works until ctx ends, and returns when all that it started has stopped. An
 // error means that it could not start.
 func (c *Controller) Run(ctx context.Context) error {
+	c.state.leading.Store(true)
 	ctx, cancel := context.WithCancel(ctx)
 	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
 	defer broadcaster.Shutdown()
 	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: c.clients.Kube.CoreV1().Events(c.opts.Namespace)})
-	c.recorder = boundedRecorder{broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: name})}
+	recorder := boundedRecorder{broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: name})}
 
-	c.pools = newQueue[v1alpha1.PoolReference](queuePools, c.metrics)
-	c.examinations = newQueue[string](queueAllocations, c.metrics)
-	c.unplaced = newQueue[string](queueNodes, c.metrics)
 	defer c.ipam.Shutdown()
 	defer c.meta.Shutdown()
 	defer c.kube.Shutdown()
-	defer c.pools.ShutDown()
-	defer c.examinations.ShutDown()
-	defer c.unplaced.ShutDown()
+	handled, err := c.assemble(recorder)
+	defer c.queues.shutDown()
 	defer cancel() // first: the others wait for it
-	handled, err := c.watch()
 	if err != nil {
 		return err
 	}
@@ -181,25 +181,91 @@ func (c *Controller) Run(ctx context.Context) error {
 	if !cache.WaitFor(ctx, "", handled...) {
 		return nil
 	}
-	c.synced.Store(true)
-	defer c.synced.Store(false)
+	c.state.synced.Store(true)
+	defer c.state.synced.Store(false)
 	klog.FromContext(ctx).Info("Controller started", "namespace", c.opts.Namespace, "reclaimGrace", c.opts.ReclaimGrace.String(), "reclaimGraceReadyNode", c.opts.ReclaimGraceReadyNode.String())
 
 	var workers sync.WaitGroup
-	workers.Go(func() { work(ctx, c.pools, c.reconcilePool, c.metrics.errors.WithLabelValues(queuePools)) })
-	workers.Go(func() { work(ctx, c.unplaced, c.locate, c.metrics.errors.WithLabelValues(queueNodes)) })
+	workers.Go(func() { work(ctx, c.queues.pools, c.blocks.reconcile, c.metrics.errors.WithLabelValues(queuePools)) })
+	workers.Go(func() { work(ctx, c.queues.nodes, c.locator.locate, c.metrics.errors.WithLabelValues(queueNodes)) })
 	for range reclaimWorkers {
 		workers.Go(func() {
-			work(ctx, c.examinations, c.examine, c.metrics.errors.WithLabelValues(queueAllocations))
+			work(ctx, c.queues.allocations, c.leaks.examine, c.metrics.errors.WithLabelValues(queueAllocations))
 		})
 	}
 	<-ctx.Done()
-	c.pools.ShutDown()
-	c.examinations.ShutDown()
-	c.unplaced.ShutDown()
+	c.queues.shutDown()
 	workers.Wait()
 	klog.FromContext(ctx).Info("Controller stopped")
 	return nil
+}
+
+// assemble makes the queues and the parts, and connects them with the informers. It
+// returns what is done when all that exists has been seen.
+func (c *Controller) assemble(recorder record.EventRecorder) ([]cache.DoneChecker, error) {
+	c.queues = newQueues(c.metrics)
+	places := &places{}
+	client := c.clients.IPAM.NvIpamV1alpha1()
+	allocations := client.IPAllocations(c.opts.Namespace)
+	evidence := &evidence{&c.caches, places}
+	confirmation := &confirmation{c.clients.Kube, c.clients.Metadata, allocations}
+	c.blocks = &blockReconciler{
+		caches: &c.caches, memories: &c.memories,
+		status: &statusWriter{
+			pools: ledger.Pools{Client: client.RESTClient(), Namespace: c.opts.Namespace}, usage: c.opts.Usage,
+			later: c.queues.pools.AddAfter, lacks: map[v1alpha1.PoolKind]lacking{},
+		},
+		events: &poolEvents{recorder, max(flapping, 2*c.opts.Resync)},
+		former: formerBlocks{}, lossGrace: c.opts.LossGrace, later: c.queues.pools.AddAfter,
+	}
+	c.leaks = &leakReconciler{
+		caches: &c.caches, evidence: evidence, confirmation: confirmation, observations: &c.observations,
+		allocations: allocations, recorder: recorder, metrics: c.metrics,
+		grace: c.opts.ReclaimGrace, graceReadyNode: c.opts.ReclaimGraceReadyNode,
+		later: c.queues.allocations.AddAfter, locate: c.queues.nodes.Add,
+	}
+	c.triggers = &triggers{&c.caches, &c.queues, &c.memories, places, c.opts.Settle, c.opts.Usage}
+	c.locator = &locator{
+		caches: &c.caches, evidence: evidence, confirmation: confirmation, places: places,
+		pods: c.clients.Metadata.Resource(podsResource), limit: flowcontrol.NewTokenBucketRateLimiter(placesPerSecond, placesPerSecond),
+		interval: c.opts.Resync, later: c.queues.nodes.AddAfter,
+		placed: func(a *v1alpha1.IPAllocation) { c.triggers.examine(byPod, podKey(a)) },
+	}
+	return c.watch()
+}
+
+var podsResource = corev1.SchemeGroupVersion.WithResource("pods")
+
+// watch fills the caches, and has the triggers called with each event. It returns what
+// is done when all that exists has been seen.
+func (c *Controller) watch() ([]cache.DoneChecker, error) {
+	nodes, pods, allocations := c.kube.Core().V1().Nodes().Informer(), c.meta.ForResource(podsResource).Informer(), c.ipam.NvIpam().V1alpha1().IPAllocations().Informer()
+	if err := allocations.AddIndexers(allocationIndexers); err != nil {
+		return nil, err
+	}
+	c.caches.namespace = c.opts.Namespace
+	c.caches.nodes.Indexer, c.caches.pods.Indexer, c.caches.allocations.Indexer = nodes.GetIndexer(), pods.GetIndexer(), allocations.GetIndexer()
+	c.caches.pools = map[v1alpha1.PoolKind]index[metav1.Object]{}
+	handlers := map[cache.SharedIndexInformer]cache.ResourceEventHandler{
+		allocations: c.triggers.onAllocation(), nodes: c.triggers.onNode(), pods: c.triggers.onPod(),
+	}
+	for _, kind := range pool.Kinds() {
+		pools, err := c.ipam.ForResource(pool.Resource(kind))
+		if err != nil {
+			return nil, err
+		}
+		c.caches.pools[kind] = index[metav1.Object]{pools.Informer().GetIndexer()}
+		handlers[pools.Informer()] = c.triggers.onPool(kind)
+	}
+	var handled []cache.DoneChecker
+	for informer, handler := range handlers {
+		registration, err := informer.AddEventHandler(handler)
+		if err != nil {
+			return nil, err
+		}
+		handled = append(handled, registration.HasSyncedChecker())
+	}
+	return handled, nil
 }
 
 func newQueue[T comparable](name string, m workqueue.MetricsProvider) workqueue.TypedRateLimitingInterface[T] {

@@ -1,22 +1,25 @@
 // Copyright The crd-ipam Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package controller does what is nobody's in particular: it gives each node its
-// block of every pool, says in the pool's status how that went, and takes back
-// addresses that no pod holds any more.
+// Package controller runs the cluster-wide loops: it assigns blocks of every pool to
+// the nodes, publishes the pool's status, and reclaims leaked addresses.
 //
-//	IPPool, CIDRPool ─┐
-//	Node ─────────────┼─▶ pools (PoolReference) ─▶ reconcilePool ─▶ status
-//	IPAllocation gone ┘
+//	pool ─────────────┐
+//	node ─────────────┼─▶ queues.pools ─▶ blockReconciler ─▶ status, events
+//	allocation gone ──┘
 //
-//	IPAllocation ─┐
-//	Pod gone ─────┼─▶ examinations (IPAllocation) ─▶ examine ─▶ delete
-//	Node's health ┘        │  ▲
+//	allocation ───┐
+//	pod gone ─────┼─▶ queues.allocations ─▶ leakReconciler ─▶ delete
+//	node's health ┘        │  ▲
 //	                       ▼  │
-//	             unplaced (Node) ─▶ locate: are the pods there?
+//	           queues.nodes ─▶ locator: are the pods there?
+//
+// Events of the watches put work into the queues (triggers). The parts know the caches
+// and not each other: blocks in blocks.go, status.go, events.go, notices.go and
+// overlap.go; leaks in leaks.go, evidence.go, places.go and observations.go.
 //
 // One replica at a time does this (Lead). Everything is decided from informer
 // caches and settled by the API server: a status is applied over the resource
-// version that it was computed from, and an allocation is deleted only after a
-// live look at its pod.
+// version that it was computed from, and an allocation is deleted only after the API
+// server has confirmed that its pod is gone.
 package controller

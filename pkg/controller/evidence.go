@@ -9,83 +9,91 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
 	"github.com/crd-ipam/crd-ipam/pkg/reclaim"
 )
 
-// Annotations that the kubelet puts on the mirror of a static pod. The mirror
-// has a UID of its own; the pod's, which the runtime tells CNI, is in the hash.
-const (
-	annotationConfigMirror = "kubernetes.io/config.mirror"
-	annotationConfigHash   = "kubernetes.io/config.hash"
-)
-
-// cached is the evidence that the caches have.
-func (c *Controller) cached(a *v1alpha1.IPAllocation) reclaim.Evidence {
-	e := reclaim.Evidence{Pod: c.cachedPod(a), Others: c.others(a)}
-	if obj, found, _ := c.nodes.GetByKey(a.Spec.NodeName); found {
-		e.Node = nodeEvidence(obj.(*corev1.Node))
-	}
-	if pool := c.pool(a.Spec.PoolRef); pool != nil {
-		e.OptOut = optOut(pool.GetAnnotations())
-	}
-	return e
+// evidence is what the caches say of an allocation.
+type evidence struct {
+	caches *caches
+	places *places
 }
 
-func (c *Controller) cachedPod(a *v1alpha1.IPAllocation) *reclaim.Pod {
-	obj, found, _ := c.pods.GetByKey(holder(a))
+func (e *evidence) of(a *v1alpha1.IPAllocation) reclaim.Evidence {
+	out := reclaim.Evidence{Pod: e.pod(a), Others: e.others(a)}
+	if node, found := e.caches.nodes.get(a.Spec.NodeName); found {
+		out.Node = nodeEvidence(node)
+	}
+	if pool := e.caches.pool(a.Spec.PoolRef); pool != nil {
+		out.OptOut = optOut(pool.Meta.Annotations)
+	}
+	return out
+}
+
+func (e *evidence) pod(a *v1alpha1.IPAllocation) *reclaim.Pod {
+	obj, found := e.caches.pods.get(podKey(a))
 	if !found {
 		return nil
 	}
-	pod := podEvidence(obj.(metav1.Object))
-	if p, known := c.places.get(pod.UID); known {
+	pod := podEvidence(obj)
+	if p, known := e.places.get(pod.UID); known {
 		pod.Placed, pod.Node, pod.Ended = true, p.node, p.ended
 	}
 	return pod
 }
 
 // others are the allocations that name the same pod as a.
-func (c *Controller) others(a *v1alpha1.IPAllocation) (out []*v1alpha1.IPAllocation) {
-	found, _ := c.allocations.ByIndex(byPod, holder(a)) // fails for unknown indexes only
-	for _, obj := range found {
-		out = append(out, obj.(*v1alpha1.IPAllocation))
-	}
-	return out
+func (e *evidence) others(a *v1alpha1.IPAllocation) []*v1alpha1.IPAllocation {
+	return e.caches.allocations.by(byPod, podKey(a))
 }
 
-// live is the evidence that the API server has.
-func (c *Controller) live(ctx context.Context, a *v1alpha1.IPAllocation) (e reclaim.Evidence, err error) {
-	if e.Pod, err = c.livePod(ctx, a.Spec.PodRef); err != nil {
+// confirmation is what the API server says of an allocation by now: what frees an
+// address rests on it.
+type confirmation struct {
+	kube kubernetes.Interface
+	meta metadata.Interface
+	ipam clientv1alpha1.IPAllocationInterface
+}
+
+// of returns the evidence. Others are the allocations that name the same pod, as the
+// cache has them.
+func (c *confirmation) of(ctx context.Context, a *v1alpha1.IPAllocation, others []*v1alpha1.IPAllocation) (e reclaim.Evidence, err error) {
+	if e.Pod, err = c.pod(ctx, a.Spec.PodRef); err != nil {
 		return e, fmt.Errorf("confirm that the pod is gone: %w", err)
 	}
-	if e.Node, err = c.liveNode(ctx, a.Spec.NodeName); err != nil {
+	if e.Node, err = c.node(ctx, a.Spec.NodeName); err != nil {
 		return e, fmt.Errorf("confirm the state of the node: %w", err)
 	}
-	if err := c.confirmLater(ctx, a, &e); err != nil {
+	e.Others = others
+	if err := c.later(ctx, a, &e); err != nil {
 		return e, fmt.Errorf("confirm that there is a later sandbox: %w", err)
 	}
-	pool, err := existing(c.clients.Metadata.Resource(c.kinds[a.Spec.PoolRef.Kind].resource).Namespace(a.Namespace).Get(ctx, a.Spec.PoolRef.Name, metav1.GetOptions{}))
+	object, err := existing(c.meta.Resource(pool.Resource(a.Spec.PoolRef.Kind)).Namespace(a.Namespace).Get(ctx, a.Spec.PoolRef.Name, metav1.GetOptions{}))
 	if err != nil {
 		return e, fmt.Errorf("confirm that the pool allows it: %w", err)
 	}
-	if pool != nil {
-		e.OptOut = optOut(pool.Annotations)
+	if object != nil {
+		e.OptOut = optOut(object.Annotations)
 	}
 	return e, nil
 }
 
-// livePod returns what the API server has of a pod, nil if it has none. It reads
+// pod returns what the API server has of a pod, nil if it has none. It reads
 // the whole pod, which alone says where it is and whether it has ended.
-func (c *Controller) livePod(ctx context.Context, ref v1alpha1.PodReference) (*reclaim.Pod, error) {
+func (c *confirmation) pod(ctx context.Context, ref v1alpha1.PodReference) (*reclaim.Pod, error) {
 	if !reclaim.Possible(ref) { // the API server would refuse the question
 		return nil, nil
 	}
-	pod, err := existing(c.clients.Kube.CoreV1().Pods(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}))
+	pod, err := existing(c.kube.CoreV1().Pods(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}))
 	if pod == nil || err != nil {
 		return nil, err
 	}
@@ -95,25 +103,24 @@ func (c *Controller) livePod(ctx context.Context, ref v1alpha1.PodReference) (*r
 	return p, nil
 }
 
-func (c *Controller) liveNode(ctx context.Context, name string) (*reclaim.Node, error) {
+func (c *confirmation) node(ctx context.Context, name string) (*reclaim.Node, error) {
 	if len(validation.IsDNS1123Subdomain(name)) > 0 { // likewise
 		return nil, nil
 	}
-	node, err := existing(c.clients.Kube.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{}))
+	node, err := existing(c.kube.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{}))
 	if node == nil || err != nil {
 		return nil, err
 	}
 	return nodeEvidence(node), nil
 }
 
-// confirmLater adds to e the other sandboxes of a's pod that the cache knows. One
-// that is a reason to free is read again, and dropped if its address is somebody
-// else's by now. A sandbox that the cache lacks could only be one more reason.
-func (c *Controller) confirmLater(ctx context.Context, a *v1alpha1.IPAllocation, e *reclaim.Evidence) error {
-	e.Others = c.others(a)
+// later confirms those of e's other sandboxes that are a reason to free: each is read
+// again, and dropped if its address is another's by now. A sandbox that the cache lacks
+// could only be one more reason.
+func (c *confirmation) later(ctx context.Context, a *v1alpha1.IPAllocation, e *reclaim.Evidence) error {
 	confirmed := map[*v1alpha1.IPAllocation]bool{}
 	for later := e.LaterSandbox(a); later != nil && !confirmed[later]; later = e.LaterSandbox(a) {
-		now, err := existing(c.clients.IPAM.NvIpamV1alpha1().IPAllocations(later.Namespace).Get(ctx, later.Name, metav1.GetOptions{}))
+		now, err := existing(c.ipam.Get(ctx, later.Name, metav1.GetOptions{}))
 		if err != nil {
 			return err
 		}
@@ -139,8 +146,8 @@ func nodeEvidence(node *corev1.Node) *reclaim.Node {
 	return &reclaim.Node{Created: node.CreationTimestamp, State: nodeState(node)}
 }
 
-// nodeState says what is known of the containers on a node. One that has never
-// reported is taken for one that answers: nothing can have run there.
+// nodeState says what is known of the containers on a node. A node that has never
+// reported counts as one that answers: nothing can have run there.
 func nodeState(node *corev1.Node) reclaim.NodeState {
 	state := reclaim.Answers
 	for _, condition := range node.Status.Conditions {
@@ -165,21 +172,10 @@ func tainted(node *corev1.Node, key string) bool {
 	return slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool { return t.Key == key })
 }
 
-// optOut is the annotation by which a pool's owner disables reclaim, "" if there
-// is none. A value that is not known disables it, too.
-func optOut(annotations map[string]string) string {
-	value, found := annotations[v1alpha1.AnnotationReclaim]
-	if !found || value == v1alpha1.ReclaimEnabled {
-		return ""
-	}
-	return v1alpha1.AnnotationReclaim + "=" + value
-}
-
-// existing turns "not found" into nil without an error: the only answer that
-// proves that something is gone, if it is the API server's own. A proxy's 404
-// proves nothing.
+// existing turns "not found" into nil without an error, if it is the API server's own
+// answer: nothing else proves that something is gone.
 func existing[T any](obj *T, err error) (*T, error) {
-	if apierrors.IsNotFound(err) && !apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse) {
+	if ledger.NotFound(err) {
 		return nil, nil
 	}
 	if err != nil {

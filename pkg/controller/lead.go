@@ -19,15 +19,15 @@ import (
 // the two never write at the same time.
 const leaseName = "dd1643cf.nvidia.com"
 
-// ErrLeaseLost is returned by Lead when another replica may be leading by now.
-var ErrLeaseLost = errors.New("leader lease lost")
+// errLeaseLost is returned by Lead when another replica may lead by now.
+var errLeaseLost = errors.New("leader lease lost")
 
 // Lead waits until this replica, known by its identity, holds the lease in
 // namespace, and calls run. When ctx ends, it waits for run to return, and only
-// then gives the lease back, so that the next leader finds nobody at work. Where
+// then gives the lease back, so that the next leader finds nobody at work. If
 // the lease is lost because the API server does not answer, run's context ends
-// and Lead returns ErrLeaseLost; should two leaders overlap for a moment then,
-// the preconditions of every write keep them apart.
+// and Lead returns an error. Two leaders may overlap for a moment then; the
+// preconditions of every write keep them apart.
 func Lead(ctx context.Context, client kubernetes.Interface, namespace, identity string, run func(context.Context) error) error {
 	// The lease is held on a context of its own, which ends after run.
 	elect, release := context.WithCancel(context.WithoutCancel(ctx))
@@ -76,7 +76,7 @@ func Lead(ctx context.Context, client kubernetes.Interface, namespace, identity 
 		return err
 	}
 	if ctx.Err() == nil {
-		return ErrLeaseLost
+		return errLeaseLost
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ package controller
 import (
 	"context"
 	"errors"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -21,11 +22,13 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	kubefake "k8s.io/client-go/kubernetes/fake"
 	metadatafake "k8s.io/client-go/metadata/fake"
+	"k8s.io/client-go/rest"
 	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/record"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	ipamfake "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/fake"
+	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/reclaim"
 )
 
@@ -152,8 +155,31 @@ type world struct {
 	ipam   *ipamfake.Clientset
 	kube   *kubefake.Clientset
 	meta   *metadatafake.FakeMetadataClient
+	rest   *wire
 	events *record.FakeRecorder
 }
+
+// wire carries what the fake clientset has no REST client for: requests about
+// pools.
+type wire struct{ http.RoundTripper }
+
+// clientset is the fake one with a REST client.
+type clientset struct {
+	*ipamfake.Clientset
+	rest rest.Interface
+}
+
+func (c clientset) NvIpamV1alpha1() clientv1alpha1.NvIpamV1alpha1Interface {
+	return apiGroup{c.Clientset.NvIpamV1alpha1(), c.rest}
+}
+
+type apiGroup struct {
+	clientv1alpha1.NvIpamV1alpha1Interface
+
+	rest rest.Interface
+}
+
+func (g apiGroup) RESTClient() rest.Interface { return g.rest }
 
 func newWorld(t *testing.T, opts Options) *world {
 	t.Helper()
@@ -163,26 +189,25 @@ func newWorld(t *testing.T, opts Options) *world {
 	}
 	w := &world{
 		ipam: ipamfake.NewSimpleClientset(), kube: kubefake.NewClientset(), meta: metadatafake.NewSimpleMetadataClient(scheme),
-		events: record.NewFakeRecorder(100),
+		rest: &wire{}, events: record.NewFakeRecorder(100),
 	}
 	opts.Namespace = "ns"
-	w.Controller = New(Clients{IPAM: w.ipam, Kube: w.kube, Metadata: w.meta}, opts)
-	if _, err := w.watch(); err != nil {
+	pools, err := clientv1alpha1.NewForConfigAndClient(&rest.Config{Host: "http://api", QPS: -1}, &http.Client{Transport: w.rest})
+	if err != nil {
 		t.Fatal(err)
 	}
-	w.recorder = w.events
-	w.pools, w.examinations = newQueue[v1alpha1.PoolReference](queuePools, w.metrics), newQueue[string](queueAllocations, w.metrics)
-	w.unplaced = newQueue[string](queueNodes, w.metrics)
-	t.Cleanup(w.pools.ShutDown)
-	t.Cleanup(w.examinations.ShutDown)
-	t.Cleanup(w.unplaced.ShutDown)
+	w.Controller = New(Clients{IPAM: clientset{w.ipam, pools.RESTClient()}, Kube: w.kube, Metadata: w.meta}, opts)
+	if _, err := w.assemble(w.events); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.queues.shutDown)
 	return w
 }
 
 func (w *world) leak(t *testing.T) {
 	t.Helper()
 	a := allocation()
-	if err := w.allocations.Add(a); err != nil {
+	if err := w.caches.allocations.Add(a); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.ipam.Tracker().Add(a); err != nil {
@@ -193,7 +218,7 @@ func (w *world) leak(t *testing.T) {
 // observed makes the allocation one that has been a leak candidate since, on a node
 // that is gone.
 func (w *world) observed(since time.Time) {
-	w.observations.note(leaked, observation{uid: "allocation", action: reclaim.Candidate, reason: reclaim.PodGone, prompt: true, since: since})
+	w.observations.note(leaked, observation{uid: "allocation", action: reclaim.Candidate, reason: "pod_gone", prompt: true, since: since})
 }
 
 func (w *world) deletes() (out []clienttesting.DeleteActionImpl) {
@@ -210,14 +235,14 @@ const leaked = "ns/pool1.192.168.0.11"
 func TestReclaim(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, Options{ReclaimGrace: time.Minute})
-		defer w.pools.ShutDown()
-		defer w.examinations.ShutDown()
-		defer w.unplaced.ShutDown()
+		defer w.queues.pools.ShutDown()
+		defer w.queues.allocations.ShutDown()
+		defer w.queues.nodes.ShutDown()
 		w.leak(t)
 		step := func(after time.Duration, want int) {
 			t.Helper()
 			time.Sleep(after) // of the bubble's clock
-			if err := w.examine(t.Context(), leaked); err != nil {
+			if err := w.leaks.examine(t.Context(), leaked); err != nil {
 				t.Fatal(err)
 			}
 			if got := w.deletes(); len(got) != want {
@@ -227,11 +252,11 @@ func TestReclaim(t *testing.T) {
 		step(0, 0)
 		step(59*time.Second, 0)
 		// It was seen alive meanwhile: the grace begins again.
-		if err := w.pods.Add(pod(podUID, claimed, nil)); err != nil {
+		if err := w.caches.pods.Add(pod(podUID, claimed, nil)); err != nil {
 			t.Fatal(err)
 		}
 		step(time.Second, 0)
-		if err := w.pods.Delete(pod(podUID, claimed, nil)); err != nil {
+		if err := w.caches.pods.Delete(pod(podUID, claimed, nil)); err != nil {
 			t.Fatal(err)
 		}
 		step(time.Second, 0)
@@ -250,14 +275,14 @@ func TestReclaim(t *testing.T) {
 func TestReclaimReadyNode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, Options{ReclaimGrace: time.Minute})
-		defer w.pools.ShutDown()
-		defer w.examinations.ShutDown()
-		defer w.unplaced.ShutDown()
+		defer w.queues.pools.ShutDown()
+		defer w.queues.allocations.ShutDown()
+		defer w.queues.nodes.ShutDown()
 		w.leak(t)
 		step := func(after time.Duration, want int) {
 			t.Helper()
 			time.Sleep(after) // of the bubble's clock
-			if err := w.examine(t.Context(), leaked); err != nil {
+			if err := w.leaks.examine(t.Context(), leaked); err != nil {
 				t.Fatal(err)
 			}
 			if got := w.deletes(); len(got) != want {
@@ -266,14 +291,14 @@ func TestReclaimReadyNode(t *testing.T) {
 		}
 		known := func(n *corev1.Node) {
 			t.Helper()
-			if err := w.nodes.Add(n); err != nil {
+			if err := w.caches.nodes.Add(n); err != nil {
 				t.Fatal(err)
 			}
 		}
 		known(node(corev1.ConditionTrue))
 		step(0, 0)
 		step(9*time.Minute, 0)
-		if err := w.nodes.Delete(node(corev1.ConditionTrue)); err != nil { // the Node object is gone
+		if err := w.caches.nodes.Delete(node(corev1.ConditionTrue)); err != nil { // the Node object is gone
 			t.Fatal(err)
 		}
 		step(0, 0)
@@ -300,9 +325,9 @@ func TestLocate(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		w := newWorld(t, Options{ReclaimGrace: time.Minute, Resync: 5 * time.Minute})
-		defer w.pools.ShutDown()
-		defer w.examinations.ShutDown()
-		defer w.unplaced.ShutDown()
+		defer w.queues.pools.ShutDown()
+		defer w.queues.allocations.ShutDown()
+		defer w.queues.nodes.ShutDown()
 		var mu sync.Mutex // of the two below: a timer's worker reads them
 		var lists []string
 		there := &metav1.List{}
@@ -325,12 +350,12 @@ func TestLocate(t *testing.T) {
 		}
 		examine := func() {
 			t.Helper()
-			for _, obj := range w.allocations.List() {
-				w.onAllocation().OnAdd(obj, false)
+			for _, obj := range w.caches.allocations.List() {
+				w.triggers.onAllocation().OnAdd(obj, false)
 			}
 		}
-		go work(ctx, w.examinations, w.examine, w.metrics.errors.WithLabelValues(queueAllocations))
-		go work(ctx, w.unplaced, w.locate, w.metrics.errors.WithLabelValues(queueNodes))
+		go work(ctx, w.queues.allocations, w.leaks.examine, w.metrics.errors.WithLabelValues(queueAllocations))
+		go work(ctx, w.queues.nodes, w.locator.locate, w.metrics.errors.WithLabelValues(queueNodes))
 		first, second := pod(podUID, claimed, nil), pod(laterUID, claimed, nil)
 		second.Name = "second"
 		add := func(p *metav1.PartialObjectMetadata) {
@@ -338,7 +363,7 @@ func TestLocate(t *testing.T) {
 			a := allocation(func(a *v1alpha1.IPAllocation) {
 				a.Name, a.UID, a.Spec.PodRef.Name, a.Spec.PodRef.UID = "pool1."+p.Name, types.UID(p.Name), p.Name, p.UID
 			})
-			if err := errors.Join(w.nodes.Add(node(corev1.ConditionTrue)), w.pods.Add(p), w.allocations.Add(a)); err != nil {
+			if err := errors.Join(w.caches.nodes.Add(node(corev1.ConditionTrue)), w.caches.pods.Add(p), w.caches.allocations.Add(a)); err != nil {
 				t.Fatal(err)
 			}
 			mu.Lock()
@@ -367,7 +392,7 @@ func TestLocate(t *testing.T) {
 		asks("spec.nodeName=node")
 
 		// Where nothing runs any more, it matters which pods have ended.
-		if err := w.nodes.Add(node(corev1.ConditionUnknown, corev1.TaintNodeOutOfService)); err != nil {
+		if err := w.caches.nodes.Add(node(corev1.ConditionUnknown, corev1.TaintNodeOutOfService)); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(5 * time.Minute)
@@ -382,12 +407,12 @@ func TestReclaimComesBack(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		w := newWorld(t, Options{ReclaimGrace: time.Minute})
-		defer w.pools.ShutDown()
-		defer w.examinations.ShutDown()
-		defer w.unplaced.ShutDown()
+		defer w.queues.pools.ShutDown()
+		defer w.queues.allocations.ShutDown()
+		defer w.queues.nodes.ShutDown()
 		w.leak(t)
-		go work(ctx, w.examinations, w.examine, w.metrics.errors.WithLabelValues(queueAllocations))
-		w.onAllocation().OnAdd(allocation(), false)
+		go work(ctx, w.queues.allocations, w.leaks.examine, w.metrics.errors.WithLabelValues(queueAllocations))
+		w.triggers.onAllocation().OnAdd(allocation(), false)
 		time.Sleep(59 * time.Second)
 		synctest.Wait()
 		if n := len(w.deletes()); n != 0 {
@@ -405,12 +430,12 @@ func TestReclaimComesBack(t *testing.T) {
 func TestReclaimTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, Options{})
-		defer w.pools.ShutDown()
-		defer w.examinations.ShutDown()
-		defer w.unplaced.ShutDown()
+		defer w.queues.pools.ShutDown()
+		defer w.queues.allocations.ShutDown()
+		defer w.queues.nodes.ShutDown()
 		w.leak(t)
 		for want := range 2 {
-			if err := w.examine(t.Context(), leaked); err != nil {
+			if err := w.leaks.examine(t.Context(), leaked); err != nil {
 				t.Fatal(err)
 			}
 			if n := len(w.deletes()); n != want {
@@ -426,17 +451,17 @@ func TestReclaimTwice(t *testing.T) {
 func TestReclaimNotYoung(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, Options{ReclaimGrace: time.Minute})
-		defer w.pools.ShutDown()
-		defer w.examinations.ShutDown()
-		defer w.unplaced.ShutDown()
+		defer w.queues.pools.ShutDown()
+		defer w.queues.allocations.ShutDown()
+		defer w.queues.nodes.ShutDown()
 		a := allocation(func(a *v1alpha1.IPAllocation) {
 			a.CreationTimestamp = metav1.NewTime(time.Now().Add(time.Hour)) // the server's clock is ahead
 		})
-		if err := w.allocations.Add(a); err != nil {
+		if err := w.caches.allocations.Add(a); err != nil {
 			t.Fatal(err)
 		}
 		for range 2 {
-			if err := w.examine(t.Context(), leaked); err != nil {
+			if err := w.leaks.examine(t.Context(), leaked); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(2 * time.Minute)
@@ -481,7 +506,7 @@ func TestReclaimConfirms(t *testing.T) {
 			w.kube.PrependReactor("get", "pods", func(clienttesting.Action) (bool, runtime.Object, error) { return true, tc.pod, tc.podErr })
 			w.kube.PrependReactor("get", "nodes", func(clienttesting.Action) (bool, runtime.Object, error) { return true, tc.node, tc.nodeErr })
 			w.observed(time.Now().Add(-time.Hour))
-			err := w.examine(t.Context(), leaked)
+			err := w.leaks.examine(t.Context(), leaked)
 			if (err != nil) != tc.fails {
 				t.Errorf("error %v, want one: %v", err, tc.fails)
 			}
@@ -495,11 +520,11 @@ func TestReclaimConfirms(t *testing.T) {
 func TestReclaimIsSaid(t *testing.T) {
 	w := newWorld(t, Options{})
 	w.leak(t)
-	if err := w.kinds[v1alpha1.PoolKindIPPool].informer.GetIndexer().Add(ippool(nil)); err != nil {
+	if err := w.caches.pools[v1alpha1.PoolKindIPPool].Add(ippool(nil)); err != nil {
 		t.Fatal(err)
 	}
 	w.observed(time.Now().Add(-time.Hour))
-	if err := w.examine(t.Context(), leaked); err != nil {
+	if err := w.leaks.examine(t.Context(), leaked); err != nil {
 		t.Fatal(err)
 	}
 	got := said(w)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"sync"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -27,11 +26,9 @@ import (
 //     nothing and allocations in the namespace were written again just now.
 const reasonRecordLost = "RecordLost"
 
-// formerBlocks are the blocks of pools as they were written last.
-type formerBlocks struct {
-	mu  sync.Mutex
-	all map[v1alpha1.PoolReference]former
-}
+// formerBlocks are the blocks of pools as they were written last. They outlive the pool,
+// and are lost with a restart.
+type formerBlocks map[v1alpha1.PoolReference]former
 
 type former struct {
 	uid     types.UID
@@ -40,27 +37,21 @@ type former struct {
 }
 
 // remember notes the blocks of a pool.
-func (f *formerBlocks) remember(ref v1alpha1.PoolReference, meta *metav1.ObjectMeta, blocks []pool.Assignment) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.all == nil {
-		f.all = map[v1alpha1.PoolReference]former{}
-	}
-	f.all[ref] = former{meta.UID, version(meta), blocks}
+func (f formerBlocks) remember(obj *pool.Object) {
+	f[obj.Ref] = former{obj.Meta.UID, version(obj.Meta), obj.Blocks()}
 }
 
 // recall returns the blocks of a pool, and those remembered that it has lost. Which of
 // them fit the specification is up to the caller.
-func (f *formerBlocks) recall(ref v1alpha1.PoolReference, meta *metav1.ObjectMeta, blocks []pool.Assignment) []pool.Assignment {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	before, found := f.all[ref]
-	if !found || before.uid == meta.UID && before.version <= version(meta) {
-		return blocks
+func (f formerBlocks) recall(obj *pool.Object) []pool.Assignment {
+	have := obj.Blocks()
+	before, found := f[obj.Ref]
+	if !found || before.uid == obj.Meta.UID && before.version <= version(obj.Meta) {
+		return have
 	}
-	out := slices.Clone(blocks)
+	out := slices.Clone(have)
 	for _, b := range before.blocks {
-		if !slices.ContainsFunc(blocks, func(o pool.Assignment) bool { return o.Node == b.Node }) {
+		if !slices.ContainsFunc(have, func(o pool.Assignment) bool { return o.Node == b.Node }) {
 			out = append(out, b)
 		}
 	}
@@ -75,13 +66,13 @@ func version(meta *metav1.ObjectMeta) uint64 {
 
 // tooEarly returns how long to wait before a pool without blocks is given any, because
 // the record was lost and the nodes are still writing it again. 0 is not to wait.
-func tooEarly(meta *metav1.ObjectMeta, blocks []pool.Assignment, allocations func() []any, now time.Time, grace time.Duration) time.Duration {
+func tooEarly(meta *metav1.ObjectMeta, blocks []pool.Assignment, allocations func() []*v1alpha1.IPAllocation, now time.Time, grace time.Duration) time.Duration {
 	wait := meta.CreationTimestamp.Add(grace).Sub(now)
 	if wait <= 0 || len(blocks) > 0 {
 		return 0
 	}
-	for _, obj := range allocations() {
-		if a := obj.(*v1alpha1.IPAllocation); a.Spec.Restored && now.Sub(a.CreationTimestamp.Time) < grace {
+	for _, a := range allocations() {
+		if a.Spec.Restored && now.Sub(a.CreationTimestamp.Time) < grace {
 			return wait
 		}
 	}
@@ -89,9 +80,9 @@ func tooEarly(meta *metav1.ObjectMeta, blocks []pool.Assignment, allocations fun
 }
 
 // waiting is the outcome of a pool for which it is too early.
-func waiting(kind poolKind, until time.Time) outcome {
+func waiting(obj *pool.Object, until time.Time) outcome {
 	return outcome{
-		allocations: kind.allocations(nil),
+		allocations: obj.AllocationsFor(nil),
 		ready: notReady(reasonRecordLost, fmt.Sprintf("allocations were lost, and the nodes are writing them again: "+
 			"blocks are given at %s, when it is known who holds what", until.UTC().Format(time.RFC3339))),
 	}

@@ -23,27 +23,25 @@ func TestFormerBlocks(t *testing.T) {
 		return pool.Assignment{Node: node, Range: netipx.IPRangeFrom(netip.MustParseAddr(first), netip.MustParseAddr(first).Next())}
 	}
 	a, b, moved := block("a", "10.0.0.3"), block("b", "10.0.0.1"), block("a", "10.0.0.5")
-	ref := v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "p"}
-	meta := func(uid types.UID, version string) *metav1.ObjectMeta {
-		return &metav1.ObjectMeta{UID: uid, ResourceVersion: version}
+	p := func(name string, uid types.UID, version string, blocks ...pool.Assignment) *pool.Object {
+		obj := pool.ObjectOf(&v1alpha1.IPPool{ObjectMeta: metav1.ObjectMeta{Name: name, UID: uid, ResourceVersion: version}})
+		return pool.ObjectOf(&v1alpha1.IPPool{ObjectMeta: *obj.Meta, Status: v1alpha1.IPPoolStatus{Allocations: obj.AllocationsFor(blocks).([]v1alpha1.Allocation)}})
 	}
-	var f formerBlocks
-	f.remember(ref, meta("u1", "100"), []pool.Assignment{a, b})
+	f := formerBlocks{}
+	f.remember(p("p", "u1", "100", a, b))
 	for _, tc := range []struct {
 		what string
-		ref  v1alpha1.PoolReference
-		meta *metav1.ObjectMeta
-		has  []pool.Assignment
+		is   *pool.Object
 		want []pool.Assignment
 	}{
-		{"as it was", ref, meta("u1", "100"), []pool.Assignment{a}, []pool.Assignment{a}},
-		{"later", ref, meta("u1", "101"), []pool.Assignment{a}, []pool.Assignment{a}},
-		{"made again", ref, meta("u2", "200"), nil, []pool.Assignment{a, b}},
-		{"etcd set back to before b", ref, meta("u1", "99"), []pool.Assignment{a}, []pool.Assignment{a, b}},
-		{"made again, with a block", ref, meta("u2", "200"), []pool.Assignment{moved}, []pool.Assignment{moved, b}},
-		{"another pool", v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "q"}, meta("u3", "1"), nil, nil},
+		{"as it was", p("p", "u1", "100", a), []pool.Assignment{a}},
+		{"later", p("p", "u1", "101", a), []pool.Assignment{a}},
+		{"made again", p("p", "u2", "200"), []pool.Assignment{a, b}},
+		{"etcd set back to before b", p("p", "u1", "99", a), []pool.Assignment{a, b}},
+		{"made again, with a block", p("p", "u2", "200", moved), []pool.Assignment{moved, b}},
+		{"another pool", p("q", "u3", "1"), nil},
 	} {
-		if got := f.recall(tc.ref, tc.meta, tc.has); fmt.Sprint(got) != fmt.Sprint(tc.want) {
+		if got := f.recall(tc.is); fmt.Sprint(got) != fmt.Sprint(tc.want) {
 			t.Errorf("%s: %v, want %v", tc.what, got, tc.want)
 		}
 	}
@@ -52,9 +50,9 @@ func TestFormerBlocks(t *testing.T) {
 // A new pool waits for its blocks only while nodes write lost allocations again.
 func TestNewPoolWaitsAfterALoss(t *testing.T) {
 	now, grace := time.Now(), time.Minute
-	allocation := func(age time.Duration, restored bool) func() []any {
-		return func() []any {
-			return []any{&v1alpha1.IPAllocation{
+	allocation := func(age time.Duration, restored bool) func() []*v1alpha1.IPAllocation {
+		return func() []*v1alpha1.IPAllocation {
+			return []*v1alpha1.IPAllocation{{
 				ObjectMeta: metav1.ObjectMeta{CreationTimestamp: metav1.Time{Time: now.Add(-age)}},
 				Spec:       v1alpha1.IPAllocationSpec{Restored: restored},
 			}}
@@ -67,7 +65,7 @@ func TestNewPoolWaitsAfterALoss(t *testing.T) {
 		what        string
 		meta        *metav1.ObjectMeta
 		blocks      []pool.Assignment
-		allocations func() []any
+		allocations func() []*v1alpha1.IPAllocation
 		want        time.Duration
 	}{
 		{"after a loss", young, nil, allocation(time.Second, true), grace * 3 / 4},

@@ -27,18 +27,19 @@ const metricsPrefix = "crd_ipam_"
 var (
 	poolLabels = []string{"kind", "pool"}
 
-	descReady    = desc("pool_ready", "1 where the pool's Ready condition is true, else 0, with its reason.", append(poolLabels, "reason")...)
-	descCapacity = desc("pool_capacity", "Addresses that the blocks of all nodes have to hand out.", poolLabels...)
+	descLeader   = desc("leader", "1 if this replica leads, else 0.")
+	descReady    = desc("pool_ready", "1 if the pool's Ready condition is true, else 0, with its reason.", append(poolLabels, "reason")...)
+	descCapacity = desc("pool_capacity", "Usable addresses in the blocks of all nodes.", poolLabels...)
 	descUsed     = desc("pool_used", "Addresses of the pool that are held.", poolLabels...)
 	descBlocks   = desc("pool_blocks", "Nodes that have a block.", poolLabels...)
-	descFull     = desc("pool_blocks_full", "Nodes whose block has no address left.", poolLabels...)
-	descUnserved = desc("pool_nodes_without_block", "Nodes that the pool has no room for.", poolLabels...)
+	descFull     = desc("pool_blocks_full", "Nodes without a free address in their block.", poolLabels...)
+	descUnserved = desc("pool_nodes_without_block", "Nodes without a block, for lack of room in the pool.", poolLabels...)
 	descOverlaps = desc("pool_overlaps", "Other pools that have addresses in common with this one.", poolLabels...)
-	descOutside  = desc("pool_addresses_outside_block", "Addresses that nodes hold outside of their blocks and that nobody requested.", poolLabels...)
-	descForeign  = desc("pool_foreign_addresses", "Addresses that are held in the pool's name and are not in its subnet.", poolLabels...)
+	descOutside  = desc("pool_addresses_outside_block", "Addresses that nodes hold outside of their blocks and that were not requested.", poolLabels...)
+	descForeign  = desc("pool_foreign_addresses", "Addresses that are held in the pool's name and lie outside of its subnet.", poolLabels...)
 	descOrphans  = desc("allocations_without_pool", "Allocations whose pool does not exist.")
-	descHeld     = desc("held", "Allocations that may be leaked and are not taken back, by reason.", "reason")
-	descLeaks    = desc("leak_candidates", "Allocations that look leaked and are taken back when the grace is over, by reason.", "reason")
+	descHeld     = desc("held", "Allocations that may be leaked and are not reclaimed, by reason.", "reason")
+	descLeaks    = desc("leak_candidates", "Leak candidates, which are reclaimed when their grace is over, by reason.", "reason")
 )
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -70,11 +71,11 @@ func newMetrics() *metrics {
 		opts := prometheus.HistogramOpts{Name: metricsPrefix + name, Help: help, Buckets: prometheus.ExponentialBuckets(0.001, 4, 9)}
 		return add(m, prometheus.NewHistogramVec(opts, []string{"name"}))
 	}
-	m.reclaimed = counter("reclaimed_total", "Allocations that were taken back, by reason.", "reason")
-	m.spared = counter("leak_candidates_spared_total", "Leak candidates that a live look found alive or to be held.").WithLabelValues()
-	m.errors = counter("errors_total", "Failed examinations and reconciliations, which are tried again, by workqueue.", "queue")
+	m.reclaimed = counter("reclaimed_total", "Reclaimed allocations, by reason.", "reason")
+	m.spared = counter("leak_candidates_spared_total", "Leak candidates that were not reclaimed, since the API server said otherwise than the cache.").WithLabelValues()
+	m.errors = counter("errors_total", "Failed examinations and reconciliations, which are retried, by workqueue.", "queue")
 
-	m.depth = gauge("workqueue_depth", "Items that wait.")
+	m.depth = gauge("workqueue_depth", "Items that are waiting.")
 	m.adds = counter("workqueue_adds_total", "Items that were added.", "name")
 	m.latency = histogram("workqueue_queue_duration_seconds", "How long items waited.")
 	m.duration = histogram("workqueue_work_duration_seconds", "How long items took.")
@@ -123,36 +124,48 @@ func (m *metrics) NewRetriesMetric(name string) workqueue.CounterMetric {
 	return m.retries.WithLabelValues(name)
 }
 
+// counts are the metrics that are counted from the caches when they are asked for.
+type counts struct {
+	state        *state
+	caches       *caches
+	memories     *memories
+	observations *observations
+}
+
 // Describe is part of prometheus.Collector.
-func (c *Controller) Describe(ch chan<- *prometheus.Desc) {
+func (c *counts) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descReady, descCapacity, descUsed, descBlocks, descFull, descUnserved, descOverlaps, descOutside, descForeign, descOrphans, descHeld, descLeaks,
+		descLeader, descReady, descCapacity, descUsed, descBlocks, descFull, descUnserved, descOverlaps, descOutside, descForeign, descOrphans, descHeld, descLeaks,
 	} {
 		ch <- d
 	}
 }
 
-// Collect counts what the caches hold; a replica that does not lead has none.
-func (c *Controller) Collect(ch chan<- prometheus.Metric) {
-	if !c.Synced() {
-		return
-	}
+// Collect counts what the caches hold. A replica that does not lead has none, and says
+// only that.
+func (c *counts) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, value int64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(value), labels...)
 	}
-	total := c.countHeld()
+	gauge(descLeader, oneIf(c.state.leading.Load()))
+	if !c.state.synced.Load() {
+		return
+	}
+	held := map[v1alpha1.PoolReference]int64{}
+	for _, a := range c.caches.allocations.all() {
+		held[a.Spec.PoolRef]++
+	}
 	var orphans int64
-	for ref, n := range total {
-		if c.pool(ref) == nil {
+	for ref, n := range held {
+		if c.caches.pool(ref) == nil {
 			orphans += n
 		}
 	}
 	gauge(descOrphans, orphans)
-	c.summaries.Range(func(key, value any) bool {
-		ref, sum := key.(v1alpha1.PoolReference), value.(summary)
-		kind, pool := string(ref.Kind), ref.Name
-		gauge(descReady, isTrue(sum.ready), kind, pool, sum.ready.Reason)
-		gauge(descUsed, total[ref], kind, pool)
+	for ref, known := range c.memories.copy() {
+		sum, kind, pool := known.summary, string(ref.Kind), ref.Name
+		gauge(descReady, oneIf(sum.ready.Status == metav1.ConditionTrue), kind, pool, sum.ready.Reason)
+		gauge(descUsed, held[ref], kind, pool)
 		gauge(descUnserved, int64(sum.unserved), kind, pool)
 		gauge(descOverlaps, int64(sum.overlaps), kind, pool)
 		gauge(descOutside, int64(sum.outside), kind, pool)
@@ -162,8 +175,7 @@ func (c *Controller) Collect(ch chan<- prometheus.Metric) {
 			gauge(descBlocks, int64(sum.blocks.nodes), kind, pool)
 			gauge(descFull, int64(sum.blocks.full), kind, pool)
 		}
-		return true
-	})
+	}
 	found := c.observations.count()
 	for _, reason := range reclaim.HoldReasons {
 		gauge(descHeld, int64(found[finding{reclaim.Hold, reason}]), reason)
@@ -173,17 +185,8 @@ func (c *Controller) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// countHeld counts the addresses of each pool that are held.
-func (c *Controller) countHeld() map[v1alpha1.PoolReference]int64 {
-	total := map[v1alpha1.PoolReference]int64{}
-	for _, obj := range c.allocations.List() {
-		total[obj.(*v1alpha1.IPAllocation).Spec.PoolRef]++
-	}
-	return total
-}
-
-func isTrue(c metav1.Condition) int64 {
-	if c.Status == metav1.ConditionTrue {
+func oneIf(is bool) int64 {
+	if is {
 		return 1
 	}
 	return 0

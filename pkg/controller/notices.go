@@ -53,7 +53,7 @@ type nodeNews struct{ reason, node, message string }
 // earlierSpec says what is in use of an earlier specification. Nobody's address
 // changes for that: it stays until it is released. There is one event for each
 // specification.
-func earlierSpec(view *poolView, use *pool.Use) []notice {
+func earlierSpec(obj *pool.Object, use *pool.Use) []notice {
 	var blocks []string
 	for _, b := range use.Blocks {
 		if b.Earlier {
@@ -73,7 +73,7 @@ func earlierSpec(view *poolView, use *pool.Use) []notice {
 		return nil
 	}
 	n := newNotice(v1alpha1.ConditionEarlierSpecInUse, reasonSpecInUse, "kept from an earlier specification until they are released: "+strings.Join(parts, "; "))
-	n.event = strconv.FormatInt(view.meta.Generation, 10)
+	n.event = strconv.FormatInt(obj.Meta.Generation, 10)
 	return []notice{n}
 }
 
@@ -175,16 +175,15 @@ func countByNode(held []pool.Held) []nodeCount {
 }
 
 // podNetwork says that a pool's subnet overlaps with what the cluster gives to its
-// pods' first interfaces. Of many nodes it names the first, so that the text does
-// not change with each that joins.
-func podNetwork(view *poolView, nodes []any) []notice {
-	subnet, err := netip.ParsePrefix(view.subnet)
+// pods' first interfaces. Of many nodes it names the first, so that the message does
+// not change with each node that joins.
+func podNetwork(obj *pool.Object, nodes []*corev1.Node) []notice {
+	subnet, err := netip.ParsePrefix(obj.Subnet)
 	if err != nil {
 		return nil
 	}
 	first, podCIDR := "", ""
-	for _, obj := range nodes {
-		node := obj.(*corev1.Node)
+	for _, node := range nodes {
 		for _, text := range node.Spec.PodCIDRs {
 			if p, err := netip.ParsePrefix(text); err == nil && p.Overlaps(subnet) && (first == "" || node.Name < first) {
 				first, podCIDR = node.Name, text
@@ -194,7 +193,36 @@ func podNetwork(view *poolView, nodes []any) []notice {
 	if first == "" {
 		return nil
 	}
-	n := newNotice(v1alpha1.ConditionPodNetworkOverlap, reasonPodNetwork, fmt.Sprintf("%s overlaps with the cluster's pod network: node %s has %s", view.subnet, first, podCIDR))
+	n := newNotice(v1alpha1.ConditionPodNetworkOverlap, reasonPodNetwork, fmt.Sprintf("%s overlaps with the cluster's pod network: node %s has %s", obj.Subnet, first, podCIDR))
 	n.event = n.condition.Message
 	return []notice{n}
 }
+
+// named is how many nodes, or pools, a condition names before it only counts.
+const named = 10
+
+// enumerate names the first few of many.
+func enumerate(names []string) string {
+	text := strings.Join(names[:min(len(names), named)], ", ")
+	if more := len(names) - named; more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
+}
+
+// countBlocks counts blocks that nodes hand out addresses from.
+func countBlocks(all []pool.BlockUse) *blockCount {
+	n := &blockCount{}
+	for _, b := range all {
+		n.nodes++
+		n.capacity = min(n.capacity+b.Size, pool.MaxSize)
+		if isFull(b) {
+			n.full++
+		}
+	}
+	return n
+}
+
+// isFull reports whether a block has no free address. A block without any usable
+// address is not full: pods request the addresses of its pool, or ask by index.
+func isFull(b pool.BlockUse) bool { return b.Size > 0 && b.Held >= b.Size }

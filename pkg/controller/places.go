@@ -10,10 +10,11 @@ import (
 	"sync"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/util/flowcontrol"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/reclaim"
@@ -87,48 +88,64 @@ func (p *places) answered(node string, now time.Time, interval time.Duration) {
 	p.asked[node] = now
 }
 
+// locator finds out where the pods are that allocations name.
+type locator struct {
+	caches       *caches
+	evidence     *evidence
+	confirmation *confirmation
+	places       *places
+	pods         metadata.ResourceInterface
+	// limit is shared by all questions.
+	limit flowcontrol.RateLimiter
+	// interval is how often a node is asked at most.
+	interval time.Duration
+	// later asks about a node again after a while.
+	later func(node string, after time.Duration)
+	// placed is called with an allocation whose pod is placed now.
+	placed func(*v1alpha1.IPAllocation)
+}
+
 // locate asks which pods with an address on a node are there, if any of them has
-// not been placed yet.
-func (c *Controller) locate(ctx context.Context, node string) error {
-	found, _ := c.allocations.ByIndex(byNode, node) // fails for unknown indexes only
-	if !slices.ContainsFunc(found, c.unplacedPod) {
+// not been placed yet. One worker calls it.
+func (l *locator) locate(ctx context.Context, node string) error {
+	found := l.caches.allocations.by(byNode, node)
+	if !slices.ContainsFunc(found, l.unplaced) {
 		return nil
 	}
-	if wait := c.places.wait(node, time.Now(), c.opts.Resync); wait > 0 {
-		c.unplaced.AddAfter(node, wait)
+	if wait := l.places.wait(node, time.Now(), l.interval); wait > 0 {
+		l.later(node, wait)
 		return nil
 	}
-	if err := c.placesLimit.Wait(ctx); err != nil {
+	if err := l.limit.Wait(ctx); err != nil {
 		return err
 	}
-	there, err := c.podsOn(ctx, node)
+	there, err := l.podsOn(ctx, node)
 	if err != nil {
 		return fmt.Errorf("list the pods of node %s: %w", node, err)
 	}
-	for _, obj := range found {
-		if err := c.placePod(ctx, obj.(*v1alpha1.IPAllocation), there); err != nil {
+	for _, a := range found {
+		if err := l.place(ctx, a, there); err != nil {
 			return err
 		}
 	}
-	c.places.answered(node, time.Now(), c.opts.Resync)
+	l.places.answered(node, time.Now(), l.interval)
 	return nil
 }
 
-func (c *Controller) unplacedPod(obj any) bool {
-	a := obj.(*v1alpha1.IPAllocation)
-	e := c.cached(a)
+func (l *locator) unplaced(a *v1alpha1.IPAllocation) bool {
+	e := l.evidence.of(a)
 	return e.Unplaced(a)
 }
 
 // podsOn returns the UIDs of the pods on a node, without those that have ended if
 // nothing runs there any more.
-func (c *Controller) podsOn(ctx context.Context, node string) (map[types.UID]bool, error) {
+func (l *locator) podsOn(ctx context.Context, node string) (map[types.UID]bool, error) {
 	selector := fields.OneTermEqualSelector("spec.nodeName", node)
-	if c.deadNode(node) {
+	if l.dead(node) {
 		selector = fields.AndSelectors(selector,
 			fields.OneTermNotEqualSelector("status.phase", "Succeeded"), fields.OneTermNotEqualSelector("status.phase", "Failed"))
 	}
-	list, err := c.clients.Metadata.Resource(podsResource).List(ctx, metav1.ListOptions{FieldSelector: selector.String(), ResourceVersion: "0"})
+	list, err := l.pods.List(ctx, metav1.ListOptions{FieldSelector: selector.String(), ResourceVersion: "0"})
 	if err != nil {
 		return nil, err
 	}
@@ -139,44 +156,44 @@ func (c *Controller) podsOn(ctx context.Context, node string) (map[types.UID]boo
 	return out, nil
 }
 
-// placePod finds out where the pod of an allocation is, by the list of its node or
-// by itself.
-func (c *Controller) placePod(ctx context.Context, a *v1alpha1.IPAllocation, there map[types.UID]bool) error {
-	e := c.cached(a)
+// place finds out where the pod of an allocation is: from the pods of its node, or else
+// by reading the pod.
+func (l *locator) place(ctx context.Context, a *v1alpha1.IPAllocation, there map[types.UID]bool) error {
+	e := l.evidence.of(a)
 	if !e.Unplaced(a) { // another allocation of the same pod may have placed it
 		return nil
 	}
 	if there[e.Pod.UID] {
-		c.setPlace(a, e.Pod.UID, place{node: a.Spec.NodeName})
+		l.set(a, e.Pod.UID, place{node: a.Spec.NodeName})
 		return nil
 	}
-	if err := c.placesLimit.Wait(ctx); err != nil {
+	if err := l.limit.Wait(ctx); err != nil {
 		return err
 	}
-	now, err := c.livePod(ctx, a.Spec.PodRef)
+	now, err := l.confirmation.pod(ctx, a.Spec.PodRef)
 	if err != nil {
-		return fmt.Errorf("look where pod %s is: %w", holder(a), err)
+		return fmt.Errorf("look where pod %s is: %w", podKey(a), err)
 	}
 	if now == nil || now.UID != e.Pod.UID { // the watch will tell
 		return nil
 	}
-	c.setPlace(a, now.UID, place{node: now.Node, ended: now.Ended})
+	l.set(a, now.UID, place{node: now.Node, ended: now.Ended})
 	return nil
 }
 
-// setPlace notes where the pod of an allocation is, for as long as the pod is in
-// the cache: when it leaves that, onPod forgets its place. Allocations on other
-// nodes may name the pod, too.
-func (c *Controller) setPlace(a *v1alpha1.IPAllocation, uid types.UID, where place) {
-	c.places.set(uid, where)
-	if pod := c.cachedPod(a); pod == nil || pod.UID != uid {
-		c.places.forget(uid)
+// set notes where the pod of an allocation is, for as long as the pod is in the cache:
+// when it leaves that, its place is forgotten (triggers.onPod). Allocations on other
+// nodes may name the pod as well.
+func (l *locator) set(a *v1alpha1.IPAllocation, uid types.UID, where place) {
+	l.places.set(uid, where)
+	if pod := l.evidence.pod(a); pod == nil || pod.UID != uid {
+		l.places.forget(uid)
 	}
-	c.examineIndexed(byPod, holder(a))
+	l.placed(a)
 }
 
-// deadNode reports whether nothing can run on a node, as the cache has it.
-func (c *Controller) deadNode(name string) bool {
-	obj, found, _ := c.nodes.GetByKey(name)
-	return !found || nodeState(obj.(*corev1.Node)) == reclaim.OutOfService
+// dead reports whether nothing can run on a node, as the cache has it.
+func (l *locator) dead(name string) bool {
+	node, found := l.caches.nodes.get(name)
+	return !found || nodeState(node) == reclaim.OutOfService
 }

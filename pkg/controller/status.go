@@ -21,6 +21,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
@@ -29,45 +30,64 @@ import (
 //	allocations         applied by v1alpha1.BlocksManagerPrefix + hash of them:
 //	                    a plugin sees in the metadata when they change
 //	the rest            patched by "ipam-controller": it changes more often, and
-//	                    is no business of a plugin's
+//	                    plugins do not read it
 //
 // Allocations come first: the API requires them in a status. Both carry the
 // resource version that they were computed from, so that a cache which is behind
 // never moves a block.
 
-// writeAllocations applies status.allocations where they, or their manager, are
-// not what they ought to be, and returns the pool as it is then.
-func (c *Controller) writeAllocations(ctx context.Context, kind poolKind, view *poolView, want any) (*poolView, error) {
+// statusWriter writes the status of pools. One worker calls it.
+type statusWriter struct {
+	pools ledger.Pools
+	// usage is how long the count of used addresses must have been written before it is
+	// written again, if nothing else has changed.
+	usage time.Duration
+	// later reconciles a pool again after a while.
+	later func(v1alpha1.PoolReference, time.Duration)
+	// lacks is what the installed CRDs do not have, as far as is known.
+	lacks map[v1alpha1.PoolKind]lacking
+}
+
+// lacking is what the CRD of a kind of pool lacks, as nv-ipam's does: the API server
+// drops such fields.
+type lacking struct {
+	conditions bool // and with them all that this controller adds
+	counts     bool // capacity and used
+}
+
+// writeAllocations applies status.allocations if they, or their manager, are not what
+// they should be, and returns the pool as it is then.
+func (w *statusWriter) writeAllocations(ctx context.Context, obj *pool.Object, want any) (*pool.Object, error) {
 	if want == nil {
-		return view, nil
+		return obj, nil
 	}
 	body, err := json.Marshal(want)
 	if err != nil {
 		return nil, err
 	}
-	have, err := json.Marshal(view.allocations)
+	have, err := json.Marshal(obj.Allocations)
 	if err != nil {
 		return nil, err
 	}
 	manager := blocksManager(body)
-	if bytes.Equal(have, body) && applied(view.meta.ManagedFields, manager) {
-		return view, nil
+	if bytes.Equal(have, body) && applied(obj.Meta.ManagedFields, manager) {
+		return obj, nil
 	}
 	apply, err := json.Marshal(map[string]any{
 		"apiVersion": v1alpha1.GroupVersion.String(),
-		"kind":       view.ref.Kind,
-		"metadata":   map[string]string{"name": view.meta.Name, "namespace": view.meta.Namespace, "resourceVersion": view.meta.ResourceVersion},
+		"kind":       obj.Ref.Kind,
+		"metadata":   map[string]string{"name": obj.Meta.Name, "namespace": obj.Meta.Namespace, "resourceVersion": obj.Meta.ResourceVersion},
 		"status":     map[string]any{"allocations": json.RawMessage(body)},
 	})
 	if err != nil {
 		return nil, err
 	}
-	view, err = kind.patch(ctx, view.meta.Name, types.ApplyPatchType, apply, metav1.PatchOptions{FieldManager: manager, Force: new(true)})
+	obj, err = w.pools.PatchStatus(ctx, obj.Ref, types.ApplyPatchType, apply, metav1.PatchOptions{FieldManager: manager, Force: new(true)})
 	if err != nil {
 		return nil, fmt.Errorf("apply status.allocations: %w", err)
 	}
-	klog.FromContext(ctx).Info("Blocks written", "pool", view.ref, "nodes", len(view.blocks))
-	return view, nil
+	klog.FromContext(ctx).Info("Blocks written", "pool", obj.Ref, "blocks", len(obj.Blocks()))
+	return obj, nil
 }
 
 // blocksManager is the field manager of these allocations.
@@ -87,60 +107,60 @@ func applied(entries []metav1.ManagedFieldsEntry, manager string) bool {
 // 32,768.
 const maxMessage = 8192
 
-// writeRest patches the conditions and the counts where they have changed; only for
-// what changes with every address, not often (Options.Usage). nv-ipam's own CRDs
-// have neither, and the API server drops them: nothing is written then after the
-// first try.
-func (c *Controller) writeRest(ctx context.Context, kind poolKind, view *poolView, sum summary, notices []notice) error {
-	ref := view.ref
-	if c.pruned[ref.Kind] {
+// writeRest patches the conditions and the counts if they have changed; if only what
+// changes with every address has, not more often than usage, and notes when in known.
+// nv-ipam's own CRDs have neither: nothing is written then after the first try.
+func (w *statusWriter) writeRest(ctx context.Context, obj *pool.Object, known *memory, notices []notice) error {
+	ref := obj.Ref
+	lacks := w.lacks[ref.Kind]
+	if lacks.conditions {
 		return nil
 	}
-	want := c.rest(view, sum, notices)
+	want := wantedStatus(obj, known.summary, notices)
 	now := time.Now()
-	if c.same(ref.Kind, want, view.status, lasting) {
-		usedSame := c.countless[ref.Kind] || ptr.Equal(want.Used, view.status.Used)
-		if usedSame && c.same(ref.Kind, want, view.status, slices.Clone) {
+	if lacks.same(want, obj.Status, lasting) {
+		usedSame := lacks.counts || ptr.Equal(want.Used, obj.Status.Used)
+		if usedSame && lacks.same(want, obj.Status, slices.Clone) {
 			return nil
 		}
-		if wait := c.counted[ref].Add(c.opts.Usage).Sub(now); wait > 0 {
-			c.pools.AddAfter(ref, wait)
+		if wait := known.counted.Add(w.usage).Sub(now); wait > 0 {
+			w.later(ref, wait)
 			return nil
 		}
 	}
 	body, err := json.Marshal(map[string]any{
-		"metadata": map[string]string{"resourceVersion": view.meta.ResourceVersion},
+		"metadata": map[string]string{"resourceVersion": obj.Meta.ResourceVersion},
 		"status":   want,
 	})
 	if err != nil {
 		return err
 	}
-	view, err = kind.patch(ctx, view.meta.Name, types.MergePatchType, body, metav1.PatchOptions{FieldManager: name})
+	obj, err = w.pools.PatchStatus(ctx, ref, types.MergePatchType, body, metav1.PatchOptions{FieldManager: name})
 	if err != nil {
 		return fmt.Errorf("patch the pool's conditions and counts: %w", err)
 	}
-	c.counted[ref] = now
-	c.countless[ref.Kind] = view.status.Used == nil
-	if len(view.status.Conditions) == 0 {
-		c.pruned[ref.Kind] = true
+	known.counted = now
+	lacks = lacking{conditions: len(obj.Status.Conditions) == 0, counts: obj.Status.Used == nil}
+	w.lacks[ref.Kind] = lacks
+	if lacks.conditions {
 		klog.FromContext(ctx).Info("The installed CRD has no status.conditions: see events and the log instead", "kind", ref.Kind)
 	}
 	return nil
 }
 
-// rest is what a pool's status ought to be, but for its blocks.
-func (c *Controller) rest(view *poolView, sum summary, notices []notice) v1alpha1.PoolStatus {
+// wantedStatus is what a pool's status should be, but for its blocks.
+func wantedStatus(obj *pool.Object, sum summary, notices []notice) v1alpha1.PoolStatus {
 	want := v1alpha1.PoolStatus{
-		ObservedGeneration: view.meta.Generation,
-		Conditions:         slices.Clone(view.status.Conditions), // the cache's
-		Capacity:           view.status.Capacity,
+		ObservedGeneration: obj.Meta.Generation,
+		Conditions:         slices.Clone(obj.Status.Conditions), // the cache's
+		Capacity:           obj.Status.Capacity,
 		Used:               &sum.held,
 	}
 	if sum.blocks != nil {
 		want.Capacity = &sum.blocks.capacity
 	}
 	set := func(condition metav1.Condition) {
-		condition.ObservedGeneration = view.meta.Generation
+		condition.ObservedGeneration = obj.Meta.Generation
 		condition.Message = pool.Cut(condition.Message, maxMessage)
 		meta.SetStatusCondition(&want.Conditions, condition)
 	}
@@ -156,7 +176,7 @@ func (c *Controller) rest(view *poolView, sum summary, notices []notice) v1alpha
 	return want
 }
 
-// lasting leaves out of conditions what may change with every address that is taken
+// lasting leaves out of conditions what may change with every address that is claimed
 // or released.
 func lasting(in []metav1.Condition) (out []metav1.Condition) {
 	for _, condition := range in {
@@ -171,10 +191,9 @@ func lasting(in []metav1.Condition) (out []metav1.Condition) {
 	return out
 }
 
-// same reports whether two statuses differ in nothing but the count of used
-// addresses, as far as the installed CRD has the fields; of their conditions it
-// compares a part.
-func (c *Controller) same(kind v1alpha1.PoolKind, a v1alpha1.PoolStatus, b *v1alpha1.PoolStatus, part func([]metav1.Condition) []metav1.Condition) bool {
+// same reports whether two statuses are equal but for the count of used addresses, as
+// far as the installed CRD has the fields; of their conditions it compares a part.
+func (l lacking) same(a v1alpha1.PoolStatus, b *v1alpha1.PoolStatus, part func([]metav1.Condition) []metav1.Condition) bool {
 	return a.ObservedGeneration == b.ObservedGeneration && equality.Semantic.DeepEqual(part(a.Conditions), part(b.Conditions)) &&
-		(c.countless[kind] || ptr.Equal(a.Capacity, b.Capacity))
+		(l.counts || ptr.Equal(a.Capacity, b.Capacity))
 }

@@ -165,7 +165,7 @@ func (h *Hint) failed(doing string, err error) bool {
 	if err == nil {
 		return false
 	}
-	h.forget()
+	h.Forget()
 	h.warning.Do(func() {
 		h.log.Warn("node's hint is not usable, continuing without it", "doing", doing, "error", err)
 	})
@@ -200,9 +200,9 @@ var bootID = sync.OnceValue(func() string {
 	return strings.TrimSpace(string(id))
 })
 
-// forget makes the hint incomplete: the next call that needs a complete one rebuilds it.
+// Forget makes the hint incomplete: the next call that needs a complete one rebuilds it.
 // A rebuild that is running began before the failure, and must not complete the hint.
-func (h *Hint) forget() {
+func (h *Hint) Forget() {
 	marks, _ := filepath.Glob(filepath.Join(escape(h.path("claims")), rebuildingMark+"*"))
 	for _, mark := range append(marks, h.path("claims", completeMark)) {
 		_ = os.Remove(mark)

@@ -596,7 +596,7 @@ func TestRebuildLeavesLaterEntries(t *testing.T) {
 func TestRebuildIsNotCompleteIfAnEntryIsMissing(t *testing.T) {
 	h := newHint(t)
 	r := h.Rebuild(t.Context(), time.Time{})
-	h.forget() // of another call, whose disk was full
+	h.Forget() // of another call, whose disk was full
 	r.Enter(time.Now(), []Entry{heldBy(podA, addr1, "u1")})
 	r.End()
 	if h.Complete() {

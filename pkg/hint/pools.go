@@ -105,7 +105,7 @@ func (h *Hint) SetFull(ref v1alpha1.PoolReference, version string) {
 }
 
 func (h *Hint) notFull(poolName string) {
-	for _, kind := range []v1alpha1.PoolKind{v1alpha1.PoolKindIPPool, v1alpha1.PoolKindCIDRPool} {
+	for _, kind := range pool.Kinds() {
 		_ = os.Remove(h.path("pools", poolFile(v1alpha1.PoolReference{Kind: kind, Name: poolName})+".full"))
 	}
 }

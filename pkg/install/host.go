@@ -4,7 +4,6 @@
 package install
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -13,12 +12,14 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
-	"time"
+
+	"k8s.io/klog/v2"
 
 	"github.com/crd-ipam/crd-ipam/pkg/cni"
 )
@@ -55,6 +56,12 @@ type Host struct {
 	Settings *Settings
 	// DataDir is the plugin's, where the record of what was installed is kept.
 	DataDir string
+	// Root is where the host's root directory is, for Status: empty if it is this
+	// process's own.
+	Root string
+	// Beside are files that somebody else keeps with this Host's record and that
+	// Install leaves alone: those of Credentials.
+	Beside []string
 
 	mu sync.Mutex // one change of the record at a time
 }
@@ -116,6 +123,10 @@ func (h *Host) note(path, sum string) error {
 		return nil
 	}
 	r.Files[path] = sum
+	return h.writeRecord(r)
+}
+
+func (h *Host) writeRecord(r *record) error {
 	data, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err
@@ -196,14 +207,22 @@ func (h *Host) conf() ([]byte, error) {
 }
 
 // Install puts configuration and plugin in their places, in this order, so that
-// the plugin never runs without its configuration, and checks both. The plugin is
-// run where it will be run before it takes the place of the one that is there.
+// the plugin never runs without its configuration, removes what an earlier run put
+// there and this one does not, and checks the result. The plugin is run where it will
+// be run before it takes the place of the one that is there.
 func (h *Host) Install(ctx context.Context) error {
 	if err := h.installConf(); err != nil {
 		return fmt.Errorf("writing %s: %w", h.Conf(), err)
 	}
 	if err := h.installBinary(ctx); err != nil {
 		return fmt.Errorf("installing %s: %w", h.Binary(), err)
+	}
+	left, err := h.removeStale()
+	if err != nil {
+		return fmt.Errorf("removing what was installed before: %w", err)
+	}
+	for _, path := range left {
+		klog.FromContext(ctx).Info("Not removed, although an earlier run of the installer wrote it: somebody has changed it since", "path", path)
 	}
 	drift, err := h.Drift()
 	if err == nil && len(drift) > 0 {
@@ -263,54 +282,30 @@ func (h *Host) installBinary(ctx context.Context) error {
 	})
 }
 
-// runTime is what asking a plugin for its version may take.
-const runTime = 10 * time.Second
-
-// runs checks that a file is a plugin that this machine can run.
-func runs(ctx context.Context, path string) error {
-	ctx, cancel := context.WithTimeout(ctx, runTime)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, path)
-	cmd.Env = []string{"CNI_COMMAND=VERSION"}
-	cmd.Stdin = strings.NewReader(`{"cniVersion":"1.1.0"}`)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		return fmt.Errorf("running %s for its version: %w: %s%s", path, err, out, stderr.Bytes())
+// removeStale removes what an earlier run has installed and this one does not: the
+// kubeconfig and the token of a mode that is no longer set, for the plugin would go on
+// using them. It returns what it has left because somebody has changed it since.
+func (h *Host) removeStale() (left []string, err error) {
+	keep := slices.Clone(h.Beside)
+	if h.Source != "" {
+		keep = append(keep, h.Binary())
 	}
-	var answer struct {
-		SupportedVersions []string `json:"supportedVersions"`
+	if h.Settings != nil {
+		keep = append(keep, h.Conf())
 	}
-	if err := json.Unmarshal(out, &answer); err != nil || len(answer.SupportedVersions) == 0 {
-		return fmt.Errorf("%s is no CNI plugin: asked for its version it says %q", path, out)
-	}
-	return nil
+	return h.remove(func(path string) bool { return !slices.Contains(keep, path) })
 }
 
 // Uninstall removes what Install and Credentials have put on the host, and says
 // what it has left because somebody has changed it since. What the plugin and
 // the migration keep in DataDir stays: pods may still hold addresses.
 func (h *Host) Uninstall() (left []string, err error) {
+	left, err = h.remove(func(string) bool { return true })
+	if err != nil {
+		return left, err
+	}
 	r, err := h.readRecord()
 	if err != nil {
-		return nil, err
-	}
-	var errs []error
-	for path, sum := range r.Files {
-		got, err := fileSum(path)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-		case err != nil:
-			errs = append(errs, err)
-		case sum != "" && got != sum:
-			left = append(left, path)
-		default:
-			errs = append(errs, os.Remove(path))
-		}
-		errs = append(errs, ignoreMissing(removeTemps(path)))
-	}
-	if err := errors.Join(errs...); err != nil {
 		return left, err
 	}
 	if err := ignoreMissing(os.Remove(h.recordPath())); err != nil {
@@ -320,6 +315,52 @@ func (h *Host) Uninstall() (left []string, err error) {
 		_ = os.Remove(dir) // fails where it is not empty, as it should
 	}
 	return left, nil
+}
+
+// remove removes the chosen files that are as they were installed, from the record
+// too, and returns the others that it was to remove.
+func (h *Host) remove(chosen func(path string) bool) (left []string, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r, err := h.readRecord()
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	before := len(r.Files)
+	for _, path := range slices.Sorted(maps.Keys(r.Files)) {
+		if !chosen(path) {
+			continue
+		}
+		changed, err := removeIfSame(path, r.Files[path])
+		switch {
+		case err != nil:
+			errs = append(errs, err)
+		case changed:
+			left = append(left, path)
+		default:
+			delete(r.Files, path)
+		}
+	}
+	if len(r.Files) < before {
+		errs = append(errs, h.writeRecord(r))
+	}
+	return left, errors.Join(errs...)
+}
+
+// removeIfSame removes a file unless its checksum is another one; without a checksum
+// it removes it whatever is in it. A file that is not there is fine.
+func removeIfSame(path, sum string) (changed bool, err error) {
+	got, err := fileSum(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return false, ignoreMissing(removeTemps(path))
+	case err != nil:
+		return false, err
+	case sum != "" && got != sum:
+		return true, ignoreMissing(removeTemps(path))
+	}
+	return false, errors.Join(os.Remove(path), removeTemps(path))
 }
 
 func ignoreMissing(err error) error {

@@ -204,3 +204,74 @@ func TestSkip(t *testing.T) {
 		t.Errorf("there are %q", got)
 	}
 }
+
+// What an earlier run put there and this one does not goes, unless somebody has
+// changed it or the run before was another's.
+func TestInstallRemovesStale(t *testing.T) {
+	h := newHost(t)
+	mustInstall(t, h)
+	c := &Credentials{Host: h, Server: "https://x"}
+	for path, sum := range map[string]string{c.Kubeconfig(): dataSum([]byte("k")), c.tokenPath(): "", filepath.Join(h.ConfDir, "edited"): dataSum([]byte("k"))} {
+		if err := h.note(path, sum); err != nil {
+			t.Fatal(err)
+		}
+		write(t, path, "k", 0o600)
+	}
+	write(t, filepath.Join(h.ConfDir, "edited"), "by hand", 0o600)
+	write(t, filepath.Join(h.ConfDir, "foreign"), "another's", 0o600)
+
+	h.Beside = c.Files()
+	mustInstall(t, h)
+	if got, want := files(t, h.ConfDir), []string{"edited", "foreign", "nv-ipam.conf", "nv-ipam.kubeconfig", "nv-ipam.token"}; !slices.Equal(got, want) {
+		t.Errorf("with credentials: %q, want %q", got, want)
+	}
+	h.Beside = nil
+	mustInstall(t, h)
+	if got, want := files(t, h.ConfDir), []string{"edited", "foreign", "nv-ipam.conf"}; !slices.Equal(got, want) {
+		t.Errorf("without them: %q, want %q", got, want)
+	}
+	h.Settings = nil
+	mustInstall(t, h)
+	if got, want := files(t, h.ConfDir), []string{"edited", "foreign"}; !slices.Equal(got, want) {
+		t.Errorf("without a configuration: %q, want %q", got, want)
+	}
+	if left, err := h.Uninstall(); err != nil || !slices.Equal(left, []string{filepath.Join(h.ConfDir, "edited")}) {
+		t.Errorf("uninstall: left %q, %v", left, err)
+	}
+}
+
+// A plugin's own words are the error, and a plugin that does not run says so.
+func TestStatus(t *testing.T) {
+	const says = "#!/bin/sh\n[ \"$CNI_COMMAND\" = STATUS ] && "
+	for _, tc := range []struct{ plugin, want string }{
+		{says + "grep -q '\"confDir\":\"CONF\".*\"poolName\"'", ""},
+		{says + "echo '{\"code\":50,\"msg\":\"no credentials\",\"details\":\"look there\"}'; exit 1", "no credentials; look there"},
+		{says + "echo '{\"code\":50,\"msg\":\"no credentials\"}'; exit 1", "no credentials"},
+		{"#!/bin/sh\necho broken >&2; exit 3", "exit status 3: broken"},
+		{broken, "exec format error"},
+	} {
+		h := newHost(t)
+		write(t, h.Binary(), strings.ReplaceAll(tc.plugin, "CONF", h.ConfDir), 0o755)
+		err := h.Status(t.Context())
+		if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), ": "+tc.want) {
+			t.Errorf("%q: %v", tc.plugin, err)
+		}
+		if err != nil && !strings.HasPrefix(err.Error(), "STATUS of "+h.Binary()+": ") {
+			t.Errorf("does not say who: %v", err)
+		}
+	}
+}
+
+// With a root, the plugin is run in there, with the paths that it has there.
+func TestStatusInRoot(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("changing the root directory takes root")
+	}
+	h := newHost(t)
+	h.Root = t.TempDir()
+	write(t, filepath.Join(h.Root, "nv-ipam"), "#!/nosuch", 0o755)
+	h.BinDir = "/"
+	if err := h.Status(t.Context()); err == nil || !strings.Contains(err.Error(), "no such file") {
+		t.Errorf("the plugin of the root is not the one that is run: %v", err)
+	}
+}

@@ -63,6 +63,9 @@ type Credentials struct {
 // Kubeconfig is the path of the kubeconfig.
 func (c *Credentials) Kubeconfig() string { return filepath.Join(c.Host.ConfDir, KubeconfigName) }
 
+// Files are the paths of what Ensure writes.
+func (c *Credentials) Files() []string { return []string{c.Kubeconfig(), c.tokenPath()} }
+
 func (c *Credentials) tokenPath() string { return filepath.Join(c.Host.ConfDir, tokenName) }
 
 // lookInterval is how often is looked whether the files and the Node are as they

@@ -33,7 +33,7 @@ var (
 	ErrUnanswered = errors.New("a create may have been carried out")
 )
 
-// InUseError: another attachment holds the address.
+// InUseError says that another attachment holds the address.
 type InUseError struct {
 	// Address that was asked for.
 	Address netip.Addr

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package ledger is the record of who holds which address: the IPAllocations of one
-// namespace in the API server. Every request about one is made here, and what an
-// answer proves is decided here.
+// namespace in the API server. A node's requests about one are made here, those about
+// the pools of the namespace as well (Pools), and what an answer proves is decided here.
 //
 //	Create   claims an address: the API server lets one create of a name win
 //	Delete   gives it back, if it is still the allocation that is meant

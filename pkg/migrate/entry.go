@@ -11,13 +11,11 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
 	"github.com/crd-ipam/crd-ipam/pkg/hint"
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
-	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
 // migrate claims one entry. What may stand in the way:
@@ -33,13 +31,13 @@ import (
 func (m *Migrator) migrate(ctx context.Context, e Entry, journal *Journal) (Outcome, error) {
 	out := Outcome{Entry: e, Detail: m.odd(e)}
 	if journal.Switched && m.released(e, journal) {
-		out.Result = Released
+		out.Result = released
 		return out, nil
 	}
 	created, err := m.adopt(ctx, e)
 	if holder := holderOf(err); holder != nil && m.otherSandbox(e, holder) {
 		if !e.Created.After(holder.CreationTimestamp.Time) { // 3
-			out.Result, out.Detail = Obsolete, "container "+holder.Spec.ContainerID+" of the pod holds it"
+			out.Result, out.Detail = obsolete, "container "+holder.Spec.ContainerID+" of the pod holds it"
 			return out, nil
 		}
 		if err := m.Claimer.Release(ctx, hint.AttachmentOf(holder)); err != nil { // 2
@@ -52,13 +50,13 @@ func (m *Migrator) migrate(ctx context.Context, e Entry, journal *Journal) (Outc
 	}
 	switch holder := holderOf(err); {
 	case holder != nil: // 4
-		out.Result, out.Detail = Conflict, ledger.HeldBy(holder)
+		out.Result, out.Detail = conflict, ledger.HeldBy(holder)
 	case err != nil:
 		return out, err
 	case created:
-		out.Result = Claimed
+		out.Result = claimed
 	default:
-		out.Result = Already // 1
+		out.Result = already // 1
 	}
 	return out, nil
 }
@@ -81,7 +79,7 @@ func (m *Migrator) adopt(ctx context.Context, e Entry) (created bool, err error)
 // the controller takes it back if the pod is gone.
 func (m *Migrator) released(e Entry, journal *Journal) bool {
 	before := journal.find(e)
-	if before == nil || before.Result == Conflict || !m.Claimer.Hint.Complete() {
+	if before == nil || before.Result == conflict || !m.Claimer.Hint.Complete() {
 		return false
 	}
 	for _, held := range m.Claimer.Hint.HoldingIn(e.Pool.Name, e.Attachment) {
@@ -117,7 +115,7 @@ type poolState struct {
 // readPools looks for the pools of the store. Where there is none of them, the
 // namespace is likely to be the wrong one, and claims in it would protect
 // nothing.
-func (m *Migrator) readPools(ctx context.Context, store *Store) error {
+func (m *Migrator) readPools(ctx context.Context, store *nodeStore) error {
 	m.pools = map[v1alpha1.PoolReference]poolState{}
 	found := false
 	for _, e := range store.Entries {
@@ -138,25 +136,15 @@ func (m *Migrator) readPools(ctx context.Context, store *Store) error {
 }
 
 func (m *Migrator) readPool(ctx context.Context, ref v1alpha1.PoolReference) (poolState, error) {
-	var parsed *pool.Pool
-	var err error
-	if ref.Kind == v1alpha1.PoolKindCIDRPool {
-		var obj *v1alpha1.CIDRPool
-		if obj, err = m.Claimer.Client.CIDRPools(m.Claimer.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}); err == nil {
-			parsed, _ = pool.FromCIDRPool(obj)
-		}
-	} else {
-		var obj *v1alpha1.IPPool
-		if obj, err = m.Claimer.Client.IPPools(m.Claimer.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}); err == nil {
-			parsed, _ = pool.FromIPPool(obj)
-		}
-	}
+	obj, err := m.Claimer.Pools().Get(ctx, ref)
 	switch {
 	case apierrors.IsNotFound(err):
 		return poolState{missing: true}, nil
 	case err != nil:
 		return poolState{}, err
-	case parsed == nil:
+	}
+	parsed, errs := obj.Parse()
+	if len(errs) > 0 {
 		return poolState{}, nil
 	}
 	return poolState{subnet: parsed.Subnet}, nil

@@ -23,16 +23,16 @@ type Result string
 
 // Results.
 const (
-	// Claimed: it has an allocation now.
-	Claimed Result = "claimed"
-	// Already: it had one, from an earlier run.
-	Already Result = "already claimed"
-	// Obsolete: the pod has another sandbox by now, which holds the address.
-	Obsolete Result = "obsolete"
-	// Released: an earlier run claimed it, and the plugin has released it since.
-	Released Result = "released since"
-	// Conflict: another pod holds the address. Both answer on it.
-	Conflict Result = "conflict"
+	// claimed: it has an allocation now.
+	claimed Result = "claimed"
+	// already: it had one, from an earlier run.
+	already Result = "already claimed"
+	// obsolete: the pod has another sandbox by now, which holds the address.
+	obsolete Result = "obsolete"
+	// released: an earlier run claimed it, and the plugin has released it since.
+	released Result = "released since"
+	// conflict: another pod holds the address. Both answer on it.
+	conflict Result = "conflict"
 )
 
 // Outcome is an entry and what became of it.
@@ -104,7 +104,7 @@ func (j *Journal) find(e Entry) *Outcome {
 // Conflicts are the entries whose address another pod holds.
 func (j *Journal) Conflicts() (out []Outcome) {
 	for _, o := range j.Entries {
-		if o.Result == Conflict {
+		if o.Result == conflict {
 			out = append(out, o)
 		}
 	}
@@ -118,5 +118,5 @@ func (j *Journal) String() string {
 		n[o.Result]++
 	}
 	return fmt.Sprintf("%d entries: %d claimed, %d already claimed, %d conflicts, %d obsolete, %d released since, %d unreadable",
-		len(j.Entries)+len(j.Unreadable), n[Claimed], n[Already], n[Conflict], n[Obsolete], n[Released], len(j.Unreadable))
+		len(j.Entries)+len(j.Unreadable), n[claimed], n[already], n[conflict], n[obsolete], n[released], len(j.Unreadable))
 }

@@ -54,7 +54,7 @@ func (m *Migrator) Needed() (bool, error) {
 }
 
 // news are the entries that the journal does not have.
-func (s *Store) news(j *Journal) (out []Entry) {
+func (s *nodeStore) news(j *Journal) (out []Entry) {
 	for _, e := range s.Entries {
 		if j.find(e) == nil {
 			out = append(out, e)
@@ -65,8 +65,8 @@ func (s *Store) news(j *Journal) (out []Entry) {
 
 // read reads store and journal; nil where there is no store. A journal of
 // another node or namespace says nothing about this one: a disk may be cloned.
-func (m *Migrator) read() (*Store, *Journal, error) {
-	store, err := ReadStore(m.StoreFile)
+func (m *Migrator) read() (*nodeStore, *Journal, error) {
+	store, err := readStore(m.StoreFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, nil
 	}
@@ -146,7 +146,7 @@ func (m *Migrator) Run(ctx context.Context, switchOver func(context.Context) err
 func (m *Migrator) settle(ctx context.Context, journal *Journal) error {
 	quiet := time.Now()
 	for {
-		store, err := ReadStore(m.StoreFile)
+		store, err := readStore(m.StoreFile)
 		if err != nil {
 			return fmt.Errorf("reading nv-ipam's store again: %w", err)
 		}
@@ -173,7 +173,7 @@ func (m *Migrator) settle(ctx context.Context, journal *Journal) error {
 
 // closeAgain is close with the store as it is by now.
 func (m *Migrator) closeAgain(journal *Journal) error {
-	store, err := ReadStore(m.StoreFile)
+	store, err := readStore(m.StoreFile)
 	if err != nil {
 		return fmt.Errorf("reading nv-ipam's store again: %w", err)
 	}
@@ -182,7 +182,7 @@ func (m *Migrator) closeAgain(journal *Journal) error {
 
 // close closes the node, or keeps it closed: no ADD is given what the store has and
 // the journal does not.
-func (m *Migrator) close(store *Store, journal *Journal) error {
+func (m *Migrator) close(store *nodeStore, journal *Journal) error {
 	foreign := hint.Foreign{Store: m.StoreFile}
 	for _, e := range store.Entries {
 		entry := hint.NewForeignEntry(e.Pool.Name, e.Address, e.Attachment)
@@ -200,7 +200,7 @@ func (m *Migrator) close(store *Store, journal *Journal) error {
 
 // pass claims entries of the store. It goes on whatever becomes of one of them,
 // and notes the store's checksum only where all have come to something.
-func (m *Migrator) pass(ctx context.Context, store *Store, entries []Entry, journal *Journal) error {
+func (m *Migrator) pass(ctx context.Context, store *nodeStore, entries []Entry, journal *Journal) error {
 	if err := m.readPools(ctx, store); err != nil {
 		return err
 	}
@@ -229,7 +229,7 @@ func (m *Migrator) pass(ctx context.Context, store *Store, entries []Entry, jour
 }
 
 // roundRobin goes on where nv-ipam stopped, unless the plugin has moved on.
-func (m *Migrator) roundRobin(store *Store) {
+func (m *Migrator) roundRobin(store *nodeStore) {
 	if m.last == nil {
 		m.last = map[v1alpha1.PoolReference]netip.Addr{}
 	}
@@ -250,12 +250,12 @@ func (m *Migrator) log(ctx context.Context, journal *Journal, o Outcome) {
 	if o.Detail != "" {
 		log = log.With("detail", o.Detail)
 	}
-	if o.Result != Conflict {
+	if o.Result != conflict {
 		log.Info("migrated")
 		return
 	}
 	log.Error("address is given twice: another pod holds it, and this one answers on it, too")
-	if before := journal.find(o.Entry); m.Report == nil || before != nil && before.Result == Conflict && before.Detail == o.Detail {
+	if before := journal.find(o.Entry); m.Report == nil || before != nil && before.Result == conflict && before.Detail == o.Detail {
 		return
 	}
 	if err := m.Report(ctx, o); err != nil {

@@ -18,7 +18,7 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// Plan is what Run would do to the store as it is, without doing it: Claimed is
+// Plan is what Run would do to the store as it is, without doing it: claimed is
 // what would be. It is nil where there is no store.
 func (m *Migrator) Plan(ctx context.Context) (*Journal, error) {
 	store, journal, err := m.read()
@@ -45,9 +45,9 @@ func (m *Migrator) Plan(ctx context.Context) (*Journal, error) {
 
 // plan is migrate without the doing.
 func (m *Migrator) plan(ctx context.Context, e Entry, journal *Journal) (Outcome, error) {
-	out := Outcome{Entry: e, Detail: m.odd(e), Result: Claimed}
+	out := Outcome{Entry: e, Detail: m.odd(e), Result: claimed}
 	if journal.Switched && m.released(e, journal) {
-		out.Result = Released
+		out.Result = released
 		return out, nil
 	}
 	holder, err := m.Claimer.Client.IPAllocations(m.Claimer.Namespace).Get(ctx, v1alpha1.AllocationName(e.Pool.Name, e.Address), metav1.GetOptions{})
@@ -56,20 +56,20 @@ func (m *Migrator) plan(ctx context.Context, e Entry, journal *Journal) (Outcome
 	case err != nil:
 		return out, fmt.Errorf("reading the allocation of %s: %w", e.Address, err)
 	case hint.AttachmentOf(holder) == e.Attachment:
-		out.Result = Already
+		out.Result = already
 	case m.otherSandbox(e, holder) && e.Created.After(holder.CreationTimestamp.Time):
 		out.Detail = "in place of the pod's former container " + holder.Spec.ContainerID
 	case m.otherSandbox(e, holder):
-		out.Result, out.Detail = Obsolete, "container "+holder.Spec.ContainerID+" of the pod holds it"
+		out.Result, out.Detail = obsolete, "container "+holder.Spec.ContainerID+" of the pod holds it"
 	default:
-		out.Result, out.Detail = Conflict, ledger.HeldBy(holder)
+		out.Result, out.Detail = conflict, ledger.HeldBy(holder)
 	}
 	return out, nil
 }
 
 // actions are the results in the words of a plan.
 var actions = map[Result]string{
-	Claimed: "claim", Already: "none: claimed", Obsolete: "none: obsolete", Released: "none: released since", Conflict: "CONFLICT",
+	claimed: "claim", already: "none: claimed", obsolete: "none: obsolete", released: "none: released since", conflict: "CONFLICT",
 }
 
 // WriteTable writes a plan as a table for people.

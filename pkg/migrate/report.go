@@ -17,11 +17,12 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 )
 
-// ReasonDuplicate is the reason of the event about an address that nv-ipam gave
+// reasonDuplicate is the reason of the event about an address that nv-ipam gave
 // twice.
-const ReasonDuplicate = "DuplicateAddress"
+const reasonDuplicate = "DuplicateAddress"
 
 // Reporter makes events on pools.
 type Reporter struct {
@@ -36,17 +37,19 @@ type Reporter struct {
 func (r *Reporter) Conflict(ctx context.Context, o Outcome) error {
 	ctx, cancel := context.WithTimeout(ctx, entryTime)
 	defer cancel()
-	object, err := r.object(ctx, o.Pool)
+	pool, err := ledger.Pools{Client: r.Pools.RESTClient(), Namespace: r.Namespace}.Get(ctx, o.Pool)
 	if err != nil {
 		return err
 	}
 	sum := sha256.Sum256([]byte(r.Node + "/" + o.key() + "/" + o.Detail))
 	now := metav1.NewTime(time.Now())
 	_, err = r.Events.Create(ctx, &corev1.Event{
-		ObjectMeta:     metav1.ObjectMeta{Name: o.Pool.Name + "." + hex.EncodeToString(sum[:8]), Namespace: r.Namespace},
-		InvolvedObject: *object,
-		Type:           corev1.EventTypeWarning,
-		Reason:         ReasonDuplicate,
+		ObjectMeta: metav1.ObjectMeta{Name: o.Pool.Name + "." + hex.EncodeToString(sum[:8]), Namespace: r.Namespace},
+		InvolvedObject: corev1.ObjectReference{
+			APIVersion: v1alpha1.GroupVersion.String(), Kind: string(o.Pool.Kind), Namespace: r.Namespace, Name: o.Pool.Name, UID: pool.Meta.UID,
+		},
+		Type:   corev1.EventTypeWarning,
+		Reason: reasonDuplicate,
 		Message: fmt.Sprintf("nv-ipam gave %s twice: pod %s/%s on node %s (interface %s) answers on it, and it is %s",
 			o.Address, o.Pod.Namespace, o.Pod.Name, r.Node, o.Interface, o.Detail),
 		Source:         corev1.EventSource{Component: "ipam-node", Host: r.Node},
@@ -56,21 +59,4 @@ func (r *Reporter) Conflict(ctx context.Context, o Outcome) error {
 		return nil
 	}
 	return err
-}
-
-func (r *Reporter) object(ctx context.Context, ref v1alpha1.PoolReference) (*corev1.ObjectReference, error) {
-	object := &corev1.ObjectReference{APIVersion: v1alpha1.GroupVersion.String(), Kind: string(ref.Kind), Namespace: r.Namespace, Name: ref.Name}
-	var err error
-	if ref.Kind == v1alpha1.PoolKindCIDRPool {
-		var p *v1alpha1.CIDRPool
-		if p, err = r.Pools.CIDRPools(r.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}); err == nil {
-			object.UID = p.UID
-		}
-	} else {
-		var p *v1alpha1.IPPool
-		if p, err = r.Pools.IPPools(r.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}); err == nil {
-			object.UID = p.UID
-		}
-	}
-	return object, err
 }

@@ -26,8 +26,8 @@ import (
 // storeVersion is the only one that nv-ipam ever had.
 const storeVersion = 1
 
-// Store is nv-ipam's node store.
-type Store struct {
+// nodeStore is nv-ipam's store on a node.
+type nodeStore struct {
 	// Sum is the checksum of the file (SHA-256), to see whether it has changed.
 	Sum string
 	// Entries by pool and address.
@@ -87,16 +87,16 @@ type (
 	}
 )
 
-// ReadStore reads nv-ipam's store; the error is fs.ErrNotExist where there is
+// readStore reads nv-ipam's store; the error is fs.ErrNotExist where there is
 // none. nv-ipam replaces the file in one piece, so one that cannot be parsed is
 // broken, and guessing at the addresses that it had would be no help.
-func ReadStore(path string) (*Store, error) {
+func readStore(path string) (*nodeStore, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
 	sum := sha256.Sum256(data)
-	s := &Store{Sum: hex.EncodeToString(sum[:]), Last: map[v1alpha1.PoolReference]netip.Addr{}}
+	s := &nodeStore{Sum: hex.EncodeToString(sum[:]), Last: map[v1alpha1.PoolReference]netip.Addr{}}
 	if len(data) == 0 { // nv-ipam takes it for a new one
 		return s, nil
 	}
@@ -117,7 +117,7 @@ func ReadStore(path string) (*Store, error) {
 	return s, nil
 }
 
-func (s *Store) add(key string, p storePool) {
+func (s *nodeStore) add(key string, p storePool) {
 	ref, badPool := poolOf(key)
 	for id, raw := range p.Entries {
 		e, err := entry(ref, raw)
@@ -132,12 +132,13 @@ func (s *Store) add(key string, p storePool) {
 	}
 }
 
-// poolOf parses the key of a pool: its name, and before that the type where it is
-// a CIDRPool.
+// poolOf parses the key of a pool: TYPE/NAME, or the name alone for the default type.
 func poolOf(key string) (v1alpha1.PoolReference, error) {
-	ref := v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: key}
-	if name, ok := strings.CutPrefix(key, "cidrpool/"); ok {
-		ref = v1alpha1.PoolReference{Kind: v1alpha1.PoolKindCIDRPool, Name: name}
+	ref := v1alpha1.PoolReference{Kind: pool.DefaultKind, Name: key}
+	for _, kind := range pool.Kinds() {
+		if name, ok := strings.CutPrefix(key, pool.Type(kind)+"/"); ok {
+			ref = v1alpha1.PoolReference{Kind: kind, Name: name}
+		}
 	}
 	if err := pool.ValidName(ref.Name); err != nil {
 		return v1alpha1.PoolReference{}, err

@@ -19,7 +19,7 @@ import (
 
 // The store was written by nv-ipam for five pods on a node of three pools.
 func TestReadStore(t *testing.T) {
-	s, err := ReadStore("testdata/store.json")
+	s, err := readStore("testdata/store.json")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +78,7 @@ func TestReadStoreKeepsWhatCanBeRead(t *testing.T) {
 		"a round robin that is no address": {`"p":{"entries":{"a":` + good + `},"last_reserved_ip":"x"}`, 1, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s, err := ReadStore(write(t, `{"version":1,"checksum":1,"pools":{`+tc.pools+`}}`))
+			s, err := readStore(write(t, `{"version":1,"checksum":1,"pools":{`+tc.pools+`}}`))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -91,14 +91,14 @@ func TestReadStoreKeepsWhatCanBeRead(t *testing.T) {
 
 func TestReadStoreRefuses(t *testing.T) {
 	for name, text := range map[string]string{"half a file": `{"version":1,"pools":{"p":{`, "another version": `{"version":2,"pools":{}}`} {
-		if s, err := ReadStore(write(t, text)); err == nil {
+		if s, err := readStore(write(t, text)); err == nil {
 			t.Errorf("%s: %+v", name, s)
 		}
 	}
-	if _, err := ReadStore(filepath.Join(t.TempDir(), "none")); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := readStore(filepath.Join(t.TempDir(), "none")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no store: %v", err)
 	}
-	if s, err := ReadStore(write(t, "")); err != nil || len(s.Entries) > 0 {
+	if s, err := readStore(write(t, "")); err != nil || len(s.Entries) > 0 {
 		t.Errorf("empty store: %v, %v", s, err)
 	}
 }
@@ -108,16 +108,16 @@ func TestJournal(t *testing.T) {
 	if j, err := ReadJournal(store); j != nil || err != nil {
 		t.Errorf("no journal: %v, %v", j, err)
 	}
-	s, err := ReadStore("testdata/store.json")
+	s, err := readStore("testdata/store.json")
 	if err != nil {
 		t.Fatal(err)
 	}
 	j := &Journal{Node: "n"}
 	for _, e := range s.Entries {
-		j.set(Outcome{Entry: e, Result: Claimed})
+		j.set(Outcome{Entry: e, Result: claimed})
 	}
-	j.set(Outcome{Entry: s.Entries[0], Result: Already})
-	j.set(Outcome{Entry: s.Entries[1], Result: Conflict, Detail: "held by another"})
+	j.set(Outcome{Entry: s.Entries[0], Result: already})
+	j.set(Outcome{Entry: s.Entries[1], Result: conflict, Detail: "held by another"})
 	if err := j.save(store); err != nil {
 		t.Fatal(err)
 	}

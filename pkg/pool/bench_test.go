@@ -21,13 +21,13 @@ func pinned(tb testing.TB) []struct {
 } {
 	huge := ipPool(tb, v1alpha1.IPPoolSpec{Subnet: "fd00::/48", PerNodeBlockSize: 1_000_000_000, Gateway: "fd00::1"})
 	assigned := Assignment{Node: "a", Range: netipx.MustParseIPRange("fd00::1-fd00::3b9a:ca00")}
-	block := huge.Block(assigned)
+	block := huge.block(assigned)
 	blocks := []*Block{block}
 	requested := Want{Addresses: []netip.Addr{addr("fd00::77")}}
 	nodes := nodeNames(5000)
 	grid := ipPool(tb, v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/8", PerNodeBlockSize: 100, Gateway: "10.0.0.1"})
 	full, _ := grid.Carve(nil, nodes, nobody)
-	status := IPPoolAllocations(full)
+	status := ipAllocations(full)
 	return []struct {
 		name   string
 		allocs float64
@@ -38,13 +38,13 @@ func pinned(tb testing.TB) []struct {
 				break
 			}
 		}},
-		{"block of a node", 10, func() { huge.Block(assigned) }},
+		{"block of a node", 10, func() { huge.block(assigned) }},
 		{"match nothing requested", 1, func() { _, _ = Match(blocks, Want{}) }},
 		{"match a requested address", 1, func() { _, _ = Match(blocks, requested) }},
 		{"carve for 5,000 new nodes", 100_100, func() { grid.Carve(nil, nodes, nobody) }},
 		{"carve for one new node of 5,000", 115_100, func() { grid.Carve(full[1:], nodes, nobody) }},
-		{"read a status of 5,000 blocks", 1, func() { IPPoolAssignments(status) }},
-		{"write a status of 5,000 blocks", 10_001, func() { IPPoolAllocations(full) }},
+		{"read a status of 5,000 blocks", 1, func() { ipBlocks(status) }},
+		{"write a status of 5,000 blocks", 10_001, func() { ipAllocations(full) }},
 	}
 }
 

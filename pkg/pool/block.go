@@ -36,10 +36,10 @@ type Block struct {
 	Earlier bool `json:"earlier,omitempty"`
 }
 
-// Block returns what a node needs to know about the block that it was assigned.
+// block returns what a node needs to know about the block that it was assigned.
 // Where the pool's subnet was changed under a block, only its hosts that lie in
 // both are usable.
-func (p *Pool) Block(a Assignment) *Block {
+func (p *Pool) block(a Assignment) *Block {
 	if !a.Gateway.IsValid() {
 		a.Gateway = p.layout.gateway(a.Range)
 	}

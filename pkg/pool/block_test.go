@@ -66,7 +66,7 @@ func TestBlockIPPool(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			r := netipx.MustParseIPRange(tt.block)
-			b := ipPool(t, tt.spec).Block(Assignment{Node: "a", Range: r})
+			b := ipPool(t, tt.spec).block(Assignment{Node: "a", Range: r})
 			if got := rangesText(b.Usable); got != tt.usable {
 				t.Errorf("usable: got %q, want %q", got, tt.usable)
 			}
@@ -135,7 +135,7 @@ func TestBlockCIDRPool(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			b := cidrPool(t, tt.spec).Block(CIDRPoolAssignments(cidrStatus("a=" + tt.block))[0])
+			b := cidrPool(t, tt.spec).block(cidrBlocks(cidrStatus("a=" + tt.block))[0])
 			if got := rangesText(b.Usable); got != tt.usable {
 				t.Errorf("usable: got %q, want %q", got, tt.usable)
 			}
@@ -152,7 +152,7 @@ func TestBlockCIDRPool(t *testing.T) {
 // A range that is no prefix can only come from a mistake in the code around it.
 func TestBlockCIDRPoolNoPrefix(t *testing.T) {
 	b := cidrPool(t, v1alpha1.CIDRPoolSpec{CIDR: "10.0.0.0/16", PerNodeNetworkPrefix: 24, GatewayIndex: index(1)}).
-		Block(Assignment{Node: "a", Range: netipx.MustParseIPRange("10.0.0.1-10.0.0.9")})
+		block(Assignment{Node: "a", Range: netipx.MustParseIPRange("10.0.0.1-10.0.0.9")})
 	if len(b.Usable) != 0 || b.Range.IsValid() || b.Gateway.IsValid() {
 		t.Errorf("got %+v, want nothing to hand out", b)
 	}
@@ -219,7 +219,7 @@ func TestCandidates(t *testing.T) {
 func TestCandidatesAreLazy(t *testing.T) {
 	p := cidrPool(t, v1alpha1.CIDRPoolSpec{CIDR: "fd00::/48", PerNodeNetworkPrefix: 48, GatewayIndex: index(1),
 		Exclusions: exclude("fd00::4-fd00:0:0:8000::")})
-	b := p.Block(CIDRPoolAssignments(cidrStatus("a=fd00::/48"))[0])
+	b := p.block(cidrBlocks(cidrStatus("a=fd00::/48"))[0])
 	for _, tt := range []struct{ last, want string }{
 		{last: "fd00::1", want: "fd00::2 fd00::3 fd00:0:0:8000::1"},
 		{last: "fd00::2", want: "fd00::3 fd00:0:0:8000::1 fd00:0:0:8000::2"},
@@ -317,9 +317,9 @@ func TestBlockJSON(t *testing.T) {
 		block *Block
 		want  string
 	}{
-		{"IPPool", ip.Block(first), `{"pool":{"kind":"IPPool","name":"pool1"},"subnet":"10.0.0.0/24","range":"10.0.0.1-10.0.0.10","usable":["10.0.0.1-10.0.0.4","10.0.0.6-10.0.0.10"],"gateway":"10.0.0.5","routes":["0.0.0.0/0","172.16.0.0/12"]}`},
-		{"CIDRPool", rail.Block(CIDRPoolAssignments(cidrStatus("a=fd00::/64"))[0]), `{"pool":{"kind":"CIDRPool","name":"rail1"},"subnet":"fd00::/64","range":"fd00::1-fd00::ffff:ffff:ffff:ffff","usable":["fd00::2-fd00::ffff:ffff:ffff:ffff"],"gateway":"fd00::1"}`},
-		{"nothing usable, no gateway", bare.Block(first), `{"pool":{"kind":"IPPool","name":"pool1"},"subnet":"10.0.0.0/24","range":"10.0.0.1-10.0.0.10","usable":[]}`},
+		{"IPPool", ip.block(first), `{"pool":{"kind":"IPPool","name":"pool1"},"subnet":"10.0.0.0/24","range":"10.0.0.1-10.0.0.10","usable":["10.0.0.1-10.0.0.4","10.0.0.6-10.0.0.10"],"gateway":"10.0.0.5","routes":["0.0.0.0/0","172.16.0.0/12"]}`},
+		{"CIDRPool", rail.block(cidrBlocks(cidrStatus("a=fd00::/64"))[0]), `{"pool":{"kind":"CIDRPool","name":"rail1"},"subnet":"fd00::/64","range":"fd00::1-fd00::ffff:ffff:ffff:ffff","usable":["fd00::2-fd00::ffff:ffff:ffff:ffff"],"gateway":"fd00::1"}`},
+		{"nothing usable, no gateway", bare.block(first), `{"pool":{"kind":"IPPool","name":"pool1"},"subnet":"10.0.0.0/24","range":"10.0.0.1-10.0.0.10","usable":[]}`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

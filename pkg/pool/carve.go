@@ -26,7 +26,7 @@ import (
 //     blocks that overlap, the one with more addresses that nobody requested
 //     counts, then the one with more requested ones, then the first in current.
 //  2. A static allocation gives its node its prefix, and keeps it from others.
-//  3. Any other node that is still selected, and has no block that fits (Misfits)
+//  3. Any other node that is still selected, and has no block that fits
 //     by then, keeps the first that does.
 //  4. If current lacks the block of a node that holds addresses (a status that was
 //     lost), the node is given the block of the pool that contains most of them.

@@ -94,18 +94,18 @@ func cidrText(in []v1alpha1.CIDRPoolAllocation) string {
 
 func ipPool(t testing.TB, spec v1alpha1.IPPoolSpec) *Pool {
 	t.Helper()
-	p, errs := FromIPPool(&v1alpha1.IPPool{ObjectMeta: metav1.ObjectMeta{Name: "pool1"}, Spec: spec})
+	p, errs := fromIPPool(&v1alpha1.IPPool{ObjectMeta: metav1.ObjectMeta{Name: "pool1"}, Spec: spec})
 	if len(errs) > 0 {
-		t.Fatalf("FromIPPool: %v", errs)
+		t.Fatalf("fromIPPool: %v", errs)
 	}
 	return p
 }
 
 func cidrPool(t testing.TB, spec v1alpha1.CIDRPoolSpec) *Pool {
 	t.Helper()
-	p, errs := FromCIDRPool(&v1alpha1.CIDRPool{ObjectMeta: metav1.ObjectMeta{Name: "rail1"}, Spec: spec})
+	p, errs := fromCIDRPool(&v1alpha1.CIDRPool{ObjectMeta: metav1.ObjectMeta{Name: "rail1"}, Spec: spec})
 	if len(errs) > 0 {
-		t.Fatalf("FromCIDRPool: %v", errs)
+		t.Fatalf("fromCIDRPool: %v", errs)
 	}
 	return p
 }
@@ -341,9 +341,9 @@ func TestCarveIPPool(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			current := IPPoolAssignments(ipStatus(tt.current))
+			current := ipBlocks(ipStatus(tt.current))
 			blocks, unserved := ipPool(t, tt.spec).Carve(current, strings.Fields(tt.nodes), holding(current, tt.holds))
-			if got := ipText(IPPoolAllocations(blocks)); got != tt.want {
+			if got := ipText(ipAllocations(blocks)); got != tt.want {
 				t.Errorf("blocks:\n got %s\nwant %s", got, tt.want)
 			}
 			if got := strings.Join(unserved, " "); got != tt.unserved {
@@ -476,9 +476,9 @@ func TestCarveCIDRPool(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			current := CIDRPoolAssignments(cidrStatus(tt.current))
+			current := cidrBlocks(cidrStatus(tt.current))
 			blocks, unserved := cidrPool(t, tt.spec).Carve(current, strings.Fields(tt.nodes), holding(current, tt.holds))
-			if got := cidrText(CIDRPoolAllocations(blocks)); got != tt.want {
+			if got := cidrText(cidrAllocations(blocks)); got != tt.want {
 				t.Errorf("blocks:\n got %s\nwant %s", got, tt.want)
 			}
 			if got := strings.Join(unserved, " "); got != tt.unserved {

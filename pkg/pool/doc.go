@@ -4,12 +4,14 @@
 // Package pool is the arithmetic of pools: which node has which addresses, and
 // which of them may be handed out. It does no I/O and knows no client.
 //
-//	IPPool, CIDRPool ── FromIPPool, FromCIDRPool ──▶ Pool
-//	Pool + nodes     ── Carve ──▶ []Assignment     (the controller)
-//	Pool + one of it ── Block ──▶ Block            (the plugin)
-//	Block            ── Candidates, Match ──▶ addresses
+//	object of the API ── ObjectOf, Parse ──▶ Pool
+//	Pool + nodes      ── Carve ──▶ []Assignment     (the controller)
+//	Pool + one block  ── BlockOf ──▶ Block          (the plugin)
+//	Block             ── Candidates, Match ──▶ addresses
 //
-// Both kinds of pool are one thing here: a subnet cut at equal steps. They
-// differ in how big a step is and in which prefix length an address carries, and
-// only FromIPPool and FromCIDRPool know about that.
+// A pool of any kind is a subnet that is cut into equal steps. The kinds differ in
+// how big a step is, which prefix length an address carries, and how
+// status.allocations writes a block. The table in kinds.go has one row for each kind,
+// a file for each of them says the rest (ippool.go, cidrpool.go), and no other
+// package names a kind.
 package pool

@@ -3,21 +3,12 @@
 
 package pool
 
-import (
-	"slices"
-
-	"go4.org/netipx"
-)
-
-// Misfits returns those of blocks that the pool would not give as it is
-// specified now: they are from an earlier specification, and are kept because
-// their nodes hold addresses of them (rule 1 of Carve).
-func (p *Pool) Misfits(blocks []Assignment) []Assignment {
-	return slices.DeleteFunc(slices.Clone(blocks), p.fitting())
-}
+import "go4.org/netipx"
 
 // fitting returns a function that reports whether the pool as it is specified now
-// would give a block to its node.
+// would give a block to its node. A block that does not fit is of an earlier
+// specification, and is kept because its node holds addresses of it (rule 1 of
+// Carve).
 func (p *Pool) fitting() func(Assignment) bool {
 	byNode, byRange := map[string]netipx.IPRange{}, map[netipx.IPRange]bool{}
 	for _, s := range p.static {
@@ -43,7 +34,7 @@ func (p *Pool) BlockOf(current []Assignment, node string) (b *Block, ok bool) {
 		switch {
 		case a.Node != node:
 		case fits(a):
-			return p.Block(a), true
+			return p.block(a), true
 		default:
 			old = append(old, a)
 		}
@@ -51,7 +42,7 @@ func (p *Pool) BlockOf(current []Assignment, node string) (b *Block, ok bool) {
 	if len(old) == 0 {
 		return nil, false
 	}
-	b = p.Block(old[0])
+	b = p.block(old[0])
 	b.Earlier = true
 	return b, true
 }

@@ -36,9 +36,6 @@ func refuse(format string, args ...any) error {
 	return &RequestError{Message: fmt.Sprintf(format, args...)}
 }
 
-// Type returns the pool's kind as the CNI configuration and messages spell it.
-func Type(kind v1alpha1.PoolKind) string { return strings.ToLower(string(kind)) }
-
 // Match says which address each block has to hand out; a zero address is any
 // that is free. It returns a RequestError where something that was asked for
 // cannot be had.

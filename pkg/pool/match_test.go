@@ -18,18 +18,18 @@ import (
 func TestMatch(t *testing.T) {
 	anySubnet(t)
 	v4 := ipPool(t, v1alpha1.IPPoolSpec{Subnet: "192.168.0.0/16", PerNodeBlockSize: 100, Gateway: "192.168.0.1", Exclusions: exclude("192.168.0.0-192.168.0.10")}).
-		Block(Assignment{Node: "b", Range: netipx.MustParseIPRange("192.168.0.101-192.168.0.200")})
-	first := ipPool(t, seed()).Block(Assignment{Node: "a", Range: netipx.MustParseIPRange("192.168.0.1-192.168.0.100")})
+		block(Assignment{Node: "b", Range: netipx.MustParseIPRange("192.168.0.101-192.168.0.200")})
+	first := ipPool(t, seed()).block(Assignment{Node: "a", Range: netipx.MustParseIPRange("192.168.0.1-192.168.0.100")})
 	v6 := ipPool(t, v1alpha1.IPPoolSpec{Subnet: "fd00::/48", PerNodeBlockSize: 100, Gateway: "fd00::1"}).
-		Block(Assignment{Node: "b", Range: netipx.MustParseIPRange("fd00::65-fd00::c8")})
-	bare := ipPool(t, tens()).Block(Assignment{Node: "b", Range: netipx.MustParseIPRange("10.0.0.11-10.0.0.20")})
-	edited := ipPool(t, tens()).Block(Assignment{Node: "b", Range: netipx.MustParseIPRange("10.0.0.250-10.0.1.5")})
+		block(Assignment{Node: "b", Range: netipx.MustParseIPRange("fd00::65-fd00::c8")})
+	bare := ipPool(t, tens()).block(Assignment{Node: "b", Range: netipx.MustParseIPRange("10.0.0.11-10.0.0.20")})
+	edited := ipPool(t, tens()).block(Assignment{Node: "b", Range: netipx.MustParseIPRange("10.0.0.250-10.0.1.5")})
 	rail := cidrPool(t, v1alpha1.CIDRPoolSpec{CIDR: "10.60.0.0/16", PerNodeNetworkPrefix: 24, GatewayIndex: index(1), PerNodeExclusions: positions("0-9")}).
-		Block(CIDRPoolAssignments(cidrStatus("b=10.60.3.0/24@10.60.3.1"))[0])
+		block(cidrBlocks(cidrStatus("b=10.60.3.0/24@10.60.3.1"))[0])
 	link := cidrPool(t, v1alpha1.CIDRPoolSpec{CIDR: "10.61.0.0/16", PerNodeNetworkPrefix: 31, GatewayIndex: index(0)}).
-		Block(CIDRPoolAssignments(cidrStatus("b=10.61.0.2/31@10.61.0.2"))[0])
+		block(cidrBlocks(cidrStatus("b=10.61.0.2/31@10.61.0.2"))[0])
 	end := ipPool(t, v1alpha1.IPPoolSpec{Subnet: "255.255.255.254/31", PerNodeBlockSize: 2}).
-		Block(Assignment{Node: "b", Range: netipx.MustParseIPRange("255.255.255.254-255.255.255.255")})
+		block(Assignment{Node: "b", Range: netipx.MustParseIPRange("255.255.255.254-255.255.255.255")})
 
 	addresses := func(text string) Want {
 		var w Want

@@ -500,7 +500,7 @@ func TestBlockAgainstModel(t *testing.T) {
 					want = append(want, m.addr(i))
 				}
 			}
-			block := p.Block(m.assignment(b))
+			block := p.block(m.assignment(b))
 			if got := slices.Collect(block.Candidates(netip.Addr{})); !slices.Equal(got, want) {
 				t.Fatalf("round %d, block %+v of %+v:\n got %v\nwant %v", round, b, m, got, want)
 			}

@@ -16,91 +16,6 @@ import (
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 )
 
-// FromIPPool checks and parses an IPPool. The rules are nv-ipam's; each error
-// names the field and the value.
-func FromIPPool(obj *v1alpha1.IPPool) (*Pool, field.ErrorList) {
-	c := &checker{}
-	spec := field.NewPath("spec")
-	c.poolName(obj.Name)
-
-	subnet := c.prefix(spec.Child("subnet"), obj.Spec.Subnet)
-	size := spec.Child("perNodeBlockSize")
-	if obj.Spec.PerNodeBlockSize < 1 {
-		c.invalid(size, obj.Spec.PerNodeBlockSize, "must be at least 1")
-	}
-	gateway := c.optionalAddr(spec.Child("gateway"), obj.Spec.Gateway)
-	c.unicast(spec.Child("subnet"), obj.Spec.Subnet, subnet)
-	if gateway.IsValid() && subnet.IsValid() {
-		if !subnet.Contains(gateway) {
-			c.invalid(spec.Child("gateway"), obj.Spec.Gateway, "is not part of the subnet")
-		}
-		c.gatewayHost(spec.Child("gateway"), obj.Spec.Gateway, gateway, subnet)
-	}
-	p := &Pool{
-		Ref:      v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: obj.Name},
-		selector: c.nodeSelector(spec.Child("nodeSelector"), obj.Spec.NodeSelector),
-		terms:    obj.Spec.NodeSelector,
-		layout:   sharedSubnet{subnet: subnet, gw: gateway},
-	}
-	c.common(p, subnet, obj.Spec.Exclusions, obj.Spec.Routes, obj.Spec.DefaultGateway, gateway.IsValid(), "gateway")
-	p.perNode = c.indexes(spec.Child("perNodeExclusions"), obj.Spec.PerNodeExclusions, big.NewInt(int64(obj.Spec.PerNodeBlockSize)))
-	if len(c.errs) > 0 {
-		return nil, c.errs
-	}
-
-	usable := hosts(subnet)
-	p.grid = grid{first: usable.From(), last: usable.To(), step: big.NewInt(int64(obj.Spec.PerNodeBlockSize))}
-	if _, ok := p.grid.at(new(big.Int)); !ok {
-		c.invalid(size, obj.Spec.PerNodeBlockSize, "is larger than the number of addresses in the subnet")
-		return nil, c.errs
-	}
-	p.unusable = p.excluded.Ranges()
-	if gateway.IsValid() && obj.Spec.PerNodeBlockSize == 1 {
-		p.unusable = union(p.excluded, gateway).Ranges()
-	}
-	return p, nil
-}
-
-// FromCIDRPool checks and parses a CIDRPool. The rules are nv-ipam's; each error
-// names the field and the value.
-func FromCIDRPool(obj *v1alpha1.CIDRPool) (*Pool, field.ErrorList) {
-	c := &checker{}
-	spec := field.NewPath("spec")
-	c.poolName(obj.Name)
-
-	cidr := c.network(spec.Child("cidr"), obj.Spec.CIDR)
-	c.unicast(spec.Child("cidr"), obj.Spec.CIDR, cidr)
-	bits := int(obj.Spec.PerNodeNetworkPrefix)
-	layout := ownSubnet{gatewayIndex: obj.Spec.GatewayIndex}
-	p := &Pool{
-		Ref:      v1alpha1.PoolReference{Kind: v1alpha1.PoolKindCIDRPool, Name: obj.Name},
-		selector: c.nodeSelector(spec.Child("nodeSelector"), obj.Spec.NodeSelector),
-		terms:    obj.Spec.NodeSelector,
-		layout:   layout,
-	}
-	c.common(p, cidr, obj.Spec.Exclusions, obj.Spec.Routes, obj.Spec.DefaultGateway, obj.Spec.GatewayIndex != nil, "gatewayIndex")
-	if cidr.IsValid() && (bits < max(cidr.Bits(), 1) || bits > cidr.Addr().BitLen()) {
-		c.invalid(spec.Child("perNodeNetworkPrefix"), bits, "must be at least the prefix length of cidr and at most the length of an address")
-	}
-	if len(c.errs) > 0 {
-		return nil, c.errs
-	}
-
-	first := netip.PrefixFrom(cidr.Addr(), bits)
-	step := new(big.Int).Lsh(one, uint(cidr.Addr().BitLen()-bits))
-	p.grid = grid{first: cidr.Addr(), last: netipx.PrefixLastIP(cidr), step: step}
-	p.unusable = p.excluded.Ranges()
-	p.perNode = c.indexes(spec.Child("perNodeExclusions"), obj.Spec.PerNodeExclusions, step)
-	if i := obj.Spec.GatewayIndex; i != nil && !layout.gateway(netipx.RangeOfPrefix(first)).IsValid() {
-		c.invalid(spec.Child("gatewayIndex"), *i, "is outside of the host addresses of a node's prefix")
-	}
-	p.static = c.staticAllocations(spec.Child("staticAllocations"), obj.Spec.StaticAllocations, cidr, p)
-	if len(c.errs) > 0 {
-		return nil, c.errs
-	}
-	return p, nil
-}
-
 // checker collects what is wrong with a specification.
 type checker struct{ errs field.ErrorList }
 
@@ -279,41 +194,6 @@ func (c *checker) routes(path *field.Path, routes []v1alpha1.Route, subnet netip
 	}
 	slices.SortFunc(out, netip.Prefix.Compare)
 	return slices.Compact(out)
-}
-
-func (c *checker) staticAllocations(path *field.Path, entries []v1alpha1.CIDRPoolStaticAllocation, cidr netip.Prefix, p *Pool) []Assignment {
-	var out []Assignment
-	nodes, prefixes := map[string]bool{}, map[netip.Prefix]bool{}
-	for i, e := range entries {
-		at := path.Index(i)
-		prefix := c.network(at.Child("prefix"), e.Prefix)
-		gateway := c.optionalAddr(at.Child("gateway"), e.Gateway)
-		if !prefix.IsValid() {
-			continue
-		}
-		r := netipx.RangeOfPrefix(prefix)
-		switch {
-		case !cidr.Contains(prefix.Addr()):
-			c.invalid(at.Child("prefix"), e.Prefix, "is not part of the pool's cidr "+cidr.String())
-		case !p.grid.has(r):
-			c.invalid(at.Child("prefix"), e.Prefix, "prefix length must be spec.perNodeNetworkPrefix")
-		case prefixes[prefix]:
-			c.errs = append(c.errs, field.Duplicate(at.Child("prefix"), e.Prefix))
-		}
-		if gateway.IsValid() && !prefix.Contains(gateway) {
-			c.invalid(at.Child("gateway"), e.Gateway, "is outside of the prefix "+e.Prefix)
-		}
-		c.gatewayHost(at.Child("gateway"), e.Gateway, gateway, prefix)
-		if e.NodeName != "" && nodes[e.NodeName] {
-			c.errs = append(c.errs, field.Duplicate(at.Child("nodeName"), e.NodeName))
-		}
-		nodes[e.NodeName], prefixes[prefix] = true, true
-		if !gateway.IsValid() {
-			gateway = p.layout.gateway(r)
-		}
-		out = append(out, Assignment{Node: e.NodeName, Range: r, Gateway: gateway})
-	}
-	return out
 }
 
 // ParseAddr parses an address to its canonical form: without a zone, which it

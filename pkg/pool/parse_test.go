@@ -147,7 +147,7 @@ func TestParseIPPool(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			s := spec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 10, Gateway: "10.0.0.1"}
 			tt.edit(&s)
-			p, errs := FromIPPool(&v1alpha1.IPPool{ObjectMeta: metav1.ObjectMeta{Name: "pool1"}, Spec: s})
+			p, errs := fromIPPool(&v1alpha1.IPPool{ObjectMeta: metav1.ObjectMeta{Name: "pool1"}, Spec: s})
 			if (p == nil) != (len(errs) > 0) {
 				t.Errorf("pool %v with errors %v", p, errs)
 			}
@@ -155,7 +155,7 @@ func TestParseIPPool(t *testing.T) {
 		})
 	}
 	for name, valid := range names {
-		_, errs := FromIPPool(&v1alpha1.IPPool{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: spec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 10}})
+		_, errs := fromIPPool(&v1alpha1.IPPool{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: spec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 10}})
 		if valid {
 			checkErrors(t, errs, nil)
 		} else {
@@ -250,7 +250,7 @@ func TestParseCIDRPool(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			s := spec{CIDR: "10.0.0.0/16", PerNodeNetworkPrefix: 24, GatewayIndex: index(1)}
 			tt.edit(&s)
-			p, errs := FromCIDRPool(&v1alpha1.CIDRPool{ObjectMeta: metav1.ObjectMeta{Name: "rail1"}, Spec: s})
+			p, errs := fromCIDRPool(&v1alpha1.CIDRPool{ObjectMeta: metav1.ObjectMeta{Name: "rail1"}, Spec: s})
 			if (p == nil) != (len(errs) > 0) {
 				t.Errorf("pool %v with errors %v", p, errs)
 			}
@@ -258,7 +258,7 @@ func TestParseCIDRPool(t *testing.T) {
 		})
 	}
 	for name, valid := range names {
-		_, errs := FromCIDRPool(&v1alpha1.CIDRPool{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: spec{CIDR: "10.0.0.0/16", PerNodeNetworkPrefix: 24}})
+		_, errs := fromCIDRPool(&v1alpha1.CIDRPool{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: spec{CIDR: "10.0.0.0/16", PerNodeNetworkPrefix: 24}})
 		if valid {
 			checkErrors(t, errs, nil)
 		} else {
@@ -285,13 +285,13 @@ func TestParseExamples(t *testing.T) {
 			if err := decode.Decode(&obj); err != nil {
 				t.Fatal(err)
 			}
-			p, errs = FromIPPool(&obj)
+			p, errs = fromIPPool(&obj)
 		} else {
 			var obj v1alpha1.CIDRPool
 			if err := decode.Decode(&obj); err != nil {
 				t.Fatal(err)
 			}
-			p, errs = FromCIDRPool(&obj)
+			p, errs = fromCIDRPool(&obj)
 		}
 		if len(errs) > 0 {
 			t.Fatalf("%s: %v", text, errs)
@@ -337,7 +337,7 @@ func TestRoutes(t *testing.T) {
 			p := ipPool(t, v1alpha1.IPPoolSpec{Subnet: tt.subnet, Gateway: tt.gateway, PerNodeBlockSize: 2, DefaultGateway: tt.defaultGateway, Routes: routes(tt.routes)})
 			blocks, _ := p.Carve(nil, []string{"a"}, nobody)
 			var got []string
-			for _, r := range p.Block(blocks[0]).Routes {
+			for _, r := range p.block(blocks[0]).Routes {
 				got = append(got, r.String())
 			}
 			if text := strings.Join(got, " "); text != tt.want {

@@ -4,7 +4,6 @@
 package pool
 
 import (
-	"math/big"
 	"net/netip"
 
 	"go4.org/netipx"
@@ -14,7 +13,7 @@ import (
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 )
 
-// Pool is the specification of an IPPool or a CIDRPool, checked and parsed.
+// Pool is the specification of a pool of any kind, checked and parsed.
 type Pool struct {
 	// Ref is the pool's kind and name.
 	Ref v1alpha1.PoolReference
@@ -24,11 +23,11 @@ type Pool struct {
 	selector *nodeaffinity.NodeSelector // nil selects all nodes
 	terms    *corev1.NodeSelector       // the same, as it was written
 	grid     grid
-	static   []Assignment // of a CIDRPool; Node is empty where a prefix is kept for nobody
+	static   []Assignment // that the specification itself has; Node is empty if a block is kept for nobody
 	excluded *netipx.IPSet
-	// unusable are addresses that make a block a waste when it has no others but
-	// those at perNode: the excluded ones, and the gateway where a block of an
-	// IPPool is a single address.
+	// unusable are addresses that are never allocated automatically; a block with
+	// only these and those at perNode is not assigned. They are the excluded ones,
+	// and the gateway if each block of the shared subnet is a single address.
 	unusable ranges
 	perNode  []indexRange
 	routes   []netip.Prefix
@@ -47,46 +46,6 @@ type layout interface {
 	// anywhere reports whether a requested address may lie outside of its node's
 	// block.
 	anywhere() bool
-}
-
-// sharedSubnet is the layout of an IPPool: one subnet, one gateway for all.
-type sharedSubnet struct {
-	subnet netip.Prefix
-	gw     netip.Addr
-}
-
-func (l sharedSubnet) gateway(netipx.IPRange) netip.Addr { return l.gw }
-
-func (l sharedSubnet) view(r netipx.IPRange) (netip.Prefix, netipx.IPRange) { return l.subnet, r }
-
-func (l sharedSubnet) anywhere() bool { return true }
-
-// ownSubnet is the layout of a CIDRPool: a prefix and a gateway for each node.
-type ownSubnet struct {
-	gatewayIndex *int32
-}
-
-func (l ownSubnet) gateway(r netipx.IPRange) netip.Addr {
-	if l.gatewayIndex == nil {
-		return netip.Addr{}
-	}
-	gw, _ := offset(r.From(), big.NewInt(int64(*l.gatewayIndex)))
-	if _, inside := l.view(r); !inside.Contains(gw) {
-		return netip.Addr{}
-	}
-	return gw
-}
-
-func (l ownSubnet) anywhere() bool { return false }
-
-// view takes the prefix from r and not from the specification: a node that holds
-// addresses keeps its prefix when perNodeNetworkPrefix is edited.
-func (l ownSubnet) view(r netipx.IPRange) (netip.Prefix, netipx.IPRange) {
-	prefix, ok := r.Prefix()
-	if !ok {
-		return netip.Prefix{}, netipx.IPRange{} // no prefix, no addresses
-	}
-	return prefix, hosts(prefix)
 }
 
 // Assignment is the block of one node.

@@ -18,14 +18,14 @@ func TestIPPoolStatus(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			out := IPPoolAllocations(IPPoolAssignments(ipStatus(tt.in)))
+			out := ipAllocations(ipBlocks(ipStatus(tt.in)))
 			if got := ipText(out); got != tt.out {
 				t.Errorf("got %q, want %q", got, tt.out)
 			}
 			if out == nil {
 				t.Error("nil, which the API would refuse")
 			}
-			if again := ipText(IPPoolAllocations(IPPoolAssignments(out))); again != tt.out {
+			if again := ipText(ipAllocations(ipBlocks(out))); again != tt.out {
 				t.Errorf("second round: got %q, want %q", again, tt.out)
 			}
 		})
@@ -46,14 +46,14 @@ func TestCIDRPoolStatus(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			out := CIDRPoolAllocations(CIDRPoolAssignments(cidrStatus(tt.in)))
+			out := cidrAllocations(cidrBlocks(cidrStatus(tt.in)))
 			if got := cidrText(out); got != tt.out {
 				t.Errorf("got %q, want %q", got, tt.out)
 			}
 			if out == nil {
 				t.Error("nil, which the API would refuse")
 			}
-			if again := cidrText(CIDRPoolAllocations(CIDRPoolAssignments(out))); again != tt.out {
+			if again := cidrText(cidrAllocations(cidrBlocks(out))); again != tt.out {
 				t.Errorf("second round: got %q, want %q", again, tt.out)
 			}
 		})

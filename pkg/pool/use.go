@@ -46,7 +46,7 @@ func (p *Pool) Use(blocks []Assignment, held []Held) *Use {
 	u := &Use{Blocks: make([]BlockUse, len(blocks))}
 	fits := p.fitting()
 	for i, a := range blocks {
-		b := p.Block(a)
+		b := p.block(a)
 		u.Blocks[i] = BlockUse{Assignment: a, Earlier: !fits(a), Size: b.Size(), usable: b.Usable}
 	}
 	for _, h := range held {

@@ -44,7 +44,7 @@ func TestUse(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			p := ipPool(t, tc.spec)
-			assigned := IPPoolAssignments(ipStatus(blocks))
+			assigned := ipBlocks(ipStatus(blocks))
 			u := p.Use(assigned, holding(nil, tc.held))
 			var got []string
 			for _, b := range u.Blocks {
@@ -103,7 +103,7 @@ func TestBlockOf(t *testing.T) {
 		{name: "two earlier ones", current: "a=10.8.0.1-10.8.0.10 a=10.9.0.1-10.9.0.10", want: "10.8.0.1-10.8.0.10", earlier: true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			b, ok := ipPool(t, tens()).BlockOf(IPPoolAssignments(ipStatus(tc.current)), "a")
+			b, ok := ipPool(t, tens()).BlockOf(ipBlocks(ipStatus(tc.current)), "a")
 			if !ok {
 				if tc.want != "" || b != nil {
 					t.Errorf("none, want %s", tc.want)
@@ -127,14 +127,14 @@ func TestExplain(t *testing.T) {
 	for range 3000 {
 		spec.Routes = append(spec.Routes, v1alpha1.Route{Dst: "10.0.0.0/8"})
 	}
-	_, errs := FromIPPool(&v1alpha1.IPPool{Spec: spec})
+	_, errs := fromIPPool(&v1alpha1.IPPool{Spec: spec})
 	many := Explain(errs)
 	if len(many) > (maxErrors+1)*(maxError+100) || !strings.Contains(many, `spec.exclusions[0].startIP: Invalid value: "x": is not a valid IP address`) ||
 		!strings.HasSuffix(many, fmt.Sprintf("and %d more]", len(errs)-maxErrors)) {
 		t.Errorf("%d bytes: %s", len(many), many)
 	}
 	spec.Exclusions = nil
-	_, errs = FromIPPool(&v1alpha1.IPPool{Spec: spec})
+	_, errs = fromIPPool(&v1alpha1.IPPool{Spec: spec})
 	for _, e := range errs {
 		if e.Field != "spec.routes" {
 			continue

@@ -54,12 +54,12 @@ type NodeState int
 
 // The states of a node.
 const (
-	// Answers: its kubelet runs down what the API no longer has.
+	// Answers: its kubelet stops what the API no longer has.
 	Answers NodeState = iota
 	// NotReady: its kubelet answers, and cannot do its work: the runtime may be
 	// away while containers go on.
 	NotReady
-	// Unreachable: nobody knows what runs there.
+	// Unreachable: it is not known what runs there.
 	Unreachable
 	// OutOfService: an operator says that nothing runs there.
 	OutOfService
@@ -99,17 +99,14 @@ func (p *Pod) own(a *v1alpha1.IPAllocation) string {
 	return ""
 }
 
-// Own reports whether p is the pod that an allocation is for, wherever it is.
-func (p *Pod) Own(a *v1alpha1.IPAllocation) bool { return p.own(a) != "" }
-
 // elsewhere reports whether p is known not to be on an allocation's node.
 func (p *Pod) elsewhere(a *v1alpha1.IPAllocation) bool { return p.Placed && p.Node != a.Spec.NodeName }
 
-// Unplaced reports whether the evidence rests on a pod of which it has yet to be
-// asked whether it is on the allocation's node, or, if nothing runs there any
-// more, whether the pod has ended.
+// Unplaced reports whether the evidence rests on a pod whose place is not known yet:
+// whether it is on the allocation's node, or, if nothing runs there any more, whether
+// it has ended.
 func (e *Evidence) Unplaced(a *v1alpha1.IPAllocation) bool {
-	if a.Spec.ContainerID == "" || !e.Pod.Own(a) {
+	if a.Spec.ContainerID == "" || e.Pod.own(a) == "" {
 		return false
 	}
 	return !e.Pod.Placed || e.Pod.Node == "" || e.Pod.Node == a.Spec.NodeName && e.Node.dead() && !e.Pod.Ended

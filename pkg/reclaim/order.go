@@ -88,7 +88,7 @@ func (e *Evidence) samePod(a, o *v1alpha1.IPAllocation) bool {
 	if x != "" && y != "" {
 		return x == y
 	}
-	return e.Pod.Own(a) && e.Pod.Own(o) && !e.Pod.elsewhere(a)
+	return e.Pod.own(a) != "" && e.Pod.own(o) != "" && !e.Pod.elsewhere(a)
 }
 
 func otherStatic(a, o *v1alpha1.IPAllocation) bool {

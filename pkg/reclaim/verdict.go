@@ -19,8 +19,8 @@ import (
 //     gone or out of service                                   Candidate, prompt
 //
 // Otherwise its pod is not there. That alone does not prove that nothing answers
-// on the address: somebody may have deleted the pod by force, and the kubelet
-// still runs it down. So it depends on the node:
+// on the address: somebody may have deleted the pod by force, and the kubelet is
+// still stopping it. So it depends on the node:
 //
 //  4. The node is gone or out of service                       Candidate, prompt
 //  5. The node does not answer, or is not ready, so that it
@@ -34,11 +34,11 @@ import (
 //
 //  8. in a pool whose owner has disabled reclaim               Hold
 //
-// A leak candidate is freed when it was one twice, a grace period apart, is older
-// than that, and a live look at everything that the verdict rests on finds the
-// same. The grace period of a prompt one is short. Nothing here rests on what the
-// author of a pod can write: an annotation, a name or a finalizer may keep an
-// address while a pod object is on its node, and frees none.
+// A leak candidate is freed if it was one twice, a grace period apart, is older than
+// that, and the API server confirms everything that the verdict rests on. The grace
+// period of a prompt one is short. Nothing here rests on what the author of a pod can
+// write: an annotation, a name or a finalizer may keep an address while a pod object
+// is on its node, and frees none.
 type Action int
 
 // The actions.
@@ -51,51 +51,51 @@ const (
 // Verdict is what is to be done about an allocation, and why.
 type Verdict struct {
 	Action Action
-	// Reason is a word for metrics, one of those below.
+	// Reason is the value of a metric's label, one of those below.
 	Reason string
-	// Message says it to people.
+	// Message says the same in a sentence, for logs and events.
 	Message string
-	// Prompt is set where the container is known not to run, or an operator says
-	// so: a short grace period is enough.
+	// Prompt is set if the container is known not to run, or an operator says so: a
+	// short grace period is enough.
 	Prompt bool
 }
 
 // The reasons are values of a metric's label: docs/metrics.md.
 const (
-	InUse = "in_use"
+	inUse = "in_use"
 
-	PodEnded        = "pod_ended"
-	PodElsewhere    = "pod_elsewhere"
-	PodGone         = "pod_gone"
-	PodInvalid      = "pod_invalid"
-	PodReplaced     = "pod_replaced"
-	SandboxReplaced = "sandbox_replaced"
+	podEnded        = "pod_ended"
+	podElsewhere    = "pod_elsewhere"
+	podGone         = "pod_gone"
+	podInvalid      = "pod_invalid"
+	podReplaced     = "pod_replaced"
+	sandboxReplaced = "sandbox_replaced"
 
-	NodeNotReady    = "node_not_ready"
-	NodeUnreachable = "node_unreachable"
-	PodUnknown      = "pod_unknown"
-	ReclaimDisabled = "reclaim_disabled"
-	SandboxUnclear  = "sandbox_unclear"
+	nodeNotReady    = "node_not_ready"
+	nodeUnreachable = "node_unreachable"
+	podUnknown      = "pod_unknown"
+	reclaimDisabled = "reclaim_disabled"
+	sandboxUnclear  = "sandbox_unclear"
 )
 
 // The reasons of each action, sorted.
 var (
-	HoldReasons      = []string{NodeNotReady, NodeUnreachable, PodUnknown, ReclaimDisabled, SandboxUnclear}
-	CandidateReasons = []string{PodElsewhere, PodEnded, PodGone, PodInvalid, PodReplaced, SandboxReplaced}
+	HoldReasons      = []string{nodeNotReady, nodeUnreachable, podUnknown, reclaimDisabled, sandboxUnclear}
+	CandidateReasons = []string{podElsewhere, podEnded, podGone, podInvalid, podReplaced, sandboxReplaced}
 )
 
 // Until says what ends a hold, in words for an operator; "" for other reasons.
 func Until(reason string) string {
 	const node = "the node is ready, its Node object is deleted, or it has the taint node.kubernetes.io/out-of-service"
 	switch reason {
-	case NodeNotReady, NodeUnreachable:
+	case nodeNotReady, nodeUnreachable:
 		return node
-	case PodUnknown:
+	case podUnknown:
 		return "its DEL comes, another static pod of the name starts on the node, the Node object is deleted, " +
 			"or the node has the taint node.kubernetes.io/out-of-service; if you know that the container is gone: kubectl delete ipa NAME"
-	case ReclaimDisabled:
+	case reclaimDisabled:
 		return "the annotation " + v1alpha1.AnnotationReclaim + " is removed from the pool; if you know that the container is gone: kubectl delete ipa NAME"
-	case SandboxUnclear:
+	case sandboxUnclear:
 		return "the pod ends, or has yet another sandbox; if you know that the container is gone: kubectl delete ipa NAME"
 	}
 	return ""
@@ -104,11 +104,11 @@ func Until(reason string) string {
 // Decide returns the verdict on an allocation.
 func Decide(a *v1alpha1.IPAllocation, e Evidence) Verdict {
 	if a.Spec.ContainerID == "" {
-		return Verdict{Action: Keep, Reason: InUse, Message: "reservation"} // 1
+		return Verdict{Action: Keep, Reason: inUse, Message: "reservation"} // 1
 	}
 	v := decide(a, e)
 	if v.Action == Candidate && e.OptOut != "" { // 8
-		return Verdict{Action: Hold, Reason: ReclaimDisabled, Message: v.Message + ", but the pool has " + e.OptOut}
+		return Verdict{Action: Hold, Reason: reclaimDisabled, Message: v.Message + ", but the pool has " + e.OptOut}
 	}
 	return v
 }
@@ -117,7 +117,7 @@ func decide(a *v1alpha1.IPAllocation, e Evidence) Verdict {
 	other, order := e.otherSandbox(a)
 	if order == replaced { // 2
 		return Verdict{
-			Action: Candidate, Reason: SandboxReplaced, Message: "pod has a later sandbox, " + other.Spec.ContainerID,
+			Action: Candidate, Reason: sandboxReplaced, Message: "pod has a later sandbox, " + other.Spec.ContainerID,
 			// Without a UID it may be the sandbox of an earlier pod of the name.
 			Prompt: a.Spec.PodRef.UID != "" && other.Spec.PodRef.UID != "",
 		}
@@ -127,12 +127,12 @@ func decide(a *v1alpha1.IPAllocation, e Evidence) Verdict {
 		return withoutPod(a, e)
 	}
 	if e.Pod.Ended && e.Node.dead() { // 3
-		return Verdict{Action: Candidate, Reason: PodEnded, Message: "pod has ended, and its node is " + e.Node.state(), Prompt: true}
+		return Verdict{Action: Candidate, Reason: podEnded, Message: "pod has ended, and its node is " + e.Node.state(), Prompt: true}
 	}
 	if order == unclear { // 3
-		return Verdict{Action: Hold, Reason: SandboxUnclear, Message: "pod has another sandbox, " + other.Spec.ContainerID + ", and which is the later cannot be told"}
+		return Verdict{Action: Hold, Reason: sandboxUnclear, Message: "pod has another sandbox, " + other.Spec.ContainerID + ", and which is the later cannot be told"}
 	}
-	return Verdict{Action: Keep, Reason: InUse, Message: own} // 3
+	return Verdict{Action: Keep, Reason: inUse, Message: own} // 3
 }
 
 // withoutPod decides about an allocation whose pod is not on its node.
@@ -143,17 +143,17 @@ func withoutPod(a *v1alpha1.IPAllocation, e Evidence) Verdict {
 	case e.Node.dead(): // 4
 		return candidate
 	case e.Node.State == Unreachable: // 5
-		return Verdict{Action: Hold, Reason: NodeUnreachable, Message: message + ", but its node does not answer"}
+		return Verdict{Action: Hold, Reason: nodeUnreachable, Message: message + ", but its node does not answer"}
 	case e.Node.State == NotReady: // 5
-		return Verdict{Action: Hold, Reason: NodeNotReady, Message: message + ", but its node is not ready and may be unable to stop the container"}
+		return Verdict{Action: Hold, Reason: nodeNotReady, Message: message + ", but its node is not ready and may be unable to stop the container"}
 	case !static(a.Spec.PodRef.UID) || e.Node.youngerThan(a) || !Possible(a.Spec.PodRef): // 7
 		return candidate
 	}
 	if next := e.nextStatic(a); next != nil { // 6
-		candidate.Reason, candidate.Message = PodReplaced, "another static pod of the name has a later sandbox, "+next.Spec.ContainerID
+		candidate.Reason, candidate.Message = podReplaced, "another static pod of the name has a later sandbox, "+next.Spec.ContainerID
 		return candidate
 	}
-	return Verdict{Action: Hold, Reason: PodUnknown, Message: message + ", but it is a static pod, which may run without an object in the API"} // 6
+	return Verdict{Action: Hold, Reason: podUnknown, Message: message + ", but it is a static pod, which may run without an object in the API"} // 6
 }
 
 // missing says in what way the pod of an allocation is not there.
@@ -161,15 +161,15 @@ func missing(a *v1alpha1.IPAllocation, pod *Pod) (reason, message string) {
 	uid := a.Spec.PodRef.UID
 	switch {
 	case !Possible(a.Spec.PodRef):
-		return PodInvalid, "no pod can have this name and namespace"
+		return podInvalid, "no pod can have this name and namespace"
 	case pod.own(a) != "":
-		return PodElsewhere, "pod is not on this node"
+		return podElsewhere, "pod is not on this node"
 	case uid != "" && !fromAPI(uid) && !static(uid):
-		return PodInvalid, "no pod can have this UID"
+		return podInvalid, "no pod can have this UID"
 	case pod == nil:
-		return PodGone, "pod is gone"
+		return podGone, "pod is gone"
 	case uid == "":
-		return PodReplaced, "pod of the name was created later"
+		return podReplaced, "pod of the name was created later"
 	}
-	return PodReplaced, "pod of the name has another UID"
+	return podReplaced, "pod of the name has another UID"
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/controller"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
@@ -46,8 +47,8 @@ var victims = strings.Fields("10.0.0.11 10.0.0.12 10.0.0.13 10.0.0.14 10.0.0.15 
 // the installer's token may do in tests/manifests (TestOverlays).
 func TestHostileNode(t *testing.T) {
 	c := newCluster(t, "mallory", "victim")
-	s := &siege{cluster: c, mallory: c.node(t, "mallory"), own: startPod(t, c.kube, c.tenant, "own", "mallory")}
-	c.pool(t, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 10})
+	s := &siege{cluster: c, mallory: c.node(t, "mallory"), own: rig.Pod(t, c.Kube, c.tenant, "own", "mallory")}
+	c.Pool(t, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 10})
 	s.metrics = c.run(t, controller.Options{ReclaimGrace: time.Second, ReclaimGraceReadyNode: time.Second, Resync: 2 * time.Second})
 	c.wantReady(t, "p", siegeBlocks...)
 	t.Run("claims the victim's next addresses", s.claimsNextAddresses)
@@ -79,7 +80,7 @@ func (s *siege) plugin(t *testing.T, verb, container string) string {
 		t.Fatal(err)
 	}
 	stdin := fmt.Sprintf(`{"cniVersion":"1.0.0","name":"net","type":"macvlan","ipam":{"type":"nv-ipam","poolName":"p","poolsNamespace":%q,"confDir":%q,"dataDir":%q,"kubeconfig":%q}}`,
-		s.ns, t.TempDir(), filepath.Join(env.Dir, "victim"), kubeconfig)
+		s.NS, t.TempDir(), filepath.Join(env.Dir, "victim"), kubeconfig)
 	cmd := exec.CommandContext(t.Context(), binary)
 	cmd.Env = []string{
 		"CNI_COMMAND=" + verb, "CNI_CONTAINERID=" + container, "CNI_IFNAME=net2", "CNI_PATH=" + filepath.Dir(binary),
@@ -106,18 +107,18 @@ func (s *siege) plugin(t *testing.T, verb, container string) string {
 // The next addresses of the victim's block, under the ID and interface of one of its
 // containers: the container gets another address, and its DEL frees that alone.
 func (s *siege) claimsNextAddresses(t *testing.T) {
-	startPod(t, s.kube, s.tenant, "victim", "victim")
+	rig.Pod(t, s.Kube, s.tenant, "victim", "victim")
 	for _, addr := range victims[:5] {
 		a := allocation("p", addr, "mallory", s.own)
 		a.Spec.ContainerID, a.Spec.InterfaceName = "victim", "net2"
 		a.Labels[v1alpha1.LabelContainer] = v1alpha1.ContainerLabel("victim")
-		s.claim(t, s.mallory, a)
+		s.Claim(t, s.mallory, a)
 	}
 	got := s.plugin(t, "ADD", "victim")
 	if !slices.Contains(victims[5:], got) {
 		t.Errorf("the victim's container has %s", got)
 	}
-	s.wantEvent(t, "AddressesOutsideBlock", "node mallory holds")
+	s.WantEvent(t, "AddressesOutsideBlock", "node mallory holds")
 	s.plugin(t, "DEL", "victim")
 	s.wantHeld(t, "p.10.0.0.11", "p.10.0.0.12", "p.10.0.0.13", "p.10.0.0.14", "p.10.0.0.15")
 	s.wantGone(t, "p."+got)
@@ -128,12 +129,12 @@ func (s *siege) claimsNextAddresses(t *testing.T) {
 // drop releases what mallory holds.
 func (s *siege) drop(t *testing.T) {
 	t.Helper()
-	list, err := s.mallory.IPAllocations(s.ns).List(t.Context(), metav1.ListOptions{LabelSelector: v1alpha1.LabelNode + "=mallory"})
+	list, err := s.mallory.IPAllocations(s.NS).List(t.Context(), metav1.ListOptions{LabelSelector: v1alpha1.LabelNode + "=mallory"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, a := range list.Items {
-		if err := s.mallory.IPAllocations(s.ns).Delete(t.Context(), a.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+		if err := s.mallory.IPAllocations(s.NS).Delete(t.Context(), a.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
 			t.Fatal(err)
 		}
 	}
@@ -145,7 +146,7 @@ func (s *siege) wantRefused(t *testing.T, what, name string, err error) {
 	if !apierrors.IsForbidden(err) && !apierrors.IsInvalid(err) {
 		t.Errorf("%s: got %v, want a refusal", what, err)
 	}
-	if _, err := s.ipam.IPAllocations(s.ns).Get(t.Context(), name, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+	if _, err := s.IPAM.IPAllocations(s.NS).Get(t.Context(), name, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("%s: is stored, or %v", what, err)
 	}
 }
@@ -163,7 +164,7 @@ func (s *siege) misnames(t *testing.T) {
 	} {
 		a := allocation(tc.pool, tc.address, "mallory", s.own)
 		a.Name = tc.name
-		_, err := s.mallory.IPAllocations(s.ns).Create(t.Context(), a, metav1.CreateOptions{})
+		_, err := s.mallory.IPAllocations(s.NS).Create(t.Context(), a, metav1.CreateOptions{})
 		s.wantRefused(t, tc.name+" for "+tc.address, tc.name, err)
 	}
 }
@@ -171,13 +172,13 @@ func (s *siege) misnames(t *testing.T) {
 // Addresses that are none of the pool's, in its name.
 func (s *siege) foreignAddresses(t *testing.T) {
 	for i := range 30 {
-		s.claim(t, s.mallory, allocation("p", fmt.Sprint("1.2.3.", i), "mallory", s.own))
+		s.Claim(t, s.mallory, allocation("p", fmt.Sprint("1.2.3.", i), "mallory", s.own))
 	}
 	six := allocation("p", "fd00::5", "mallory", s.own)
 	six.Name = "p.fd00-0000-0000-0000-0000-0000-0000-0005"
-	s.claim(t, s.mallory, six)
+	s.Claim(t, s.mallory, six)
 	s.wantCondition(t, "p", v1alpha1.ConditionForeignAddresses, "31 addresses of nodes mallory (31, as 1.2.3.0)")
-	s.wantEvent(t, "ForeignAddresses", "node mallory holds")
+	s.WantEvent(t, "ForeignAddresses", "node mallory holds")
 	s.wantReady(t, "p", siegeBlocks...)
 	s.drop(t)
 }
@@ -210,7 +211,7 @@ func (s *siege) largeObjects(t *testing.T) {
 			a := allocation("p", fmt.Sprint("10.0.0.", 100+i), "mallory", s.own)
 			wanted := a.Name
 			edit(a)
-			_, err := s.mallory.IPAllocations(s.ns).Create(t.Context(), a, metav1.CreateOptions{})
+			_, err := s.mallory.IPAllocations(s.NS).Create(t.Context(), a, metav1.CreateOptions{})
 			s.wantRefused(t, name, wanted, err)
 		}
 	}
@@ -228,7 +229,7 @@ func (s *siege) untrueLabels(t *testing.T) {
 	} {
 		a := allocation("p", "10.0.0.21", "mallory", s.own)
 		a.Labels = labels
-		_, err := s.mallory.IPAllocations(s.ns).Create(t.Context(), a, metav1.CreateOptions{})
+		_, err := s.mallory.IPAllocations(s.NS).Create(t.Context(), a, metav1.CreateOptions{})
 		s.wantRefused(t, name, a.Name, err)
 	}
 }
@@ -237,35 +238,35 @@ func (s *siege) untrueLabels(t *testing.T) {
 func (s *siege) othersAllocations(t *testing.T) {
 	reserved := allocation("p", "10.0.0.31", "", v1alpha1.PodReference{Namespace: s.tenant, Name: "db-0"})
 	reserved.Labels, reserved.Spec.ContainerID, reserved.Spec.InterfaceName, reserved.Spec.AddStartedAt = nil, "", "", nil
-	held := allocation("p", "10.0.0.19", "victim", startPod(t, s.kube, s.tenant, "holder", "victim"))
+	held := allocation("p", "10.0.0.19", "victim", rig.Pod(t, s.Kube, s.tenant, "holder", "victim"))
 	ctx := t.Context()
-	for _, a := range []*v1alpha1.IPAllocation{s.claim(t, s.ipam, reserved), s.claim(t, s.node(t, "victim"), held)} {
+	for _, a := range []*v1alpha1.IPAllocation{s.Claim(t, s.IPAM, reserved), s.Claim(t, s.node(t, "victim"), held)} {
 		taken := a.DeepCopy()
 		taken.Spec.NodeName, taken.Spec.ContainerID, taken.Spec.InterfaceName = "mallory", "c", "net1"
-		_, err := s.mallory.IPAllocations(s.ns).Update(ctx, taken, metav1.UpdateOptions{})
+		_, err := s.mallory.IPAllocations(s.NS).Update(ctx, taken, metav1.UpdateOptions{})
 		errs := map[string]error{
 			"update": err,
-			"delete": s.mallory.IPAllocations(s.ns).Delete(ctx, a.Name, metav1.DeleteOptions{}),
-			"delete in the background": s.mallory.IPAllocations(s.ns).Delete(ctx, a.Name, metav1.DeleteOptions{
+			"delete": s.mallory.IPAllocations(s.NS).Delete(ctx, a.Name, metav1.DeleteOptions{}),
+			"delete in the background": s.mallory.IPAllocations(s.NS).Delete(ctx, a.Name, metav1.DeleteOptions{
 				PropagationPolicy: new(metav1.DeletePropagationBackground), Preconditions: &metav1.Preconditions{UID: &a.UID}}),
-			"deletecollection": s.mallory.IPAllocations(s.ns).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}),
+			"deletecollection": s.mallory.IPAllocations(s.NS).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}),
 		}
 		for as, body := range map[types.PatchType]string{
 			types.MergePatchType: `{"spec":{"nodeName":"mallory"}}`, types.JSONPatchType: `[{"op":"replace","path":"/spec/nodeName","value":"mallory"}]`,
 			types.ApplyPatchType: `{"apiVersion":"nv-ipam.nvidia.com/v1alpha1","kind":"IPAllocation","metadata":{"name":"` + a.Name + `","finalizers":["example.com/x"]}}`,
 		} {
-			_, errs[string(as)] = s.mallory.IPAllocations(s.ns).Patch(ctx, a.Name, as, []byte(body), metav1.PatchOptions{FieldManager: "x"})
+			_, errs[string(as)] = s.mallory.IPAllocations(s.NS).Patch(ctx, a.Name, as, []byte(body), metav1.PatchOptions{FieldManager: "x"})
 		}
 		for what, err := range errs {
 			if !apierrors.IsForbidden(err) {
 				t.Errorf("%s of %s: got %v, want Forbidden", what, a.Name, err)
 			}
 		}
-		now, err := s.ipam.IPAllocations(s.ns).Get(ctx, a.Name, metav1.GetOptions{})
+		now, err := s.IPAM.IPAllocations(s.NS).Get(ctx, a.Name, metav1.GetOptions{})
 		if err != nil || now.ResourceVersion != a.ResourceVersion {
 			t.Errorf("%s has changed: %+v, %v", a.Name, now, err)
 		}
-		if _, err := s.mallory.IPAllocations(s.ns).Create(ctx, allocation("p", a.Spec.Address, "mallory", s.own), metav1.CreateOptions{}); !apierrors.IsAlreadyExists(err) {
+		if _, err := s.mallory.IPAllocations(s.NS).Create(ctx, allocation("p", a.Spec.Address, "mallory", s.own), metav1.CreateOptions{}); !apierrors.IsAlreadyExists(err) {
 			t.Errorf("%s was claimed: %v", a.Name, err)
 		}
 	}
@@ -275,10 +276,10 @@ func (s *siege) othersAllocations(t *testing.T) {
 // event and metric say who.
 func (s *siege) takesMany(t *testing.T) {
 	for i := 41; i <= 240; i++ {
-		s.claim(t, s.mallory, allocation("p", fmt.Sprint("10.0.0.", i), "mallory", s.own))
+		s.Claim(t, s.mallory, allocation("p", fmt.Sprint("10.0.0.", i), "mallory", s.own))
 	}
 	s.wantMetric(t, "crd_ipam_pool_addresses_outside_block", 200)
-	s.wantEvent(t, "AddressesOutsideBlock", "node mallory holds")
+	s.WantEvent(t, "AddressesOutsideBlock", "node mallory holds")
 	if got := s.plugin(t, "ADD", "during"); !slices.Contains(victims, got) {
 		t.Errorf("the victim's pod has %s", got)
 	}
@@ -290,7 +291,7 @@ func (s *siege) takesMany(t *testing.T) {
 // wantMetric waits until a metric, whatever its labels, counts that many.
 func (s *siege) wantMetric(t *testing.T, name string, want float64) {
 	t.Helper()
-	until(t, func() string {
+	rig.Until(t, func() string {
 		families, err := s.metrics.Gather()
 		if err != nil {
 			return err.Error()
@@ -311,7 +312,7 @@ func (s *siege) otherKind(t *testing.T) {
 	for _, addr := range victims[:5] {
 		a := allocation("p", addr, "mallory", s.own)
 		a.Spec.PoolRef.Kind = v1alpha1.PoolKindCIDRPool
-		s.claim(t, s.mallory, a)
+		s.Claim(t, s.mallory, a)
 	}
 	if got := s.plugin(t, "ADD", "other-kind"); !slices.Contains(victims[5:], got) {
 		t.Errorf("the victim's pod has %s", got)
@@ -325,13 +326,13 @@ func (s *siege) otherKind(t *testing.T) {
 // In the name of the victim's pod, with a later sandbox: the pod's own address stays,
 // and what was made up is reclaimed.
 func (s *siege) othersPods(t *testing.T) {
-	pod := startPod(t, s.kube, s.tenant, "live", "victim")
-	s.claim(t, s.node(t, "victim"), allocation("p", "10.0.0.18", "victim", pod))
+	pod := rig.Pod(t, s.Kube, s.tenant, "live", "victim")
+	s.Claim(t, s.node(t, "victim"), allocation("p", "10.0.0.18", "victim", pod))
 	later := metav1.NewMicroTime(time.Now().Add(time.Hour))
 	for i, ref := range []v1alpha1.PodReference{pod, {Namespace: pod.Namespace, Name: pod.Name}, {Namespace: pod.Namespace, Name: pod.Name, UID: gone}} {
 		a := allocation("p", fmt.Sprint("10.0.0.", 21+i), "mallory", ref)
 		a.Spec.ContainerID, a.Spec.AddStartedAt = fmt.Sprint("later-", i), &later
-		s.claim(t, s.mallory, a)
+		s.Claim(t, s.mallory, a)
 	}
 	for i := range 3 {
 		s.wantGone(t, fmt.Sprint("p.10.0.0.", 21+i))
@@ -345,7 +346,7 @@ func (s *siege) impossiblePods(t *testing.T) {
 		{Namespace: s.tenant, Name: "never"}, {Namespace: s.tenant, Name: "never", UID: "x"}, {Namespace: s.tenant, Name: "never", UID: gone},
 		{Namespace: "no-such-namespace", Name: "never", UID: gone}, {Namespace: s.tenant, Name: "own", UID: gone}, {Namespace: s.tenant, Name: "own", UID: "X"},
 	} {
-		s.claim(t, s.mallory, allocation("p", fmt.Sprint("10.0.0.", 21+i), "mallory", ref))
+		s.Claim(t, s.mallory, allocation("p", fmt.Sprint("10.0.0.", 21+i), "mallory", ref))
 	}
 	for i := range 6 {
 		s.wantGone(t, fmt.Sprint("p.10.0.0.", 21+i))
@@ -354,7 +355,7 @@ func (s *siege) impossiblePods(t *testing.T) {
 		{Namespace: s.tenant, Name: "%zz"}, {Namespace: "a.b", Name: "x"}, {Namespace: s.tenant, Name: ".."}, {Namespace: s.tenant, Name: "x", UID: "a/b"}, {Name: "x"}, {Namespace: s.tenant}, {},
 	} {
 		a := allocation("p", "10.0.0.29", "mallory", ref)
-		_, err := s.mallory.IPAllocations(s.ns).Create(t.Context(), a, metav1.CreateOptions{})
+		_, err := s.mallory.IPAllocations(s.NS).Create(t.Context(), a, metav1.CreateOptions{})
 		s.wantRefused(t, fmt.Sprint(ref), a.Name, err)
 	}
 }
@@ -369,7 +370,7 @@ func (s *siege) othersObjects(t *testing.T) {
 	ctx := t.Context()
 	const outOfService = `{"spec":{"taints":[{"key":"node.kubernetes.io/out-of-service","effect":"NoExecute"}]}}`
 	const ready = `{"status":{"conditions":[{"type":"Ready","status":"Unknown"}]}}`
-	pod := startPod(t, s.kube, s.tenant, "bystander", "victim")
+	pod := rig.Pod(t, s.Kube, s.tenant, "bystander", "victim")
 	patch := func(name, body string, sub ...string) error {
 		_, err := kube.CoreV1().Nodes().Patch(ctx, name, types.StrategicMergePatchType, []byte(body), metav1.PatchOptions{}, sub...)
 		return err
@@ -386,7 +387,7 @@ func (s *siege) othersObjects(t *testing.T) {
 		}
 	}
 	for what, err := range map[string]error{
-		"delete a pool": s.mallory.IPPools(s.ns).Delete(ctx, "p", metav1.DeleteOptions{}),
+		"delete a pool": s.mallory.IPPools(s.NS).Delete(ctx, "p", metav1.DeleteOptions{}),
 		"write blocks":  s.writeBlocks(t),
 	} {
 		if !apierrors.IsForbidden(err) {
@@ -398,7 +399,7 @@ func (s *siege) othersObjects(t *testing.T) {
 func (s *siege) writeBlocks(t *testing.T) error {
 	t.Helper()
 	body := []byte(`{"status":{"allocations":[{"nodeName":"mallory","startIP":"10.0.0.1","endIP":"10.0.0.200"}]}}`)
-	_, err := s.mallory.IPPools(s.ns).Patch(t.Context(), "p", types.MergePatchType, body, metav1.PatchOptions{}, "status")
+	_, err := s.mallory.IPPools(s.NS).Patch(t.Context(), "p", types.MergePatchType, body, metav1.PatchOptions{}, "status")
 	return err
 }
 
@@ -408,16 +409,16 @@ func (s *siege) writeBlocks(t *testing.T) error {
 func (s *siege) poolMadeAgain(t *testing.T) {
 	for i := 11; i <= 17; i++ {
 		a := allocation("p", fmt.Sprint("10.0.0.", i), "mallory", s.own)
-		s.claim(t, s.mallory, a)
+		s.Claim(t, s.mallory, a)
 	}
 	before := s.names(t)
 	ctx := t.Context()
-	if err := s.ipam.IPPools(s.ns).Delete(ctx, "p", metav1.DeleteOptions{}); err != nil {
+	if err := s.IPAM.IPPools(s.NS).Delete(ctx, "p", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	s.pool(t, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 10})
+	s.Pool(t, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 10})
 	s.wantReady(t, "p", "victim 10.0.0.1 10.0.0.10", "mallory 10.0.0.11 10.0.0.20")
-	s.wantEvent(t, "AddressesOutsideBlock", "node victim holds") // 10.0.0.18 and .19
+	s.WantEvent(t, "AddressesOutsideBlock", "node victim holds") // 10.0.0.18 and .19
 	if got := s.plugin(t, "ADD", "after"); slices.Contains(before, "p."+got) || slices.Contains(victims, got) {
 		t.Errorf("the victim's pod has %s, held were %q", got, before)
 	}
@@ -431,9 +432,9 @@ func (s *siege) staticPods(t *testing.T) {
 	names := []string{}
 	for i := range 3 {
 		ref := v1alpha1.PodReference{Namespace: s.tenant, Name: fmt.Sprint("static-", i), UID: static}
-		names = append(names, s.claim(t, s.mallory, allocation("p", fmt.Sprint("10.0.0.", 31+1+i), "mallory", ref)).Name)
+		names = append(names, s.Claim(t, s.mallory, allocation("p", fmt.Sprint("10.0.0.", 31+1+i), "mallory", ref)).Name)
 	}
-	if err := s.kube.CoreV1().Nodes().Delete(t.Context(), "mallory", metav1.DeleteOptions{}); err != nil {
+	if err := s.Kube.CoreV1().Nodes().Delete(t.Context(), "mallory", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range names {

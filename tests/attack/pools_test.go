@@ -21,7 +21,7 @@ import (
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/controller"
-	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 // maxText is how long the message of a condition or an event may be: the
@@ -43,9 +43,9 @@ var theirBlocks = []string{"one 10.0.0.1 10.0.0.10", "two 10.0.0.11 10.0.0.20"}
 // of the bad ones is bounded.
 func TestHostilePoolAuthor(t *testing.T) {
 	c := newCluster(t, "one", "two")
-	s := &pools{cluster: c, mallory: fixture.Client(t, c.author(t, c.ns, v1alpha1.GroupVersion.Group, "ippools", "cidrpools"))}
-	c.pool(t, "theirs", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 10, Gateway: "10.0.0.1"})
-	c.claim(t, c.node(t, "one"), allocation("theirs", "10.0.0.2", "one", startPod(t, c.kube, c.tenant, "pod", "one")))
+	s := &pools{cluster: c, mallory: rig.Client(t, c.author(t, c.NS, v1alpha1.GroupVersion.Group, "ippools", "cidrpools"))}
+	c.Pool(t, "theirs", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 10, Gateway: "10.0.0.1"})
+	c.Claim(t, c.node(t, "one"), allocation("theirs", "10.0.0.2", "one", rig.Pod(t, c.Kube, c.tenant, "pod", "one")))
 	c.run(t, controller.Options{ReclaimGrace: time.Second, ReclaimGraceReadyNode: time.Second})
 	c.wantReady(t, "theirs", theirBlocks...)
 	for _, tc := range []struct {
@@ -74,13 +74,13 @@ func TestHostilePoolAuthor(t *testing.T) {
 // create stores a pool, or reports false where it is refused.
 func (s *pools) create(t *testing.T, name string, spec v1alpha1.IPPoolSpec) bool {
 	t.Helper()
-	_, err := s.mallory.IPPools(s.ns).Create(t.Context(), &v1alpha1.IPPool{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: spec}, metav1.CreateOptions{})
+	_, err := s.mallory.IPPools(s.NS).Create(t.Context(), &v1alpha1.IPPool{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: spec}, metav1.CreateOptions{})
 	return stored(t, name, err)
 }
 
 func (s *pools) createCIDR(t *testing.T, name string, spec v1alpha1.CIDRPoolSpec) bool {
 	t.Helper()
-	_, err := s.mallory.CIDRPools(s.ns).Create(t.Context(), &v1alpha1.CIDRPool{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: spec}, metav1.CreateOptions{})
+	_, err := s.mallory.CIDRPools(s.NS).Create(t.Context(), &v1alpha1.CIDRPool{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: spec}, metav1.CreateOptions{})
 	return stored(t, name, err)
 }
 
@@ -106,17 +106,17 @@ func (s *pools) goesOn(t *testing.T) {
 	t.Helper()
 	s.probes++
 	probe := fmt.Sprint("probe-", s.probes)
-	s.pool(t, probe, v1alpha1.IPPoolSpec{Subnet: "172.31.0.0/24", PerNodeBlockSize: 10})
+	s.Pool(t, probe, v1alpha1.IPPoolSpec{Subnet: "172.31.0.0/24", PerNodeBlockSize: 10})
 	s.wantReady(t, probe, "one 172.31.0.1 172.31.0.10", "two 172.31.0.11 172.31.0.20")
 	s.wantReady(t, "theirs", theirBlocks...)
 	ctx := t.Context()
 	var all []metav1.ObjectMeta
-	until(t, func() string {
-		ip, err := s.ipam.IPPools(s.ns).List(ctx, metav1.ListOptions{})
+	rig.Until(t, func() string {
+		ip, err := s.IPAM.IPPools(s.NS).List(ctx, metav1.ListOptions{})
 		if err != nil {
 			return err.Error()
 		}
-		cidr, err := s.ipam.CIDRPools(s.ns).List(ctx, metav1.ListOptions{})
+		cidr, err := s.IPAM.CIDRPools(s.NS).List(ctx, metav1.ListOptions{})
 		if err != nil {
 			return err.Error()
 		}
@@ -138,10 +138,10 @@ func (s *pools) goesOn(t *testing.T) {
 		if m.Name == "theirs" {
 			continue
 		}
-		if err := s.ipam.IPPools(s.ns).Delete(ctx, m.Name, metav1.DeleteOptions{}); err == nil || !apierrors.IsNotFound(err) {
+		if err := s.IPAM.IPPools(s.NS).Delete(ctx, m.Name, metav1.DeleteOptions{}); err == nil || !apierrors.IsNotFound(err) {
 			continue
 		}
-		if err := s.ipam.CIDRPools(s.ns).Delete(ctx, m.Name, metav1.DeleteOptions{}); err != nil {
+		if err := s.IPAM.CIDRPools(s.NS).Delete(ctx, m.Name, metav1.DeleteOptions{}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -164,7 +164,7 @@ func looked(t *testing.T, m metav1.ObjectMeta, status v1alpha1.PoolStatus) bool 
 
 func (s *pools) boundedEvents(t *testing.T) {
 	t.Helper()
-	list, err := s.kube.CoreV1().Events(s.ns).List(t.Context(), metav1.ListOptions{})
+	list, err := s.Kube.CoreV1().Events(s.NS).List(t.Context(), metav1.ListOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -285,7 +285,7 @@ func (s *pools) hugeLists(t *testing.T) {
 func (s *pools) gatewayOnHeld(t *testing.T) {
 	s.create(t, "mine", v1alpha1.IPPoolSpec{Subnet: "10.1.0.0/24", PerNodeBlockSize: 10})
 	s.wantReady(t, "mine", "one 10.1.0.1 10.1.0.10", "two 10.1.0.11 10.1.0.20")
-	s.claim(t, s.node(t, "one"), allocation("mine", "10.1.0.5", "one", v1alpha1.PodReference{Namespace: s.tenant, Name: "pod"}))
+	s.Claim(t, s.node(t, "one"), allocation("mine", "10.1.0.5", "one", v1alpha1.PodReference{Namespace: s.tenant, Name: "pod"}))
 	s.patch(t, "mine", `{"spec":{"gateway":"10.1.0.5"}}`)
 	s.wantCondition(t, "mine", v1alpha1.ConditionEarlierSpecInUse, "10.1.0.5 (held on node one)")
 	s.wantReady(t, "mine", "one 10.1.0.1 10.1.0.10", "two 10.1.0.11 10.1.0.20")
@@ -294,7 +294,7 @@ func (s *pools) gatewayOnHeld(t *testing.T) {
 
 func (s *pools) patch(t *testing.T, name, body string) {
 	t.Helper()
-	if _, err := s.mallory.IPPools(s.ns).Patch(t.Context(), name, types.MergePatchType, []byte(body), metav1.PatchOptions{}); err != nil {
+	if _, err := s.mallory.IPPools(s.NS).Patch(t.Context(), name, types.MergePatchType, []byte(body), metav1.PatchOptions{}); err != nil {
 		stored(t, name+" with "+body, err)
 	}
 }
@@ -320,12 +320,12 @@ func nobody() *corev1.NodeSelector {
 func (s *pools) flapping(t *testing.T) {
 	s.create(t, "mine", v1alpha1.IPPoolSpec{Subnet: "10.1.0.0/16", PerNodeBlockSize: 10})
 	s.wantReady(t, "mine", "one 10.1.0.1 10.1.0.10", "two 10.1.0.11 10.1.0.20")
-	s.claim(t, s.node(t, "one"), allocation("mine", "10.1.0.6", "one", v1alpha1.PodReference{Namespace: s.tenant, Name: "pod"}))
+	s.Claim(t, s.node(t, "one"), allocation("mine", "10.1.0.6", "one", v1alpha1.PodReference{Namespace: s.tenant, Name: "pod"}))
 	for i := range 25 {
 		s.patch(t, "mine", fmt.Sprintf(`{"spec":{"subnet":"10.%d.0.0/16","perNodeBlockSize":%d,"gateway":"10.%d.0.1"}}`, 2+i%20, 1+i%7*i, 2+i%20))
 		s.patch(t, "mine", `{"spec":{"nodeSelector":{"nodeSelectorTerms":[{"matchExpressions":[{"key":"none","operator":"Exists"}]}]}}}`)
 		s.patch(t, "mine", `{"spec":{"nodeSelector":null}}`)
-		if n := len(s.getPool(t, "mine").Status.Allocations); n > 5 {
+		if n := len(s.GetPool(t, "mine").Status.Allocations); n > 5 {
 			t.Fatalf("after %d edits the pool has %d blocks", i, n)
 		}
 	}
@@ -341,15 +341,15 @@ func (s *pools) statusAndMetadata(t *testing.T) {
 	mine.Annotations = map[string]string{v1alpha1.AnnotationReclaim: strings.Repeat("x", 200<<10)}
 	mine.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: "gone", UID: gone}}
 	mine.Status.Allocations = []v1alpha1.Allocation{{NodeName: "one", StartIP: "10.0.0.1", EndIP: "10.0.0.200"}}
-	if _, err := s.mallory.IPPools(s.ns).Create(t.Context(), mine, metav1.CreateOptions{}); err != nil {
+	if _, err := s.mallory.IPPools(s.NS).Create(t.Context(), mine, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"mine", "theirs"} {
-		_, err := s.mallory.IPPools(s.ns).Patch(t.Context(), name, types.MergePatchType, []byte(`{"status":{"allocations":[]}}`), metav1.PatchOptions{}, "status")
+		_, err := s.mallory.IPPools(s.NS).Patch(t.Context(), name, types.MergePatchType, []byte(`{"status":{"allocations":[]}}`), metav1.PatchOptions{}, "status")
 		if !apierrors.IsForbidden(err) {
 			t.Errorf("status of %s: got %v, want Forbidden", name, err)
 		}
 	}
 	s.wantReady(t, "mine", "one 10.1.0.1 10.1.0.10", "two 10.1.0.11 10.1.0.20")
-	s.wantEvent(t, "UnknownReclaimAnnotation", "no address is reclaimed")
+	s.WantEvent(t, "UnknownReclaimAnnotation", "no address is reclaimed")
 }

@@ -5,52 +5,36 @@ package chaos
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"math/bits"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
-	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 const poolName = "p"
 
 // cluster is nodes with role and policy in force, and one pool.
 type cluster struct {
-	ns     string
-	kube   kubernetes.Interface
-	ipam   clientv1alpha1.NvIpamV1alpha1Interface
+	*rig.Cluster
+
 	live   ledger
 	counts counts
 }
 
 func newCluster(ctx context.Context, t *testing.T) *cluster {
 	t.Helper()
-	kube, err := kubernetes.NewForConfig(env.Config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &cluster{ns: env.Namespace(t), kube: kube, ipam: fixture.Client(t, env.Config)}
-	if out, err := env.Kubectl(ctx, "apply", "-k", c.overlay(t)); err != nil {
-		t.Fatal(err, out)
-	}
+	c := &cluster{Cluster: rig.NewCluster(t, env)}
+	c.Apply(t, "base/plugin", "base/policy")
 	for i := range nodes {
-		if _, err := kube.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: nodeName(i)}}, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		c.Node(t, nodeName(i), nil)
 	}
-	if _, err := c.ipam.IPPools(c.ns).Create(ctx, fullPool(*attachments), metav1.CreateOptions{}); err != nil {
+	if _, err := c.IPAM.IPPools(c.NS).Create(ctx, fullPool(*attachments), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	return c
@@ -72,39 +56,12 @@ func fullPool(n int) *v1alpha1.IPPool {
 	}
 }
 
-// overlay writes what a person would to apply the plugin's role and policy in
-// the namespace, and returns its directory.
-func (c *cluster) overlay(t *testing.T) string {
-	t.Helper()
-	root, err := testenv.Root()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	var resources []string
-	for _, part := range []string{"plugin", "policy"} {
-		path, err := filepath.Rel(dir, filepath.Join(root, "manifests", "base", part))
-		if err != nil {
-			t.Fatal(err)
-		}
-		resources = append(resources, path)
-	}
-	data, err := json.Marshal(map[string]any{"namespace": c.ns, "resources": resources})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), data, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}
-
 // blocks waits until the controller has given every node its block, and returns
 // their first addresses by node.
 func (c *cluster) blocks(ctx context.Context, t *testing.T) map[string]netip.Addr {
 	t.Helper()
 	for {
-		p, err := c.ipam.IPPools(c.ns).Get(ctx, poolName, metav1.GetOptions{})
+		p, err := c.IPAM.IPPools(c.NS).Get(ctx, poolName, metav1.GetOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -123,7 +80,7 @@ func (c *cluster) blocks(ctx context.Context, t *testing.T) map[string]netip.Add
 
 // allocations returns the container that holds each address.
 func (c *cluster) allocations(ctx context.Context) (map[string]string, error) {
-	list, err := c.ipam.IPAllocations(c.ns).List(ctx, metav1.ListOptions{})
+	list, err := c.IPAM.IPAllocations(c.NS).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, err
 	}

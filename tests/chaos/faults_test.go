@@ -44,8 +44,8 @@ func (c *cluster) startControllers(t *testing.T) *controllers {
 	for i := range replicas {
 		cs.all.Go(func() {
 			for ctx.Err() == nil {
-				cs.run(ctx, t, i, binary, "--kubeconfig="+env.Kubeconfig, "--ippools-namespace="+c.ns,
-					"--leader-elect", "--leader-elect-namespace="+c.ns, "--reclaim-grace=2s", "--reclaim-grace-ready-node=2s",
+				cs.run(ctx, t, i, binary, "--kubeconfig="+env.Kubeconfig, "--ippools-namespace="+c.NS,
+					"--leader-elect", "--leader-elect-namespace="+c.NS, "--reclaim-grace=2s", "--reclaim-grace-ready-node=2s",
 					"--health-probe-bind-address=0", "--metrics-bind-address=0")
 				pause(ctx, 500*time.Millisecond) // CrashLoopBackOff begins with ten seconds
 			}

@@ -10,20 +10,20 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net/netip"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
-	types100 "github.com/containernetworking/cni/pkg/types/100"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
@@ -100,7 +100,7 @@ func (k *kubelet) configure(t *testing.T) {
 	k.stdin, err = json.Marshal(map[string]any{
 		"cniVersion": "1.1.0", "name": "net", "type": "macvlan",
 		"ipam": map[string]any{
-			"type": "nv-ipam", "poolName": poolName, "confDir": dir, "kubeconfig": kubeconfig, "poolsNamespace": k.ns,
+			"type": "nv-ipam", "poolName": poolName, "confDir": dir, "kubeconfig": kubeconfig, "poolsNamespace": k.NS,
 			"dataDir": filepath.Join(dir, "data"), "logFile": filepath.Join(dir, "log"),
 		},
 	})
@@ -176,7 +176,7 @@ func (k *kubelet) stop(ctx context.Context, t *testing.T, p *pod) {
 		k.counts.released.Add(1)
 	}
 	err := insist(ctx, func() error {
-		err := k.kube.CoreV1().Pods(k.ns).Delete(ctx, p.name, metav1.DeleteOptions{GracePeriodSeconds: new(int64)})
+		err := k.Kube.CoreV1().Pods(k.NS).Delete(ctx, p.name, metav1.DeleteOptions{GracePeriodSeconds: new(int64)})
 		if apierrors.IsNotFound(err) {
 			return nil
 		}
@@ -204,7 +204,7 @@ func (k *kubelet) remove(ctx context.Context, t *testing.T, p *pod) bool {
 
 // createPod makes the pod's object, bound to the node.
 func (k *kubelet) createPod(ctx context.Context, p *pod) error {
-	pods := k.kube.CoreV1().Pods(k.ns)
+	pods := k.Kube.CoreV1().Pods(k.NS)
 	return insist(ctx, func() error {
 		obj, err := pods.Create(ctx, &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Name: p.name},
@@ -228,23 +228,22 @@ func (k *kubelet) add(p *pod) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	result, err := types100.NewResult(out)
+	addrs, err := rig.Given(out)
+	if err == nil && len(addrs) != 1 {
+		err = fmt.Errorf("%d addresses: %s", len(addrs), out)
+	}
 	if err != nil {
-		return "", fmt.Errorf("%w: %s", err, out)
+		return "", err
 	}
-	ips := result.(*types100.Result).IPs
-	if len(ips) != 1 {
-		return "", fmt.Errorf("%d addresses: %s", len(ips), out)
-	}
-	addr, _ := netip.AddrFromSlice(ips[0].Address.IP)
-	return addr.Unmap().String(), nil
+	address, _, _ := strings.Cut(addrs[0], "/")
+	return address, nil
 }
 
 var errKilled = errors.New("plugin was killed")
 
 // call runs the plugin, and kills some of its processes.
 func (k *kubelet) call(verb string, p *pod) ([]byte, error) {
-	args := "IgnoreUnknown=1;K8S_POD_NAMESPACE=" + k.ns + ";K8S_POD_NAME=" + p.name + ";K8S_POD_UID=" + p.uid + ";K8S_POD_INFRA_CONTAINER_ID=" + p.container()
+	args := "IgnoreUnknown=1;K8S_POD_NAMESPACE=" + k.NS + ";K8S_POD_NAME=" + p.name + ";K8S_POD_UID=" + p.uid + ";K8S_POD_INFRA_CONTAINER_ID=" + p.container()
 	if p.requested != "" && verb == "ADD" {
 		args += ";IP=" + p.requested
 	}

@@ -4,7 +4,6 @@
 package claim
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -28,6 +27,7 @@ import (
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
 	"github.com/crd-ipam/crd-ipam/pkg/hint"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 var (
@@ -183,30 +183,13 @@ type history struct {
 	t       *testing.T
 	number  int
 	cluster *cluster
-	log     lockedBuffer
+	log     rig.Log
 	began   time.Time
 	late    sync.WaitGroup // requests that have not arrived
 
 	mu         sync.Mutex
 	operations []porcupine.Operation
 	ended      map[string]bool // containers that will not call any more
-}
-
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }
 
 // The addresses are node a's block.

@@ -16,7 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
-	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 // loseRecord deletes the record and the pool, and makes the pool again.
@@ -28,7 +28,7 @@ func (c *cluster) loseRecord(t *testing.T, nodes ...string) {
 	if err := c.client.IPPools(c.ns).Delete(t.Context(), "p", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	fixture.Gone(t, c.client, c.ns, "p")
+	rig.Gone(t, c.client, c.ns, "p")
 	c.pool(t, "p", "10.0.0.0/24", 16, nodes...)
 }
 

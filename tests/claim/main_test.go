@@ -31,7 +31,7 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/hint"
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
-	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
@@ -186,7 +186,7 @@ func newNode(t *testing.T, namespace, name string) *node {
 	dir := t.TempDir()
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	return &node{wire: w, dir: dir, Claimer: &claim.Claimer{
-		Ledger: ledger.Ledger{Client: fixture.Client(t, config), Namespace: namespace, Node: name},
+		Ledger: ledger.Ledger{Client: rig.Client(t, config), Namespace: namespace, Node: name},
 		Hint:   hint.Open(dir, "cluster", namespace, log), Log: log,
 	}}
 }
@@ -268,15 +268,15 @@ type cluster struct {
 // newCluster makes pool "p": 10.0.0.0/24, blocks of size, no gateway.
 func newCluster(t *testing.T, size int, nodes ...string) *cluster {
 	t.Helper()
-	c := &cluster{ns: env.Namespace(t), client: fixture.Client(t, env.Config)}
-	fixture.Addresses(t, c.client, c.ns) // a server that has just started has its client ask twice
+	c := &cluster{ns: env.Namespace(t), client: rig.Client(t, env.Config)}
+	rig.Addresses(t, c.client, c.ns) // a server that has just started has its client ask twice
 	c.pool(t, "p", "10.0.0.0/24", size, nodes...)
 	return c
 }
 
 func (c *cluster) pool(t *testing.T, name, subnet string, size int, nodes ...string) {
 	t.Helper()
-	fixture.IPPool(t, c.client, c.ns, name, v1alpha1.IPPoolSpec{Subnet: subnet, PerNodeBlockSize: size}, nodes...)
+	rig.IPPool(t, c.client, c.ns, name, v1alpha1.IPPoolSpec{Subnet: subnet, PerNodeBlockSize: size}, nodes...)
 }
 
 // hold makes an allocation behind everybody's back.
@@ -310,7 +310,7 @@ func (c *cluster) free(t *testing.T, poolName, addr string) {
 func (c *cluster) wantHeld(t *testing.T, want ...string) {
 	t.Helper()
 	var got []string
-	for _, a := range fixture.Addresses(t, c.client, c.ns) {
+	for _, a := range rig.Addresses(t, c.client, c.ns) {
 		got = append(got, a.String())
 	}
 	if fmt.Sprint(got) != fmt.Sprint(want) {

@@ -89,6 +89,11 @@ func TestHistories(t *testing.T) {
 		}
 		t.Cleanup(func() { _ = kube.CoreV1().Nodes().Delete(context.Background(), name, metav1.DeleteOptions{}) })
 	}
+	if testing.Short() {
+		if err := flag.Set("rapid.checks", "4"); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for began := time.Now(); !t.Failed(); {
 		rapid.Check(t, func(rt *rapid.T) { play(t, rt, kube) })
 		if time.Since(began) >= *soak/2 {

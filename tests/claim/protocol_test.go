@@ -24,7 +24,7 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
 	"github.com/crd-ipam/crd-ipam/pkg/hint"
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
-	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 func TestAddIsAReadAndACreate(t *testing.T) {
@@ -342,7 +342,7 @@ func TestHintUnusable(t *testing.T) {
 
 func TestRequested(t *testing.T) {
 	c := newCluster(t, 10, "a", "b")
-	fixture.IPPool(t, c.client, c.ns, "gw", v1alpha1.IPPoolSpec{
+	rig.IPPool(t, c.client, c.ns, "gw", v1alpha1.IPPoolSpec{
 		Subnet: "10.1.0.0/24", PerNodeBlockSize: 10, Gateway: "10.1.0.1",
 		Exclusions: []v1alpha1.ExcludeRange{{StartIP: "10.1.0.2", EndIP: "10.1.0.5"}},
 	}, "a", "b")
@@ -493,19 +493,19 @@ func TestView(t *testing.T) {
 		if _, err := c.client.IPPools(c.ns).Patch(t.Context(), "p", types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "ipam-controller"}, "status"); err != nil {
 			t.Fatal(err)
 		}
-		fixture.Seen(t, c.client, c.ns, "p")
+		rig.Seen(t, c.client, c.ns, "p")
 		if got := reads("pod2"); got != 1 {
 			t.Errorf("%d reads of the pool, want 1", got)
 		}
 	})
 	t.Run("follows a new block", func(t *testing.T) {
-		fixture.ApplyBlocks(t, c.client, c.ns, "p", "other", []v1alpha1.Allocation{{NodeName: "a", StartIP: "10.0.0.101", EndIP: "10.0.0.110"}})
+		rig.ApplyBlocks(t, c.client, c.ns, "p", "other", []v1alpha1.Allocation{{NodeName: "a", StartIP: "10.0.0.101", EndIP: "10.0.0.110"}})
 		if got := n.mustAdd(t, "pod3", ippool("p")); got != "10.0.0.101" {
 			t.Errorf("got %s", got)
 		}
 	})
 	t.Run("follows a block that is gone", func(t *testing.T) {
-		fixture.ApplyBlocks(t, c.client, c.ns, "p", "none", []v1alpha1.Allocation{})
+		rig.ApplyBlocks(t, c.client, c.ns, "p", "none", []v1alpha1.Allocation{})
 		if _, err := n.add(t.Context(), "pod4", ippool("p")); !errors.Is(err, claim.ErrPoolNotFound) {
 			t.Errorf("error %v", err)
 		}
@@ -515,7 +515,7 @@ func TestView(t *testing.T) {
 		if _, err := c.client.IPPools(c.ns).Patch(t.Context(), "p", types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "kubectl-edit"}, "status"); err != nil {
 			t.Fatal(err)
 		}
-		fixture.Seen(t, c.client, c.ns, "p")
+		rig.Seen(t, c.client, c.ns, "p")
 		if got := n.mustAdd(t, "pod5", ippool("p")); got != "10.0.0.201" {
 			t.Errorf("got %s", got)
 		}
@@ -525,7 +525,7 @@ func TestView(t *testing.T) {
 		if _, err := c.client.IPPools(c.ns).Patch(t.Context(), "p", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		fixture.Seen(t, c.client, c.ns, "p")
+		rig.Seen(t, c.client, c.ns, "p")
 		if got := n.mustAdd(t, "pod6", ippool("p")); got != "10.0.0.206" {
 			t.Errorf("got %s", got)
 		}
@@ -534,7 +534,7 @@ func TestView(t *testing.T) {
 		if err := c.client.IPPools(c.ns).Delete(t.Context(), "p", metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		fixture.Gone(t, c.client, c.ns, "p")
+		rig.Gone(t, c.client, c.ns, "p")
 		if _, err := n.add(t.Context(), "pod7", ippool("p")); !errors.Is(err, claim.ErrPoolNotFound) {
 			t.Errorf("error %v", err)
 		}
@@ -553,7 +553,7 @@ func TestInvalidPool(t *testing.T) {
 	if _, err := c.client.IPPools(c.ns).Patch(t.Context(), "p", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	fixture.Seen(t, c.client, c.ns, "p")
+	rig.Seen(t, c.client, c.ns, "p")
 	if _, err := n.add(t.Context(), "pod2", ippool("p")); !isRequestError(err) || !strings.Contains(err.Error(), `IPPool "p" is invalid: spec.gateway: Invalid value: "10.99.0.1"`) {
 		t.Errorf("error %v", err)
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/controller"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 const workerLabel = "node-role.kubernetes.io/worker"
@@ -48,10 +49,10 @@ func seedCluster(t *testing.T) *cluster {
 	t.Helper()
 	c := newCluster(t)
 	for _, n := range []string{"kind-worker2", "kind-control-plane", "kind-worker"} {
-		c.node(t, n, map[string]string{workerLabel: ""})
+		c.Node(t, n, map[string]string{workerLabel: ""})
 	}
-	c.node(t, "not-a-worker", nil)
-	c.pool(t, "pool1", seedPool())
+	c.Node(t, "not-a-worker", nil)
+	c.Pool(t, "pool1", seedPool())
 	return c
 }
 
@@ -63,10 +64,10 @@ func TestSeedPool(t *testing.T) {
 
 func TestCIDRPool(t *testing.T) {
 	c := newCluster(t)
-	c.node(t, "a", nil)
-	c.node(t, "b", nil)
+	c.Node(t, "a", nil)
+	c.Node(t, "b", nil)
 	c.run(t, controller.Options{})
-	pools := c.ipam.CIDRPools(c.ns)
+	pools := c.IPAM.CIDRPools(c.NS)
 	_, err := pools.Create(t.Context(), &v1alpha1.CIDRPool{
 		ObjectMeta: metav1.ObjectMeta{Name: "rail1"},
 		Spec: v1alpha1.CIDRPoolSpec{CIDR: "10.60.0.0/16", PerNodeNetworkPrefix: 24, GatewayIndex: new(int32(1)),
@@ -79,7 +80,7 @@ func TestCIDRPool(t *testing.T) {
 		{NodeName: "a", Gateway: "10.60.0.1", Prefix: "10.60.0.0/24"},
 		{NodeName: "b", Gateway: "10.60.7.9", Prefix: "10.60.7.0/24"},
 	}
-	until(t, func() string {
+	rig.Until(t, func() string {
 		p, err := pools.Get(t.Context(), "rail1", metav1.GetOptions{})
 		if err != nil {
 			t.Fatal(err)
@@ -101,7 +102,7 @@ func TestBlockOfDepartedNode(t *testing.T) {
 			c.patchNode(t, "kind-worker", `{"metadata":{"labels":{"`+workerLabel+`":null}}}`)
 		}},
 		{"deleted", func(t *testing.T, c *cluster) {
-			if err := c.kube.CoreV1().Nodes().Delete(t.Context(), "kind-worker", metav1.DeleteOptions{}); err != nil {
+			if err := c.Kube.CoreV1().Nodes().Delete(t.Context(), "kind-worker", metav1.DeleteOptions{}); err != nil {
 				t.Fatal(err)
 			}
 		}},
@@ -113,11 +114,11 @@ func TestBlockOfDepartedNode(t *testing.T) {
 			c.hold(t, "pool1", "192.168.0.105", "kind-worker", c.startPod(t, "p", nil))
 			departs.leak(t, c)
 			// The next node is given another block: the departure has been seen.
-			c.node(t, "kind-worker3", map[string]string{workerLabel: ""})
+			c.Node(t, "kind-worker3", map[string]string{workerLabel: ""})
 			with3 := append(slices.Clone(seedBlocks), "kind-worker3 192.168.1.45 192.168.1.144")
 			c.wantPool(t, "pool1", "BlocksAssigned", with3...)
 
-			if err := c.ipam.IPAllocations(c.ns).Delete(t.Context(), "pool1.192.168.0.105", metav1.DeleteOptions{}); err != nil {
+			if err := c.IPAM.IPAllocations(c.NS).Delete(t.Context(), "pool1.192.168.0.105", metav1.DeleteOptions{}); err != nil {
 				t.Fatal(err)
 			}
 			c.wantPool(t, "pool1", "BlocksAssigned", slices.Delete(with3, 1, 2)...)
@@ -132,36 +133,36 @@ func TestInvalidEdit(t *testing.T) {
 	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
 	edit := func(patch string) {
 		t.Helper()
-		if _, err := c.ipam.IPPools(c.ns).Patch(t.Context(), "pool1", types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+		if _, err := c.IPAM.IPPools(c.NS).Patch(t.Context(), "pool1", types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	edit(`{"spec":{"gateway":"10.0.0.1"}}`)
 	c.wantPool(t, "pool1", "InvalidSpec", seedBlocks...)
-	c.wantEvent(t, `Warning IPPool/pool1 InvalidSpec: spec.gateway: Invalid value: "10.0.0.1"`)
+	c.WantEvent(t, `Warning IPPool/pool1 InvalidSpec: spec.gateway: Invalid value: "10.0.0.1"`)
 	edit(`{"spec":{"gateway":"192.168.0.1"}}`)
 	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
 
 	// A pool that is invalid from the start has no blocks.
-	c.pool(t, "pool2", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 10, Gateway: "10.0.1.1"})
+	c.Pool(t, "pool2", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 10, Gateway: "10.0.1.1"})
 	c.wantPool(t, "pool2", "InvalidSpec")
 }
 
 func TestNoFreeRanges(t *testing.T) {
 	c := newCluster(t)
 	for _, n := range []string{"a", "b", "c"} {
-		c.node(t, n, nil)
+		c.Node(t, n, nil)
 	}
-	c.pool(t, "small", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 120})
+	c.Pool(t, "small", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 120})
 	c.run(t, controller.Options{})
 	c.wantPool(t, "small", "NoFreeRanges", "a 10.0.0.1 10.0.0.120", "b 10.0.0.121 10.0.0.240")
-	c.wantEvent(t, "Warning IPPool/small NoFreeRanges: failed to allocate IPs on Node: c")
-	if err := c.kube.CoreV1().Nodes().Delete(t.Context(), "a", metav1.DeleteOptions{}); err != nil {
+	c.WantEvent(t, "Warning IPPool/small NoFreeRanges: failed to allocate IPs on Node: c")
+	if err := c.Kube.CoreV1().Nodes().Delete(t.Context(), "a", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	c.wantPool(t, "small", "BlocksAssigned", "c 10.0.0.1 10.0.0.120", "b 10.0.0.121 10.0.0.240")
-	if n := len(c.events(t)); n != 1 {
-		t.Errorf("events %q, want one", c.events(t))
+	if n := len(c.Events(t)); n != 1 {
+		t.Errorf("events %q, want one", c.Events(t))
 	}
 }
 
@@ -200,47 +201,47 @@ func TestBlocksManager(t *testing.T) {
 	c := seedCluster(t)
 	c.run(t, controller.Options{})
 	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
-	first, all := manager(t, c.getPool(t, "pool1"))
+	first, all := manager(t, c.GetPool(t, "pool1"))
 	if first == "" || !slices.Equal(all, []string{first}) {
 		t.Fatalf("owners of status.allocations are %q", all)
 	}
 	for _, field := range []string{"f:conditions", "f:observedGeneration", "f:capacity", "f:used"} {
-		if got := owners(t, c.getPool(t, "pool1"), field); !slices.Equal(got, []string{"ipam-controller"}) {
+		if got := owners(t, c.GetPool(t, "pool1"), field); !slices.Equal(got, []string{"ipam-controller"}) {
 			t.Errorf("owners of status.%s are %q", field, got)
 		}
 	}
 
 	// 1. A condition changes: the name does not.
 	patch := []byte(`{"status":{"conditions":[{"type":"Other","status":"True","reason":"R","message":"","lastTransitionTime":"2026-01-01T00:00:00Z"}]}}`)
-	if _, err := c.ipam.IPPools(c.ns).Patch(t.Context(), "pool1", types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "other"}, "status"); err != nil {
+	if _, err := c.IPAM.IPPools(c.NS).Patch(t.Context(), "pool1", types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "other"}, "status"); err != nil {
 		t.Fatal(err)
 	}
 	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
-	if name, owners := manager(t, c.getPool(t, "pool1")); name != first || !slices.Equal(owners, []string{first}) {
+	if name, owners := manager(t, c.GetPool(t, "pool1")); name != first || !slices.Equal(owners, []string{first}) {
 		t.Errorf("a condition made the owners %q, want %q", owners, first)
 	}
 
 	// 2. The blocks change: another name, and no trace of the first.
-	c.node(t, "kind-worker3", map[string]string{workerLabel: ""})
+	c.Node(t, "kind-worker3", map[string]string{workerLabel: ""})
 	with3 := append(slices.Clone(seedBlocks), "kind-worker3 192.168.1.45 192.168.1.144")
 	c.wantPool(t, "pool1", "BlocksAssigned", with3...)
-	second, all := manager(t, c.getPool(t, "pool1"))
+	second, all := manager(t, c.GetPool(t, "pool1"))
 	if second == first || !slices.Equal(all, []string{second}) {
 		t.Errorf("other blocks made the owners %q, had %q", all, first)
 	}
 
 	// 3. They change back: the first name.
-	if err := c.kube.CoreV1().Nodes().Delete(t.Context(), "kind-worker3", metav1.DeleteOptions{}); err != nil {
+	if err := c.Kube.CoreV1().Nodes().Delete(t.Context(), "kind-worker3", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
-	if name, _ := manager(t, c.getPool(t, "pool1")); name != first {
+	if name, _ := manager(t, c.GetPool(t, "pool1")); name != first {
 		t.Errorf("the same blocks have the manager %q, had %q", name, first)
 	}
 
 	// 4. Somebody else writes other blocks: they are put right.
 	patch = []byte(`{"status":{"allocations":[{"nodeName":"x","startIP":"192.168.9.1","endIP":"192.168.9.9"}]}}`)
-	if _, err := c.ipam.IPPools(c.ns).Patch(t.Context(), "pool1", types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "nv-ipam"}, "status"); err != nil {
+	if _, err := c.IPAM.IPPools(c.NS).Patch(t.Context(), "pool1", types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "nv-ipam"}, "status"); err != nil {
 		t.Fatal(err)
 	}
 	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
@@ -249,19 +250,19 @@ func TestBlocksManager(t *testing.T) {
 // Blocks that nv-ipam has written stay where they are, and are owned.
 func TestTakesOverBlocks(t *testing.T) {
 	c := seedCluster(t)
-	p := c.getPool(t, "pool1")
+	p := c.GetPool(t, "pool1")
 	p.Status.Allocations = []v1alpha1.Allocation{
 		{NodeName: "kind-worker", StartIP: "192.168.0.1", EndIP: "192.168.0.100"},
 		{NodeName: "kind-worker2", StartIP: "192.168.0.101", EndIP: "192.168.0.200"},
 		{NodeName: "kind-control-plane", StartIP: "192.168.1.45", EndIP: "192.168.1.144"},
 	}
-	if _, err := c.ipam.IPPools(c.ns).UpdateStatus(t.Context(), p, metav1.UpdateOptions{FieldManager: "ipam-controller"}); err != nil {
+	if _, err := c.IPAM.IPPools(c.NS).UpdateStatus(t.Context(), p, metav1.UpdateOptions{FieldManager: "ipam-controller"}); err != nil {
 		t.Fatal(err)
 	}
 	c.run(t, controller.Options{})
 	c.wantPool(t, "pool1", "BlocksAssigned",
 		"kind-worker 192.168.0.1 192.168.0.100", "kind-worker2 192.168.0.101 192.168.0.200", "kind-control-plane 192.168.1.45 192.168.1.144")
-	if name, _ := manager(t, c.getPool(t, "pool1")); name == "" {
+	if name, _ := manager(t, c.GetPool(t, "pool1")); name == "" {
 		t.Error("no manager of blocks")
 	}
 }
@@ -271,17 +272,17 @@ func TestRest(t *testing.T) {
 	c := seedCluster(t)
 	w, _ := c.run(t, controller.Options{Resync: time.Second})
 	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
-	before := c.getPool(t, "pool1").ResourceVersion
+	before := c.GetPool(t, "pool1").ResourceVersion
 	for i := range 50 {
 		c.patchNode(t, "kind-worker", fmt.Sprintf(`{"metadata":{"annotations":{"n":"%d"}}}`, i))
 		c.patchNode(t, "kind-worker", fmt.Sprintf(`{"status":{"conditions":[{"type":"Ready","status":"True","message":"%d"}]}}`, i), "status")
 	}
 	// One worker sees to all pools: when it has come to this one, it has seen
 	// to the other.
-	c.pool(t, "last", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/16", PerNodeBlockSize: 10, NodeSelector: workers()})
+	c.Pool(t, "last", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/16", PerNodeBlockSize: 10, NodeSelector: workers()})
 	c.wantPool(t, "last", "BlocksAssigned",
 		"kind-control-plane 10.0.0.1 10.0.0.10", "kind-worker 10.0.0.11 10.0.0.20", "kind-worker2 10.0.0.21 10.0.0.30")
-	if after := c.getPool(t, "pool1").ResourceVersion; after != before {
+	if after := c.GetPool(t, "pool1").ResourceVersion; after != before {
 		t.Errorf("resource version went from %s to %s", before, after)
 	}
 	if all := w.of("ippools"); len(all) != 4 {
@@ -291,25 +292,25 @@ func TestRest(t *testing.T) {
 
 // Nodes that join at once are few writes.
 func TestManyNodes(t *testing.T) {
+	nodes := 5000
 	if testing.Short() {
-		t.Skip("creates 5,000 nodes")
+		nodes = 500
 	}
-	const nodes = 5000
 	c := newCluster(t)
 	w, _ := c.run(t, controller.Options{})
-	c.pool(t, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/8", PerNodeBlockSize: 100})
+	c.Pool(t, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/8", PerNodeBlockSize: 100})
 	c.wantPool(t, "p", "BlocksAssigned")
 	var wg sync.WaitGroup
 	for i := range 10 {
 		wg.Go(func() {
 			for j := i; j < nodes; j += 10 {
-				c.node(t, fmt.Sprintf("node-%04d", j), nil)
+				c.Node(t, fmt.Sprintf("node-%04d", j), nil)
 			}
 		})
 	}
 	wg.Wait()
-	until(t, func() string {
-		if n := len(c.getPool(t, "p").Status.Allocations); n != nodes {
+	rig.Until(t, func() string {
+		if n := len(c.GetPool(t, "p").Status.Allocations); n != nodes {
 			return fmt.Sprintf("%d blocks", n)
 		}
 		return ""
@@ -357,18 +358,18 @@ func TestSpecEditsUnderLivePods(t *testing.T) {
 			c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
 			c.hold(t, "pool1", "192.168.0.105", "kind-worker", c.startPod(t, "p", nil))
 			c.seen(t)
-			if _, err := c.ipam.IPPools(c.ns).Patch(t.Context(), "pool1", types.MergePatchType, []byte(tc.patch), metav1.PatchOptions{}); err != nil {
+			if _, err := c.IPAM.IPPools(c.NS).Patch(t.Context(), "pool1", types.MergePatchType, []byte(tc.patch), metav1.PatchOptions{}); err != nil {
 				t.Fatal(err)
 			}
 			c.wantPool(t, "pool1", "BlocksAssigned", tc.blocks...)
 			c.wantNotice(t, "pool1", "EarlierSpecInUse", tc.message)
 			if tc.message != "" {
-				c.wantEvent(t, "Warning IPPool/pool1 EarlierSpecInUse: kept from an earlier specification until they are released: "+tc.message)
+				c.WantEvent(t, "Warning IPPool/pool1 EarlierSpecInUse: kept from an earlier specification until they are released: "+tc.message)
 			}
-			if got := c.held(t); len(got) != 1 {
+			if got := c.Held(t); len(got) != 1 {
 				t.Errorf("held: %v", got)
 			}
-			if err := c.ipam.IPAllocations(c.ns).Delete(t.Context(), "pool1.192.168.0.105", metav1.DeleteOptions{}); err != nil {
+			if err := c.IPAM.IPAllocations(c.NS).Delete(t.Context(), "pool1.192.168.0.105", metav1.DeleteOptions{}); err != nil {
 				t.Fatal(err)
 			}
 			c.wantPool(t, "pool1", "BlocksAssigned", tc.after...)
@@ -381,8 +382,8 @@ func TestSpecEditsUnderLivePods(t *testing.T) {
 // whose message ends so; "" is no condition. The pool is Ready all the same.
 func (c *cluster) wantNotice(t *testing.T, name, conditionType, message string) {
 	t.Helper()
-	until(t, func() string {
-		p := c.getPool(t, name)
+	rig.Until(t, func() string {
+		p := c.GetPool(t, name)
 		found := meta.FindStatusCondition(p.Status.Conditions, conditionType)
 		if message == "" && found == nil {
 			return ""
@@ -402,16 +403,16 @@ func (c *cluster) wantNotice(t *testing.T, name, conditionType, message string) 
 func (c *cluster) seen(t *testing.T) {
 	t.Helper()
 	const marker = "zz-marker"
-	c.node(t, marker, map[string]string{workerLabel: ""})
-	until(t, func() string {
-		for _, a := range c.getPool(t, "pool1").Status.Allocations {
+	c.Node(t, marker, map[string]string{workerLabel: ""})
+	rig.Until(t, func() string {
+		for _, a := range c.GetPool(t, "pool1").Status.Allocations {
 			if a.NodeName == marker {
 				return ""
 			}
 		}
 		return marker + " has no block"
 	})
-	if err := c.kube.CoreV1().Nodes().Delete(t.Context(), marker, metav1.DeleteOptions{}); err != nil {
+	if err := c.Kube.CoreV1().Nodes().Delete(t.Context(), marker, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)

@@ -4,7 +4,6 @@
 package controller
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +23,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/controller"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 // logged keeps what controllers of the cluster say that are run from now on.
@@ -40,23 +40,12 @@ func (l *logBuffer) to(ctx context.Context) context.Context {
 	return klog.NewContext(ctx, logr.FromSlogHandler(slog.NewTextHandler(l, nil)))
 }
 
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
+type logBuffer struct{ rig.Log }
 
 // lines are those with all the parts.
 func (l *logBuffer) lines(parts ...string) (out []string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 next:
-	for line := range strings.Lines(l.b.String()) {
+	for line := range strings.Lines(l.String()) {
 		for _, part := range parts {
 			if !strings.Contains(line, part) {
 				continue next
@@ -69,7 +58,7 @@ next:
 
 func (l *logBuffer) want(t *testing.T, parts ...string) {
 	t.Helper()
-	until(t, func() string {
+	rig.Until(t, func() string {
 		if len(l.lines(parts...)) == 0 {
 			return fmt.Sprintf("nothing logged with %q", parts)
 		}
@@ -79,7 +68,7 @@ func (l *logBuffer) want(t *testing.T, parts ...string) {
 
 func (c *cluster) leak(t *testing.T, address, node string) {
 	t.Helper()
-	c.hold(t, "pool1", address, node, v1alpha1.PodReference{Namespace: c.ns, Name: "leaked-" + address, UID: gone})
+	c.hold(t, "pool1", address, node, v1alpha1.PodReference{Namespace: c.NS, Name: "leaked-" + address, UID: gone})
 }
 
 // The kubelet makes a pod another sandbox when it has stopped the first: where
@@ -97,7 +86,7 @@ func TestReclaimReplacedSandbox(t *testing.T) {
 	c.holdIn(t, "later", "pool1", "192.168.0.111", "kind-worker", slow)
 	c.holdSince(t, asked, "earlier", "pool1", "192.168.0.112", "kind-worker", slow)
 	c.wantHeld(t, "192.168.0.102", "192.168.0.111", "192.168.0.112")
-	c.wantEvent(t, "reclaimed 192.168.0.101 of pod "+c.ns+"/pod on node kind-worker: pod has a later sandbox, second")
+	c.WantEvent(t, "reclaimed 192.168.0.101 of pod "+c.NS+"/pod on node kind-worker: pod has a later sandbox, second")
 	l.want(t, "Allocation is held", "192.168.0.111", "which is the later cannot be told", "until=")
 	l.want(t, "Allocation is held", "192.168.0.112", "which is the later cannot be told", "until=")
 }
@@ -112,7 +101,7 @@ func TestReclaimTouchedAllocation(t *testing.T) {
 	c.nextSecond(t)
 	c.holdSince(t, time.Now().Add(-time.Hour), "second", "pool1", "192.168.0.102", "kind-worker", pod)
 	patch := []byte(`{"metadata":{"labels":{"touched":"yes"}}}`)
-	if _, err := c.ipam.IPAllocations(c.ns).Patch(t.Context(), "pool1.192.168.0.101", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+	if _, err := c.IPAM.IPAllocations(c.NS).Patch(t.Context(), "pool1.192.168.0.101", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	c.run(t, controller.Options{Resync: time.Second})
@@ -133,7 +122,7 @@ func TestReclaimSandboxOfAnotherPool(t *testing.T) {
 	c := seedCluster(t)
 	pod := c.startPod(t, "pod", nil)
 	for i, name := range []string{"pool2", "pool3"} {
-		c.pool(t, name, v1alpha1.IPPoolSpec{Subnet: fmt.Sprintf("10.0.%d.0/24", i), PerNodeBlockSize: 10})
+		c.Pool(t, name, v1alpha1.IPPoolSpec{Subnet: fmt.Sprintf("10.0.%d.0/24", i), PerNodeBlockSize: 10})
 	}
 	c.holdIn(t, "first", "pool1", "192.168.0.101", "kind-worker", pod)
 	c.holdIn(t, "first", "pool2", "10.0.0.1", "kind-worker", pod)
@@ -163,9 +152,9 @@ func TestReclaimSandboxWithoutUID(t *testing.T) {
 func TestReclaimUnknownPod(t *testing.T) {
 	c := seedCluster(t)
 	l := c.logged()
-	c.hold(t, "pool1", "192.168.0.101", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "static-without-mirror", UID: static})
-	c.hold(t, "pool1", "192.168.0.102", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "another", UID: another})
-	c.hold(t, "pool1", "192.168.0.201", "kind-worker2", v1alpha1.PodReference{Namespace: c.ns, Name: "stays", UID: static})
+	c.hold(t, "pool1", "192.168.0.101", "kind-worker", v1alpha1.PodReference{Namespace: c.NS, Name: "static-without-mirror", UID: static})
+	c.hold(t, "pool1", "192.168.0.102", "kind-worker", v1alpha1.PodReference{Namespace: c.NS, Name: "another", UID: another})
+	c.hold(t, "pool1", "192.168.0.201", "kind-worker2", v1alpha1.PodReference{Namespace: c.NS, Name: "stays", UID: static})
 	c.leak(t, "192.168.0.103", "kind-worker")
 	c.run(t, controller.Options{Resync: time.Second})
 	c.wantHeld(t, "192.168.0.101", "192.168.0.102", "192.168.0.201")
@@ -173,7 +162,7 @@ func TestReclaimUnknownPod(t *testing.T) {
 		l.want(t, "Allocation is held", address, "which may run without an object in the API", "kubectl delete ipa NAME")
 	}
 
-	if err := c.kube.CoreV1().Nodes().Delete(t.Context(), "kind-worker", metav1.DeleteOptions{}); err != nil {
+	if err := c.Kube.CoreV1().Nodes().Delete(t.Context(), "kind-worker", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	c.wantHeld(t, "192.168.0.201")
@@ -190,20 +179,20 @@ func TestReclaimDisabled(t *testing.T) {
 	annotate := func(value string) {
 		t.Helper()
 		patch := []byte(`{"metadata":{"annotations":{"nv-ipam.nvidia.com/reclaim":` + value + `}}}`)
-		if _, err := c.ipam.IPPools(c.ns).Patch(t.Context(), "pool1", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+		if _, err := c.IPAM.IPPools(c.NS).Patch(t.Context(), "pool1", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	annotate(`"disabled"`)
-	c.pool(t, "pool2", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 10})
+	c.Pool(t, "pool2", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 10})
 	c.leak(t, "192.168.0.101", "kind-worker")
-	c.hold(t, "pool2", "10.0.0.1", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "leaked", UID: gone})
+	c.hold(t, "pool2", "10.0.0.1", "kind-worker", v1alpha1.PodReference{Namespace: c.NS, Name: "leaked", UID: gone})
 	c.run(t, controller.Options{})
 	c.wantHeld(t, "192.168.0.101") // pool2's is freed
 	l.want(t, "Allocation is held", "192.168.0.101", "nv-ipam.nvidia.com/reclaim=disabled")
 
 	annotate(`"disable"`)
-	c.wantEvent(t, `Warning IPPool/pool1 UnknownReclaimAnnotation: no address is reclaimed: annotation nv-ipam.nvidia.com/reclaim is "disable", want "enabled" or "disabled"`)
+	c.WantEvent(t, `Warning IPPool/pool1 UnknownReclaimAnnotation: no address is reclaimed: annotation nv-ipam.nvidia.com/reclaim is "disable", want "enabled" or "disabled"`)
 	c.leak(t, "192.168.0.102", "kind-worker")
 	l.want(t, "Allocation is held", "192.168.0.102", "nv-ipam.nvidia.com/reclaim=disable\"")
 	c.wantHeld(t, "192.168.0.101", "192.168.0.102")
@@ -235,10 +224,10 @@ func TestReclaimDeletedPoolAndNode(t *testing.T) {
 	c.hold(t, "pool1", "192.168.0.201", "kind-worker2", c.startPodOn(t, "kind-worker2", "alive2", nil))
 	c.leak(t, "192.168.0.102", "kind-worker")
 	c.leak(t, "192.168.0.202", "kind-worker2")
-	if err := c.ipam.IPPools(c.ns).Delete(t.Context(), "pool1", metav1.DeleteOptions{}); err != nil {
+	if err := c.IPAM.IPPools(c.NS).Delete(t.Context(), "pool1", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.kube.CoreV1().Nodes().Delete(t.Context(), "kind-worker2", metav1.DeleteOptions{}); err != nil {
+	if err := c.Kube.CoreV1().Nodes().Delete(t.Context(), "kind-worker2", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	c.run(t, controller.Options{})
@@ -294,7 +283,7 @@ func TestReclaimStaleCache(t *testing.T) {
 		}},
 		{"ippools", "reclaim=disabled", func(t *testing.T, c *cluster) {
 			patch := []byte(`{"metadata":{"annotations":{"nv-ipam.nvidia.com/reclaim":"disabled"}}}`)
-			if _, err := c.ipam.IPPools(c.ns).Patch(t.Context(), "pool1", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+			if _, err := c.IPAM.IPPools(c.NS).Patch(t.Context(), "pool1", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 				t.Fatal(err)
 			}
 			c.leak(t, "192.168.0.105", "kind-worker")
@@ -331,7 +320,7 @@ func TestReclaimStaleRival(t *testing.T) {
 	t.Cleanup(func() { thaw(); stop() })
 	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
 	f.frozen.Store(true)
-	if err := c.ipam.IPAllocations(c.ns).Delete(t.Context(), "pool1.192.168.0.102", metav1.DeleteOptions{}); err != nil {
+	if err := c.IPAM.IPAllocations(c.NS).Delete(t.Context(), "pool1.192.168.0.102", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	l.want(t, "Leak candidate is spared", "192.168.0.101", "pod exists")
@@ -365,12 +354,12 @@ func TestReclaimLateDelete(t *testing.T) {
 	})
 	c.leak(t, "192.168.0.105", "kind-worker")
 	<-arrived
-	if err := c.ipam.IPAllocations(c.ns).Delete(t.Context(), "pool1.192.168.0.105", metav1.DeleteOptions{}); err != nil {
+	if err := c.IPAM.IPAllocations(c.NS).Delete(t.Context(), "pool1.192.168.0.105", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	c.hold(t, "pool1", "192.168.0.105", "kind-worker", c.startPod(t, "alive", nil))
 	close(let)
-	until(t, func() string {
+	rig.Until(t, func() string {
 		if answered.Load() == 0 {
 			return "the late delete was not refused"
 		}
@@ -426,7 +415,7 @@ func TestAPIServerAway(t *testing.T) {
 	away.Store(true)
 	c.hold(t, "pool1", "192.168.0.101", "kind-worker", c.startPod(t, "alive", nil))
 	c.leak(t, "192.168.0.102", "kind-worker")
-	until(t, func() string {
+	rig.Until(t, func() string {
 		if n := refused.Load(); n < 3 {
 			return fmt.Sprintf("%d requests were refused", n)
 		}

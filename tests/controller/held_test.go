@@ -16,6 +16,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/controller"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 // request is hold for an address that the pod asked for.
@@ -28,7 +29,7 @@ func (c *cluster) request(t *testing.T, poolName, address, node string, pod v1al
 
 func (c *cluster) release(t *testing.T, name string) {
 	t.Helper()
-	if err := c.ipam.IPAllocations(c.ns).Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
+	if err := c.IPAM.IPAllocations(c.NS).Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -46,23 +47,23 @@ func TestBlocksAreFoundByWhatIsHeld(t *testing.T) {
 		c.run(t, controller.Options{})
 		c.wantPool(t, "pool1", "BlocksAssigned", blocks...)
 
-		if err := c.ipam.IPPools(c.ns).Delete(t.Context(), "pool1", metav1.DeleteOptions{}); err != nil {
+		if err := c.IPAM.IPPools(c.NS).Delete(t.Context(), "pool1", metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		c.pool(t, "pool1", seedPool())
+		c.Pool(t, "pool1", seedPool())
 		c.wantPool(t, "pool1", "BlocksAssigned", blocks...)
-		if got := c.getPool(t, "pool1").Status.Conditions; len(got) != 1 {
+		if got := c.GetPool(t, "pool1").Status.Conditions; len(got) != 1 {
 			t.Errorf("conditions %+v", got)
 		}
 	})
 	t.Run("CIDRPool", func(t *testing.T) {
 		c := newCluster(t)
 		for _, n := range []string{"a", "b", "c"} {
-			c.node(t, n, nil)
+			c.Node(t, n, nil)
 		}
 		pod := c.startPod(t, "p", nil)
 		for address, node := range map[string]string{"10.60.1.4": "a", "10.60.0.5": "b"} {
-			_, err := c.ipam.IPAllocations(c.ns).Create(t.Context(), &v1alpha1.IPAllocation{
+			_, err := c.IPAM.IPAllocations(c.NS).Create(t.Context(), &v1alpha1.IPAllocation{
 				ObjectMeta: metav1.ObjectMeta{Name: "rail1." + address},
 				Spec: v1alpha1.IPAllocationSpec{PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindCIDRPool, Name: "rail1"}, Address: address, NodeName: node,
 					PodRef: pod, ContainerID: "c" + node, InterfaceName: "net1", Requested: node == "b"},
@@ -72,7 +73,7 @@ func TestBlocksAreFoundByWhatIsHeld(t *testing.T) {
 			}
 		}
 		c.run(t, controller.Options{})
-		pools := c.ipam.CIDRPools(c.ns)
+		pools := c.IPAM.CIDRPools(c.NS)
 		for range 2 {
 			_, err := pools.Create(t.Context(), &v1alpha1.CIDRPool{
 				ObjectMeta: metav1.ObjectMeta{Name: "rail1"}, Spec: v1alpha1.CIDRPoolSpec{CIDR: "10.60.0.0/16", PerNodeNetworkPrefix: 24},
@@ -81,7 +82,7 @@ func TestBlocksAreFoundByWhatIsHeld(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := []v1alpha1.CIDRPoolAllocation{{NodeName: "b", Prefix: "10.60.0.0/24"}, {NodeName: "a", Prefix: "10.60.1.0/24"}, {NodeName: "c", Prefix: "10.60.2.0/24"}}
-			until(t, func() string {
+			rig.Until(t, func() string {
 				p, err := pools.Get(t.Context(), "rail1", metav1.GetOptions{})
 				if err != nil {
 					t.Fatal(err)
@@ -116,7 +117,7 @@ func TestBlockIsKeptForWhatIsHeldInIt(t *testing.T) {
 			if departs.patch == "" {
 				c.patchNode(t, "kind-worker", `{"metadata":{"labels":{"`+workerLabel+`":null}}}`)
 			} else {
-				if _, err := c.ipam.IPPools(c.ns).Patch(t.Context(), "pool1", types.MergePatchType, []byte(departs.patch), metav1.PatchOptions{}); err != nil {
+				if _, err := c.IPAM.IPPools(c.NS).Patch(t.Context(), "pool1", types.MergePatchType, []byte(departs.patch), metav1.PatchOptions{}); err != nil {
 					t.Fatal(err)
 				}
 				want = append(want, "kind-worker 192.168.9.1 192.168.9.100") // the one with its address
@@ -131,8 +132,8 @@ func TestBlockIsKeptForWhatIsHeldInIt(t *testing.T) {
 // seenBlocks waits for blocks of pool1, wherever the last one lies.
 func (c *cluster) seenBlocks(t *testing.T, want ...string) {
 	t.Helper()
-	until(t, func() string {
-		p := c.getPool(t, "pool1")
+	rig.Until(t, func() string {
+		p := c.GetPool(t, "pool1")
 		if len(p.Status.Allocations) != len(want) {
 			return fmt.Sprintf("blocks %+v", p.Status.Allocations)
 		}
@@ -155,14 +156,14 @@ func TestForeignAddresses(t *testing.T) {
 	c.hold(t, "pool1", "1.2.3.4", "kind-worker", pod)
 	c.hold(t, "pool1", "10.7.0.1", "kind-worker", pod)
 	c.wantNotice(t, "pool1", "ForeignAddresses", "2 addresses of nodes kind-worker (2, as 1.2.3.4)")
-	c.wantEvent(t, "Warning IPPool/pool1 ForeignAddresses: node kind-worker holds")
+	c.WantEvent(t, "Warning IPPool/pool1 ForeignAddresses: node kind-worker holds")
 	c.wantNotice(t, "pool1", "EarlierSpecInUse", "")
 
 	// In another's block, in nobody's, excluded, the gateway: an event says so.
 	for _, a := range []string{"192.168.0.205", "192.168.7.7", "192.168.0.9", "192.168.0.1"} {
 		c.hold(t, "pool1", a, "kind-worker", pod)
 	}
-	c.wantEvent(t, "Warning IPPool/pool1 AddressesOutsideBlock: node kind-worker holds")
+	c.WantEvent(t, "Warning IPPool/pool1 AddressesOutsideBlock: node kind-worker holds")
 	c.seen(t)
 	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
 
@@ -175,9 +176,9 @@ func TestForeignAddresses(t *testing.T) {
 // A full block is told on the pool and in one event, although the pool is not full.
 func TestBlockFull(t *testing.T) {
 	c := newCluster(t)
-	c.node(t, "a", nil)
-	c.node(t, "b", nil)
-	c.pool(t, "small", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 4, Gateway: "10.0.0.1"})
+	c.Node(t, "a", nil)
+	c.Node(t, "b", nil)
+	c.Pool(t, "small", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 4, Gateway: "10.0.0.1"})
 	c.run(t, controller.Options{Usage: time.Millisecond})
 	c.wantPool(t, "small", "BlocksAssigned", "a 10.0.0.1 10.0.0.4", "b 10.0.0.5 10.0.0.8")
 	pod := c.startPod(t, "p", nil)
@@ -196,26 +197,26 @@ func TestBlockFull(t *testing.T) {
 		c.request(t, "small", fmt.Sprintf("10.0.0.%d", i), "a", pod)
 	}
 	c.wantNotice(t, "small", "BlockFull", "b (4 of 4 held)")
-	c.wantEvent(t, "BlockFull: no free address in the block 10.0.0.5-10.0.0.8 of node b: 4 of 4 are held")
+	c.WantEvent(t, "BlockFull: no free address in the block 10.0.0.5-10.0.0.8 of node b: 4 of 4 are held")
 	n := 0
-	for _, e := range c.events(t) {
+	for _, e := range c.Events(t) {
 		if strings.Contains(e, "BlockFull: no free address in the block 10.0.0.1-10.0.0.4 of node a: 3 of 3 are held") {
 			n++
 		}
 	}
 	if n != 1 {
-		t.Errorf("%d events about node a in %q", n, c.events(t))
+		t.Errorf("%d events about node a in %q", n, c.Events(t))
 	}
 }
 
 func TestNoMatchingNodes(t *testing.T) {
 	c := newCluster(t)
-	c.node(t, "a", nil)
-	c.pool(t, "none", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 4, NodeSelector: workers()})
+	c.Node(t, "a", nil)
+	c.Pool(t, "none", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 4, NodeSelector: workers()})
 	c.run(t, controller.Options{})
 	c.wantPool(t, "none", "NoMatchingNodes")
 	c.wantNotice(t, "none", "Ready", "no node matches spec.nodeSelector ("+workerLabel+" exists); nodes with a block: 0")
-	c.wantEvent(t, "Warning IPPool/none NoMatchingNodes: no node matches")
+	c.WantEvent(t, "Warning IPPool/none NoMatchingNodes: no node matches")
 	c.patchNode(t, "a", `{"metadata":{"labels":{"`+workerLabel+`":""}}}`)
 	c.wantPool(t, "none", "BlocksAssigned", "a 10.0.0.1 10.0.0.4")
 }
@@ -224,16 +225,16 @@ func TestPodNetworkOverlap(t *testing.T) {
 	c := newCluster(t)
 	for i, n := range []string{"b", "a"} {
 		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n}, Spec: corev1.NodeSpec{PodCIDR: fmt.Sprintf("10.244.%d.0/24", i), PodCIDRs: []string{fmt.Sprintf("10.244.%d.0/24", i), fmt.Sprintf("fd44:0:0:%d::/64", i)}}}
-		if _, err := c.kube.CoreV1().Nodes().Create(t.Context(), node, metav1.CreateOptions{}); err != nil {
+		if _, err := c.Kube.CoreV1().Nodes().Create(t.Context(), node, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	c.pool(t, "pods", v1alpha1.IPPoolSpec{Subnet: "10.244.0.0/16", PerNodeBlockSize: 4})
-	c.pool(t, "six", v1alpha1.IPPoolSpec{Subnet: "fd44:0:0:0::/64", PerNodeBlockSize: 4})
-	c.pool(t, "apart", v1alpha1.IPPoolSpec{Subnet: "10.245.0.0/16", PerNodeBlockSize: 4})
+	c.Pool(t, "pods", v1alpha1.IPPoolSpec{Subnet: "10.244.0.0/16", PerNodeBlockSize: 4})
+	c.Pool(t, "six", v1alpha1.IPPoolSpec{Subnet: "fd44:0:0:0::/64", PerNodeBlockSize: 4})
+	c.Pool(t, "apart", v1alpha1.IPPoolSpec{Subnet: "10.245.0.0/16", PerNodeBlockSize: 4})
 	c.run(t, controller.Options{})
 	c.wantNotice(t, "pods", "PodNetworkOverlap", "10.244.0.0/16 overlaps with the cluster's pod network: node a has 10.244.1.0/24")
-	c.wantEvent(t, "Warning IPPool/pods PodNetworkOverlap: 10.244.0.0/16 overlaps with the cluster's pod network")
+	c.WantEvent(t, "Warning IPPool/pods PodNetworkOverlap: 10.244.0.0/16 overlaps with the cluster's pod network")
 	c.wantNotice(t, "six", "PodNetworkOverlap", "node b has fd44:0:0:0::/64")
 	c.wantPool(t, "apart", "BlocksAssigned", "a 10.245.0.1 10.245.0.4", "b 10.245.0.5 10.245.0.8")
 	c.wantNotice(t, "apart", "PodNetworkOverlap", "")
@@ -242,20 +243,20 @@ func TestPodNetworkOverlap(t *testing.T) {
 // However much is wrong, the condition and the event say so, and count the rest.
 func TestMessagesAreBounded(t *testing.T) {
 	c := newCluster(t)
-	c.node(t, "a", nil)
+	c.Node(t, "a", nil)
 	spec := v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 4}
 	for i := range 1500 {
 		spec.Exclusions = append(spec.Exclusions, v1alpha1.ExcludeRange{StartIP: fmt.Sprintf("10.1.%d.%d", i/250, i%250), EndIP: "10.0.0.9"})
 	}
-	c.pool(t, "wrong", spec)
+	c.Pool(t, "wrong", spec)
 	c.run(t, controller.Options{})
 	c.wantPool(t, "wrong", "InvalidSpec")
-	message := c.getPool(t, "wrong").Status.Conditions[0].Message
+	message := c.GetPool(t, "wrong").Status.Conditions[0].Message
 	if !strings.Contains(message, "more") || len(message) > 8192 {
 		t.Errorf("%d bytes: %s", len(message), message)
 	}
-	c.wantEvent(t, "Warning IPPool/wrong InvalidSpec: [spec.exclusions[0].startIP: Invalid value: \"10.1.0.0\"")
-	for _, e := range c.events(t) {
+	c.WantEvent(t, "Warning IPPool/wrong InvalidSpec: [spec.exclusions[0].startIP: Invalid value: \"10.1.0.0\"")
+	for _, e := range c.Events(t) {
 		if len(e) > 1200 {
 			t.Errorf("an event of %d bytes", len(e))
 		}
@@ -265,11 +266,11 @@ func TestMessagesAreBounded(t *testing.T) {
 // A name that is too long for an allocation's is an error of the specification.
 func TestNameTooLong(t *testing.T) {
 	c := newCluster(t)
-	c.node(t, "a", nil)
+	c.Node(t, "a", nil)
 	c.run(t, controller.Options{})
 	for _, n := range []int{213, 214, 253} {
 		name := strings.Repeat("n", n)
-		_, err := c.ipam.IPPools(c.ns).Create(t.Context(), &v1alpha1.IPPool{
+		_, err := c.IPAM.IPPools(c.NS).Create(t.Context(), &v1alpha1.IPPool{
 			ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 4},
 		}, metav1.CreateOptions{})
 		if n == 213 {

@@ -21,14 +21,11 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/util/validation"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned"
-	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/controller"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
@@ -40,33 +37,24 @@ func TestMain(m *testing.M) { os.Exit(testenv.Run(m, &env, testenv.Options{})) }
 // needs to see that something did not happen.
 const grace = 2 * time.Second
 
-// gone is the UID of a pod that the API server may have had, static and another are
-// of the kind that a kubelet gives to static pods.
+// UIDs of pods.
 const (
-	gone    = "7d0c9a3e-1111-4222-8333-444455556666"
-	static  = "0123456789abcdef0123456789abcdef"
-	another = "fedcba9876543210fedcba9876543210"
+	gone    = rig.GoneUID
+	static  = rig.StaticUID
+	another = rig.AnotherUID
 )
 
 // cluster is a namespace for pools in a cluster without nodes.
 type cluster struct {
-	ns   string
-	ipam clientv1alpha1.NvIpamV1alpha1Interface
-	kube kubernetes.Interface
-	log  *logBuffer // nil for the standard one
+	*rig.Cluster
+
+	log *logBuffer // nil for the standard one
 }
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	c := &cluster{ns: env.Namespace(t)}
-	clients, _, done := connect(t, env.Config, nil)
-	c.ipam, c.kube = clients.IPAM.NvIpamV1alpha1(), clients.Kube
-	t.Cleanup(func() {
-		if err := c.kube.CoreV1().Nodes().DeleteCollection(context.Background(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
-			t.Error(err)
-		}
-		done()
-	})
+	c := &cluster{Cluster: rig.NewCluster(t, env)}
+	c.RemoveNodes(t)
 	return c
 }
 
@@ -89,36 +77,21 @@ func gated(gate func(*http.Request) error) wrapper {
 	}
 }
 
-// connect returns clients on connections of their own, which done closes, and
-// the writes that go over them. wrap may be nil.
+// connect returns a controller's clients on connections of their own, which done
+// closes, and the writes that go over them. wrap may be nil.
 func connect(t *testing.T, config *rest.Config, wrap wrapper) (controller.Clients, *writes, func()) {
 	t.Helper()
 	config = rest.CopyConfig(config)
-	config.QPS = -1
 	config.Proxy = http.ProxyFromEnvironment // keeps client-go from sharing the transport
-	w := &writes{}
 	transport, err := rest.HTTPClientFor(config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.base, w.next = transport.Transport, transport.Transport
+	w := &writes{base: transport.Transport, next: transport.Transport}
 	if wrap != nil {
-		w.next = wrap(w.base)
+		w.next = wrap(w.next)
 	}
-	client := &http.Client{Transport: w}
-	ipam, err := versioned.NewForConfigAndClient(config, client)
-	if err != nil {
-		t.Fatal(err)
-	}
-	kube, err := kubernetes.NewForConfigAndClient(config, client)
-	if err != nil {
-		t.Fatal(err)
-	}
-	meta, err := metadata.NewForConfigAndClient(config, client)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return controller.Clients{IPAM: ipam, Kube: kube, Metadata: meta}, w, func() { utilnet.CloseIdleConnectionsFor(w.base) }
+	return rig.ControllerClients(t, config, &http.Client{Transport: w}), w, func() { utilnet.CloseIdleConnectionsFor(transport.Transport) }
 }
 
 // writes counts what a client changes; what was refused is not counted.
@@ -163,85 +136,30 @@ func (c *cluster) run(t *testing.T, opts controller.Options) (w *writes, stop fu
 func (c *cluster) runBehind(t *testing.T, opts controller.Options, wrap wrapper) (w *writes, stop func()) {
 	t.Helper()
 	clients, w, done := connect(t, env.Config, wrap)
-	opts.Namespace = c.ns
+	t.Cleanup(done)
 	if opts.ReclaimGrace == 0 {
 		opts.ReclaimGrace = grace
 	}
 	if opts.ReclaimGraceReadyNode == 0 {
 		opts.ReclaimGraceReadyNode = opts.ReclaimGrace
 	}
-	ctx, cancel := context.WithCancel(c.log.to(context.Background()))
-	ended := make(chan error, 1)
-	go func() { ended <- controller.New(clients, opts).Run(ctx) }()
-	stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-		done()
-	})
-	t.Cleanup(stop)
-	return w, stop
-}
-
-// until waits until check says "".
-func until(t *testing.T, check func() string) {
-	t.Helper()
-	deadline := time.Now().Add(90 * time.Second)
-	for {
-		missing := check()
-		if missing == "" {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatal(missing)
-		}
-		time.Sleep(20 * time.Millisecond) // between two polls
-	}
-}
-
-func (c *cluster) node(t *testing.T, name string, labels map[string]string) *corev1.Node {
-	t.Helper()
-	n, err := c.kube.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
+	return w, c.RunController(c.log.to(context.Background()), t, clients, opts)
 }
 
 func (c *cluster) patchNode(t *testing.T, name, patch string, subresources ...string) {
 	t.Helper()
-	if _, err := c.kube.CoreV1().Nodes().Patch(t.Context(), name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, subresources...); err != nil {
+	if _, err := c.Kube.CoreV1().Nodes().Patch(t.Context(), name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, subresources...); err != nil {
 		t.Fatal(err)
 	}
-}
-
-func (c *cluster) pool(t *testing.T, name string, spec v1alpha1.IPPoolSpec) {
-	t.Helper()
-	if _, err := c.ipam.IPPools(c.ns).Create(t.Context(), &v1alpha1.IPPool{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: spec}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func (c *cluster) getPool(t *testing.T, name string) *v1alpha1.IPPool {
-	t.Helper()
-	p, err := c.ipam.IPPools(c.ns).Get(t.Context(), name, metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
 }
 
 // wantPool waits until a pool has these blocks, as "node first last", and this
 // reason for being ready or not.
 func (c *cluster) wantPool(t *testing.T, name, reason string, want ...string) {
 	t.Helper()
-	until(t, func() string {
-		p := c.getPool(t, name)
-		var got []string
-		for _, a := range p.Status.Allocations {
-			got = append(got, a.NodeName+" "+a.StartIP+" "+a.EndIP)
-		}
+	rig.Until(t, func() string {
+		p := c.GetPool(t, name)
+		got := rig.Blocks(p)
 		if fmt.Sprint(got) != fmt.Sprint(want) {
 			return fmt.Sprintf("pool %s has the blocks %q, want %q", name, got, want)
 		}
@@ -251,31 +169,6 @@ func (c *cluster) wantPool(t *testing.T, name, reason string, want ...string) {
 			}
 		}
 		return fmt.Sprintf("pool %s is %+v, want reason %s", name, p.Status.PoolStatus, reason)
-	})
-}
-
-func (c *cluster) events(t *testing.T) (out []string) {
-	t.Helper()
-	list, err := c.kube.CoreV1().Events(c.ns).List(t.Context(), metav1.ListOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range list.Items {
-		out = append(out, fmt.Sprintf("%s %s/%s %s: %s", e.Type, e.InvolvedObject.Kind, e.InvolvedObject.Name, e.Reason, e.Message))
-	}
-	return out
-}
-
-func (c *cluster) wantEvent(t *testing.T, part string) {
-	t.Helper()
-	until(t, func() string {
-		all := c.events(t)
-		for _, e := range all {
-			if strings.Contains(e, part) {
-				return ""
-			}
-		}
-		return fmt.Sprintf("no event %q in %q", part, all)
 	})
 }
 
@@ -303,46 +196,29 @@ func (c *cluster) create(t *testing.T, a *v1alpha1.IPAllocation) {
 	t.Helper()
 	pod := a.Spec.PodRef
 	if len(validation.IsDNS1123Subdomain(pod.Name)) > 0 || len(validation.IsDNS1123Label(pod.Namespace)) > 0 {
-		a.Spec.PodRef = v1alpha1.PodReference{Namespace: c.ns, Name: "stands-for-it"}
+		a.Spec.PodRef = v1alpha1.PodReference{Namespace: c.NS, Name: "stands-for-it"}
 		a.Spec.ContainerID = "stands-for-it-" + strings.ReplaceAll(a.Spec.Address, ".", "-")
 	}
-	if _, err := c.ipam.IPAllocations(c.ns).Create(t.Context(), a, metav1.CreateOptions{}); err != nil {
+	if _, err := c.IPAM.IPAllocations(c.NS).Create(t.Context(), a, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if a.Spec.PodRef != pod {
-		env.Rewrite(t, c.ns, a.Name, func(spec map[string]any) { spec["podRef"] = pod })
+		env.Rewrite(t, c.NS, a.Name, func(spec map[string]any) { spec["podRef"] = pod })
 	}
 }
 
 // allocation is what a node's plugin would create.
 func (c *cluster) allocation(asked time.Time, container, poolName, address, node string, pod v1alpha1.PodReference) *v1alpha1.IPAllocation {
-	return &v1alpha1.IPAllocation{
-		ObjectMeta: metav1.ObjectMeta{Name: poolName + "." + address},
-		Spec: v1alpha1.IPAllocationSpec{
-			PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: poolName}, Address: address, NodeName: node,
-			PodRef: pod, ContainerID: container, InterfaceName: "net-" + poolName[:min(len(poolName), 11)],
-			AddStartedAt: &metav1.MicroTime{Time: asked},
-		},
-	}
-}
-
-func (c *cluster) held(t *testing.T) (out []string) {
-	t.Helper()
-	list, err := c.ipam.IPAllocations(c.ns).List(t.Context(), metav1.ListOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, a := range list.Items {
-		out = append(out, a.Spec.Address)
-	}
-	return out
+	a := rig.Allocation(poolName, address, node, pod, container)
+	a.Spec.InterfaceName, a.Spec.AddStartedAt = "net-"+poolName[:min(len(poolName), 11)], &metav1.MicroTime{Time: asked}
+	return a
 }
 
 func (c *cluster) wantHeld(t *testing.T, want ...string) {
 	t.Helper()
-	until(t, func() string {
-		if got := c.held(t); fmt.Sprint(got) != fmt.Sprint(want) {
-			return fmt.Sprintf("held are %v, want %v; events %q", got, want, c.events(t))
+	rig.Until(t, func() string {
+		if got := c.Held(t); fmt.Sprint(got) != fmt.Sprint(want) {
+			return fmt.Sprintf("held are %v, want %v; events %q", got, want, c.Events(t))
 		}
 		return ""
 	})
@@ -357,19 +233,14 @@ func (c *cluster) startPod(t *testing.T, name string, annotations map[string]str
 // startPodOn is startPod on some node, "" for none.
 func (c *cluster) startPodOn(t *testing.T, node, name string, annotations map[string]string) v1alpha1.PodReference {
 	t.Helper()
-	p, err := c.kube.CoreV1().Pods(c.ns).Create(t.Context(), &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: annotations},
-		Spec:       corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: "c", Image: "i"}}, TerminationGracePeriodSeconds: new(int64)},
-	}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return v1alpha1.PodReference{Namespace: c.ns, Name: name, UID: p.UID}
+	return rig.Pod(t, c.Kube, c.NS, name, node, func(p *corev1.Pod) {
+		p.Annotations, p.Spec.TerminationGracePeriodSeconds = annotations, new(int64)
+	})
 }
 
 func (c *cluster) deletePod(t *testing.T, name string) {
 	t.Helper()
-	if err := c.kube.CoreV1().Pods(c.ns).Delete(t.Context(), name, metav1.DeleteOptions{GracePeriodSeconds: new(int64)}); err != nil {
+	if err := c.Kube.CoreV1().Pods(c.NS).Delete(t.Context(), name, metav1.DeleteOptions{GracePeriodSeconds: new(int64)}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -379,7 +250,7 @@ func (c *cluster) deletePod(t *testing.T, name string) {
 func (c *cluster) nextSecond(t *testing.T) {
 	t.Helper()
 	now := func() metav1.Time {
-		p, err := c.kube.CoreV1().Pods(c.ns).Create(t.Context(), &corev1.Pod{
+		p, err := c.Kube.CoreV1().Pods(c.NS).Create(t.Context(), &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Name: "clock"}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "i"}}},
 		}, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 		if err != nil {
@@ -388,7 +259,7 @@ func (c *cluster) nextSecond(t *testing.T) {
 		return p.CreationTimestamp
 	}
 	first := now()
-	until(t, func() string {
+	rig.Until(t, func() string {
 		if n := now(); !first.Before(&n) {
 			return "the server's clock stands still"
 		}

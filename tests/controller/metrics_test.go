@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -26,6 +25,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/controller"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
@@ -34,18 +34,18 @@ func TestMetrics(t *testing.T) {
 	c := seedCluster(t)
 	c.patchNode(t, "kind-worker2", `{"status":{"conditions":[{"type":"Ready","status":"Unknown"}]}}`, "status")
 	// Room for two of three workers, with one address and none beside the gateway.
-	c.pool(t, "small", v1alpha1.IPPoolSpec{Subnet: "192.168.9.0/30", PerNodeBlockSize: 1, NodeSelector: workers()})
-	c.pool(t, "wrong", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 10, Gateway: "10.0.1.1"})
-	_, err := c.ipam.CIDRPools(c.ns).Create(t.Context(), &v1alpha1.CIDRPool{
+	c.Pool(t, "small", v1alpha1.IPPoolSpec{Subnet: "192.168.9.0/30", PerNodeBlockSize: 1, NodeSelector: workers()})
+	c.Pool(t, "wrong", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 10, Gateway: "10.0.1.1"})
+	_, err := c.IPAM.CIDRPools(c.NS).Create(t.Context(), &v1alpha1.CIDRPool{
 		ObjectMeta: metav1.ObjectMeta{Name: "huge"}, Spec: v1alpha1.CIDRPoolSpec{CIDR: "fd00::/48", PerNodeNetworkPrefix: 64, NodeSelector: workers()},
 	}, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	c.hold(t, "pool1", "192.168.0.101", "kind-worker", c.startPod(t, "alive", nil))
-	c.hold(t, "pool1", "192.168.0.102", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "leaked", UID: gone})
-	c.hold(t, "pool1", "192.168.0.103", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "unknown", UID: static})
-	c.hold(t, "pool1", "192.168.0.201", "kind-worker2", v1alpha1.PodReference{Namespace: c.ns, Name: "lost", UID: gone})
+	c.hold(t, "pool1", "192.168.0.102", "kind-worker", v1alpha1.PodReference{Namespace: c.NS, Name: "leaked", UID: gone})
+	c.hold(t, "pool1", "192.168.0.103", "kind-worker", v1alpha1.PodReference{Namespace: c.NS, Name: "unknown", UID: static})
+	c.hold(t, "pool1", "192.168.0.201", "kind-worker2", v1alpha1.PodReference{Namespace: c.NS, Name: "lost", UID: gone})
 	c.hold(t, "small", "192.168.9.1", "kind-control-plane", c.startPodOn(t, "kind-control-plane", "full", nil))
 	// What the plugin would not take: outside of the node's block, and of the subnet.
 	for _, a := range []string{"192.168.9.3", "1.2.3.4"} {
@@ -94,7 +94,7 @@ func TestMetrics(t *testing.T) {
 		`crd_ipam_workqueue_depth{name="allocations"}`:    0,
 	}
 	var all map[string]float64
-	until(t, func() string {
+	rig.Until(t, func() string {
 		all, err = scrape(leader)
 		if err != nil {
 			return err.Error()
@@ -120,7 +120,7 @@ func TestMetrics(t *testing.T) {
 
 	// One that stands by says so, and nothing of what it does not see.
 	standby := c.startCommand(t, "standby")
-	until(t, func() string {
+	rig.Until(t, func() string {
 		if all, err = scrape(standby); err != nil {
 			return err.Error()
 		}
@@ -181,24 +181,14 @@ func documented(t *testing.T, all map[string]float64) {
 // address of its metrics.
 func (c *cluster) startCommand(t *testing.T, name string) string {
 	t.Helper()
-	binary, err := testenv.Binary("ipam-controller")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0") // a port that is free
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
+	binary := rig.Binary(t, "ipam-controller")
+	address := rig.FreePort(t)
 	log, err := os.Create(filepath.Join(t.TempDir(), name+".log"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(binary, "--kubeconfig="+env.Kubeconfig, "--ippools-namespace="+c.ns, "--reclaim-grace=1s", "--reclaim-grace-ready-node=1s",
-		"--leader-elect=true", "--leader-elect-namespace="+c.ns, "--health-probe-bind-address=0", "--metrics-bind-address="+address)
+	cmd := exec.Command(binary, "--kubeconfig="+env.Kubeconfig, "--ippools-namespace="+c.NS, "--reclaim-grace=1s", "--reclaim-grace-ready-node=1s",
+		"--leader-elect=true", "--leader-elect-namespace="+c.NS, "--health-probe-bind-address=0", "--metrics-bind-address="+address)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
@@ -250,8 +240,8 @@ func TestUsage(t *testing.T) {
 	w, _ := c.run(t, controller.Options{Usage: seldom, Settle: time.Millisecond})
 	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
 	c.wantUsage(t, "pool1", 290, 0)
-	before, _ := manager(t, c.getPool(t, "pool1"))
-	generation := c.getPool(t, "pool1").Generation
+	before, _ := manager(t, c.GetPool(t, "pool1"))
+	generation := c.GetPool(t, "pool1").Generation
 	writes, start := len(w.of("ippools")), time.Now()
 
 	pod := c.startPod(t, "p", nil)
@@ -264,13 +254,13 @@ func TestUsage(t *testing.T) {
 	if n, most := len(w.of("ippools"))-writes, int(time.Since(start)/seldom)+2; n > most {
 		t.Errorf("%d writes for 50 allocations, want at most %d", n, most)
 	}
-	after, owners := manager(t, c.getPool(t, "pool1"))
-	if after != before || !slices.Equal(owners, []string{before}) || c.getPool(t, "pool1").Generation != generation {
+	after, owners := manager(t, c.GetPool(t, "pool1"))
+	if after != before || !slices.Equal(owners, []string{before}) || c.GetPool(t, "pool1").Generation != generation {
 		t.Errorf("counting made the owners of the blocks %q, had %q", owners, before)
 	}
 
 	patch := []byte(`{"spec":{"exclusions":[{"startIP":"192.168.0.0","endIP":"192.168.0.10"},{"startIP":"192.168.0.199","endIP":"192.168.0.202"}]}}`)
-	if _, err := c.ipam.IPPools(c.ns).Patch(t.Context(), "pool1", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+	if _, err := c.IPAM.IPPools(c.NS).Patch(t.Context(), "pool1", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	c.wantUsage(t, "pool1", 286, 50)
@@ -278,8 +268,8 @@ func TestUsage(t *testing.T) {
 
 func (c *cluster) wantUsage(t *testing.T, name string, capacity, used int64) {
 	t.Helper()
-	until(t, func() string {
-		s := c.getPool(t, name).Status
+	rig.Until(t, func() string {
+		s := c.GetPool(t, name).Status
 		if s.Capacity == nil || *s.Capacity != capacity || s.Used == nil || *s.Used != used {
 			return fmt.Sprintf("pool %s: %+v, want capacity %d and %d used", name, s.PoolStatus, capacity, used)
 		}

@@ -29,6 +29,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/controller"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
@@ -49,17 +50,17 @@ func TestReclaim(t *testing.T) {
 	lost := c.startPodOn(t, "kind-worker2", "lost", nil)
 	c.hold(t, "pool1", "192.168.0.201", "kind-worker2", lost)
 	c.startPod(t, "without-uid", nil)
-	c.hold(t, "pool1", "192.168.0.104", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "without-uid"})
+	c.hold(t, "pool1", "192.168.0.104", "kind-worker", v1alpha1.PodReference{Namespace: c.NS, Name: "without-uid"})
 	// Its pool is gone: that changes nothing.
-	c.hold(t, "no-such-pool", "10.0.0.1", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "never", UID: gone})
+	c.hold(t, "no-such-pool", "10.0.0.1", "kind-worker", v1alpha1.PodReference{Namespace: c.NS, Name: "never", UID: gone})
 	reservation := &v1alpha1.IPAllocation{
 		ObjectMeta: metav1.ObjectMeta{Name: "pool1.192.168.0.150"},
 		Spec: v1alpha1.IPAllocationSpec{
 			PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "pool1"}, Address: "192.168.0.150",
-			PodRef: v1alpha1.PodReference{Namespace: c.ns, Name: "later"},
+			PodRef: v1alpha1.PodReference{Namespace: c.NS, Name: "later"},
 		},
 	}
-	if _, err := c.ipam.IPAllocations(c.ns).Create(t.Context(), reservation, metav1.CreateOptions{}); err != nil {
+	if _, err := c.IPAM.IPAllocations(c.NS).Create(t.Context(), reservation, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 
@@ -73,14 +74,14 @@ func TestReclaim(t *testing.T) {
 	if took := time.Since(deleted); took < grace-time.Second { // creation times are whole seconds
 		t.Errorf("freed after %v, which is less than the grace", took)
 	}
-	c.wantEvent(t, "Normal IPPool/pool1 Reclaimed: reclaimed 192.168.0.102 of pod "+c.ns+"/leaked on node kind-worker: pod is gone")
-	c.wantEvent(t, "reclaimed 192.168.0.103 of pod "+c.ns+"/replaced on node kind-worker: pod of the name has another UID")
+	c.WantEvent(t, "Normal IPPool/pool1 Reclaimed: reclaimed 192.168.0.102 of pod "+c.NS+"/leaked on node kind-worker: pod is gone")
+	c.WantEvent(t, "reclaimed 192.168.0.103 of pod "+c.NS+"/replaced on node kind-worker: pod of the name has another UID")
 
 	// The operator says that the node is dead.
 	c.patchNode(t, "kind-worker2", `{"spec":{"taints":[{"key":"node.kubernetes.io/out-of-service","value":"nodeshutdown","effect":"NoExecute"}]}}`)
 	c.wantHeld(t, "192.168.0.101", "192.168.0.104", "192.168.0.150")
 	// And what was alive all along has been so for several graces.
-	if got := fmt.Sprint(c.events(t)); strings.Contains(got, "192.168.0.101") || strings.Contains(got, "192.168.0.104") {
+	if got := fmt.Sprint(c.Events(t)); strings.Contains(got, "192.168.0.101") || strings.Contains(got, "192.168.0.104") {
 		t.Errorf("events %s", got)
 	}
 }
@@ -98,13 +99,13 @@ func TestReclaimStaticPod(t *testing.T) {
 	clients, _, done := connect(t, kubelet, nil)
 	defer done()
 	l := c.logged()
-	c.holdIn(t, "older", "pool1", "192.168.0.102", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "static-kind-worker", UID: another})
+	c.holdIn(t, "older", "pool1", "192.168.0.102", "kind-worker", v1alpha1.PodReference{Namespace: c.NS, Name: "static-kind-worker", UID: another})
 	c.nextSecond(t)
-	node, err := c.kube.CoreV1().Nodes().Get(t.Context(), "kind-worker", metav1.GetOptions{})
+	node, err := c.Kube.CoreV1().Nodes().Get(t.Context(), "kind-worker", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = clients.Kube.CoreV1().Pods(c.ns).Create(t.Context(), &corev1.Pod{
+	_, err = clients.Kube.CoreV1().Pods(c.NS).Create(t.Context(), &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			Name:            "static-kind-worker",
 			Annotations:     map[string]string{"kubernetes.io/config.mirror": uid, "kubernetes.io/config.hash": uid, "kubernetes.io/config.source": "file"},
@@ -118,9 +119,9 @@ func TestReclaimStaticPod(t *testing.T) {
 	c.run(t, controller.Options{})
 	// The mirror of a later one frees nothing: whoever creates pods can make it up.
 	l.want(t, "Allocation is held", "192.168.0.102", "pod_unknown", "until=")
-	c.hold(t, "pool1", "192.168.0.101", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "static-kind-worker", UID: uid})
+	c.hold(t, "pool1", "192.168.0.101", "kind-worker", v1alpha1.PodReference{Namespace: c.NS, Name: "static-kind-worker", UID: uid})
 	c.wantHeld(t, "192.168.0.101") // the later one has a sandbox
-	c.wantEvent(t, "reclaimed 192.168.0.102 of pod "+c.ns+"/static-kind-worker on node kind-worker: another static pod of the name has a later sandbox")
+	c.WantEvent(t, "reclaimed 192.168.0.102 of pod "+c.NS+"/static-kind-worker on node kind-worker: another static pod of the name has a later sandbox")
 }
 
 // A pod that was deleted by force may run on for as long as its author wants, and
@@ -128,7 +129,7 @@ func TestReclaimStaticPod(t *testing.T) {
 // nobody will.
 func TestReclaimForceDeletedPod(t *testing.T) {
 	c := seedCluster(t)
-	c.node(t, "dead", nil)
+	c.Node(t, "dead", nil)
 	c.patchNode(t, "kind-worker", `{"status":{"conditions":[{"type":"Ready","status":"True"}]}}`, "status")
 	c.patchNode(t, "dead", `{"spec":{"taints":[{"key":"node.kubernetes.io/out-of-service","effect":"NoExecute"}]}}`)
 	for name, at := range map[string]struct{ node, address string }{
@@ -139,7 +140,7 @@ func TestReclaimForceDeletedPod(t *testing.T) {
 	}
 	c.run(t, controller.Options{ReclaimGrace: time.Millisecond, ReclaimGraceReadyNode: time.Hour})
 	c.wantHeld(t, "192.168.0.101")
-	if err := c.kube.CoreV1().Nodes().Delete(t.Context(), "kind-worker", metav1.DeleteOptions{}); err != nil {
+	if err := c.Kube.CoreV1().Nodes().Delete(t.Context(), "kind-worker", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	c.wantHeld(t)
@@ -154,7 +155,7 @@ func TestReclaimMadeUpMirror(t *testing.T) {
 		return map[string]string{"kubernetes.io/config.mirror": hash, "kubernetes.io/config.hash": hash}
 	}
 	for i, name := range []string{"other-hash", "other-node"} {
-		c.hold(t, "pool1", fmt.Sprintf("192.168.0.10%d", i), "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: name, UID: static})
+		c.hold(t, "pool1", fmt.Sprintf("192.168.0.10%d", i), "kind-worker", v1alpha1.PodReference{Namespace: c.NS, Name: name, UID: static})
 	}
 	c.nextSecond(t)
 	c.startPod(t, "other-hash", mirror(another))
@@ -164,7 +165,7 @@ func TestReclaimMadeUpMirror(t *testing.T) {
 		l.want(t, "Allocation is held", fmt.Sprintf("192.168.0.10%d", i), "pod_unknown", "until=")
 	}
 	c.wantHeld(t, "192.168.0.100", "192.168.0.101")
-	if err := c.kube.CoreV1().Nodes().Delete(t.Context(), "kind-worker", metav1.DeleteOptions{}); err != nil {
+	if err := c.Kube.CoreV1().Nodes().Delete(t.Context(), "kind-worker", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	c.wantHeld(t)
@@ -175,20 +176,20 @@ func TestReclaimNoPod(t *testing.T) {
 	c := seedCluster(t)
 	c.patchNode(t, "kind-worker", `{"status":{"conditions":[{"type":"Ready","status":"True"}]}}`, "status")
 	for i, ref := range []v1alpha1.PodReference{
-		{Namespace: c.ns, Name: "%zz", UID: gone}, {Namespace: c.ns, Name: "a/b"}, {Namespace: c.ns, Name: "..", UID: static},
+		{Namespace: c.NS, Name: "%zz", UID: gone}, {Namespace: c.NS, Name: "a/b"}, {Namespace: c.NS, Name: "..", UID: static},
 		{Namespace: "a b", Name: "pod", UID: gone}, {Namespace: "", Name: "pod", UID: gone}, {},
-		{Namespace: c.ns, Name: "uid", UID: "x"}, {Namespace: c.ns, Name: "no-uid"},
+		{Namespace: c.NS, Name: "uid", UID: "x"}, {Namespace: c.NS, Name: "no-uid"},
 		c.startPodOn(t, "kind-worker2", "other-node", nil), c.startPodOn(t, "", "no-node", nil),
-		{Namespace: c.ns, Name: "other-node"}, // the same, from a runtime that tells no UID
+		{Namespace: c.NS, Name: "other-node"}, // the same, from a runtime that tells no UID
 	} {
 		c.hold(t, "pool1", fmt.Sprintf("192.168.0.%d", 110+i), "kind-worker", ref)
 	}
 	c.hold(t, "pool1", "192.168.0.101", "kind-worker", c.startPod(t, "alive", nil))
 	c.startPod(t, "alive-too", nil)
-	c.hold(t, "pool1", "192.168.0.102", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "alive-too"})
+	c.hold(t, "pool1", "192.168.0.102", "kind-worker", v1alpha1.PodReference{Namespace: c.NS, Name: "alive-too"})
 	c.run(t, controller.Options{})
 	c.wantHeld(t, "192.168.0.101", "192.168.0.102")
-	c.wantEvent(t, "reclaimed 192.168.0.118 of pod "+c.ns+"/other-node on node kind-worker: pod is not on this node")
+	c.WantEvent(t, "reclaimed 192.168.0.118 of pod "+c.NS+"/other-node on node kind-worker: pod is not on this node")
 }
 
 // Where pods are is asked once for a node, not for each of its allocations.
@@ -209,7 +210,7 @@ func TestReclaimAsksOnceForANode(t *testing.T) {
 		c.hold(t, "pool1", fmt.Sprintf("192.168.0.%d", 101+i), "kind-worker", c.startPod(t, fmt.Sprint("alive-", i), nil))
 	}
 	c.runBehind(t, controller.Options{}, gated(count))
-	until(t, func() string {
+	rig.Until(t, func() string {
 		if lists.Load() == 0 {
 			return "kind-worker was not asked"
 		}
@@ -217,8 +218,8 @@ func TestReclaimAsksOnceForANode(t *testing.T) {
 	})
 	c.hold(t, "pool1", "192.168.0.140", "kind-worker", c.startPod(t, "one-more", nil))
 	c.leak(t, "192.168.0.150", "never-there")
-	until(t, func() string { // all the others have been examined by then
-		if slices.Contains(c.held(t), "192.168.0.150") {
+	rig.Until(t, func() string { // all the others have been examined by then
+		if slices.Contains(c.Held(t), "192.168.0.150") {
 			return "not reclaimed"
 		}
 		return ""
@@ -240,14 +241,14 @@ func TestReclaimNodeMadeAgain(t *testing.T) {
 	c := seedCluster(t)
 	l := c.logged()
 	c.hold(t, "pool1", "192.168.0.101", "kind-worker", c.startPod(t, "alive", nil))
-	c.hold(t, "pool1", "192.168.0.102", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "static-before", UID: static})
+	c.hold(t, "pool1", "192.168.0.102", "kind-worker", v1alpha1.PodReference{Namespace: c.NS, Name: "static-before", UID: static})
 	c.nextSecond(t)
-	if err := c.kube.CoreV1().Nodes().Delete(t.Context(), "kind-worker", metav1.DeleteOptions{}); err != nil {
+	if err := c.Kube.CoreV1().Nodes().Delete(t.Context(), "kind-worker", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	c.node(t, "kind-worker", map[string]string{workerLabel: ""})
+	c.Node(t, "kind-worker", map[string]string{workerLabel: ""})
 	c.patchNode(t, "kind-worker", `{"status":{"conditions":[{"type":"Ready","status":"Unknown"}]}}`, "status")
-	c.hold(t, "pool1", "192.168.0.103", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "static-after", UID: static})
+	c.hold(t, "pool1", "192.168.0.103", "kind-worker", v1alpha1.PodReference{Namespace: c.NS, Name: "static-after", UID: static})
 	c.run(t, controller.Options{})
 	l.want(t, "Allocation is held", "192.168.0.102", "node_unreachable", "until=")
 	c.patchNode(t, "kind-worker", `{"status":{"conditions":[{"type":"Ready","status":"True"}]}}`, "status")
@@ -261,7 +262,7 @@ func TestReclaimEndedPod(t *testing.T) {
 	end := func(name string, phase corev1.PodPhase) {
 		t.Helper()
 		patch := []byte(`{"status":{"phase":"` + string(phase) + `"}}`)
-		if _, err := c.kube.CoreV1().Pods(c.ns).Patch(t.Context(), name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status"); err != nil {
+		if _, err := c.Kube.CoreV1().Pods(c.NS).Patch(t.Context(), name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -276,10 +277,10 @@ func TestReclaimEndedPod(t *testing.T) {
 	c.run(t, controller.Options{Resync: time.Second})
 	c.patchNode(t, "kind-worker2", `{"spec":{"taints":[{"key":"node.kubernetes.io/out-of-service","value":"nodeshutdown","effect":"NoExecute"}]}}`)
 	c.wantHeld(t, "192.168.0.101", "192.168.0.102", "192.168.0.103", "192.168.0.203")
-	c.wantEvent(t, "reclaimed 192.168.0.201 of pod "+c.ns+"/failed on node kind-worker2: pod has ended, and its node is out of service")
+	c.WantEvent(t, "reclaimed 192.168.0.201 of pod "+c.NS+"/failed on node kind-worker2: pod has ended, and its node is out of service")
 	// It ends later, as the node's lease does: the Node is deleted, the pod's object stays.
 	end("running", corev1.PodFailed)
-	if err := c.kube.CoreV1().Nodes().Delete(t.Context(), "kind-worker2", metav1.DeleteOptions{}); err != nil {
+	if err := c.Kube.CoreV1().Nodes().Delete(t.Context(), "kind-worker2", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	c.wantHeld(t, "192.168.0.101", "192.168.0.102", "192.168.0.103")
@@ -297,9 +298,9 @@ func TestReclaimNeedsAnAnswer(t *testing.T) {
 		}
 		return nil
 	}
-	c.hold(t, "pool1", "192.168.0.101", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "leaked", UID: gone})
+	c.hold(t, "pool1", "192.168.0.101", "kind-worker", v1alpha1.PodReference{Namespace: c.NS, Name: "leaked", UID: gone})
 	c.runBehind(t, controller.Options{}, gated(gate))
-	until(t, func() string {
+	rig.Until(t, func() string {
 		if asked.Load() < 5 {
 			return "the API server was not asked"
 		}
@@ -325,10 +326,10 @@ func TestLeaderChange(t *testing.T) {
 		r := &replica{writes: w, stop: cancel, ended: make(chan error, 1)}
 		go func() {
 			defer done()
-			r.ended <- controller.Lead(ctx, clients.Kube, c.ns, identity, func(ctx context.Context) error {
+			r.ended <- controller.Lead(ctx, clients.Kube, c.NS, identity, func(ctx context.Context) error {
 				r.leading.Store(true)
 				defer r.leading.Store(false)
-				err := controller.New(clients, controller.Options{Namespace: c.ns, ReclaimGrace: grace}).Run(ctx)
+				err := controller.New(clients, controller.Options{Namespace: c.NS, ReclaimGrace: grace}).Run(ctx)
 				for range 10 { // while it is still stopping, nobody else leads
 					if got := c.leaseHolder(); got != identity {
 						t.Errorf("%s has not stopped, and %q leads", identity, got)
@@ -355,15 +356,15 @@ func TestLeaderChange(t *testing.T) {
 	if got := c.leaseHolder(); got == "a" || a.leading.Load() {
 		t.Errorf("%q has stopped and holds the lease", got)
 	}
-	until(t, func() string {
+	rig.Until(t, func() string {
 		if c.leaseHolder() != "b" {
 			return "nobody took over"
 		}
 		return ""
 	})
-	c.node(t, "kind-worker3", map[string]string{workerLabel: ""})
+	c.Node(t, "kind-worker3", map[string]string{workerLabel: ""})
 	c.wantPool(t, "pool1", "BlocksAssigned", append(seedBlocks[:3:3], "kind-worker3 192.168.1.45 192.168.1.144")...)
-	c.hold(t, "pool1", "192.168.0.105", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "gone", UID: gone})
+	c.hold(t, "pool1", "192.168.0.105", "kind-worker", v1alpha1.PodReference{Namespace: c.NS, Name: "gone", UID: gone})
 	c.wantHeld(t)
 	b.stop()
 	if err := <-b.ended; err != nil {
@@ -375,7 +376,7 @@ func TestLeaderChange(t *testing.T) {
 }
 
 func (c *cluster) leaseHolder() string {
-	lease, err := c.kube.CoordinationV1().Leases(c.ns).Get(context.Background(), "dd1643cf.nvidia.com", metav1.GetOptions{})
+	lease, err := c.Kube.CoordinationV1().Leases(c.NS).Get(context.Background(), "dd1643cf.nvidia.com", metav1.GetOptions{})
 	if err != nil {
 		return err.Error()
 	}
@@ -408,13 +409,13 @@ func TestStopWaits(t *testing.T) {
 // A controller that is told to stop leaves nothing running.
 func TestStops(t *testing.T) {
 	c := seedCluster(t)
-	c.hold(t, "pool1", "192.168.0.105", "kind-worker", v1alpha1.PodReference{Namespace: c.ns, Name: "gone", UID: gone})
-	c.getPool(t, "pool1") // the test's own connection is there before
+	c.hold(t, "pool1", "192.168.0.105", "kind-worker", v1alpha1.PodReference{Namespace: c.NS, Name: "gone", UID: gone})
+	c.GetPool(t, "pool1") // the test's own connection is there before
 	before := goleak.IgnoreCurrent()
 	w, stop := c.run(t, controller.Options{ReclaimGrace: time.Hour})
 	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
 	stop()
-	until(t, func() string {
+	rig.Until(t, func() string {
 		utilnet.CloseIdleConnectionsFor(w.base) // is idle when its last stream has been reset
 		if err := goleak.Find(before); err != nil {
 			return err.Error()
@@ -467,19 +468,19 @@ func TestForeignCRDs(t *testing.T) {
 	w, stop := c.run(t, controller.Options{Resync: time.Second})
 	wantBlocks := func(pool string, want int) {
 		t.Helper()
-		until(t, func() string {
-			if n := len(c.getPool(t, pool).Status.Allocations); n != want {
+		rig.Until(t, func() string {
+			if n := len(c.GetPool(t, pool).Status.Allocations); n != want {
 				return fmt.Sprintf("pool %s has %d blocks, want %d", pool, n, want)
 			}
 			return ""
 		})
 	}
 	wantBlocks("pool1", 3)
-	c.node(t, "kind-worker3", map[string]string{workerLabel: ""})
+	c.Node(t, "kind-worker3", map[string]string{workerLabel: ""})
 	wantBlocks("pool1", 4)
-	c.pool(t, "last", seedPool())
+	c.Pool(t, "last", seedPool())
 	wantBlocks("last", 4)
-	until(t, func() string { // the answer to the last write may still be under way
+	rig.Until(t, func() string { // the answer to the last write may still be under way
 		if n := len(w.of("ippools")); n < 4 {
 			return fmt.Sprintf("%d writes", n)
 		}

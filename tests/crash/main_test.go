@@ -11,12 +11,11 @@
 //
 // By default one of the ways in which things may go on is played for each step:
 // CRASH_SEED, a number, chooses which. CRASH="power loss" plays that one for each
-// step, and CRASH=all plays them all, which takes six times as long.
+// step, CRASH=all plays them all, which takes six times as long, and CRASH=sample,
+// the default with -short, kills at steps of different names only.
 package crash
 
 import (
-	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -35,22 +34,17 @@ import (
 	"time"
 
 	cnitypes "github.com/containernetworking/cni/pkg/types"
-	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"golang.org/x/sys/unix"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/metadata"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned"
-	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
 	"github.com/crd-ipam/crd-ipam/pkg/controller"
 	"github.com/crd-ipam/crd-ipam/pkg/hint"
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
-	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
@@ -69,8 +63,8 @@ const (
 
 // cluster is a namespace with pools.
 type cluster struct {
-	ns     string
-	client *clientv1alpha1.NvIpamV1alpha1Client
+	*rig.Cluster
+
 	plugin string // a copy: a build may replace the other under way
 	dir    string
 
@@ -91,12 +85,8 @@ type batch struct {
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	c := &cluster{ns: env.Namespace(t), client: fixture.Client(t, env.Config), dir: t.TempDir(), carved: map[string][]v1alpha1.Allocation{}}
-	built, err := testenv.Binary("nv-ipam")
-	if err != nil {
-		t.Fatal(err)
-	}
-	data, err := os.ReadFile(built)
+	c := &cluster{Cluster: rig.NewCluster(t, env), dir: t.TempDir(), carved: map[string][]v1alpha1.Allocation{}}
+	data, err := os.ReadFile(rig.Binary(t, "nv-ipam"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,12 +115,8 @@ func (c *cluster) carve(t *testing.T) *batch {
 
 func (c *cluster) pool(t *testing.T, name string, spec v1alpha1.IPPoolSpec, nodes []string) {
 	t.Helper()
-	fixture.IPPool(t, c.client, c.ns, name, spec, nodes...)
-	obj, err := c.client.IPPools(c.ns).Get(t.Context(), name, metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.carved[name] = obj.Status.Allocations
+	rig.IPPool(t, c.IPAM, c.NS, name, spec, nodes...)
+	c.carved[name] = c.GetPool(t, name).Status.Allocations
 }
 
 // machine is a node: its disk, its pools, and what its runtime believes.
@@ -160,9 +146,9 @@ func (c *cluster) machine(t *testing.T, b *batch) *machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.hint = hint.Open(m.data(), site, c.ns, slog.New(slog.DiscardHandler))
+	m.hint = hint.Open(m.data(), site, c.NS, slog.New(slog.DiscardHandler))
 	settings, err := json.Marshal(map[string]any{
-		"kubeconfig": env.Kubeconfig, "poolsNamespace": c.ns, "nodeName": node,
+		"kubeconfig": env.Kubeconfig, "poolsNamespace": c.NS, "nodeName": node,
 		"dataDir": m.data(), "logFile": filepath.Join(m.dir, "log"), "logLevel": "info",
 	})
 	if err != nil {
@@ -204,32 +190,24 @@ type call struct {
 }
 
 // input is what a runtime gives the plugin for a call.
-func (m *machine) input(t *testing.T, c call) (environ []string, stdin []byte) {
+func (m *machine) input(t *testing.T, c call) rig.Call {
 	t.Helper()
 	pools := strings.NewReplacer("p", m.p, "q", m.q).Replace(c.pools)
 	if pools == "" {
 		pools = m.p
 	}
-	conf := map[string]any{
-		"cniVersion": "1.1.0", "name": "net", "type": "macvlan",
-		"ipam": map[string]any{"type": "nv-ipam", "confDir": m.dir, "poolName": pools},
-	}
+	more := map[string]any{}
 	if c.verb == "GC" {
-		conf["cni.dev/valid-attachments"] = c.valid
+		more["cni.dev/valid-attachments"] = c.valid
 	}
-	stdin, err := json.Marshal(conf)
-	if err != nil {
-		t.Fatal(err)
-	}
-	args := fmt.Sprintf("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=%s;K8S_POD_UID=%s", podOf(c.container), uidOf(c.container))
+	args := ";K8S_POD_UID=" + string(uidOf(c.container))
 	if c.ip != "" {
 		args += ";IP=" + c.ip
 	}
-	return []string{
-		"CNI_COMMAND=" + c.verb, "CNI_CONTAINERID=" + c.container, "CNI_IFNAME=net1", "CNI_ARGS=" + args,
-		// Without the main plugin, skel has to be told that this is no mistake.
-		"CNI_NETNS=/proc/self/ns/net", "CNI_NETNS_OVERRIDE=1", "CNI_PATH=" + filepath.Dir(m.plugin),
-	}, stdin
+	return rig.Call{
+		Verb: c.verb, Container: c.container, Pod: podOf(c.container), Args: args,
+		Stdin: rig.NetConf(t, "1.1.0", map[string]any{"confDir": m.dir, "poolName": pools}, more),
+	}
 }
 
 // podOf returns the name of a container's pod.
@@ -248,8 +226,8 @@ func (m *machine) crash(t *testing.T, c call, n int) outcome {
 	if c.verb == "DEL" { // the container is going, whatever becomes of the call
 		delete(m.live, c.container)
 	}
-	environ, stdin := m.input(t, c)
-	out := trace(t, m.plugin, environ, stdin, m.dir, n)
+	in := m.input(t, c)
+	out := trace(t, m.plugin, in.Environ(m.plugin), in.Stdin, m.dir, n)
 	if c.verb == "ADD" && !out.killed && out.code == 0 {
 		m.told(t, c.container, out.stdout)
 	}
@@ -263,23 +241,11 @@ func (m *machine) call(t *testing.T, c call) *cnitypes.Error {
 	if c.verb == "DEL" {
 		delete(m.live, c.container)
 	}
-	cmd := exec.Command(m.plugin)
-	var stdin []byte
-	cmd.Env, stdin = m.input(t, c)
-	cmd.Stdin = bytes.NewReader(stdin)
-	out, err := cmd.Output()
-	if err == nil {
-		if c.verb == "ADD" {
-			m.told(t, c.container, out)
-		}
-		m.check(t)
-		return nil
+	out, cniErr := m.input(t, c).Run(t, exec.Command(m.plugin), m.plugin)
+	if cniErr == nil && c.verb == "ADD" {
+		m.told(t, c.container, out)
 	}
 	m.check(t)
-	cniErr := &cnitypes.Error{}
-	if json.Unmarshal(out, cniErr) != nil {
-		t.Fatalf("%s %s: %v, and no CNI error: %q", c.verb, c.container, err, out)
-	}
 	return cniErr
 }
 
@@ -308,7 +274,7 @@ func (m *machine) del(t *testing.T, containers ...string) {
 func (m *machine) gc(t *testing.T) call {
 	t.Helper()
 	for _, a := range m.held(t) {
-		env.Rewrite(t, m.ns, a.Name, func(spec map[string]any) {
+		env.Rewrite(t, m.NS, a.Name, func(spec map[string]any) {
 			spec[testenv.Started] = &metav1.MicroTime{Time: time.Now().Add(-time.Hour)}
 		})
 	}
@@ -322,24 +288,21 @@ func (m *machine) gc(t *testing.T) call {
 // told notes the addresses that a container was told.
 func (m *machine) told(t *testing.T, container string, stdout []byte) {
 	t.Helper()
-	raw, err := types100.NewResult(stdout)
-	if err != nil {
-		t.Fatalf("%v: %s", err, stdout)
-	}
-	result, err := types100.GetResult(raw)
+	given, err := rig.Given(stdout)
 	if err != nil {
 		t.Fatal(err)
 	}
 	m.live[container] = nil
-	for _, ip := range result.IPs {
-		m.live[container] = append(m.live[container], ip.Address.IP.String())
+	for _, prefix := range given {
+		address, _, _ := strings.Cut(prefix, "/")
+		m.live[container] = append(m.live[container], address)
 	}
 }
 
 // held returns this node's allocations in the API server.
 func (m *machine) held(t *testing.T) []v1alpha1.IPAllocation {
 	t.Helper()
-	list, err := m.client.IPAllocations(m.ns).List(t.Context(), metav1.ListOptions{LabelSelector: selector(m.node)})
+	list, err := m.IPAM.IPAllocations(m.NS).List(t.Context(), metav1.ListOptions{LabelSelector: selector(m.node)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -469,7 +432,7 @@ func (m *machine) reboot(t *testing.T) {
 // that is killed, and after all that matters.
 func (m *machine) claimer() *claim.Claimer {
 	return &claim.Claimer{
-		Ledger: ledger.Ledger{Client: m.client, Namespace: m.ns, Node: m.node},
+		Ledger: ledger.Ledger{Client: m.IPAM, Namespace: m.NS, Node: m.node},
 		Hint:   m.hint, Log: slog.New(slog.DiscardHandler),
 	}
 }
@@ -533,7 +496,7 @@ func (m *machine) fill(t *testing.T) {
 // clear deletes what a node holds, behind the plugin's back.
 func (m *machine) clear(t *testing.T, node string) {
 	t.Helper()
-	err := m.client.IPAllocations(m.ns).DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: selector(node)})
+	err := m.IPAM.IPAllocations(m.NS).DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: selector(node)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -542,33 +505,14 @@ func (m *machine) clear(t *testing.T, node string) {
 // reclaim runs the controller until it has freed all that was left to it.
 func (c *cluster) reclaim(t *testing.T) {
 	t.Helper()
-	ipam, err1 := versioned.NewForConfig(env.Config)
-	kube, err2 := kubernetes.NewForConfig(env.Config)
-	pods, err3 := metadata.NewForConfig(env.Config)
-	if err := errors.Join(err1, err2, err3); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() {
-		clients := controller.Clients{IPAM: ipam, Kube: kube, Metadata: pods}
-		ended <- controller.New(clients, controller.Options{Namespace: c.ns, ReclaimGrace: time.Second}).Run(ctx)
-	}()
-	defer func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
+	stop := c.RunController(t.Context(), t, rig.ControllerClients(t, env.Config, nil), controller.Options{ReclaimGrace: time.Second})
+	defer stop()
+	rig.Until(t, func() string {
+		if held := c.Held(t); len(held) > 0 {
+			return fmt.Sprint("the controller has not freed ", held)
 		}
-	}()
-	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) { // between two polls
-		held := fixture.Addresses(t, c.client, c.ns)
-		if len(held) == 0 {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the controller has not freed %v", held)
-		}
-	}
+		return ""
+	})
 }
 
 // recarve gives the nodes their blocks back, which the controller has taken: it
@@ -576,6 +520,6 @@ func (c *cluster) reclaim(t *testing.T) {
 func (c *cluster) recarve(t *testing.T) {
 	t.Helper()
 	for name, blocks := range c.carved {
-		fixture.ApplyBlocks(t, c.client, c.ns, name, "test", blocks)
+		rig.ApplyBlocks(t, c.IPAM, c.NS, name, "test", blocks)
 	}
 }

@@ -17,7 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 // attached is an allocation with an attachment; reserved is one without.
@@ -66,7 +66,7 @@ func longest() *v1alpha1.IPAllocation {
 
 func TestCreateAllocation(t *testing.T) {
 	type alloc = v1alpha1.IPAllocation
-	allocs := fixture.Client(t, env.Config).IPAllocations(env.Namespace(t))
+	allocs := rig.Client(t, env.Config).IPAllocations(env.Namespace(t))
 	for _, tt := range []struct {
 		name string
 		edit func(*alloc) // of an attached one
@@ -194,7 +194,7 @@ func TestUpdateAllocation(t *testing.T) {
 		{name: "a reservation is taken up on no node", from: reserved(), edit: func(a *alloc) { a.Spec.ContainerID, a.Spec.InterfaceName = "c1", "net1" }, says: "an attachment has a nodeName"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			allocs := fixture.Client(t, env.Config).IPAllocations(env.Namespace(t))
+			allocs := rig.Client(t, env.Config).IPAllocations(env.Namespace(t))
 			a, err := allocs.Create(t.Context(), tt.from, metav1.CreateOptions{})
 			if err != nil {
 				t.Fatal(err)
@@ -225,7 +225,7 @@ func spellings(groups []uint16) []string {
 // Whichever groups of an IPv6 address are zero: the canonical text is accepted and
 // every other one is refused.
 func TestCanonicalAddresses(t *testing.T) {
-	allocs := fixture.Client(t, env.Config).IPAllocations(env.Namespace(t))
+	allocs := rig.Client(t, env.Config).IPAllocations(env.Namespace(t))
 	accepted, refused := 0, 0
 	for zeros := range 1 << 8 {
 		groups, bytes := make([]uint16, 8), [16]byte{}
@@ -261,7 +261,7 @@ func TestCanonicalAddresses(t *testing.T) {
 
 // What AllocationName makes is accepted, and the name of any other address is not.
 func TestAllocationNamesAreAccepted(t *testing.T) {
-	allocs := fixture.Client(t, env.Config).IPAllocations(env.Namespace(t))
+	allocs := rig.Client(t, env.Config).IPAllocations(env.Namespace(t))
 	pools := []string{"p", "pool1", "p.10", "p.10.0.0", "10.0.0.1", "p.fd00-0000", "0", "a.b-c.d", strings.Repeat("p", 213), strings.Repeat("p.", 106) + "p"}
 	random := rand.New(rand.NewPCG(1, 2))
 	address := func() netip.Addr {
@@ -297,7 +297,7 @@ func TestAllocationNamesAreAccepted(t *testing.T) {
 // docs/security.md.
 func TestAllocationIsSmall(t *testing.T) {
 	const most = 4096 // bytes
-	allocs := fixture.Client(t, env.Config).IPAllocations(env.Namespace(t))
+	allocs := rig.Client(t, env.Config).IPAllocations(env.Namespace(t))
 	a := longest()
 	a.Labels = map[string]string{
 		v1alpha1.LabelPool: v1alpha1.LabelValue(a.Spec.PoolRef.Name), v1alpha1.LabelNode: v1alpha1.LabelValue(a.Spec.NodeName),
@@ -316,7 +316,7 @@ func TestAllocationIsSmall(t *testing.T) {
 
 // A reservation is taken up once.
 func TestReservationIsTakenUpOnce(t *testing.T) {
-	allocs := fixture.Client(t, env.Config).IPAllocations(env.Namespace(t))
+	allocs := rig.Client(t, env.Config).IPAllocations(env.Namespace(t))
 	a, err := allocs.Create(t.Context(), reserved(), metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -339,7 +339,7 @@ func TestFieldSelectors(t *testing.T) {
 		t.Skipf("1.%d does not select custom resources by fields", env.Minor)
 	}
 	namespace := env.Namespace(t)
-	allocs := fixture.Client(t, env.Config).IPAllocations(namespace)
+	allocs := rig.Client(t, env.Config).IPAllocations(namespace)
 	for name, edit := range map[string]func(*v1alpha1.IPAllocation){
 		"pool1.10.0.0.5": func(*v1alpha1.IPAllocation) {},
 		"pool1.10.0.0.6": func(a *v1alpha1.IPAllocation) {

@@ -13,19 +13,18 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
@@ -96,19 +95,12 @@ func (c poolCase) check() error {
 
 // parse runs the Go rules.
 func (c poolCase) parse() error {
-	if c.Pool["kind"] == "IPPool" {
-		var obj v1alpha1.IPPool
-		if err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(c.Pool, &obj, true); err != nil {
-			return fmt.Errorf("not an IPPool: %w", err)
-		}
-		_, errs := pool.FromIPPool(&obj)
-		return errs.ToAggregate()
+	kind := v1alpha1.PoolKind(c.Pool["kind"].(string))
+	obj := pool.New(kind)
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(c.Pool, obj, true); err != nil {
+		return fmt.Errorf("not of kind %s: %w", kind, err)
 	}
-	var obj v1alpha1.CIDRPool
-	if err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(c.Pool, &obj, true); err != nil {
-		return fmt.Errorf("not a CIDRPool: %w", err)
-	}
-	_, errs := pool.FromCIDRPool(&obj)
+	_, errs := pool.ObjectOf(obj).Parse()
 	return errs.ToAggregate()
 }
 
@@ -195,35 +187,15 @@ func wantRefusal(t *testing.T, err error, words string) {
 	}
 }
 
-// eventually waits for the server to take notice of a CRD or a policy.
-func eventually(t *testing.T, what string, done func(context.Context) bool) {
-	t.Helper()
-	err := wait.PollUntilContextTimeout(t.Context(), 50*time.Millisecond, 60*time.Second, true, func(ctx context.Context) (bool, error) {
-		return done(ctx), nil
-	})
-	if err != nil {
-		t.Fatalf("%s: %v", what, err)
-	}
-}
-
-func root(t *testing.T) string {
-	t.Helper()
-	dir, err := testenv.Root()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}
-
 // applyCRDs installs this project's CRDs, as a person would.
 func (c *cluster) applyCRDs(t *testing.T) {
 	t.Helper()
-	if _, err := c.Kubectl(t.Context(), "apply", "--server-side", "--force-conflicts", "-k", filepath.Join(root(t), "manifests", "base", "crds")); err != nil {
+	if _, err := c.Kubectl(t.Context(), "apply", "--server-side", "--force-conflicts", "-k", filepath.Join(rig.Root(t), "manifests", "base", "crds")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "CRDs in force", func(ctx context.Context) bool {
-		return c.refuses(ctx, ipPool(map[string]any{"subnet": "10.0.0.0/24", "perNodeBlockSize": int64(0)})) &&
-			c.refuses(ctx, cidrPool(map[string]any{"cidr": "10.0.0.0/24", "perNodeNetworkPrefix": int64(0)}))
+	rig.Eventually(t, "CRDs in force", func() bool {
+		return c.refuses(t.Context(), ipPool(map[string]any{"subnet": "10.0.0.0/24", "perNodeBlockSize": int64(0)})) &&
+			c.refuses(t.Context(), cidrPool(map[string]any{"cidr": "10.0.0.0/24", "perNodeNetworkPrefix": int64(0)}))
 	})
 }
 
@@ -232,7 +204,7 @@ func (c *cluster) applyCRDs(t *testing.T) {
 func (c *cluster) applyForeignCRDs(t *testing.T) {
 	t.Helper()
 	for _, name := range []string{"ippools", "cidrpools"} {
-		data, err := os.ReadFile(filepath.Join(root(t), "manifests", "base", "crds", "nv-ipam.nvidia.com_"+name+".yaml"))
+		data, err := os.ReadFile(filepath.Join(rig.Root(t), "manifests", "base", "crds", "nv-ipam.nvidia.com_"+name+".yaml"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -246,9 +218,9 @@ func (c *cluster) applyForeignCRDs(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "CRDs served", func(ctx context.Context) bool {
-		return !c.refuses(ctx, ipPool(map[string]any{"subnet": "", "perNodeBlockSize": int64(0)})) &&
-			!c.refuses(ctx, cidrPool(map[string]any{"cidr": "", "perNodeNetworkPrefix": int64(0)}))
+	rig.Eventually(t, "CRDs served", func() bool {
+		return !c.refuses(t.Context(), ipPool(map[string]any{"subnet": "", "perNodeBlockSize": int64(0)})) &&
+			!c.refuses(t.Context(), cidrPool(map[string]any{"cidr": "", "perNodeNetworkPrefix": int64(0)}))
 	})
 }
 
@@ -275,16 +247,7 @@ func removeRules(v any) {
 // applyPolicies installs the component as an overlay does.
 func (c *cluster) applyPolicies(t *testing.T) {
 	t.Helper()
-	dir := t.TempDir()
-	component, err := filepath.Rel(dir, filepath.Join(root(t), "manifests", "components", "validation"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	overlay := "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\ncomponents:\n- " + component + "\n"
-	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(overlay), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := c.Kubectl(t.Context(), "apply", "-k", dir); err != nil {
+	if _, err := c.Kubectl(t.Context(), "apply", "-k", rig.Kustomization(t, map[string]any{"components": []string{"components/validation"}})); err != nil {
 		t.Fatal(err)
 	}
 	for _, canary := range []map[string]any{
@@ -293,7 +256,7 @@ func (c *cluster) applyPolicies(t *testing.T) {
 		ipPool(map[string]any{"subnet": "10.0.0.0/24", "perNodeBlockSize": int64(0)}),
 		cidrPool(map[string]any{"cidr": "10.0.0.0/24", "perNodeNetworkPrefix": int64(0)}),
 	} {
-		eventually(t, "policies in force", func(ctx context.Context) bool { return c.refuses(ctx, canary) })
+		rig.Eventually(t, "policies in force", func() bool { return c.refuses(t.Context(), canary) })
 	}
 }
 

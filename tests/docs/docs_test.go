@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -70,9 +71,15 @@ func backed(sources []string, test, row string) bool {
 
 func testSources(t *testing.T, root string) []string {
 	t.Helper()
+	return sourcesOf(t, root, func(path string) bool { return strings.HasSuffix(path, "_test.go") })
+}
+
+// sourcesOf reads the files below root whose paths are wanted.
+func sourcesOf(t *testing.T, root string, wanted func(path string) bool) []string {
+	t.Helper()
 	var out []string
 	err := filepath.WalkDir(root, func(path string, _ os.DirEntry, err error) error {
-		if err != nil || !strings.HasSuffix(path, "_test.go") {
+		if err != nil || !wanted(path) {
 			return err
 		}
 		data, err := os.ReadFile(path)
@@ -83,4 +90,128 @@ func testSources(t *testing.T, root string) []string {
 		t.Fatal(err)
 	}
 	return out
+}
+
+// The functions that the design document draws on the way of an ADD, a DEL and a
+// reclaim exist, in the packages that it names.
+func TestDesignDocument(t *testing.T) {
+	root, err := testenv.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := os.ReadFile(filepath.Join(root, "docs", "design.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	drawn := regexp.MustCompile(`(?m)^  ((?:cmd|pkg)/[a-z-]+) +([A-Za-z]+) `).FindAllStringSubmatch(string(doc), -1)
+	if len(drawn) < 25 {
+		t.Errorf("only %d functions were read", len(drawn))
+	}
+	for _, m := range drawn {
+		if !declares(t, filepath.Join(root, m[1]), m[2]) {
+			t.Errorf("%s has no function %s", m[1], m[2])
+		}
+	}
+}
+
+// declares reports whether a package has a function or a method of that name.
+func declares(t *testing.T, dir, name string) bool {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	declaration := regexp.MustCompile(`(?m)^func (\([^)]*\) )?` + name + `\(`)
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasSuffix(file, "_test.go") && declaration.Match(data) {
+			return true
+		}
+	}
+	return false
+}
+
+// What the reliability document quotes as seen by the operator is what a program says.
+func TestReliabilityQuotes(t *testing.T) {
+	root, err := testenv.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sources := sourcesOf(t, root, func(path string) bool {
+		return strings.HasSuffix(path, ".go") && !strings.HasSuffix(path, "_test.go") && !strings.HasPrefix(path, filepath.Join(root, "tests"))
+	})
+	doc, err := os.ReadFile(filepath.Join(root, "docs", "reliability.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	quotes := 0
+	for i, line := range strings.Split(string(doc), "\n") {
+		cells := strings.Split(line, " | ")
+		if !strings.HasPrefix(line, "| ") || len(cells) < 5 {
+			continue
+		}
+		for _, m := range regexp.MustCompile(`(?:^|[ (])"([^"]{6,})"`).FindAllStringSubmatch(cells[2], -1) {
+			quotes++
+			if !backedBy(sources, m[1]) {
+				t.Errorf("line %d: no program says %q", i+1, m[1])
+			}
+		}
+	}
+	if quotes < 10 {
+		t.Errorf("only %d quotes were read", quotes)
+	}
+}
+
+func backedBy(sources []string, words string) bool {
+	for _, s := range sources {
+		if strings.Contains(s, words) {
+			return true
+		}
+	}
+	return false
+}
+
+// Each room imports no other room of this module than CONTRIBUTING allows.
+func TestRooms(t *testing.T) {
+	root, err := testenv.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := os.ReadFile(filepath.Join(root, "CONTRIBUTING.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rooms, err := filepath.Glob(filepath.Join(root, "pkg", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	imported := regexp.MustCompile(`(?m)^\t(?:[a-z0-9]+ )?"github.com/crd-ipam/crd-ipam/(?:pkg/)?([a-z]+)`)
+	for _, room := range rooms {
+		name := filepath.Base(room)
+		row := regexp.MustCompile("(?m)^\\| `pkg/" + name + "` \\|.*\\| ([a-z, ]+) \\|$").FindSubmatch(doc)
+		if row == nil {
+			t.Errorf("no row for pkg/%s", name)
+			continue
+		}
+		allowed := strings.Split(string(row[1]), ", ")
+		files := sourcesOf(t, room, func(path string) bool {
+			return strings.HasSuffix(path, ".go") && !strings.HasSuffix(path, "_test.go")
+		})
+		used := map[string]bool{}
+		for _, file := range files {
+			for _, m := range imported.FindAllStringSubmatch(file, -1) {
+				if used[m[1]] = true; !slices.Contains(allowed, m[1]) {
+					t.Errorf("pkg/%s imports %s, which the table does not allow", name, m[1])
+				}
+			}
+		}
+		for _, other := range allowed {
+			if !used[other] {
+				t.Errorf("pkg/%s does not import %s, which the table has", name, other)
+			}
+		}
+	}
 }

@@ -15,6 +15,7 @@ import (
 
 // A node crashes under running pods and boots again.
 func TestNodeReboot(t *testing.T) {
+	needsOwnCluster(t, "it crashes a node")
 	s := newScene(t)
 	s.pool("reboot", "10.12.0.0/16", "10.12.0.1")
 	s.network("reboot", `"poolName": "reboot"`)
@@ -77,6 +78,7 @@ func boot(t *testing.T, node string) {
 // A pod is deleted by force while its node is down: its container may be running,
 // for all that anybody knows, so its address stays.
 func TestForceDelete(t *testing.T) {
+	needsOwnCluster(t, "it crashes a node")
 	s := newScene(t)
 	s.pool("force", "10.13.0.0/16", "10.13.0.1")
 	s.network("force", `"poolName": "force"`)
@@ -135,6 +137,7 @@ func controllerLogs(t *testing.T) []string {
 // The API server is down for a minute while pods end: their addresses are owed on
 // the nodes, and free afterwards, without anybody doing anything.
 func TestAPIServerDown(t *testing.T) {
+	needsOwnCluster(t, "it stops the API server and reads the nodes' disks")
 	s := newScene(t)
 	s.pool("down", "10.14.0.0/16", "10.14.0.1")
 	s.network("down", `"poolName": "down"`)

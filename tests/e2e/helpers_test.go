@@ -113,8 +113,11 @@ spec:
       - {key: node-role.kubernetes.io/worker, operator: Exists}
 `, kind, name, poolsNamespace, spec))
 	s.t.Cleanup(func() {
-		if _, err := c.Kubectl(ctx(), "delete", "-n", poolsNamespace, kind, name); err != nil {
-			s.t.Error(err)
+		// Its pods may still be there, and the count of its addresses a minute old.
+		for _, args := range [][]string{{"annotate", kind, name, "nv-ipam.nvidia.com/allow-deletion=true"}, {"delete", kind, name}} {
+			if _, err := c.Kubectl(ctx(), append(args, "-n", poolsNamespace)...); err != nil {
+				s.t.Error(err)
+			}
 		}
 	})
 	kubectl(s.t, "wait", "-n", poolsNamespace, "--for=condition=Ready", "--timeout=1m", kind+"/"+name)

@@ -6,6 +6,9 @@
 //
 // Each test has a namespace, networks and pools of its own; the walkthrough's are
 // the walkthrough's. After each, nothing may be allocated any more.
+//
+// Where KUBECONFIG is set, the tests run on the cluster that it names, and what needs
+// the cluster's nodes or its API server under its hands is skipped: docs/cluster.md.
 package e2e
 
 import (
@@ -31,6 +34,8 @@ var (
 	c *cluster.Cluster
 	// walkthroughOnly is for clusters of a version that the other tests are not for.
 	walkthroughOnly = os.Getenv("E2E_WALKTHROUGH_ONLY") != ""
+	// foreign says that the cluster is not this machine's.
+	foreign = os.Getenv("KUBECONFIG") != ""
 )
 
 func TestMain(m *testing.M) {
@@ -39,7 +44,12 @@ func TestMain(m *testing.M) {
 		return
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := run(ctx, m)
+	code := 1
+	if foreign {
+		code = runForeign(ctx, m)
+	} else {
+		code = run(ctx, m)
+	}
 	stop()
 	os.Exit(code)
 }
@@ -68,6 +78,49 @@ func run(ctx context.Context, m *testing.M) int {
 		return 1
 	}
 	return code
+}
+
+// runForeign runs the tests on the cluster of KUBECONFIG, on which the image is
+// already, and leaves crd-ipam installed there.
+func runForeign(ctx context.Context, m *testing.M) int {
+	fmt.Printf("The cluster is that of KUBECONFIG=%s\n", os.Getenv("KUBECONFIG"))
+	var err error
+	if c, err = cluster.Foreign(ctx); err == nil {
+		err = fits(ctx)
+	}
+	if err == nil {
+		err = install(ctx)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "FAIL:", err)
+		return 1
+	}
+	return m.Run()
+}
+
+// fits says what a cluster lacks that the tests need.
+func fits(ctx context.Context) error {
+	for _, name := range []string{"kind-control-plane", "kind-worker", "kind-worker2"} {
+		label, err := c.Kubectl(ctx, "get", "node", name, "-o", "jsonpath={.metadata.labels}")
+		if err != nil {
+			return fmt.Errorf("the tests need a node %s: %w", name, err)
+		}
+		if !strings.Contains(label, `"node-role.kubernetes.io/worker"`) {
+			return fmt.Errorf("node %s has no label: kubectl label node %s node-role.kubernetes.io/worker=", name, name)
+		}
+	}
+	if _, err := c.Kubectl(ctx, "get", "crd", "network-attachment-definitions.k8s.cni.cncf.io"); err != nil {
+		return fmt.Errorf("the tests need multus in the cluster: %w", err)
+	}
+	return nil
+}
+
+// needsOwnCluster skips a test on a cluster that is not this machine's.
+func needsOwnCluster(t *testing.T, why string) {
+	t.Helper()
+	if foreign {
+		t.Skip(why + ", which takes this machine's own cluster: run make e2e without KUBECONFIG")
+	}
 }
 
 // logs is the directory for the logs of runs that failed: E2E_LOGS, or bin.
@@ -110,8 +163,10 @@ func install(ctx context.Context) error {
 	if out, err := c.Kubectl(ctx, "create", "namespace", poolsNamespace); err != nil && !strings.Contains(err.Error(), "AlreadyExists") {
 		return fmt.Errorf("%w\n%s", err, out)
 	}
-	if _, err := c.Kubectl(ctx, "apply", "-k", overlay()); err != nil {
-		return err
+	for _, dir := range []string{crds(), overlay()} {
+		if _, err := c.Kubectl(ctx, "apply", "-k", dir); err != nil {
+			return err
+		}
 	}
 	return installed(ctx)
 }
@@ -121,6 +176,13 @@ func overlay() string {
 		return "testdata/install-1.30"
 	}
 	return "testdata/install"
+}
+
+func crds() string {
+	if walkthroughOnly {
+		return "../../manifests/overlays/crds-k8s-1.30"
+	}
+	return "../../manifests/overlays/crds"
 }
 
 func installed(ctx context.Context) error {

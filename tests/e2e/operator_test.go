@@ -20,6 +20,7 @@ func TestNetworkOperator(t *testing.T) {
 	if walkthroughOnly {
 		t.Skip("only the walkthrough is run, because of E2E_WALKTHROUGH_ONLY")
 	}
+	needsOwnCluster(t, "it removes files from the nodes' disks")
 	root, err := testenv.Root()
 	if err != nil {
 		t.Fatal(err)
@@ -36,7 +37,6 @@ func TestNetworkOperator(t *testing.T) {
 	defer func() { // as it was, for whoever comes next
 		kubectl(t, "delete", "-f", "testdata/network-operator.yaml", "--timeout=3m")
 		kubectl(t, "delete", "-k", overlay, "--timeout=3m")
-		kubectl(t, append([]string{"delete", "--timeout=3m"}, pools...)...)
 		if err := install(ctx()); err != nil {
 			t.Error(err)
 		}

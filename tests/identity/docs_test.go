@@ -45,7 +45,7 @@ func TestSecurityDocument(t *testing.T) {
 		block, _, _ = strings.Cut(block, "\n```\n")
 		for _, session := range strings.Split("\n"+block, "\n$ ")[1:] {
 			command, says := split(session)
-			cmd := exec.CommandContext(t.Context(), "sh", "-c", strings.ReplaceAll(command, "kube-system", c.ns))
+			cmd := exec.CommandContext(t.Context(), "sh", "-c", strings.ReplaceAll(command, "kube-system", c.NS))
 			cmd.Env = append(os.Environ(), "KUBECONFIG="+env.Kubeconfig, "HOME="+env.Dir,
 				"PATH="+os.Getenv("KUBEBUILDER_ASSETS")+":"+os.Getenv("PATH"))
 			out, _ := cmd.CombinedOutput() // can-i fails where it says no

@@ -7,26 +7,20 @@
 package identity
 
 import (
-	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
@@ -49,70 +43,24 @@ func TestMain(m *testing.M) {
 }
 
 // cluster is a namespace with what an administrator applies for the plugin.
-type cluster struct {
-	ns    string
-	admin kubernetes.Interface
-	ipam  clientv1alpha1.NvIpamV1alpha1Interface // the administrator's
-}
+type cluster struct{ *rig.Cluster }
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	admin, err := kubernetes.NewForConfig(env.Config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &cluster{ns: env.Namespace(t), admin: admin, ipam: fixture.Client(t, env.Config)}
+	c := &cluster{rig.NewCluster(t, env)}
 	for _, node := range []string{"a", "b"} {
 		c.addNode(t, node)
 	}
-	c.install(t)
+	c.Apply(t, "base/plugin", "base/policy")
+	c.AwaitPolicy(t)
 	return c
 }
 
 func (c *cluster) addNode(t *testing.T, name string) {
 	t.Helper()
-	_, err := c.admin.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+	_, err := c.Kube.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
 	if err != nil && !apierrors.IsAlreadyExists(err) {
 		t.Fatal(err)
-	}
-}
-
-// overlay writes what a person would to apply role and policy in the namespace,
-// and returns its directory.
-func (c *cluster) overlay(t *testing.T) string {
-	t.Helper()
-	root, err := testenv.Root()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	overlay := "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: " + c.ns + "\nresources:\n"
-	for _, part := range []string{"plugin", "policy"} {
-		path, err := filepath.Rel(dir, filepath.Join(root, "manifests", "base", part))
-		if err != nil {
-			t.Fatal(err)
-		}
-		overlay += "- " + path + "\n"
-	}
-	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(overlay), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}
-
-// install applies role and policy, and waits until the policy is in force.
-func (c *cluster) install(t *testing.T) {
-	t.Helper()
-	if out, err := env.Kubectl(t.Context(), "apply", "-k", c.overlay(t)); err != nil {
-		t.Fatal(err, out)
-	}
-	a := c.node(t, "a")
-	err := wait.PollUntilContextTimeout(t.Context(), 50*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
-		_, err := a.IPAllocations(c.ns).Create(ctx, allocation("canary", "10.9.9.9", "b"), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
-		return err != nil && strings.Contains(err.Error(), "ValidatingAdmissionPolicy '"+role+"'"), nil
-	})
-	if err != nil {
-		t.Fatal("role and policy are not in force: ", err)
 	}
 }
 
@@ -122,7 +70,7 @@ func (c *cluster) user(t *testing.T, name string, groups ...string) clientv1alph
 	if err != nil {
 		t.Fatal(err)
 	}
-	return fixture.Client(t, config)
+	return rig.Client(t, config)
 }
 
 func (c *cluster) node(t *testing.T, name string) clientv1alpha1.NvIpamV1alpha1Interface {
@@ -133,15 +81,24 @@ func (c *cluster) node(t *testing.T, name string) clientv1alpha1.NvIpamV1alpha1I
 // withToken returns a client that has no certificate.
 func withToken(t *testing.T, token string) clientv1alpha1.NvIpamV1alpha1Interface {
 	t.Helper()
-	config := rest.AnonymousClientConfig(env.Config)
-	config.BearerToken, config.QPS = token, -1
-	return fixture.Client(t, config)
+	return rig.Client(t, rig.WithToken(env, token))
+}
+
+// put stores an allocation as an administrator does.
+func (c *cluster) put(t *testing.T, a *v1alpha1.IPAllocation) *v1alpha1.IPAllocation {
+	t.Helper()
+	return c.Claim(t, c.IPAM, a)
+}
+
+func (c *cluster) held(t *testing.T) string {
+	t.Helper()
+	return fmt.Sprint(c.Held(t))
 }
 
 // bind gives subjects the rights of a cluster role in the namespace.
 func (c *cluster) bind(t *testing.T, clusterRole string, subjects ...rbacv1.Subject) {
 	t.Helper()
-	_, err := c.admin.RbacV1().RoleBindings(c.ns).Create(t.Context(), &rbacv1.RoleBinding{
+	_, err := c.Kube.RbacV1().RoleBindings(c.NS).Create(t.Context(), &rbacv1.RoleBinding{
 		ObjectMeta: metav1.ObjectMeta{GenerateName: "test-"},
 		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: clusterRole},
 		Subjects:   subjects,
@@ -154,34 +111,24 @@ func (c *cluster) bind(t *testing.T, clusterRole string, subjects ...rbacv1.Subj
 // account makes a service account that has the rights of a cluster role, if any.
 func (c *cluster) account(t *testing.T, name, clusterRole string) {
 	t.Helper()
-	_, err := c.admin.CoreV1().ServiceAccounts(c.ns).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+	_, err := c.Kube.CoreV1().ServiceAccounts(c.NS).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if clusterRole != "" {
-		c.bind(t, clusterRole, rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Name: name, Namespace: c.ns})
+		c.bind(t, clusterRole, rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Name: name, Namespace: c.NS})
 	}
-}
-
-func (c *cluster) token(t *testing.T, account string, to *authenticationv1.BoundObjectReference) (string, error) {
-	t.Helper()
-	answer, err := c.admin.CoreV1().ServiceAccounts(c.ns).CreateToken(t.Context(), account,
-		&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: to}}, metav1.CreateOptions{})
-	if err != nil {
-		return "", err
-	}
-	return answer.Status.Token, nil
 }
 
 // nodeToken returns a token that is bound to a node, and skips the test where the
 // server has none.
 func (c *cluster) nodeToken(t *testing.T, account, node string) string {
 	t.Helper()
-	obj, err := c.admin.CoreV1().Nodes().Get(t.Context(), node, metav1.GetOptions{})
+	obj, err := c.Kube.CoreV1().Nodes().Get(t.Context(), node, metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	token, err := c.token(t, account, &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Node", Name: node, UID: obj.UID})
+	token, err := c.Token(t, account, &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Node", Name: node, UID: obj.UID})
 	if err != nil && env.Minor < nodeBoundMinor {
 		t.Skipf("1.%d binds no tokens to nodes: %v", env.Minor, err)
 	}
@@ -194,14 +141,14 @@ func (c *cluster) nodeToken(t *testing.T, account, node string) string {
 // podToken returns the token that a pod on the node has.
 func (c *cluster) podToken(t *testing.T, account, node string) string {
 	t.Helper()
-	pod, err := c.admin.CoreV1().Pods(c.ns).Create(t.Context(), &corev1.Pod{
+	pod, err := c.Kube.CoreV1().Pods(c.NS).Create(t.Context(), &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{GenerateName: "pod-"},
 		Spec:       corev1.PodSpec{NodeName: node, ServiceAccountName: account, Containers: []corev1.Container{{Name: "x", Image: "x"}}},
 	}, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	token, err := c.token(t, account, &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID})
+	token, err := c.Token(t, account, &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,21 +173,6 @@ func allocation(pool, address, node string) *v1alpha1.IPAllocation {
 		a.Spec.NodeName, a.Spec.ContainerID, a.Spec.InterfaceName = node, "c1", "net1"
 	}
 	return a
-}
-
-// put stores an allocation as an administrator does.
-func (c *cluster) put(t *testing.T, a *v1alpha1.IPAllocation) *v1alpha1.IPAllocation {
-	t.Helper()
-	out, err := c.ipam.IPAllocations(c.ns).Create(t.Context(), a, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
-}
-
-func (c *cluster) held(t *testing.T) string {
-	t.Helper()
-	return fmt.Sprint(fixture.Addresses(t, c.ipam, c.ns))
 }
 
 // want checks that err is a refusal with these words; that there is none, where

@@ -23,11 +23,10 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
@@ -40,12 +39,8 @@ type host struct {
 // nor the node, unless settings do.
 func (c *cluster) host(t *testing.T, settings map[string]string) *host {
 	t.Helper()
-	plugin, err := testenv.Binary("nv-ipam")
-	if err != nil {
-		t.Fatal(err)
-	}
-	h := &host{plugin: plugin, dir: t.TempDir()}
-	all := map[string]string{"poolsNamespace": c.ns, "dataDir": filepath.Join(h.dir, "data"), "logFile": h.log(), "logLevel": "debug"}
+	h := &host{plugin: rig.Binary(t, "nv-ipam"), dir: t.TempDir()}
+	all := map[string]string{"poolsNamespace": c.NS, "dataDir": filepath.Join(h.dir, "data"), "logFile": h.log(), "logLevel": "debug"}
 	for k, v := range settings {
 		all[k] = v
 	}
@@ -76,42 +71,14 @@ func (h *host) kubeconfig(t *testing.T, user *clientcmdapi.AuthInfo) {
 
 func (h *host) kubeconfigFor(t *testing.T, user *clientcmdapi.AuthInfo, ca []byte) {
 	t.Helper()
-	config := clientcmdapi.NewConfig()
-	config.Clusters["c"] = &clientcmdapi.Cluster{Server: env.Config.Host, CertificateAuthorityData: ca}
-	config.AuthInfos["u"] = user
-	config.Contexts["x"] = &clientcmdapi.Context{Cluster: "c", AuthInfo: "u"}
-	config.CurrentContext = "x"
-	if err := clientcmd.WriteToFile(*config, filepath.Join(h.dir, "nv-ipam.kubeconfig")); err != nil {
-		t.Fatal(err)
-	}
+	rig.WriteKubeconfig(t, filepath.Join(h.dir, "nv-ipam.kubeconfig"), env.Config.Host, ca, user)
 }
 
 // run runs the plugin for a container's net1.
 func (h *host) run(t *testing.T, verb, container string) *types.Error {
 	t.Helper()
-	stdin, err := json.Marshal(map[string]any{
-		"cniVersion": "1.1.0", "name": "net", "type": "macvlan",
-		"ipam":                      map[string]any{"type": "nv-ipam", "confDir": h.dir, "poolName": "p"},
-		"cni.dev/valid-attachments": []any{},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), h.plugin)
-	cmd.Env = []string{
-		"CNI_COMMAND=" + verb, "CNI_CONTAINERID=" + container, "CNI_IFNAME=net1", "CNI_PATH=" + filepath.Dir(h.plugin),
-		"CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=" + container,
-		"CNI_NETNS=/proc/self/ns/net", "CNI_NETNS_OVERRIDE=1",
-	}
-	cmd.Stdin = bytes.NewReader(stdin)
-	out, err := cmd.Output()
-	if err == nil {
-		return nil
-	}
-	cniErr := &types.Error{}
-	if err := json.Unmarshal(out, cniErr); err != nil {
-		t.Fatalf("%s %s printed no CNI error: %q, %v", verb, container, out, err)
-	}
+	stdin := rig.NetConf(t, "1.1.0", map[string]any{"confDir": h.dir, "poolName": "p"}, map[string]any{"cni.dev/valid-attachments": []any{}})
+	_, cniErr := rig.Call{Verb: verb, Container: container, Stdin: stdin}.Run(t, exec.CommandContext(t.Context(), h.plugin), h.plugin)
 	return cniErr
 }
 
@@ -142,18 +109,18 @@ func (h *host) everyVerb(t *testing.T, c *cluster) {
 	t.Helper()
 	h.mustRun(t, "STATUS", "c1")
 	h.mustRun(t, "ADD", "c1")
-	list, err := c.ipam.IPAllocations(c.ns).List(t.Context(), metav1.ListOptions{})
+	list, err := c.IPAM.IPAllocations(c.NS).List(t.Context(), metav1.ListOptions{})
 	if err != nil || len(list.Items) != 1 || list.Items[0].Spec.NodeName != "a" || list.Items[0].Labels[v1alpha1.LabelNode] != "a" {
 		t.Fatalf("held: %+v, %v", list.Items, err)
 	}
 	h.mustRun(t, "CHECK", "c1")
 	h.mustRun(t, "DEL", "c1")
 	h.mustRun(t, "ADD", "c2")
-	list, err = c.ipam.IPAllocations(c.ns).List(t.Context(), metav1.ListOptions{})
+	list, err = c.IPAM.IPAllocations(c.NS).List(t.Context(), metav1.ListOptions{})
 	if err != nil || len(list.Items) != 1 {
 		t.Fatalf("held: %+v, %v", list.Items, err)
 	}
-	env.Rewrite(t, c.ns, list.Items[0].Name, func(spec map[string]any) { // a GC spares what may be under way
+	env.Rewrite(t, c.NS, list.Items[0].Name, func(spec map[string]any) { // a GC spares what may be under way
 		spec[testenv.Started] = metav1.NewMicroTime(time.Now().Add(-time.Hour))
 	})
 	h.mustRun(t, "GC", "")
@@ -165,7 +132,7 @@ func (h *host) everyVerb(t *testing.T, c *cluster) {
 func poolCluster(t *testing.T) *cluster {
 	t.Helper()
 	c := newCluster(t)
-	fixture.IPPool(t, c.ipam, c.ns, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/16", PerNodeBlockSize: 100}, "a", "b")
+	rig.IPPool(t, c.IPAM, c.NS, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/16", PerNodeBlockSize: 100}, "a", "b")
 	return c
 }
 
@@ -275,7 +242,7 @@ func TestRefusals(t *testing.T) {
 	})
 	t.Run("without the role", func(t *testing.T) {
 		c := poolCluster(t)
-		if err := c.admin.RbacV1().RoleBindings(c.ns).Delete(t.Context(), role, metav1.DeleteOptions{}); err != nil {
+		if err := c.Kube.RbacV1().RoleBindings(c.NS).Delete(t.Context(), role, metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		a, h := nodeConfig(t, "a"), c.host(t, nil)
@@ -293,7 +260,7 @@ func TestRefusals(t *testing.T) {
 		c.account(t, "pod", "")
 		h := c.host(t, nil)
 		h.kubeconfig(t, &clientcmdapi.AuthInfo{Token: c.podToken(t, "pod", "a")})
-		h.wantError(t, "ADD", 11, "asked as system:serviceaccount:"+c.ns+":pod")
+		h.wantError(t, "ADD", 11, "asked as system:serviceaccount:"+c.NS+":pod")
 	})
 	t.Run("expired certificate", func(t *testing.T) {
 		c := poolCluster(t)

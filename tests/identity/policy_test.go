@@ -159,7 +159,7 @@ func writes() []write {
 // try makes the request and removes what it leaves behind.
 func (c *cluster) try(t *testing.T, w write, as clientv1alpha1.NvIpamV1alpha1Interface) {
 	t.Helper()
-	ctx, client := t.Context(), as.IPAllocations(c.ns)
+	ctx, client := t.Context(), as.IPAllocations(c.NS)
 	stored := &v1alpha1.IPAllocation{}
 	if w.before != nil {
 		stored = c.put(t, w.before.DeepCopy())
@@ -182,7 +182,7 @@ func (c *cluster) try(t *testing.T, w write, as clientv1alpha1.NvIpamV1alpha1Int
 	if w.says == "" {
 		return
 	}
-	now, err := c.ipam.IPAllocations(c.ns).Get(ctx, name, metav1.GetOptions{})
+	now, err := c.IPAM.IPAllocations(c.NS).Get(ctx, name, metav1.GetOptions{})
 	if w.before == nil && !apierrors.IsNotFound(err) || w.before != nil && (err != nil || now.ResourceVersion != stored.ResourceVersion) {
 		t.Errorf("refused and yet done: %+v, %v", now, err)
 	}
@@ -191,9 +191,9 @@ func (c *cluster) try(t *testing.T, w write, as clientv1alpha1.NvIpamV1alpha1Int
 func (c *cluster) remove(t *testing.T, name string) {
 	t.Helper()
 	ctx := context.WithoutCancel(t.Context())
-	_, err := c.ipam.IPAllocations(c.ns).Patch(ctx, name, types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{})
+	_, err := c.IPAM.IPAllocations(c.NS).Patch(ctx, name, types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{})
 	if err == nil {
-		err = c.ipam.IPAllocations(c.ns).Delete(ctx, name, metav1.DeleteOptions{})
+		err = c.IPAM.IPAllocations(c.NS).Delete(ctx, name, metav1.DeleteOptions{})
 	}
 	if err != nil && !apierrors.IsNotFound(err) {
 		t.Fatal(err)
@@ -212,7 +212,7 @@ func (c *cluster) tryAll(t *testing.T, as clientv1alpha1.NvIpamV1alpha1Interface
 func TestOwnAllocationsOnly(t *testing.T) {
 	c := newCluster(t)
 	c.bind(t, "cluster-admin", rbacv1.Subject{Kind: rbacv1.GroupKind, APIGroup: rbacv1.GroupName, Name: testenv.NodesGroup},
-		rbacv1.Subject{Kind: rbacv1.GroupKind, APIGroup: rbacv1.GroupName, Name: "system:serviceaccounts:" + c.ns})
+		rbacv1.Subject{Kind: rbacv1.GroupKind, APIGroup: rbacv1.GroupName, Name: "system:serviceaccounts:" + c.NS})
 	c.account(t, pluginAccount, role)
 	t.Run("kubelet's certificate", func(t *testing.T) { c.tryAll(t, c.node(t, "a")) })
 	t.Run("token bound to the node", func(t *testing.T) {
@@ -229,7 +229,7 @@ func TestOwnAllocationsOnly(t *testing.T) {
 func TestPolicyHoldsWithMoreRights(t *testing.T) {
 	c := newCluster(t)
 	c.bind(t, "cluster-admin", rbacv1.Subject{Kind: rbacv1.GroupKind, APIGroup: rbacv1.GroupName, Name: testenv.NodesGroup})
-	allocs := c.node(t, "a").IPAllocations(c.ns)
+	allocs := c.node(t, "a").IPAllocations(c.NS)
 	ctx := t.Context()
 	c.put(t, allocation("p", "10.0.0.1", "a"))
 	c.put(t, allocation("p", "10.0.0.2", "b"))
@@ -269,7 +269,7 @@ func TestOthers(t *testing.T) {
 	for _, group := range []string{"operators", testenv.NodesGroup} {
 		c.bind(t, all, rbacv1.Subject{Kind: rbacv1.GroupKind, APIGroup: rbacv1.GroupName, Name: group})
 	}
-	unbound, err := c.token(t, pluginAccount, nil)
+	unbound, err := c.Token(t, pluginAccount, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -279,12 +279,12 @@ func TestOthers(t *testing.T) {
 		as   clientv1alpha1.NvIpamV1alpha1Interface
 		says string
 	}{
-		{"plugin's token of no node", withToken(t, unbound), "system:serviceaccount:" + c.ns + ":" + pluginAccount + " " + noNode},
+		{"plugin's token of no node", withToken(t, unbound), "system:serviceaccount:" + c.NS + ":" + pluginAccount + " " + noNode},
 		{"user in the nodes' group who is no node", c.user(t, "mallory", testenv.NodesGroup), "mallory " + noNode},
 		{"node without a name", c.user(t, "system:node:", testenv.NodesGroup), "could not determine node"}, // NodeRestriction is first
 		{"pod on the node", withToken(t, c.podToken(t, "pod", "a")), `cannot`},
 		{"node's name without the group", c.user(t, "system:node:a"), `User "system:node:a" cannot`},
-		{"administrator", c.ipam, ""},
+		{"administrator", c.IPAM, ""},
 		{"operator", c.user(t, "olga", "operators"), ""},
 		// Its token names a node, too.
 		{"controller on the node", withToken(t, c.podToken(t, "controller", "a")), ""},
@@ -311,7 +311,7 @@ func TestLongNames(t *testing.T) {
 		} {
 			a := allocation(long, "10.0.0.1", long)
 			label(key, value)(a)
-			_, err := client.IPAllocations(c.ns).Create(t.Context(), a, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+			_, err := client.IPAllocations(c.NS).Create(t.Context(), a, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 			want(t, err, says)
 		}
 	}
@@ -320,7 +320,7 @@ func TestLongNames(t *testing.T) {
 // What docs/security.md says that a node can do all the same.
 func TestWhatThePolicyCannotSee(t *testing.T) {
 	c := newCluster(t)
-	client := c.node(t, "a").IPAllocations(c.ns)
+	client := c.node(t, "a").IPAllocations(c.NS)
 	for name, edit := range map[string]edit{
 		"a pool that does not exist": func(*v1alpha1.IPAllocation) {},
 		"a pod that does not exist":  pod(v1alpha1.PodReference{Namespace: "gone", Name: "gone"}),
@@ -340,7 +340,7 @@ func TestWithoutThePolicy(t *testing.T) {
 	if _, err := env.Kubectl(t.Context(), "delete", "validatingadmissionpolicybinding", role); err != nil {
 		t.Fatal(err)
 	}
-	client, ctx := c.node(t, "a").IPAllocations(c.ns), t.Context()
+	client, ctx := c.node(t, "a").IPAllocations(c.NS), t.Context()
 	foreign := allocation("p", "10.0.0.1", "b")
 	err := wait.PollUntilContextTimeout(ctx, 50*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
 		_, err := client.Create(ctx, foreign, metav1.CreateOptions{})
@@ -478,7 +478,7 @@ func TestLargestAllocation(t *testing.T) {
 		Manager: "large", Operation: metav1.ManagedFieldsOperationUpdate, APIVersion: v1alpha1.GroupVersion.String(), Time: &now,
 		FieldsType: "FieldsV1", FieldsV1: managed,
 	}}
-	stored, err := c.node(t, "a").IPAllocations(c.ns).Create(t.Context(), a, metav1.CreateOptions{FieldManager: "large"})
+	stored, err := c.node(t, "a").IPAllocations(c.NS).Create(t.Context(), a, metav1.CreateOptions{FieldManager: "large"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -504,11 +504,11 @@ func TestLargeAllocations(t *testing.T) {
 		t.Run(field, func(t *testing.T) {
 			defer c.remove(t, "p.10.0.0.1")
 			body := bloated(t, field)
-			err := client.Post().Namespace(c.ns).Resource("ipallocations").Param("fieldManager", "large").Body(body).Do(t.Context()).Error()
+			err := client.Post().Namespace(c.NS).Resource("ipallocations").Param("fieldManager", "large").Body(body).Do(t.Context()).Error()
 			if refused && !apierrors.IsForbidden(err) && !apierrors.IsInvalid(err) {
 				t.Errorf("%d bytes: got %v", len(body), err)
 			}
-			raw, err := c.ipam.RESTClient().Get().Namespace(c.ns).Resource("ipallocations").Name("p.10.0.0.1").Do(t.Context()).Raw()
+			raw, err := c.IPAM.RESTClient().Get().Namespace(c.NS).Resource("ipallocations").Name("p.10.0.0.1").Do(t.Context()).Raw()
 			if refused && !apierrors.IsNotFound(err) || !refused && err != nil || err == nil && len(raw) > 4096 {
 				t.Errorf("%d bytes are stored, %v", len(raw), err)
 			}
@@ -521,7 +521,7 @@ func TestEmptyPodName(t *testing.T) {
 	c := newCluster(t)
 	body := `{"apiVersion":"nv-ipam.nvidia.com/v1alpha1","kind":"IPAllocation","metadata":{"name":"p.10.0.0.1"},"spec":{
 		"poolRef":{"kind":"IPPool","name":"p"},"address":"10.0.0.1","nodeName":"a","containerID":"c1","interfaceName":"net1","podRef":{"name":"","namespace":"ml"}}}`
-	err := c.node(t, "a").RESTClient().Post().Namespace(c.ns).Resource("ipallocations").Body([]byte(body)).Do(t.Context()).Error()
+	err := c.node(t, "a").RESTClient().Post().Namespace(c.NS).Resource("ipallocations").Body([]byte(body)).Do(t.Context()).Error()
 	want(t, err, namesBoth)
 }
 
@@ -530,7 +530,7 @@ func TestNamesAreTheCRDs(t *testing.T) {
 	c := newCluster(t)
 	a := allocation("p", "10.0.0.1", "a")
 	a.Name = "p.10.0.0.2"
-	if _, err := c.node(t, "a").IPAllocations(c.ns).Create(t.Context(), a, metav1.CreateOptions{}); !apierrors.IsInvalid(err) {
+	if _, err := c.node(t, "a").IPAllocations(c.NS).Create(t.Context(), a, metav1.CreateOptions{}); !apierrors.IsInvalid(err) {
 		t.Errorf("got %v, want Invalid", err)
 	}
 }

@@ -19,7 +19,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
@@ -29,7 +29,7 @@ import (
 func TestNothingElse(t *testing.T) {
 	c := newCluster(t)
 	other := env.Namespace(t)
-	_, lists, err := c.admin.Discovery().ServerGroupsAndResources()
+	_, lists, err := c.Kube.Discovery().ServerGroupsAndResources()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,13 +44,13 @@ func TestNothingElse(t *testing.T) {
 			name, sub, _ := strings.Cut(resource.Name, "/")
 			namespaces := []string{""} // all, or none
 			if resource.Namespaced {
-				namespaces = []string{c.ns, other, ""}
+				namespaces = []string{c.NS, other, ""}
 			}
 			for _, ns := range namespaces {
 				for _, verb := range []string{"get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"} {
 					asked++
 					if c.may(t, &authorizationv1.ResourceAttributes{Namespace: ns, Verb: verb, Group: gv.Group, Version: gv.Version, Resource: name, Subresource: sub}) {
-						allowed = append(allowed, fmt.Sprintf("%s %s in %s", verb, resource.Name, strings.ReplaceAll(ns, c.ns, "pools")))
+						allowed = append(allowed, fmt.Sprintf("%s %s in %s", verb, resource.Name, strings.ReplaceAll(ns, c.NS, "pools")))
 					}
 				}
 			}
@@ -71,7 +71,7 @@ func TestNothingElse(t *testing.T) {
 
 func (c *cluster) may(t *testing.T, what *authorizationv1.ResourceAttributes) bool {
 	t.Helper()
-	answer, err := c.admin.AuthorizationV1().SubjectAccessReviews().Create(t.Context(), &authorizationv1.SubjectAccessReview{
+	answer, err := c.Kube.AuthorizationV1().SubjectAccessReviews().Create(t.Context(), &authorizationv1.SubjectAccessReview{
 		Spec: authorizationv1.SubjectAccessReviewSpec{User: "somebody", Groups: []string{testenv.NodesGroup}, ResourceAttributes: what},
 	}, metav1.CreateOptions{})
 	if err != nil {
@@ -94,7 +94,7 @@ func TestKubeletLabels(t *testing.T) {
 	} {
 		for _, value := range []string{`"a"`, "null"} {
 			body := []byte(`{"metadata":{"labels":{"` + label + `":` + value + `}}}`)
-			if _, err := c.admin.CoreV1().Nodes().Patch(t.Context(), "a", types.MergePatchType, []byte(`{"metadata":{"labels":{"`+label+`":"b"}}}`), metav1.PatchOptions{}); err != nil {
+			if _, err := c.Kube.CoreV1().Nodes().Patch(t.Context(), "a", types.MergePatchType, []byte(`{"metadata":{"labels":{"`+label+`":"b"}}}`), metav1.PatchOptions{}); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := core.CoreV1().Nodes().Patch(t.Context(), "a", types.MergePatchType, body, metav1.PatchOptions{}); apierrors.IsForbidden(err) != refused {
@@ -107,7 +107,7 @@ func TestKubeletLabels(t *testing.T) {
 // Applied again, nothing changes: neither kubectl nor a GitOps tool finds drift.
 func TestApplyAgain(t *testing.T) {
 	c := newCluster(t)
-	dir := c.overlay(t)
+	dir := rig.Kustomization(t, map[string]any{"namespace": c.NS, "resources": []string{"base/plugin", "base/policy"}})
 	for range 2 {
 		out, err := env.Kubectl(t.Context(), "apply", "-k", dir)
 		if err != nil || strings.Count(out, " unchanged\n") != 4 || strings.Count(out, "\n") != 4 {
@@ -133,9 +133,9 @@ func TestApplyAgain(t *testing.T) {
 func TestReading(t *testing.T) {
 	c := newCluster(t)
 	ctx, other := t.Context(), env.Namespace(t)
-	for _, ns := range []string{c.ns, other} {
-		fixture.IPPool(t, c.ipam, ns, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/16", PerNodeBlockSize: 100}, "a")
-		if _, err := c.admin.CoreV1().Secrets(ns).Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "s"}}, metav1.CreateOptions{}); err != nil {
+	for _, ns := range []string{c.NS, other} {
+		rig.IPPool(t, c.IPAM, ns, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/16", PerNodeBlockSize: 100}, "a")
+		if _, err := c.Kube.CoreV1().Secrets(ns).Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "s"}}, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -148,28 +148,28 @@ func TestReading(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := fixture.Client(t, config)
+	a := rig.Client(t, config)
 	for name, request := range map[string]func() error{
-		"a pool":                  func() error { _, err := a.IPPools(c.ns).Get(ctx, "p", metav1.GetOptions{}); return err },
-		"another's allocation":    func() error { _, err := a.IPAllocations(c.ns).Get(ctx, "p.10.0.0.1", metav1.GetOptions{}); return err },
-		"the list of allocations": func() error { _, err := a.IPAllocations(c.ns).List(ctx, metav1.ListOptions{}); return err },
+		"a pool":                  func() error { _, err := a.IPPools(c.NS).Get(ctx, "p", metav1.GetOptions{}); return err },
+		"another's allocation":    func() error { _, err := a.IPAllocations(c.NS).Get(ctx, "p.10.0.0.1", metav1.GetOptions{}); return err },
+		"the list of allocations": func() error { _, err := a.IPAllocations(c.NS).List(ctx, metav1.ListOptions{}); return err },
 	} {
 		if err := request(); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	for name, request := range map[string]func() error{
-		"pools":                         func() error { _, err := a.IPPools(c.ns).List(ctx, metav1.ListOptions{}); return err },
+		"pools":                         func() error { _, err := a.IPPools(c.NS).List(ctx, metav1.ListOptions{}); return err },
 		"pool in another namespace":     func() error { _, err := a.IPPools(other).Get(ctx, "p", metav1.GetOptions{}); return err },
 		"allocations elsewhere":         func() error { _, err := a.IPAllocations(other).List(ctx, metav1.ListOptions{}); return err },
 		"allocations of all namespaces": func() error { _, err := a.IPAllocations("").List(ctx, metav1.ListOptions{}); return err },
-		"watch":                         func() error { _, err := a.IPAllocations(c.ns).Watch(ctx, metav1.ListOptions{}); return err },
-		"watch of pools":                func() error { _, err := a.IPPools(c.ns).Watch(ctx, metav1.ListOptions{}); return err },
+		"watch":                         func() error { _, err := a.IPAllocations(c.NS).Watch(ctx, metav1.ListOptions{}); return err },
+		"watch of pools":                func() error { _, err := a.IPPools(c.NS).Watch(ctx, metav1.ListOptions{}); return err },
 		"deletecollection": func() error {
-			return a.IPAllocations(c.ns).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{})
+			return a.IPAllocations(c.NS).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{})
 		},
-		"pool's deletion": func() error { return a.IPPools(c.ns).Delete(ctx, "p", metav1.DeleteOptions{}) },
-		"secret":          func() error { _, err := core.CoreV1().Secrets(c.ns).Get(ctx, "s", metav1.GetOptions{}); return err },
+		"pool's deletion": func() error { return a.IPPools(c.NS).Delete(ctx, "p", metav1.DeleteOptions{}) },
+		"secret":          func() error { _, err := core.CoreV1().Secrets(c.NS).Get(ctx, "s", metav1.GetOptions{}); return err },
 		"secrets":         func() error { _, err := core.CoreV1().Secrets(other).List(ctx, metav1.ListOptions{}); return err },
 	} {
 		if err := request(); !apierrors.IsForbidden(err) {

@@ -6,14 +6,15 @@ package install
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/crd-ipam/crd-ipam/pkg/cni"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 func TestInstallOnce(t *testing.T) {
@@ -26,7 +27,7 @@ func TestInstallOnce(t *testing.T) {
 	if err := json.Unmarshal([]byte(h.read(t, "conf/nv-ipam.conf")), &settings); err != nil {
 		t.Fatal(err)
 	}
-	if settings.PoolsNamespace != h.ns || settings.NodeName != h.name || settings.Kubeconfig != env.Kubeconfig || settings.ForcePoolName == nil || *settings.ForcePoolName {
+	if settings.PoolsNamespace != h.NS || settings.NodeName != h.name || settings.Kubeconfig != env.Kubeconfig || settings.ForcePoolName == nil || *settings.ForcePoolName {
 		t.Errorf("nv-ipam.conf %+v", settings)
 	}
 	for name, mode := range map[string]os.FileMode{"bin/nv-ipam": 0o755, "conf/nv-ipam.conf": 0o600} {
@@ -55,7 +56,7 @@ func TestInstallOnce(t *testing.T) {
 
 func TestStayRepairs(t *testing.T) {
 	h := newCluster(t).host(t, "kind-worker", sampleStore(t))
-	probes := freePort(t)
+	probes := rig.FreePort(t)
 	cmd := h.ipamNode(t, "--check-interval=50ms", "--health-probe-bind-address="+probes)
 	log, err := os.Create(h.path("installer.log"))
 	if err != nil {
@@ -68,7 +69,7 @@ func TestStayRepairs(t *testing.T) {
 	}
 	defer cmd.Process.Kill()
 	ready := func() bool { return status(probes, "readyz") == http.StatusOK }
-	eventually(t, "installed and ready", ready)
+	rig.Eventually(t, "installed and ready", ready)
 	if status(probes, "healthz") != http.StatusOK {
 		t.Error("not healthy")
 	}
@@ -78,15 +79,15 @@ func TestStayRepairs(t *testing.T) {
 	h.write(t, "data/store", withEntry(t, sampleStore(t), "late", "192.168.0.104"), 0o644)
 	h.write(t, "conf/nv-ipam.conf", "{}", 0o644)
 	h.write(t, "bin/nv-ipam", nvIpam, 0o755)
-	eventually(t, "repaired", func() bool { return h.read(t, "bin/nv-ipam") == plugin && h.read(t, "conf/nv-ipam.conf") == conf })
-	eventually(t, "ready again", ready)
+	rig.Eventually(t, "repaired", func() bool { return h.read(t, "bin/nv-ipam") == plugin && h.read(t, "conf/nv-ipam.conf") == conf })
+	rig.Eventually(t, "ready again", ready)
 	if !strings.Contains(h.held(t), "pool1 192.168.0.104 kind-worker default/late") {
 		t.Errorf("what nv-ipam gave meanwhile is not claimed:\n%s", h.held(t))
 	}
 	if err := os.Remove(h.path("bin/nv-ipam")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "repaired", func() bool { _, err := os.Stat(h.path("bin/nv-ipam")); return err == nil })
+	rig.Eventually(t, "repaired", func() bool { _, err := os.Stat(h.path("bin/nv-ipam")); return err == nil })
 
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -102,34 +103,24 @@ func TestStayRepairs(t *testing.T) {
 
 func TestStayIsNotReadyUntilInstalled(t *testing.T) {
 	h := newCluster(t).host(t, "kind-worker", "{half a store")
-	probes := freePort(t)
+	probes := rig.FreePort(t)
 	cmd := h.ipamNode(t, "--check-interval=50ms", "--health-probe-bind-address="+probes)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	defer cmd.Process.Kill()
-	eventually(t, "alive", func() bool { return status(probes, "healthz") == http.StatusOK })
+	rig.Eventually(t, "alive", func() bool { return status(probes, "healthz") == http.StatusOK })
 	if status(probes, "readyz") != http.StatusServiceUnavailable || h.isInstalled(t) {
 		t.Error("ready, or installed, though the store cannot be read")
 	}
 	h.write(t, "data/store", sampleStore(t), 0o644)
-	eventually(t, "ready once the store is whole", func() bool { return status(probes, "readyz") == http.StatusOK })
+	rig.Eventually(t, "ready once the store is whole", func() bool { return status(probes, "readyz") == http.StatusOK })
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("after SIGTERM: %v", err)
 	}
-}
-
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 func status(address, path string) int {
@@ -139,4 +130,81 @@ func status(address, path string) int {
 	}
 	defer answer.Body.Close()
 	return answer.StatusCode
+}
+
+// Ready is only who has installed a plugin that can claim addresses, and the reason is
+// the plugin's own.
+func TestStayIsReadyByThePluginsStatus(t *testing.T) {
+	h := newCluster(t).host(t, "kind-worker", "")
+	socket := "unix:" + h.path("probes")
+	kubeconfig := h.path("kubelet.conf")
+	cmd := h.ipamNode(t, "--host-root=/", "--check-interval=50ms", "--health-probe-bind-address="+socket, "--cni-kubeconfig="+kubeconfig)
+	log, err := os.Create(h.path("installer.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	cmd.Stderr = log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	probe := func() (string, error) {
+		out, err := exec.Command(rig.Binary(t, "ipam-node"), "--probe=readyz", "--health-probe-bind-address="+socket).CombinedOutput()
+		return string(out), err
+	}
+	says := func(words string) func() bool {
+		return func() bool {
+			out, err := probe()
+			return (err == nil) == (words == "ok") && strings.Contains(out, words)
+		}
+	}
+	rig.Eventually(t, "no credentials", says("STATUS of "+h.path("bin/nv-ipam")+": ipam.kubeconfig: open "+kubeconfig+": no such file or directory"))
+	admin, err := os.ReadFile(env.Kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.write(t, "kubelet.conf", string(admin), 0o600)
+	rig.Eventually(t, "ready", says("ok"))
+	// What is repaired is asked about again.
+	h.write(t, "kubelet.conf", "spoilt", 0o600)
+	h.write(t, "bin/nv-ipam", nvIpam, 0o755)
+	rig.Eventually(t, "credentials that are broken", says(kubeconfig+" is not a kubeconfig"))
+	if text := h.read(t, "installer.log"); !strings.Contains(text, "not ready") || !strings.Contains(text, "is not a kubeconfig") {
+		t.Errorf("the log does not say why:\n%s", text)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("after SIGTERM: %v", err)
+	}
+	if out, err := probe(); err == nil {
+		t.Errorf("nobody is there, and is ready: %s", out)
+	}
+}
+
+// In the installer's place on a node: all is removed, and it stays, so that a DaemonSet
+// does not start it again and again.
+func TestUninstallAndStay(t *testing.T) {
+	h := newCluster(t).host(t, "kind-worker", "")
+	h.mustRun(t, "--once")
+	probes := rig.FreePort(t)
+	cmd := h.ipamNode(t, "--uninstall", "--stay", "--health-probe-bind-address="+probes)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	rig.Eventually(t, "ready", func() bool { return status(probes, "readyz") == http.StatusOK })
+	for _, name := range []string{"bin/nv-ipam", "conf/nv-ipam.conf", "data/installed.json"} {
+		if _, err := os.Stat(h.path(name)); err == nil {
+			t.Errorf("%s is still there", name)
+		}
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("after SIGTERM: %v", err)
+	}
 }

@@ -17,17 +17,13 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
-	types100 "github.com/containernetworking/cni/pkg/types/100"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
@@ -41,9 +37,8 @@ func TestMain(m *testing.M) {
 // cluster is a namespace with nv-ipam's pools, and somebody who may do in it what
 // ipam-node needs and nothing else.
 type cluster struct {
-	ns         string
-	client     clientv1alpha1.NvIpamV1alpha1Interface
-	kube       kubernetes.Interface
+	*rig.Cluster
+
 	kubeconfig string // the installer's
 }
 
@@ -62,12 +57,9 @@ func tokenRules(account string) []rbacv1.PolicyRule {
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	kube, err := kubernetes.NewForConfig(env.Config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &cluster{ns: env.Namespace(t), client: fixture.Client(t, env.Config), kube: kube}
-	user := "installer-" + c.ns
+	c := &cluster{Cluster: rig.NewCluster(t, env)}
+	user := "installer-" + c.NS
+	var err error
 	if c.kubeconfig, err = env.UserKubeconfig(user); err != nil {
 		t.Fatal(err)
 	}
@@ -75,21 +67,21 @@ func newCluster(t *testing.T) *cluster {
 
 	// The pools and blocks of the sample store.
 	nodes := []string{"kind-control-plane", "kind-worker", "node-b", "node-c"}
-	fixture.IPPool(t, c.client, c.ns, "pool1", v1alpha1.IPPoolSpec{
+	rig.IPPool(t, c.IPAM, c.NS, "pool1", v1alpha1.IPPoolSpec{
 		Subnet: "192.168.0.0/16", PerNodeBlockSize: 100, Gateway: "192.168.0.1",
 		Exclusions: []v1alpha1.ExcludeRange{{StartIP: "192.168.0.0", EndIP: "192.168.0.10"}},
 	}, nodes...)
-	fixture.IPPool(t, c.client, c.ns, "pool6", v1alpha1.IPPoolSpec{Subnet: "fd52:2eb5:44::/48", PerNodeBlockSize: 500, Gateway: "fd52:2eb5:44::1"}, nodes...)
-	fixture.CIDRPool(t, c.client, c.ns, "rail1", v1alpha1.CIDRPoolSpec{CIDR: "10.60.0.0/16", PerNodeNetworkPrefix: 24, GatewayIndex: new(int32(1))}, nodes...)
+	rig.IPPool(t, c.IPAM, c.NS, "pool6", v1alpha1.IPPoolSpec{Subnet: "fd52:2eb5:44::/48", PerNodeBlockSize: 500, Gateway: "fd52:2eb5:44::1"}, nodes...)
+	rig.CIDRPool(t, c.IPAM, c.NS, "rail1", v1alpha1.CIDRPoolSpec{CIDR: "10.60.0.0/16", PerNodeNetworkPrefix: 24, GatewayIndex: new(int32(1))}, nodes...)
 	return c
 }
 
 // allow binds rules in the namespace.
 func (c *cluster) allow(t *testing.T, name string, subject rbacv1.Subject, rules []rbacv1.PolicyRule) {
 	t.Helper()
-	_, err := c.kube.RbacV1().Roles(c.ns).Create(t.Context(), &rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Name: name}, Rules: rules}, metav1.CreateOptions{})
+	_, err := c.Kube.RbacV1().Roles(c.NS).Create(t.Context(), &rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Name: name}, Rules: rules}, metav1.CreateOptions{})
 	if err == nil {
-		_, err = c.kube.RbacV1().RoleBindings(c.ns).Create(t.Context(), &rbacv1.RoleBinding{
+		_, err = c.Kube.RbacV1().RoleBindings(c.NS).Create(t.Context(), &rbacv1.RoleBinding{
 			ObjectMeta: metav1.ObjectMeta{Name: name}, Subjects: []rbacv1.Subject{subject},
 			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: name},
 		}, metav1.CreateOptions{})
@@ -102,12 +94,8 @@ func (c *cluster) allow(t *testing.T, name string, subject rbacv1.Subject, rules
 // held lists who has what: "pool1 192.168.0.5 kind-worker default/static-ip-pod1".
 func (c *cluster) held(t *testing.T) string {
 	t.Helper()
-	list, err := c.client.IPAllocations(c.ns).List(t.Context(), metav1.ListOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
 	var lines []string
-	for _, a := range list.Items {
+	for _, a := range c.Allocations(t) {
 		s := a.Spec
 		lines = append(lines, fmt.Sprintf("%s %s %s %s/%s", s.PoolRef.Name, s.Address, s.NodeName, s.PodRef.Namespace, s.PodRef.Name))
 	}
@@ -123,7 +111,7 @@ func (c *cluster) wantHeld(t *testing.T, want ...string) {
 
 func (c *cluster) events(t *testing.T) []corev1.Event {
 	t.Helper()
-	list, err := c.kube.CoreV1().Events(c.ns).List(t.Context(), metav1.ListOptions{})
+	list, err := c.Kube.CoreV1().Events(c.NS).List(t.Context(), metav1.ListOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,25 +190,16 @@ func (h *host) disk(t *testing.T) string {
 	return b.String()
 }
 
-func binary(t testing.TB, name string) string {
-	t.Helper()
-	path, err := testenv.Binary(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
 // ipamNode is the command, not started.
 func (h *host) ipamNode(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	all := append([]string{
-		"--node-name=" + h.name, "--ippools-namespace=" + h.ns, "--kubeconfig=" + h.kubeconfig, "--health-probe-bind-address=0",
-		"--cni-nv-ipam-bin-file=" + binary(t, "nv-ipam"), "--cni-bin-dir=" + h.path("bin"), "--cni-conf-dir=" + h.path("conf"),
+		"--node-name=" + h.name, "--ippools-namespace=" + h.NS, "--kubeconfig=" + h.kubeconfig, "--health-probe-bind-address=0",
+		"--cni-nv-ipam-bin-file=" + rig.Binary(t, "nv-ipam"), "--cni-bin-dir=" + h.path("bin"), "--cni-conf-dir=" + h.path("conf"),
 		"--cni-data-dir=" + h.path("data"), "--store-file=" + h.path("data/store"), "--cni-log-file=" + h.path("log"), "--cni-log-level=debug",
 		"--cni-kubeconfig=" + env.Kubeconfig, "--migrate-settle=1ms",
 	}, args...)
-	return exec.CommandContext(t.Context(), binary(t, "ipam-node"), all...)
+	return exec.CommandContext(t.Context(), rig.Binary(t, "ipam-node"), all...)
 }
 
 // run runs it to its end and returns what it printed and what it logged.
@@ -249,6 +228,7 @@ func (h *host) isInstalled(t *testing.T) bool {
 
 // call runs the plugin that is on the host, and returns the addresses of an ADD.
 func (h *host) call(ctx context.Context, verb, container, args string, poolName, poolType string) (string, error) {
+	plugin := h.path("bin/nv-ipam")
 	stdin, err := json.Marshal(map[string]any{
 		"cniVersion": "1.0.0", "name": "net", "type": "macvlan",
 		"ipam": map[string]any{"type": "nv-ipam", "confDir": h.path("conf"), "poolName": poolName, "poolType": poolType},
@@ -256,35 +236,15 @@ func (h *host) call(ctx context.Context, verb, container, args string, poolName,
 	if err != nil {
 		return "", err
 	}
-	cmd := exec.CommandContext(ctx, h.path("bin/nv-ipam"))
-	cmd.Env = []string{
-		"CNI_COMMAND=" + verb, "CNI_CONTAINERID=" + container, "CNI_IFNAME=net1", "CNI_PATH=" + h.path("bin"),
-		"CNI_NETNS=/proc/self/ns/net", "CNI_NETNS_OVERRIDE=1",
-		"CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=" + container + args,
-	}
-	cmd.Stdin = bytes.NewReader(stdin)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
+	out, err := rig.Call{Verb: verb, Container: container, Args: args, Stdin: stdin}.On(exec.CommandContext(ctx, plugin), plugin)
 	if err != nil || verb != "ADD" {
-		if err != nil {
-			err = fmt.Errorf("%s: %w: %s%s", verb, err, out, stderr.Bytes())
-		}
 		return "", err
 	}
-	raw, err := types100.NewResult(out)
-	if err != nil {
-		return "", err
+	addrs, err := rig.Given(out)
+	for i := range addrs {
+		addrs[i], _, _ = strings.Cut(addrs[i], "/")
 	}
-	result, err := types100.GetResult(raw)
-	if err != nil {
-		return "", err
-	}
-	var addrs []string
-	for _, ip := range result.IPs {
-		addrs = append(addrs, ip.Address.IP.String())
-	}
-	return strings.Join(addrs, ","), nil
+	return strings.Join(addrs, ","), err
 }
 
 func (h *host) add(t *testing.T, container, args string) string {
@@ -300,20 +260,5 @@ func (h *host) del(t *testing.T, container string) {
 	t.Helper()
 	if _, err := h.call(t.Context(), "DEL", container, "", "pool1", "ippool"); err != nil {
 		t.Fatal(err)
-	}
-}
-
-// eventually waits for something that another process does.
-func eventually(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	timeout := time.After(30 * time.Second)
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for !done() {
-		select {
-		case <-tick.C:
-		case <-timeout:
-			t.Fatalf("not within 30 s: %s", what)
-		}
 	}
 }

@@ -12,9 +12,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
 	"net/netip"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,11 +23,11 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 // sampleStore was written by nv-ipam for five pods on kind-worker.
@@ -184,7 +182,7 @@ func TestMigratedAllocation(t *testing.T) {
 	c := newCluster(t)
 	h := c.host(t, "kind-worker", sampleStore(t))
 	h.mustRun(t, "--once")
-	a, err := c.client.IPAllocations(c.ns).Get(t.Context(), "pool1.192.168.0.5", metav1.GetOptions{})
+	a, err := c.IPAM.IPAllocations(c.NS).Get(t.Context(), "pool1.192.168.0.5", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +231,7 @@ func claimFile(spec v1alpha1.IPAllocationSpec) string {
 // hintHasAll checks that the hint holds at least what the node holds.
 func (h *host) hintHasAll(t *testing.T) {
 	t.Helper()
-	list, err := h.client.IPAllocations(h.ns).List(t.Context(), metav1.ListOptions{})
+	list, err := h.IPAM.IPAllocations(h.NS).List(t.Context(), metav1.ListOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -346,19 +344,8 @@ func TestNothingIsSwitchedUnlessAllIsClaimed(t *testing.T) {
 
 func unreachable(t *testing.T) string {
 	t.Helper()
-	return kubeconfigFor(t, "http://"+freePort(t))
-}
-
-func kubeconfigFor(t *testing.T, server string) string {
-	t.Helper()
-	config := clientcmdapi.NewConfig()
-	config.Clusters["c"] = &clientcmdapi.Cluster{Server: server}
-	config.Contexts["c"] = &clientcmdapi.Context{Cluster: "c"}
-	config.CurrentContext = "c"
 	path := filepath.Join(t.TempDir(), "kubeconfig")
-	if err := clientcmd.WriteToFile(*config, path); err != nil {
-		t.Fatal(err)
-	}
+	rig.WriteKubeconfig(t, path, "http://"+rig.FreePort(t), nil, &clientcmdapi.AuthInfo{})
 	return path
 }
 
@@ -395,21 +382,9 @@ func (c *cluster) proxy(t *testing.T) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	transport, err := rest.TransportFor(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	target, err := url.Parse(config.Host)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &proxy{}
-	forward := httputil.NewSingleHostReverseProxy(target)
-	forward.Transport = transport
-	forward.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) }
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.serve(forward, w, r) }))
-	t.Cleanup(server.Close)
-	p.kubeconfig = kubeconfigFor(t, server.URL)
+	front := rig.NewProxy(t, config, true)
+	p := &proxy{kubeconfig: front.Kubeconfig(t, filepath.Join(t.TempDir(), "proxy.kubeconfig"))}
+	front.Fail(func(w http.ResponseWriter, r *http.Request) { p.serve(front.Forward, w, r) })
 	return p
 }
 
@@ -701,7 +676,7 @@ func TestToldToStopDuringTheSwitch(t *testing.T) {
 func TestOtherSandboxOfThePod(t *testing.T) {
 	holder := func(t *testing.T, c *cluster) string {
 		t.Helper()
-		a, err := c.client.IPAllocations(c.ns).Get(t.Context(), "pool1.192.168.0.150", metav1.GetOptions{})
+		a, err := c.IPAM.IPAllocations(c.NS).Get(t.Context(), "pool1.192.168.0.150", metav1.GetOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -745,7 +720,7 @@ func TestRollback(t *testing.T) {
 		t.Error("nv-ipam's store is not what it was")
 	}
 	// Somebody has tidied up, too early.
-	if err := c.client.IPAllocations(c.ns).Delete(t.Context(), "pool1.192.168.0.101", metav1.DeleteOptions{}); err != nil {
+	if err := c.IPAM.IPAllocations(c.NS).Delete(t.Context(), "pool1.192.168.0.101", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	h.write(t, "bin/nv-ipam", nvIpam, 0o755)

@@ -19,7 +19,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 // pluginRules is what the plugin needs.
@@ -35,34 +35,34 @@ const account = "crd-ipam-plugin"
 func tokenHost(t *testing.T) (*host, []string) {
 	t.Helper()
 	c := newCluster(t)
-	h := c.host(t, "node-"+c.ns, "")
-	if _, err := c.kube.CoreV1().ServiceAccounts(c.ns).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: account}}, metav1.CreateOptions{}); err != nil {
+	h := c.host(t, "node-"+c.NS, "")
+	if _, err := c.Kube.CoreV1().ServiceAccounts(c.NS).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: account}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	c.allow(t, "plugin", rbacv1.Subject{Kind: "ServiceAccount", Namespace: c.ns, Name: account}, pluginRules)
-	installer := rbacv1.Subject{Kind: "User", APIGroup: rbacv1.GroupName, Name: "installer-" + c.ns}
+	c.allow(t, "plugin", rbacv1.Subject{Kind: "ServiceAccount", Namespace: c.NS, Name: account}, pluginRules)
+	installer := rbacv1.Subject{Kind: "User", APIGroup: rbacv1.GroupName, Name: "installer-" + c.NS}
 	c.allow(t, "token", installer, tokenRules(account))
-	_, err := c.kube.RbacV1().ClusterRoles().Create(t.Context(), &rbacv1.ClusterRole{
-		ObjectMeta: metav1.ObjectMeta{Name: c.ns},
+	_, err := c.Kube.RbacV1().ClusterRoles().Create(t.Context(), &rbacv1.ClusterRole{
+		ObjectMeta: metav1.ObjectMeta{Name: c.NS},
 		Rules:      []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"nodes"}, Verbs: []string{"get"}}},
 	}, metav1.CreateOptions{})
 	if err == nil {
-		_, err = c.kube.RbacV1().ClusterRoleBindings().Create(t.Context(), &rbacv1.ClusterRoleBinding{
-			ObjectMeta: metav1.ObjectMeta{Name: c.ns}, Subjects: []rbacv1.Subject{installer},
-			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: c.ns},
+		_, err = c.Kube.RbacV1().ClusterRoleBindings().Create(t.Context(), &rbacv1.ClusterRoleBinding{
+			ObjectMeta: metav1.ObjectMeta{Name: c.NS}, Subjects: []rbacv1.Subject{installer},
+			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: c.NS},
 		}, metav1.CreateOptions{})
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	h.makeNode(t)
-	fixture.IPPool(t, c.client, c.ns, "mine", v1alpha1.IPPoolSpec{Subnet: "10.7.0.0/24", PerNodeBlockSize: 10}, h.name)
+	rig.IPPool(t, c.IPAM, c.NS, "mine", v1alpha1.IPPoolSpec{Subnet: "10.7.0.0/24", PerNodeBlockSize: 10}, h.name)
 	return h, []string{"--cni-kubeconfig=", "--token-service-account=" + account, "--token-server=" + env.Config.Host, "--token-lifetime=1h"}
 }
 
 func (h *host) makeNode(t *testing.T) *corev1.Node {
 	t.Helper()
-	node, err := h.kube.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: h.name}}, metav1.CreateOptions{})
+	node, err := h.Kube.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: h.name}}, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +102,7 @@ func TestToken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if user.Username != "system:serviceaccount:"+h.ns+":"+account || strings.Join(user.Extra["authentication.kubernetes.io/node-name"], ",") != h.name {
+	if user.Username != "system:serviceaccount:"+h.NS+":"+account || strings.Join(user.Extra["authentication.kubernetes.io/node-name"], ",") != h.name {
 		t.Errorf("the API server takes the plugin for %+v", user)
 	}
 	for _, name := range []string{"conf/nv-ipam.kubeconfig", "conf/nv-ipam.token"} {
@@ -126,7 +126,7 @@ func TestToken(t *testing.T) {
 		t.Error("a good token was not kept")
 	}
 	// A Node that is made anew takes the token with it.
-	if err := h.kube.CoreV1().Nodes().Delete(t.Context(), h.name, metav1.DeleteOptions{}); err != nil {
+	if err := h.Kube.CoreV1().Nodes().Delete(t.Context(), h.name, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	node := h.makeNode(t)
@@ -185,22 +185,22 @@ func TestTokenOfAnOldServer(t *testing.T) {
 func TestStayRepairsTheToken(t *testing.T) {
 	needNodeTokens(t)
 	h, args := tokenHost(t)
-	probes := freePort(t)
+	probes := rig.FreePort(t)
 	cmd := h.ipamNode(t, append(args, "--check-interval=50ms", "--health-probe-bind-address="+probes)...)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	defer cmd.Process.Kill()
-	eventually(t, "ready", func() bool { return status(probes, "readyz") == http.StatusOK })
+	rig.Eventually(t, "ready", func() bool { return status(probes, "readyz") == http.StatusOK })
 	if err := os.WriteFile(h.path("conf/nv-ipam.token"), []byte("spoilt"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a new token", func() bool { return h.read(t, "conf/nv-ipam.token") != "spoilt" })
+	rig.Eventually(t, "a new token", func() bool { return h.read(t, "conf/nv-ipam.token") != "spoilt" })
 	if err := os.Remove(h.path("conf/nv-ipam.kubeconfig")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a new kubeconfig", func() bool { _, err := os.Stat(h.path("conf/nv-ipam.kubeconfig")); return err == nil })
-	eventually(t, "ready again", func() bool { return status(probes, "readyz") == http.StatusOK })
+	rig.Eventually(t, "a new kubeconfig", func() bool { _, err := os.Stat(h.path("conf/nv-ipam.kubeconfig")); return err == nil })
+	rig.Eventually(t, "ready again", func() bool { return status(probes, "readyz") == http.StatusOK })
 	if _, err := h.whoami(t); err != nil {
 		t.Error(err)
 	}
@@ -210,4 +210,32 @@ func TestStayRepairsTheToken(t *testing.T) {
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("after SIGTERM: %v", err)
 	}
+}
+
+// From the mode with a token to the one with the kubelet's credentials: what the plugin
+// would go on using is removed, and the other way round it is there again.
+func TestSwitchOfCredentials(t *testing.T) {
+	needNodeTokens(t)
+	h, args := tokenHost(t)
+	own := []string{"conf/nv-ipam.kubeconfig", "conf/nv-ipam.token"}
+	check := func(mode string, there bool) {
+		t.Helper()
+		for _, name := range own {
+			if _, err := os.Stat(h.path(name)); (err == nil) != there {
+				t.Errorf("%s: %s there: %t", mode, name, err == nil)
+			}
+		}
+		if got, err := h.call(t.Context(), "ADD", mode, "", "mine", "ippool"); err != nil {
+			t.Errorf("%s: ADD: %s, %v", mode, got, err)
+		}
+	}
+	h.mustRun(t, append(args, "--once")...)
+	check("token", true)
+	h.mustRun(t, "--once") // with --cni-kubeconfig
+	check("kubelet", false)
+	h.mustRun(t, append(args, "--once")...)
+	check("token-again", true)
+	h.mustRun(t, "--uninstall")
+	h.mustRun(t, "--once")
+	check("installed-again", false)
 }

@@ -161,7 +161,7 @@ func TestEtcdSetBack(t *testing.T) {
 		t.Errorf("10.0.0.200 is %s's, want that nothing is taken away", holder)
 	}
 	// The controller frees what was resurrected; then b has it.
-	if err := c.client.IPAllocations(c.ns).Delete(t.Context(), "p.10.0.0.200", metav1.DeleteOptions{}); err != nil {
+	if err := c.IPAM.IPAllocations(c.NS).Delete(t.Context(), "p.10.0.0.200", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	b.look(t)
@@ -183,7 +183,7 @@ func TestEtcdSetBackWithBumpedRevision(t *testing.T) {
 	quiet.mustAdd(t, "quiet-since", "")
 	env.Restore(t, snapshot)
 	env.Revise(t, 1000)
-	if _, err := c.client.IPPools(c.ns).Patch(t.Context(), "p", apitypes.MergePatchType,
+	if _, err := c.IPAM.IPPools(c.NS).Patch(t.Context(), "p", apitypes.MergePatchType,
 		[]byte(`{"metadata":{"annotations":{"`+v1alpha1.AnnotationRecordLost+`":"2026-11-25"}}}`), metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}

@@ -6,26 +6,19 @@
 package loss
 
 import (
-	"bytes"
-	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/containernetworking/cni/pkg/types"
-	types100 "github.com/containernetworking/cni/pkg/types/100"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/pkg/pool"
-	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
@@ -38,15 +31,15 @@ func TestMain(m *testing.M) {
 
 // cluster is a namespace with pool "p", 10.0.0.0/24 in blocks of 16, and nodes.
 type cluster struct {
-	ns     string
-	client clientv1alpha1.NvIpamV1alpha1Interface
-	names  []string
-	nodes  map[string]*node
+	*rig.Cluster
+
+	names []string
+	nodes map[string]*node
 }
 
 func newCluster(t *testing.T, names ...string) *cluster {
 	t.Helper()
-	c := &cluster{ns: env.Namespace(t), client: fixture.Client(t, env.Config), names: names, nodes: map[string]*node{}}
+	c := &cluster{Cluster: rig.NewCluster(t, env), names: names, nodes: map[string]*node{}}
 	for _, name := range names {
 		c.nodes[name] = newNode(t, c, name)
 	}
@@ -54,9 +47,11 @@ func newCluster(t *testing.T, names ...string) *cluster {
 	return c
 }
 
+var spec = v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 16}
+
 func (c *cluster) pool(t *testing.T) {
 	t.Helper()
-	fixture.IPPool(t, c.client, c.ns, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 16}, c.names...)
+	rig.IPPool(t, c.IPAM, c.NS, "p", spec, c.names...)
 }
 
 // node is a node's disk, and what runs there: the address of each container.
@@ -72,7 +67,7 @@ func newNode(t *testing.T, c *cluster, name string) *node {
 	t.Helper()
 	n := &node{c: c, name: name, dir: t.TempDir(), live: map[string]string{}}
 	data, err := json.Marshal(map[string]any{
-		"kubeconfig": env.Kubeconfig, "poolsNamespace": c.ns, "nodeName": name,
+		"kubeconfig": env.Kubeconfig, "poolsNamespace": c.NS, "nodeName": name,
 		"dataDir": filepath.Join(n.dir, "data"), "logFile": filepath.Join(n.dir, "log"), "logLevel": "debug",
 	})
 	if err == nil {
@@ -106,37 +101,21 @@ func (n *node) command(name string, args ...string) *exec.Cmd {
 // run calls the plugin.
 func (n *node) run(t *testing.T, verb, container, requested string) ([]byte, error) {
 	t.Helper()
-	plugin, err := testenv.Binary("nv-ipam")
-	if err != nil {
-		t.Fatal(err)
+	plugin := rig.Binary(t, "nv-ipam")
+	call := rig.Call{
+		Verb: verb, Container: container, Pod: "pod-of-" + container, Args: ";K8S_POD_INFRA_CONTAINER_ID=" + container,
+		Stdin: rig.NetConf(t, "1.1.0", map[string]any{"confDir": n.dir, "poolName": "p"}, nil),
 	}
-	conf, err := json.Marshal(map[string]any{
-		"cniVersion": "1.1.0", "name": "net", "type": "macvlan",
-		"ipam": map[string]any{"type": "nv-ipam", "confDir": n.dir, "poolName": "p"},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	args := "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod-of-" + container + ";K8S_POD_INFRA_CONTAINER_ID=" + container
 	if requested != "" {
-		args += ";IP=" + requested
+		call.Args += ";IP=" + requested
 	}
 	cmd := n.command(plugin)
-	cmd.Env = []string{
-		"CNI_COMMAND=" + verb, "CNI_CONTAINERID=" + container, "CNI_IFNAME=net1", "CNI_ARGS=" + args, "PATH=" + os.Getenv("PATH"),
-		"CNI_NETNS=/proc/self/ns/net", "CNI_NETNS_OVERRIDE=1", "CNI_PATH=" + filepath.Dir(plugin),
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+	out, failed := call.Run(t, cmd, plugin)
+	if failed != nil {
+		return nil, failed
 	}
-	cmd.Stdin = bytes.NewReader(conf)
-	var out, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &stderr
-	if err := cmd.Run(); err != nil {
-		cniErr := &types.Error{}
-		if json.Unmarshal(out.Bytes(), cniErr) != nil {
-			t.Fatalf("%s %s: %v: %q, stderr %q", verb, container, err, &out, &stderr)
-		}
-		return nil, cniErr
-	}
-	return out.Bytes(), nil
+	return out, nil
 }
 
 // add starts a container, and fails if the address that it is given is in use.
@@ -146,15 +125,11 @@ func (n *node) add(t *testing.T, container, requested string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	raw, err := types100.NewResult(out)
+	given, err := rig.Given(out)
 	if err != nil {
 		t.Fatal(err)
 	}
-	result, err := types100.GetResult(raw)
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := result.IPs[0].Address.IP.String()
+	addr, _, _ := strings.Cut(given[0], "/")
 	for _, other := range n.c.nodes {
 		for holder, held := range other.live {
 			if held == addr {
@@ -186,11 +161,7 @@ func (n *node) mustDel(t *testing.T, container string) {
 // look runs the installer's look once.
 func (n *node) look(t *testing.T) string {
 	t.Helper()
-	program, err := testenv.Binary("ipam-node")
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := n.command(program, "--restore-only", "--node-name="+n.name, "--ippools-namespace="+n.c.ns, "--kubeconfig="+env.Kubeconfig,
+	cmd := n.command(rig.Binary(t, "ipam-node"), "--restore-only", "--node-name="+n.name, "--ippools-namespace="+n.c.NS, "--kubeconfig="+env.Kubeconfig,
 		"--cni-data-dir="+filepath.Join(n.dir, "data"), "--health-probe-bind-address=")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -211,12 +182,8 @@ func (n *node) log(t *testing.T) string {
 // record is what the API server has: container by address.
 func (c *cluster) record(t *testing.T) map[string]v1alpha1.IPAllocation {
 	t.Helper()
-	list, err := c.client.IPAllocations(c.ns).List(t.Context(), metav1.ListOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
 	out := map[string]v1alpha1.IPAllocation{}
-	for _, a := range list.Items {
+	for _, a := range c.Allocations(t) {
 		out[a.Spec.Address] = a
 	}
 	return out
@@ -245,11 +212,11 @@ func (c *cluster) want(t *testing.T, nodes ...*node) {
 // remakePool deletes pool "p", and makes it again.
 func (c *cluster) remakePool(t *testing.T) {
 	t.Helper()
-	err := c.client.IPPools(c.ns).Delete(t.Context(), "p", metav1.DeleteOptions{})
+	err := c.IPAM.IPPools(c.NS).Delete(t.Context(), "p", metav1.DeleteOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
 		t.Fatal(err)
 	}
-	fixture.Gone(t, c.client, c.ns, "p")
+	rig.Gone(t, c.IPAM, c.NS, "p")
 	c.pool(t)
 }
 
@@ -257,11 +224,7 @@ func (c *cluster) remakePool(t *testing.T) {
 // again, as `kubectl delete -k` and `kubectl apply -k` do.
 func remakeCRDs(t *testing.T) {
 	t.Helper()
-	root, err := testenv.Root()
-	if err != nil {
-		t.Fatal(err)
-	}
-	crds := filepath.Join(root, "manifests", "base", "crds")
+	crds := filepath.Join(rig.Root(t), "manifests", "base", "crds")
 	for _, args := range [][]string{
 		{"delete", "--wait", "-k", crds},
 		{"apply", "-k", crds},
@@ -276,34 +239,25 @@ func remakeCRDs(t *testing.T) {
 // served waits until the API server serves the CRDs again: it says "established" before.
 func (c *cluster) served(t *testing.T) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	for {
-		_, err1 := c.client.IPAllocations(c.ns).List(ctx, metav1.ListOptions{})
-		_, err2 := c.client.IPPools(c.ns).List(ctx, metav1.ListOptions{})
-		if err1 == nil && err2 == nil {
-			return
+	rig.Until(t, func() string {
+		_, err1 := c.IPAM.IPAllocations(c.NS).List(t.Context(), metav1.ListOptions{})
+		_, err2 := c.IPAM.IPPools(c.NS).List(t.Context(), metav1.ListOptions{})
+		if err := errors.Join(err1, err2); err != nil {
+			return err.Error()
 		}
-		if ctx.Err() != nil {
-			t.Fatal(err1, err2)
-		}
-		time.Sleep(50 * time.Millisecond) // between two polls
-	}
+		return ""
+	})
 }
 
 // blockOf are the addresses of a node's block, "" if it has none.
 func (c *cluster) blockOf(t *testing.T, name string) string {
 	t.Helper()
-	p, err := c.client.IPPools(c.ns).Get(t.Context(), "p", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
+	for _, b := range rig.Blocks(c.GetPool(t, "p")) {
+		if node, block, _ := strings.Cut(b, " "); node == name {
+			return block
+		}
 	}
-	blocks := pool.IPPoolAssignments(p.Status.Allocations)
-	i := slices.IndexFunc(blocks, func(a pool.Assignment) bool { return a.Node == name })
-	if i < 0 {
-		return ""
-	}
-	return blocks[i].Range.String()
+	return ""
 }
 
 func has(text, words string) bool { return strings.Contains(text, words) }
@@ -311,16 +265,16 @@ func has(text, words string) bool { return strings.Contains(text, words) }
 // empty deletes the record.
 func (c *cluster) empty(t *testing.T) {
 	t.Helper()
-	if err := c.client.IPAllocations(c.ns).DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+	if err := c.IPAM.IPAllocations(c.NS).DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.client.IPPools(c.ns).DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+	if err := c.IPAM.IPPools(c.NS).DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
 		t.Fatal(err)
 	}
 }
 
 // seen waits until plugins see the pool as it is.
-func (c *cluster) seen(t *testing.T) { t.Helper(); fixture.Seen(t, c.client, c.ns, "p") }
+func (c *cluster) seen(t *testing.T) { t.Helper(); rig.Seen(t, c.IPAM, c.NS, "p") }
 
 // lastOf is the address of a container that the record has.
 func (c *cluster) lastOf(t *testing.T, container string) string {

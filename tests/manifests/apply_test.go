@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
 
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
@@ -24,6 +25,7 @@ import (
 func TestOverlays(t *testing.T) {
 	for _, o := range overlays {
 		t.Run(o.name, func(t *testing.T) {
+			t.Parallel() // it waits for kubectl and the server most of the time
 			env := start(t)
 			if env.Minor < o.from || env.Minor > o.to {
 				t.Skipf("not for 1.%d", env.Minor)
@@ -31,11 +33,15 @@ func TestOverlays(t *testing.T) {
 			if o.name == "network-operator" {
 				installNetworkOperator(t, env, o.namespace)
 			}
-			for _, how := range [][]string{nil, {"--server-side"}} {
-				t.Run("twice"+strings.Join(how, ""), func(t *testing.T) { applyTwice(t, env, o, how) })
-				t.Run("leaves no trace", func(t *testing.T) { removeAll(t, env, o) })
+			for _, part := range []overlay{o.record(), o} {
+				for _, how := range [][]string{nil, {"--server-side"}} {
+					t.Run(part.name+" twice"+strings.Join(how, ""), func(t *testing.T) { applyTwice(t, env, part, how) })
+					t.Run(part.name+" by another manager", func(t *testing.T) { applyByAnother(t, env, part) })
+					t.Run(part.name+" leaves no trace", func(t *testing.T) { removeAll(t, env, part) })
+				}
+				kubectl(t, env, "apply", "-k", part.dir(t))
 			}
-			kubectl(t, env, "apply", "-k", o.dir(t))
+			kubectl(t, env, "wait", "--for=condition=Established", "crd", "--all")
 			t.Run("controller", func(t *testing.T) { controllerWorks(t, env, o) })
 			t.Run("rights", func(t *testing.T) { exactRights(t, env, o) })
 			t.Run("installer", func(t *testing.T) { installerClaims(t, env, o) })
@@ -92,12 +98,23 @@ func versions(t *testing.T, env *testenv.Env, o overlay) []string {
 	return out
 }
 
+// applyByAnother applies an overlay that is there as somebody else would, without a
+// conflict about a value, and by the client again.
+func applyByAnother(t *testing.T, env *testenv.Env, o overlay) {
+	for _, how := range [][]string{{"--server-side", "--field-manager=argocd-controller"}, {"--server-side", "--field-manager=kustomize-controller"}, nil, {"--server-side"}} {
+		if out, err := env.Kubectl(t.Context(), append([]string{"apply", "-k", o.dir(t)}, how...)...); err != nil {
+			t.Errorf("apply %v: %v\n%s", how, err, out)
+		}
+	}
+}
+
 func removeAll(t *testing.T, env *testenv.Env, o overlay) {
 	// The server sets up a CRD's storage at the first request for one of its objects.
 	// Where that is the server's own, to delete them with the CRD, it fails ("storage
 	// is (re)initializing"), and now and then it is tried again only after minutes.
-	for _, plural := range []string{"ippools", "cidrpools", "ipallocations"} {
-		until(t, func() string {
+	crds := strings.Fields(kubectl(t, env, "get", "crd", "-o", "jsonpath={.items[*].spec.names.plural}"))
+	for _, plural := range crds {
+		rig.Until(t, func() string {
 			if _, err := env.Kubectl(t.Context(), "get", "--raw", "/apis/nv-ipam.nvidia.com/v1alpha1/"+plural+"?resourceVersion=0"); err != nil {
 				return err.Error()
 			}
@@ -121,7 +138,7 @@ func installNetworkOperator(t *testing.T, env *testenv.Env, namespace string) {
 	kubectl(t, env, "create", "namespace", namespace)
 	apply(t, env, strings.ReplaceAll(string(manifest), "NAMESPACE", namespace))
 	for _, plural := range []string{"ippools", "cidrpools"} {
-		data, err := os.ReadFile(filepath.Join(root(t), "manifests", "base", "crds", "nv-ipam.nvidia.com_"+plural+".yaml"))
+		data, err := os.ReadFile(filepath.Join(rig.Root(t), "manifests", "base", "crds", "nv-ipam.nvidia.com_"+plural+".yaml"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -154,13 +171,14 @@ func installNetworkOperator(t *testing.T, env *testenv.Env, namespace string) {
 // With the component, what a node asks of this API group is in a queue of its own,
 // its lists are in another one, and what else it asks is in neither.
 func TestPriorityAndFairness(t *testing.T) {
+	t.Parallel()
 	env := start(t)
 	dir := t.TempDir()
-	rel, err := filepath.Rel(dir, filepath.Join(root(t), "manifests"))
+	rel, err := filepath.Rel(dir, filepath.Join(rig.Root(t), "manifests"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	kustomization := "resources: [" + rel + "/overlays/k8s-1.30]\ncomponents: [" + rel + "/components/priority-and-fairness]\n"
+	kustomization := "resources: [" + rel + "/overlays/k8s-1.30, " + rel + "/overlays/crds-k8s-1.30]\ncomponents: [" + rel + "/components/priority-and-fairness]\n"
 	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(kustomization), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +230,7 @@ func queues(t *testing.T, env *testenv.Env, plugin *rest.Config, namespace strin
 	} {
 		for _, kind := range []string{schema, level} {
 			want := uid(kind, request.name)
-			until(t, func() string {
+			rig.Until(t, func() string {
 				if got := in(request.method, request.path, kind); got != want {
 					return fmt.Sprintf("%s %s: %s %s, want %s", request.method, request.path, kind, got, want)
 				}

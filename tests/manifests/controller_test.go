@@ -14,7 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
-	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
@@ -69,15 +69,15 @@ spec:
 // controllerWorks runs the controller as its service account, with the arguments
 // of the overlay's Deployment, through all that it has rights for.
 func controllerWorks(t *testing.T, env *testenv.Env, o overlay) {
-	probes := freePort(t)
+	probes := rig.FreePort(t)
 	args := append(controllerArgs(t, o), "--reclaim-grace=1s", "--reclaim-grace-ready-node=1s", "--health-probe-bind-address="+probes, "--metrics-bind-address=0",
 		"--kubeconfig="+writeKubeconfig(t, as(t, env, o.namespace, account, nil)))
 	out := runCommand(t, "ipam-controller", args...)
 
 	in := func(manifest string) string { return strings.ReplaceAll(manifest, "NAMESPACE", o.namespace) }
 	apply(t, env, in(poolManifest))
-	client := fixture.Client(t, env.Config)
-	until(t, func() string {
+	client := rig.Client(t, env.Config)
+	rig.Until(t, func() string {
 		p1, err := client.IPPools(o.namespace).Get(t.Context(), "pool1", metav1.GetOptions{})
 		if err != nil {
 			return err.Error()
@@ -93,13 +93,13 @@ func controllerWorks(t *testing.T, env *testenv.Env, o overlay) {
 	})
 
 	apply(t, env, in(leakManifest))
-	until(t, func() string {
-		if held := fixture.Addresses(t, client, o.namespace); len(held) > 0 {
+	rig.Until(t, func() string {
+		if held := rig.Addresses(t, client, o.namespace); len(held) > 0 {
 			return fmt.Sprintf("not reclaimed: %v", held)
 		}
 		return ""
 	})
-	until(t, func() string {
+	rig.Until(t, func() string {
 		events := kubectl(t, env, "get", "events", "-n", o.namespace)
 		if !strings.Contains(events, "reclaimed 192.168.0.2") {
 			return "no event on the reclaim:\n" + events

@@ -20,18 +20,21 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 // The image, built twice, the second time elsewhere and by somebody with another
 // environment, is the same to the bit; and what is in it runs.
 func TestImage(t *testing.T) {
 	if testing.Short() {
-		t.Skip("builds the commands for two platforms")
+		t.Skip("builds the commands for two platforms, twice")
 	}
+	t.Parallel()
 	first, second := t.TempDir(), t.TempDir()
-	digest := buildImage(t, root(t), first)
+	digest := buildImage(t, rig.Root(t), first)
 	elsewhere := filepath.Join(t.TempDir(), "copy")
-	copyTree(t, root(t), elsewhere)
+	copyTree(t, rig.Root(t), elsewhere)
 	again := buildImage(t, elsewhere, second, "TZ=Asia/Tokyo", "LANG=C", "GOFLAGS=-tags=other", "GOAMD64=v3")
 	if digest != again {
 		t.Errorf("digests %s and %s", digest, again)

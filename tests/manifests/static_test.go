@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
@@ -57,6 +58,29 @@ func expand(c corev1.Container, o overlay) []string {
 	return args
 }
 
+// What runs once on each node, in a DaemonSet.
+func TestOnceOnEachNode(t *testing.T) {
+	image := makefileValue(t, "IMAGE")
+	for overlayName, name := range map[string]string{"uninstall": "nv-ipam-node", "migrate-dry-run": "crd-ipam-migration", "migrate-only": "crd-ipam-migration"} {
+		o := overlay{name: overlayName, namespace: "kube-system"}
+		found := 0
+		for _, u := range render(t, o.dir(t)) {
+			if spec := podSpec(t, u); spec != nil {
+				found++
+				fits(t, o, spec, spec.Containers[0], image)
+				selector, _, _ := unstructured.NestedString(u.Object, "spec", "selector", "matchLabels", "name")
+				label, _, _ := unstructured.NestedString(u.Object, "spec", "template", "metadata", "labels", "name")
+				if u.GetName() != name || selector != name || label != name {
+					t.Errorf("%s: %s selects %s and makes %s", overlayName, u.GetName(), selector, label)
+				}
+			}
+		}
+		if found != 1 {
+			t.Errorf("%s has %d workloads", overlayName, found)
+		}
+	}
+}
+
 // What a server does not check: that images, flags and mounts fit what there is.
 func TestWorkloadsFitTheImage(t *testing.T) {
 	image := makefileValue(t, "IMAGE")
@@ -87,10 +111,7 @@ func fits(t *testing.T, o overlay, spec *corev1.PodSpec, c corev1.Container, ima
 		t.Errorf("%s: image %s, make image makes %s", c.Name, c.Image, image)
 	}
 	command := strings.TrimPrefix(c.Command[0], "/")
-	path, err := testenv.Binary(command)
-	if err != nil {
-		t.Fatal(err)
-	}
+	path := rig.Binary(t, command)
 	args := expand(c, o)
 	if left := slices.IndexFunc(args, func(s string) bool { return strings.Contains(s, "$(") }); left >= 0 {
 		t.Errorf("%s: %s is not in its environment", c.Name, args[left])
@@ -100,22 +121,23 @@ func fits(t *testing.T, o overlay, spec *corev1.PodSpec, c corev1.Container, ima
 		t.Errorf("%s %q: %v\n%s", command, args, err, out)
 	}
 
-	var volumes, mounts, paths []string
-	for _, v := range spec.Volumes {
-		volumes = append(volumes, v.Name)
-		if v.HostPath == nil || *v.HostPath.Type != corev1.HostPathDirectoryOrCreate {
-			t.Errorf("%s: volume %s is no directory of the host", c.Name, v.Name)
-		}
-	}
+	var paths []string
+	mounted := map[string]bool{}
 	for _, m := range c.VolumeMounts {
-		mounts = append(mounts, m.Name)
+		mounted[m.Name] = true
 		paths = append(paths, m.MountPath)
 	}
-	if !slices.Equal(volumes, mounts) {
-		t.Errorf("%s: volumes %v, mounts %v", c.Name, volumes, mounts)
+	for _, v := range spec.Volumes {
+		if v.EmptyDir == nil && (v.HostPath == nil || *v.HostPath.Type != corev1.HostPathDirectoryOrCreate && v.HostPath.Path != "/") {
+			t.Errorf("%s: volume %s is no directory of the host", c.Name, v.Name)
+		}
+		if !mounted[v.Name] {
+			t.Errorf("%s: volume %s is not mounted", c.Name, v.Name)
+		}
 	}
 	for _, arg := range args {
-		if _, value, _ := strings.Cut(arg, "="); strings.HasPrefix(value, "/") && !slices.ContainsFunc(paths, func(p string) bool {
+		_, value, _ := strings.Cut(arg, "=")
+		if value = strings.TrimPrefix(value, "unix:"); strings.HasPrefix(value, "/") && !slices.ContainsFunc(paths, func(p string) bool {
 			return value == p || strings.HasPrefix(value, p+"/")
 		}) {
 			t.Errorf("%s: %s is in none of the mounts %v", c.Name, arg, paths)
@@ -124,11 +146,15 @@ func fits(t *testing.T, o overlay, spec *corev1.PodSpec, c corev1.Container, ima
 	hardened(t, c)
 }
 
+// capabilities are those that a container has, by its name: the installer asks the
+// plugin for its STATUS in the host's root directory.
+var capabilities = map[string][]corev1.Capability{installer: {"SYS_CHROOT"}}
+
 func hardened(t *testing.T, c corev1.Container) {
 	s := c.SecurityContext
 	if s == nil || s.ReadOnlyRootFilesystem == nil || !*s.ReadOnlyRootFilesystem ||
 		s.AllowPrivilegeEscalation == nil || *s.AllowPrivilegeEscalation || s.Privileged != nil ||
-		s.Capabilities == nil || !slices.Equal(s.Capabilities.Drop, []corev1.Capability{"ALL"}) || s.Capabilities.Add != nil {
+		s.Capabilities == nil || !slices.Equal(s.Capabilities.Drop, []corev1.Capability{"ALL"}) || !slices.Equal(s.Capabilities.Add, capabilities[c.Name]) {
 		t.Errorf("%s: security context %+v", c.Name, s)
 	}
 	if c.Resources.Requests.Cpu().IsZero() || c.Resources.Requests.Memory().IsZero() || c.Resources.Limits.Memory().IsZero() {
@@ -150,7 +176,9 @@ func TestAnotherNamespace(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte("namespace: elsewhere\nresources:\n- "+rel+"\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if out := kubectl(t, &testenv.Env{}, "kustomize", dir); strings.Contains(out, "namespace: "+o.namespace) || strings.Contains(out, "namespace: default") || strings.Contains(out, "kube-system") {
+		out := kubectl(t, &testenv.Env{}, "kustomize", dir)
+		out = strings.ReplaceAll(out, "system:serviceaccount:kube-system:namespace-controller", "") // the cluster's own
+		if strings.Contains(out, "namespace: "+o.namespace) || strings.Contains(out, "namespace: default") || strings.Contains(out, "kube-system") {
 			t.Errorf("%s: something stays behind:\n%s", o.name, out)
 		}
 	}
@@ -171,7 +199,7 @@ func TestImageOfNobody(t *testing.T) {
 // docs/install.md tells how the policy for tokens learns what an API server calls
 // itself.
 func TestAnotherAudience(t *testing.T) {
-	doc := string(readFile(t, filepath.Join(root(t), "docs", "install.md")))
+	doc := string(readFile(t, filepath.Join(rig.Root(t), "docs", "install.md")))
 	before, after, found := strings.Cut(doc, "    name: crd-ipam-plugin-token\n")
 	if !found {
 		t.Fatal("docs/install.md has no patch of the policy")
@@ -180,7 +208,7 @@ func TestAnotherAudience(t *testing.T) {
 	end, _, _ := strings.Cut(after, "```")
 	patch := before[start:] + "    name: crd-ipam-plugin-token\n" + end
 	dir := t.TempDir()
-	rel, err := filepath.Rel(dir, filepath.Join(root(t), "manifests", "overlays", "serviceaccount"))
+	rel, err := filepath.Rel(dir, filepath.Join(rig.Root(t), "manifests", "overlays", "serviceaccount"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,7 +246,7 @@ func TestPinnedImage(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			cmd := exec.CommandContext(t.Context(), filepath.Join(root(t), "hack", "manifests.sh"))
+			cmd := exec.CommandContext(t.Context(), filepath.Join(rig.Root(t), "hack", "manifests.sh"))
 			cmd.Env = append(os.Environ(), "IMAGE="+tc.image, "OVERLAY="+tc.overlay, "OUT="+out)
 			says, err := cmd.CombinedOutput()
 			if !strings.Contains(tc.want, "@") {
@@ -231,7 +259,10 @@ func TestPinnedImage(t *testing.T) {
 				t.Fatalf("%v: %s", err, says)
 			}
 			found := 0
-			for _, u := range render(t, filepath.Join(out, "manifests")) {
+			for _, u := range append(render(t, filepath.Join(out, "manifests")), render(t, filepath.Join(out, "manifests", "uninstall"))...) {
+				if u.GetKind() == "CustomResourceDefinition" {
+					t.Errorf("%s is not apart in bin/manifests/crds", u.GetName())
+				}
 				if spec := podSpec(t, u); spec != nil {
 					for _, c := range spec.Containers {
 						if found++; c.Image != tc.want {
@@ -240,7 +271,7 @@ func TestPinnedImage(t *testing.T) {
 					}
 				}
 			}
-			if found != 2 {
+			if found != 3 {
 				t.Errorf("%d containers", found)
 			}
 		})
@@ -277,10 +308,7 @@ func TestNetworkOperatorsArguments(t *testing.T) {
 			"--cni-log-file=/var/log/nv-ipam-cni.log", "--cni-log-level=info", "--ippools-namespace=n",
 		},
 	} {
-		path, err := testenv.Binary(command)
-		if err != nil {
-			t.Fatal(err)
-		}
+		path := rig.Binary(t, command)
 		if out, err := exec.Command(path, append(args, "--version")...).CombinedOutput(); err != nil {
 			t.Errorf("%s: %v\n%s", command, err, out)
 		}

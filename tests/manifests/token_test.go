@@ -17,7 +17,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
@@ -71,7 +71,7 @@ func pluginTokens(t *testing.T, env *testenv.Env, o overlay) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			claims(t, env, o.namespace, withToken(env, req.Status.Token))
+			claims(t, env, o.namespace, rig.WithToken(env, req.Status.Token))
 		})
 	}
 }
@@ -99,15 +99,15 @@ func twoNodes(t *testing.T, env *testenv.Env) map[string]types.UID {
 // and in vain for another one, or without a node in its token.
 func installerClaims(t *testing.T, env *testenv.Env, o overlay) {
 	twoNodes(t, env)
-	onA := fixture.Client(t, installerOn(t, env, o.namespace, "node-a"))
-	homeless := fixture.Client(t, as(t, env, o.namespace, installer, nil))
+	onA := rig.Client(t, installerOn(t, env, o.namespace, "node-a"))
+	homeless := rig.Client(t, as(t, env, o.namespace, installer, nil))
 	if err := claim(t, onA, o.namespace, "192.168.8.2", "node-a"); err != nil {
 		t.Errorf("own node: %v", err)
 	}
 	if err := onA.IPAllocations(o.namespace).Delete(t.Context(), "claimed.192.168.8.2", metav1.DeleteOptions{}); err != nil {
 		t.Errorf("own node, release: %v", err)
 	}
-	if err := claim(t, fixture.Client(t, env.Config), o.namespace, "192.168.8.5", "node-b"); err != nil {
+	if err := claim(t, rig.Client(t, env.Config), o.namespace, "192.168.8.5", "node-b"); err != nil {
 		t.Fatal(err)
 	}
 	if err := onA.IPAllocations(o.namespace).Delete(t.Context(), "claimed.192.168.8.5", metav1.DeleteOptions{}); !apierrors.IsForbidden(err) {
@@ -153,7 +153,7 @@ func installerOn(t *testing.T, env *testenv.Env, namespace, node string) *rest.C
 
 // claims uses the token of node-a as the plugin would, and as it may not.
 func claims(t *testing.T, env *testenv.Env, namespace string, config *rest.Config) {
-	client := fixture.Client(t, config)
+	client := rig.Client(t, config)
 	if err := claim(t, client, namespace, "192.168.9.2", "node-a"); err != nil {
 		t.Errorf("own claim: %v", err)
 	}
@@ -171,7 +171,7 @@ func claims(t *testing.T, env *testenv.Env, namespace string, config *rest.Confi
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := fixture.Client(t, node).IPAllocations(namespace).List(t.Context(), metav1.ListOptions{}); !apierrors.IsForbidden(err) {
+	if _, err := rig.Client(t, node).IPAllocations(namespace).List(t.Context(), metav1.ListOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("a kubelet lists allocations: %v", err)
 	}
 }

@@ -229,7 +229,7 @@ func (b *bench) pool(name string, spec v1alpha1.IPPoolSpec, nodes []string) erro
 	if err != nil {
 		return err
 	}
-	p, errs := pool.FromIPPool(obj)
+	p, errs := pool.ObjectOf(obj).Parse()
 	if len(errs) > 0 {
 		return errs.ToAggregate()
 	}
@@ -237,7 +237,7 @@ func (b *bench) pool(name string, spec v1alpha1.IPPoolSpec, nodes []string) erro
 	if len(unserved) > 0 {
 		return fmt.Errorf("pool %s has no room for %d nodes", name, len(unserved))
 	}
-	return b.writeBlocks(name, pool.IPPoolAllocations(blocks))
+	return b.writeBlocks(name, pool.ObjectOf(obj).AllocationsFor(blocks).([]v1alpha1.Allocation))
 }
 
 // sharedPool creates an IPPool of which all hosts have one and the same block.

@@ -26,6 +26,7 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 func (c *cluster) kube(t *testing.T) kubernetes.Interface {
@@ -53,7 +54,7 @@ func must[T any](t *testing.T) func(T, error) T {
 func (c *cluster) refuses(t *testing.T, words string) {
 	t.Helper()
 	err := wait.PollUntilContextTimeout(t.Context(), 50*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
-		_, err := c.client.IPAllocations(c.ns).Create(ctx, &v1alpha1.IPAllocation{
+		_, err := c.IPAM.IPAllocations(c.NS).Create(ctx, &v1alpha1.IPAllocation{
 			ObjectMeta: metav1.ObjectMeta{Name: "canary.10.9.9.9"},
 			Spec: v1alpha1.IPAllocationSpec{
 				PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "canary"}, Address: "10.9.9.9",
@@ -71,7 +72,7 @@ func (c *cluster) refuses(t *testing.T, words string) {
 func rewriting(t *testing.T, path string, change func(req *http.Request, body []byte) []byte) {
 	t.Helper()
 	p := newProxy(t, true)
-	p.fail(func(w http.ResponseWriter, req *http.Request) {
+	p.Fail(func(w http.ResponseWriter, req *http.Request) {
 		if req.Method == http.MethodPost {
 			body, err := io.ReadAll(req.Body)
 			if err != nil {
@@ -80,9 +81,9 @@ func rewriting(t *testing.T, path string, change func(req *http.Request, body []
 			body = change(req, body)
 			req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 		}
-		p.forward.ServeHTTP(w, req)
+		p.Forward.ServeHTTP(w, req)
 	})
-	kubeconfig(t, path, p.URL, p.ca(), token)
+	p.Kubeconfig(t, path)
 }
 
 // Whatever a real API server refuses an ADD for, the advice fits the cause.
@@ -95,7 +96,7 @@ func TestAdviceFitsItsCause(t *testing.T) {
 	}{
 		{"quota", func(t *testing.T, c *cluster, _ string) { c.quota(t) }, []string{"exceeded quota: small", "ResourceQuota small of the pools' namespace"}},
 		{"namespace ends", func(t *testing.T, c *cluster, _ string) {
-			if err := c.kube(t).CoreV1().Namespaces().Delete(t.Context(), c.ns, metav1.DeleteOptions{}); err != nil {
+			if err := c.kube(t).CoreV1().Namespaces().Delete(t.Context(), c.NS, metav1.DeleteOptions{}); err != nil {
 				t.Fatal(err)
 			}
 			c.refuses(t, "being terminated")
@@ -105,12 +106,12 @@ func TestAdviceFitsItsCause(t *testing.T) {
 		{"webhook", func(t *testing.T, c *cluster, _ string) { c.webhook(t, true) }, []string{"not now", "admission webhook deny.example.com refused it"}},
 		{"webhook that is away", func(t *testing.T, c *cluster, _ string) { c.webhook(t, false) }, []string{"API server unavailable", "admission webhook deny.example.com does not answer"}},
 		{"no credentials", func(t *testing.T, _ *cluster, path string) {
-			kubeconfig(t, path, env.Config.Host, env.Config.CAData, clientcmdapi.AuthInfo{})
+			rig.WriteKubeconfig(t, path, env.Config.Host, env.Config.CAData, &clientcmdapi.AuthInfo{})
 		}, []string{"system:anonymous", "no credentials at all"}},
 		{"namespace is missing", func(t *testing.T, c *cluster, path string) {
 			rewriting(t, path, func(req *http.Request, body []byte) []byte {
-				req.URL.Path = strings.Replace(req.URL.Path, c.ns, "nowhere", 1)
-				return bytes.ReplaceAll(body, []byte(c.ns), []byte("nowhere"))
+				req.URL.Path = strings.Replace(req.URL.Path, c.NS, "nowhere", 1)
+				return bytes.ReplaceAll(body, []byte(c.NS), []byte("nowhere"))
 			})
 		}, []string{`namespaces "nowhere" not found`, "pools' namespace nowhere does not exist"}},
 		{"CRD's rules", func(t *testing.T, _ *cluster, path string) {
@@ -144,7 +145,7 @@ func TestAdviceFitsItsCause(t *testing.T) {
 // work, which nobody does here.
 func (c *cluster) quota(t *testing.T) {
 	t.Helper()
-	quotas := c.kube(t).CoreV1().ResourceQuotas(c.ns)
+	quotas := c.kube(t).CoreV1().ResourceQuotas(c.NS)
 	hard := corev1.ResourceList{"count/ipallocations.nv-ipam.nvidia.com": resource.MustParse("0")}
 	q := must[*corev1.ResourceQuota](t)(quotas.Create(t.Context(), &corev1.ResourceQuota{
 		ObjectMeta: metav1.ObjectMeta{Name: "small"}, Spec: corev1.ResourceQuotaSpec{Hard: hard},
@@ -157,14 +158,14 @@ func (c *cluster) quota(t *testing.T) {
 var allocations = admissionregistrationv1.Rule{APIGroups: []string{v1alpha1.GroupName}, APIVersions: []string{"*"}, Resources: []string{"ipallocations"}}
 
 func (c *cluster) selector() *metav1.LabelSelector {
-	return &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelMetadataName: c.ns}}
+	return &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelMetadataName: c.NS}}
 }
 
 // policy makes an admission policy that refuses every allocation in the namespace.
 func (c *cluster) policy(t *testing.T, reason metav1.StatusReason) {
 	t.Helper()
 	api := c.kube(t).AdmissionregistrationV1()
-	name := "p-" + c.ns
+	name := "p-" + c.NS
 	validation := admissionregistrationv1.Validation{Expression: "false", Message: "not today"}
 	if reason != "" {
 		validation.Reason = &reason
@@ -210,7 +211,7 @@ func (c *cluster) webhook(t *testing.T, answers bool) {
 	}
 	none := admissionregistrationv1.SideEffectClassNone
 	must[*admissionregistrationv1.ValidatingWebhookConfiguration](t)(c.kube(t).AdmissionregistrationV1().ValidatingWebhookConfigurations().Create(t.Context(), &admissionregistrationv1.ValidatingWebhookConfiguration{
-		ObjectMeta: metav1.ObjectMeta{Name: "w-" + c.ns},
+		ObjectMeta: metav1.ObjectMeta{Name: "w-" + c.NS},
 		Webhooks: []admissionregistrationv1.ValidatingWebhook{{
 			Name: "deny.example.com", ClientConfig: admissionregistrationv1.WebhookClientConfig{URL: &server.URL, CABundle: ca}, NamespaceSelector: c.selector(),
 			Rules:       []admissionregistrationv1.RuleWithOperations{{Operations: []admissionregistrationv1.OperationType{"CREATE"}, Rule: allocations}},

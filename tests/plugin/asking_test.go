@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -19,7 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
@@ -29,7 +28,7 @@ func TestOldResultsHaveRoomForOneOfEachFamily(t *testing.T) {
 	c := railCluster(t)
 	h := c.host(t, "b")
 	cidr := func(names string) call { return call{ipam: ipam("poolName", names, "poolType", "cidrpool")} }
-	for _, v := range []any{absent, "0.1.0", "0.2.0"} {
+	for _, v := range []any{rig.Absent, "0.1.0", "0.2.0"} {
 		t.Run(fmt.Sprint("cniVersion ", v), func(t *testing.T) {
 			for name, one := range map[string]call{
 				"four,bare":             {ipam: ipam("poolName", "four,bare")},
@@ -90,7 +89,7 @@ func TestOnlyWhatWasRequestedIsMarked(t *testing.T) {
 			tc.call.container = fmt.Sprint("c", i)
 			h.mustAdd(t, tc.call)
 			h.mustAdd(t, tc.call) // again, as when its answer was lost
-			all, err := c.client.IPAllocations(c.ns).List(t.Context(), metav1.ListOptions{})
+			all, err := c.IPAM.IPAllocations(c.NS).List(t.Context(), metav1.ListOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -122,10 +121,10 @@ func TestViewOfAnotherFormat(t *testing.T) {
 	if err := json.Unmarshal(data, &now); err != nil {
 		t.Fatal(err)
 	}
-	for i, format := range []any{absent, nil, 0, 1, 3, 1000, "2", true} {
+	for i, format := range []any{rig.Absent, nil, 0, 1, 3, 1000, "2", true} {
 		// The version is right, and the block is what another format may have meant: none.
 		view := map[string]any{"version": now["version"], "block": map[string]any{"Pool": now["block"].(map[string]any)["Pool"]}, "format": format}
-		merge(view, map[string]any{"format": format})
+		rig.Merge(view, map[string]any{"format": format})
 		text, err := json.Marshal(view)
 		if err != nil {
 			t.Fatal(err)
@@ -143,13 +142,13 @@ func TestViewOfAnotherFormat(t *testing.T) {
 func TestNetworkAndBroadcastAddresses(t *testing.T) {
 	c := railCluster(t)
 	ip := func(name, subnet string, size int) {
-		fixture.IPPool(t, c.client, c.ns, name, v1alpha1.IPPoolSpec{Subnet: subnet, PerNodeBlockSize: size}, "b")
+		rig.IPPool(t, c.IPAM, c.NS, name, v1alpha1.IPPoolSpec{Subnet: subnet, PerNodeBlockSize: size}, "b")
 	}
 	ip("pair", "10.31.0.0/31", 1)
 	ip("single", "10.32.0.7/32", 1)
 	ip("small", "10.30.0.4/30", 1)
 	ip("six127", "fd31::/127", 1)
-	fixture.CIDRPool(t, c.client, c.ns, "links", v1alpha1.CIDRPoolSpec{CIDR: "10.61.0.0/24", PerNodeNetworkPrefix: 31}, "b")
+	rig.CIDRPool(t, c.IPAM, c.NS, "links", v1alpha1.CIDRPoolSpec{CIDR: "10.61.0.0/24", PerNodeNetworkPrefix: 31}, "b")
 	h := c.host(t, "b")
 	for _, tc := range []struct {
 		pool, kind, addr string
@@ -210,10 +209,10 @@ func TestMessagesLeadOn(t *testing.T) {
 		code  uint
 		words []string
 	}{
-		{"pool for poolName", call{ipam: map[string]any{"poolName": absent, "pool": "bare"}}, 11,
-			[]string{`configuration for pool "net", poolType "ippool" not found`, "ipam.poolName is not set", `ipam has "pool"`, "did you mean poolName?"}},
-		{"pool_name for poolName", call{ipam: map[string]any{"poolName": absent, "pool_name": "bare"}}, 11, []string{`ipam has "pool_name"`, "did you mean poolName?"}},
-		{"no name at all", call{ipam: map[string]any{"poolName": absent}}, 11, []string{`pool "net"`, "the network's name is the pool's"}},
+		{"pool for poolName", call{ipam: map[string]any{"poolName": rig.Absent, "pool": "bare"}}, 11,
+			[]string{`configuration for pool "net", poolType "ippool" not found`, "ipam.poolName is not set", `ipam has the unknown key "pool"`, "did you mean poolName?"}},
+		{"pool_name for poolName", call{ipam: map[string]any{"poolName": rig.Absent, "pool_name": "bare"}}, 11, []string{`ipam has the unknown key "pool_name"`, "did you mean poolName?"}},
+		{"no name at all", call{ipam: map[string]any{"poolName": rig.Absent}}, 11, []string{`pool "net"`, "the network's name is the pool's"}},
 		{"the other kind", call{ipam: ipam("poolName", "rail")}, 11,
 			[]string{`configuration for pool "rail", poolType "ippool" not found`, "but a CIDRPool of that name: set poolType to cidrpool"}},
 		{"the other kind, the other way round", call{ipam: ipam("poolName", "four", "poolType", "cidrpool")}, 11, []string{"but a IPPool of that name: set poolType to ippool"}},
@@ -222,7 +221,7 @@ func TestMessagesLeadOn(t *testing.T) {
 		{"no matching pool of two", call{ipam: ipam("poolName", "four,six"), args: "IP=fd99::1"}, 7,
 			[]string{"ip fd99::1 has no matching Pool", "ippool four has 10.0.0.0/16", "ippool six has fd00::/64"}},
 		{"no matching prefix", call{ipam: ipam("poolName", "rail", "poolType", "cidrpool"), args: "IP=10.60.0.77"}, 7, []string{"ip 10.60.0.77 has no matching Pool", "cidrpool rail has 10.60.1.0/24"}},
-		{"no ipam section", call{conf: map[string]any{"ipam": absent}}, 7, []string{`no "ipam" section`}},
+		{"no ipam section", call{conf: map[string]any{"ipam": rig.Absent}}, 7, []string{`no "ipam" section`}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			tc.call.verb, tc.call.container = "ADD", "c1"
@@ -243,7 +242,7 @@ func TestMessagesLeadOn(t *testing.T) {
 // nearly empty.
 func TestExhaustedSaysWhichBlock(t *testing.T) {
 	c := newCluster(t)
-	fixture.IPPool(t, c.client, c.ns, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 3}, "a", "b")
+	rig.IPPool(t, c.IPAM, c.NS, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 3}, "a", "b")
 	h := c.host(t, "a")
 	for i := range 3 {
 		h.mustAdd(t, call{container: fmt.Sprint("c", i)})
@@ -254,14 +253,14 @@ func TestExhaustedSaysWhichBlock(t *testing.T) {
 }
 
 // backdating makes allocations look an hour old to the node.
-func (p *proxy) backdating(w http.ResponseWriter, req *http.Request) {
+func backdating(p *rig.Proxy, w http.ResponseWriter, req *http.Request) {
 	if req.Method != http.MethodGet {
-		p.forward.ServeHTTP(w, req)
+		p.Forward.ServeHTTP(w, req)
 		return
 	}
 	req.Header.Del("Accept-Encoding")
 	answer := httptest.NewRecorder()
-	p.forward.ServeHTTP(answer, req)
+	p.Forward.ServeHTTP(answer, req)
 	ago := time.Now().Add(-time.Hour).UTC().Format(time.RFC3339)
 	body := created.ReplaceAll(answer.Body.Bytes(), []byte(`"creationTimestamp":"`+ago+`"`))
 	w.Header().Set("Content-Type", answer.Header().Get("Content-Type"))
@@ -282,17 +281,14 @@ func TestRequestedAddressOfAnEarlierSandbox(t *testing.T) {
 			c := newCluster(t)
 			c.blocks(t, "a")
 			h := c.host(t, "a")
-			p := newProxy(t, true)
-			path := filepath.Join(h.dir, "proxy.kubeconfig")
-			kubeconfig(t, path, p.URL, p.ca(), token)
-			h.use(t, c, path)
+			p := h.behindProxy(t, c)
 			of := func(pod, container, more string) call {
 				return call{verb: "ADD", container: container, args: "K8S_POD_NAME=" + pod + ";IP=10.0.0.77" + more}
 			}
 			h.mustRun(t, of("web", "sandbox-1", uid))
 			const inUse = "requested IP is already reserved"
 			h.wantError(t, of("web", "sandbox-2", uid), 11, inUse) // it may be about to start
-			p.fail(p.backdating)
+			p.Fail(func(w http.ResponseWriter, req *http.Request) { backdating(p, w, req) })
 			h.wantError(t, of("other", "c1", uid), 11, inUse)
 			h.wantError(t, of("web", "sandbox-2", ";K8S_POD_UID=another"), 11, inUse)
 			for _, when := range []*metav1.MicroTime{nil, {Time: time.Now().Add(time.Hour)}} {
@@ -314,7 +310,7 @@ func TestRequestedAddressOfAnEarlierSandbox(t *testing.T) {
 // startedAt sets when the ADD of an allocation began; nil takes that out.
 func (c *cluster) startedAt(t *testing.T, name string, when *metav1.MicroTime) {
 	t.Helper()
-	env.Rewrite(t, c.ns, name, func(spec map[string]any) {
+	env.Rewrite(t, c.NS, name, func(spec map[string]any) {
 		if spec[testenv.Started] = when; when == nil {
 			delete(spec, testenv.Started)
 		}

@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 // row is nv-ipam's behaviour: what a runtime sends, and what comes back.
@@ -38,7 +38,7 @@ type row struct {
 func railCluster(t *testing.T) *cluster {
 	t.Helper()
 	c := newCluster(t)
-	ip := func(name string, spec v1alpha1.IPPoolSpec) { fixture.IPPool(t, c.client, c.ns, name, spec, "a", "b") }
+	ip := func(name string, spec v1alpha1.IPPoolSpec) { rig.IPPool(t, c.IPAM, c.NS, name, spec, "a", "b") }
 	ip("four", v1alpha1.IPPoolSpec{
 		Subnet: "10.0.0.0/16", PerNodeBlockSize: 100, Gateway: "10.0.0.1",
 		Exclusions: []v1alpha1.ExcludeRange{{StartIP: "10.0.0.150", EndIP: "10.0.0.159"}},
@@ -47,7 +47,7 @@ func railCluster(t *testing.T) *cluster {
 	ip("bare", v1alpha1.IPPoolSpec{Subnet: "10.9.0.0/24", PerNodeBlockSize: 10})
 	index := int32(1)
 	cidr := func(name string, spec v1alpha1.CIDRPoolSpec) {
-		fixture.CIDRPool(t, c.client, c.ns, name, spec, "a", "b")
+		rig.CIDRPool(t, c.IPAM, c.NS, name, spec, "a", "b")
 	}
 	cidr("rail", v1alpha1.CIDRPoolSpec{CIDR: "10.60.0.0/16", PerNodeNetworkPrefix: 24, GatewayIndex: &index})
 	cidr("rail6", v1alpha1.CIDRPoolSpec{CIDR: "fd60::/48", PerNodeNetworkPrefix: 64, GatewayIndex: &index})
@@ -193,7 +193,7 @@ func TestMessages(t *testing.T) {
 // The messages of rows that need something to be held, or a CHECK.
 func TestMessagesOfWhatIsHeld(t *testing.T) {
 	c := newCluster(t)
-	fixture.IPPool(t, c.client, c.ns, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 2}, "a", "b")
+	rig.IPPool(t, c.IPAM, c.NS, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 2}, "a", "b")
 	a, b := c.host(t, "a"), c.host(t, "b")
 	a.mustAdd(t, call{container: "c1"})
 	a.mustAdd(t, call{container: "c2"})

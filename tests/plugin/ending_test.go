@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 // reboot makes the hint one of before the node's last start.
@@ -48,7 +50,9 @@ var past = map[string]func(t *testing.T, h *host){
 
 // credentials are what makes asking impossible.
 var credentials = map[string]func(t *testing.T, path string){
-	"the API server is away":        func(t *testing.T, path string) { kubeconfig(t, path, "https://127.0.0.1:1", env.Config.CAData, token) },
+	"the API server is away": func(t *testing.T, path string) {
+		rig.WriteKubeconfig(t, path, "https://127.0.0.1:1", env.Config.CAData, token)
+	},
 	elsewhere:                       deadKubeconfig,
 	"the kubeconfig is torn":        func(t *testing.T, path string) { write(t, path, "apiVersion: v1\nkind: Config\nusers: [") },
 	"the kubeconfig is empty":       func(t *testing.T, path string) { write(t, path, "") },
@@ -177,8 +181,8 @@ var badConf = map[string]call{
 	"dns is a list":                    {conf: map[string]any{"dns": []int{1}}},
 	"capabilities is a string":         {conf: map[string]any{"capabilities": "ips"}},
 	"valid attachments are a string":   {conf: map[string]any{"cni.dev/valid-attachments": "none"}},
-	"no cniVersion":                    {conf: map[string]any{"cniVersion": absent}},
-	"no ipam section":                  {conf: map[string]any{"ipam": absent}},
+	"no cniVersion":                    {conf: map[string]any{"cniVersion": rig.Absent}},
+	"no ipam section":                  {conf: map[string]any{"ipam": rig.Absent}},
 	"ipam is null":                     {conf: map[string]any{"ipam": nil}},
 	"ipam is a string":                 {conf: map[string]any{"ipam": "nv-ipam"}},
 	"ipam is a list":                   {conf: map[string]any{"ipam": []string{"nv-ipam"}}},
@@ -190,7 +194,7 @@ var badConf = map[string]call{
 	"poolType is vlan":                 {ipam: map[string]any{"poolType": "vlan"}},
 	"poolType is a number":             {ipam: map[string]any{"poolType": 1}},
 	"forcePoolName is a string":        {ipam: map[string]any{"forcePoolName": "yes"}},
-	"forcePoolName without a name":     {ipam: map[string]any{"forcePoolName": true, "poolName": absent}},
+	"forcePoolName without a name":     {ipam: map[string]any{"forcePoolName": true, "poolName": rig.Absent}},
 	"poolsNamespace is no namespace":   {ipam: map[string]any{"poolsNamespace": "../x"}},
 	"poolsNamespace is another":        {ipam: map[string]any{"poolsNamespace": "default"}},
 	"poolsNamespace is a number":       {ipam: map[string]any{"poolsNamespace": 1}},
@@ -332,7 +336,7 @@ func TestDelUnderAnotherNodeName(t *testing.T) {
 			h.mustAdd(t, call{container: "stays"})
 			h.reboot(t)
 			shift(t, h.data(), -time.Hour)
-			write(t, filepath.Join(h.dir, "nv-ipam.conf"), strings.ReplaceAll(file, "NS", c.ns))
+			write(t, filepath.Join(h.dir, "nv-ipam.conf"), strings.ReplaceAll(file, "NS", c.NS))
 			h.delAndMend(t, c)
 			h.mustRun(t, call{verb: "CHECK", container: "stays"})
 			h.mustRun(t, call{verb: "DEL", container: "stays"})
@@ -416,16 +420,16 @@ func TestDelFindsTheNodesData(t *testing.T) {
 				h := c.defaultHost(t, "a")
 				h.configure(t, map[string]any{}) // says nothing
 				mkdir(t, filepath.Join(h.root, "etc/other"))
-				write(t, filepath.Join(h.root, "etc/other/nv-ipam.conf"), strings.NewReplacer("NS", c.ns, "NODE", "a").Replace(first(add.file, "{}")))
+				write(t, filepath.Join(h.root, "etc/other/nv-ipam.conf"), strings.NewReplacer("NS", c.NS, "NODE", "a").Replace(first(add.file, "{}")))
 				ipam := map[string]any{}
 				if add.file == "" {
-					ipam = map[string]any{"poolsNamespace": c.ns, "nodeName": "a"}
+					ipam = map[string]any{"poolsNamespace": c.NS, "nodeName": "a"}
 				}
-				merge(ipam, add.ipam)
+				rig.Merge(ipam, add.ipam)
 				h.mustAdd(t, call{container: "c1", ipam: ipam})
 				h.mustAdd(t, call{container: "stays", ipam: ipam})
 				if away {
-					kubeconfig(t, h.kubelet(), "https://127.0.0.1:1", env.Config.CAData, token)
+					rig.WriteKubeconfig(t, h.kubelet(), "https://127.0.0.1:1", env.Config.CAData, token)
 				}
 				h.mustRun(t, call{verb: "DEL", container: "c1", conf: stripped})
 				if away {
@@ -455,7 +459,7 @@ func TestDelOfOddNames(t *testing.T) {
 		h.mustRun(t, call{verb: "DEL", container: name})
 		h.mustRun(t, call{verb: "DEL", container: name, ifName: "another"})
 	}
-	kubeconfig(t, h.kubelet(), "https://127.0.0.1:1", env.Config.CAData, token)
+	rig.WriteKubeconfig(t, h.kubelet(), "https://127.0.0.1:1", env.Config.CAData, token)
 	h.reboot(t)
 	for _, name := range []string{"x", strings.Repeat("c", 256), strings.Repeat("c", 5000)} {
 		h.mustRun(t, call{verb: "DEL", container: name})

@@ -13,13 +13,9 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
-	"log"
 	"math/big"
 	"net"
 	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,96 +27,27 @@ import (
 
 	"golang.org/x/sys/unix"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 // ends is by when a call has to end by itself: well before the four minutes after
 // which a kubelet gives up, and well after the 26 seconds that an ADD may take.
 const ends = 90 * time.Second
 
-// proxy stands in front of the API server, speaks to it as an administrator, and
-// fails as it is told.
-type proxy struct {
-	*httptest.Server
-
-	forward http.Handler
-	fault   atomic.Pointer[http.HandlerFunc]
-
-	mu   sync.Mutex
-	seen []time.Time // when requests came
+// newProxy starts a proxy that speaks to the API server as an administrator.
+func newProxy(t *testing.T, http2 bool) *rig.Proxy {
+	t.Helper()
+	return rig.NewProxy(t, env.Config, http2)
 }
 
-// newProxy starts a proxy; http2 as an API server speaks it, else HTTP/1.1.
-func newProxy(t *testing.T, http2 bool) *proxy {
+// behindProxy puts a proxy between the node and the API server.
+func (h *host) behindProxy(t *testing.T, c *cluster) *rig.Proxy {
 	t.Helper()
-	target, err := url.Parse(env.Config.Host)
-	if err != nil {
-		t.Fatal(err)
-	}
-	transport, err := rest.TransportFor(env.Config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	forward := httputil.NewSingleHostReverseProxy(target)
-	forward.Transport = withoutAuthorization{transport}
-	p := &proxy{forward: forward}
-	p.Server = httptest.NewUnstartedServer(p)
-	p.EnableHTTP2 = http2
-	p.Config.ErrorLog = log.New(io.Discard, "", 0)
-	p.StartTLS()
-	t.Cleanup(func() {
-		p.CloseClientConnections()
-		p.Close()
-	})
+	p := newProxy(t, true)
+	h.use(t, c, p.Kubeconfig(t, filepath.Join(h.dir, "proxy.kubeconfig")))
 	return p
-}
-
-// withoutAuthorization leaves out the plugin's own token.
-type withoutAuthorization struct{ next http.RoundTripper }
-
-func (w withoutAuthorization) RoundTrip(req *http.Request) (*http.Response, error) {
-	req = req.Clone(req.Context())
-	req.Header.Del("Authorization")
-	return w.next.RoundTrip(req)
-}
-
-func (p *proxy) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	p.mu.Lock()
-	p.seen = append(p.seen, time.Now())
-	p.mu.Unlock()
-	if f := p.fault.Load(); f != nil {
-		(*f)(w, req)
-		return
-	}
-	p.forward.ServeHTTP(w, req)
-}
-
-// fail makes every request fail; nil ends that.
-func (p *proxy) fail(f http.HandlerFunc) {
-	if f == nil {
-		p.fault.Store(nil)
-		return
-	}
-	p.fault.Store(&f)
-}
-
-func (p *proxy) ca() []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.Certificate().Raw})
-}
-
-// kubeconfig writes a kubeconfig file.
-func kubeconfig(t *testing.T, path, server string, ca []byte, user clientcmdapi.AuthInfo) {
-	t.Helper()
-	config := clientcmdapi.Config{
-		Clusters:       map[string]*clientcmdapi.Cluster{"c": {Server: server, CertificateAuthorityData: ca}},
-		AuthInfos:      map[string]*clientcmdapi.AuthInfo{"c": &user},
-		Contexts:       map[string]*clientcmdapi.Context{"c": {Cluster: "c", AuthInfo: "c"}},
-		CurrentContext: "c",
-	}
-	if err := clientcmd.WriteToFile(config, path); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // use makes the node use a kubeconfig file, or the administrator's where it is
@@ -131,12 +58,12 @@ func (h *host) use(t *testing.T, c *cluster, kubeconfig string) {
 		kubeconfig = env.Kubeconfig
 	}
 	h.configure(t, map[string]any{
-		"kubeconfig": kubeconfig, "poolsNamespace": c.ns, "nodeName": h.name,
+		"kubeconfig": kubeconfig, "poolsNamespace": c.NS, "nodeName": h.name,
 		"dataDir": filepath.Join(h.dir, "data"), "logFile": filepath.Join(h.dir, "log"), "logLevel": "debug",
 	})
 }
 
-var token = clientcmdapi.AuthInfo{Token: "t"}
+var token = &clientcmdapi.AuthInfo{Token: "t"}
 
 // status answers with an API server's status object.
 func status(code int, reason string, retryAfter int) http.HandlerFunc {
@@ -190,15 +117,15 @@ type fault struct {
 func behind(http2 bool, f http.HandlerFunc) func(*testing.T, string) {
 	return func(t *testing.T, path string) {
 		p := newProxy(t, http2)
-		p.fail(f)
-		kubeconfig(t, path, p.URL, p.ca(), token)
+		p.Fail(f)
+		p.Kubeconfig(t, path)
 	}
 }
 
 func faults() []fault {
 	return []fault{
 		{"slow", behind(true, silent), []string{"API server unavailable", "https://127.0.0.1:", "does not answer in time"}},
-		{"black hole", func(t *testing.T, path string) { kubeconfig(t, path, "https://"+blackHole(t), nil, token) },
+		{"black hole", func(t *testing.T, path string) { rig.WriteKubeconfig(t, path, "https://"+blackHole(t), nil, token) },
 			[]string{"API server unavailable", "https://127.0.0.1:", "firewall"}},
 		{"refusing", func(t *testing.T, path string) { deadKubeconfig(t, path) }, []string{"API server unavailable", "https://127.0.0.1:1", "is the API server running?"}},
 		{"throttling", behind(true, status(429, "TooManyRequests", 60)), []string{"API server unavailable", "https://127.0.0.1:", "priority-and-fairness"}},
@@ -215,26 +142,30 @@ func faults() []fault {
 		{"proxy's 404", behind(true, text(404, "text/html", "<html>where am I</html>")), []string{"API server unavailable", "CRDs of nv-ipam.nvidia.com"}},
 		{"no CRDs", behind(true, text(404, "text/plain; charset=utf-8", "404 page not found")), []string{"API server unavailable", "CRDs of nv-ipam.nvidia.com"}},
 		{"proxy's 200", behind(true, text(200, "text/html", "<html>log in here</html>")), []string{"https://127.0.0.1:", "did not come from a Kubernetes API server"}},
-		{"name gone", func(t *testing.T, path string) { kubeconfig(t, path, "https://api.gone.invalid:6443", nil, token) },
+		{"name gone", func(t *testing.T, path string) {
+			rig.WriteKubeconfig(t, path, "https://api.gone.invalid:6443", nil, token)
+		},
 			[]string{"API server unavailable", "https://api.gone.invalid:6443", "/etc/resolv.conf"}},
 		{"certificate of the client expired", func(t *testing.T, path string) {
 			p := newProxy(t, true)
 			user, ca := expiredUser(t)
 			p.TLS.ClientCAs, p.TLS.ClientAuth = ca, tls.RequireAndVerifyClientCert
-			kubeconfig(t, path, p.URL, p.ca(), user)
-		}, []string{"asked as system:node:a", "expired at 2020-01-02T00:00:00Z, and whoever renews them has not"}},
+			rig.WriteKubeconfig(t, path, p.URL, p.CA(), user)
+		}, []string{"asked as system:node:a", "expired at 2020-01-02T00:00:00Z and have not been renewed"}},
 		{"certificate of the server not trusted", func(t *testing.T, path string) {
 			_, other := newCA(t, time.Now().Add(time.Hour))
-			kubeconfig(t, path, newProxy(t, true).URL, other, token)
+			rig.WriteKubeconfig(t, path, newProxy(t, true).URL, other, token)
 		}, []string{"certificate authority", "is not that of https://127.0.0.1:"}},
-		{"token rejected", func(t *testing.T, path string) { kubeconfig(t, path, env.Config.Host, env.Config.CAData, token) },
+		{"token rejected", func(t *testing.T, path string) {
+			rig.WriteKubeconfig(t, path, env.Config.Host, env.Config.CAData, token)
+		},
 			[]string{"Unauthorized", "they may be revoked"}},
 		{"forbidden", func(t *testing.T, path string) {
 			nobody, err := env.UserConfig("nobody")
 			if err != nil {
 				t.Fatal(err)
 			}
-			kubeconfig(t, path, env.Config.Host, env.Config.CAData, clientcmdapi.AuthInfo{ClientCertificateData: nobody.CertData, ClientKeyData: nobody.KeyData})
+			rig.WriteKubeconfig(t, path, env.Config.Host, env.Config.CAData, &clientcmdapi.AuthInfo{ClientCertificateData: nobody.CertData, ClientKeyData: nobody.KeyData})
 		}, []string{"asked as nobody", "ClusterRole crd-ipam-node"}},
 	}
 }
@@ -290,27 +221,25 @@ func TestRetryAfter(t *testing.T) {
 	c := newCluster(t)
 	c.blocks(t, "a")
 	h := c.host(t, "a")
-	p := newProxy(t, true)
-	path := filepath.Join(h.dir, "proxy.kubeconfig")
-	kubeconfig(t, path, p.URL, p.ca(), token)
-	h.use(t, c, path)
+	p := h.behindProxy(t, c)
 	h.mustAdd(t, call{container: "c1"})
-	p.seen = nil
+	p.Seen()
 
 	var refusals atomic.Int64
-	p.fail(func(w http.ResponseWriter, req *http.Request) {
+	p.Fail(func(w http.ResponseWriter, req *http.Request) {
 		if refusals.Add(1) <= 2 {
 			status(429, "TooManyRequests", 2)(w, req)
 			return
 		}
-		p.forward.ServeHTTP(w, req)
+		p.Forward.ServeHTTP(w, req)
 	})
 	h.mustAdd(t, call{container: "c2"})
-	if len(p.seen) != 4 { // the read three times, the create once
-		t.Fatalf("%d requests, want 4", len(p.seen))
+	seen := p.Seen()
+	if len(seen) != 4 { // the read three times, the create once
+		t.Fatalf("%d requests, want 4", len(seen))
 	}
 	for i := range 2 {
-		if pause := p.seen[i+1].Sub(p.seen[i]); pause < 2*time.Second {
+		if pause := seen[i+1].Sub(seen[i]); pause < 2*time.Second {
 			t.Errorf("asked again after %s, told to wait for 2 s", pause)
 		}
 	}
@@ -324,15 +253,12 @@ func TestSlowServerCarriesItOutLate(t *testing.T) {
 	c.blocks(t, "a")
 	h := c.host(t, "a")
 	h.mustAdd(t, call{container: "c1"})
-	p := newProxy(t, true)
-	path := filepath.Join(h.dir, "proxy.kubeconfig")
-	kubeconfig(t, path, p.URL, p.ca(), token)
-	h.use(t, c, path)
+	p := h.behindProxy(t, c)
 
 	var late sync.WaitGroup
-	p.fail(func(w http.ResponseWriter, req *http.Request) {
+	p.Fail(func(w http.ResponseWriter, req *http.Request) {
 		if req.Method != http.MethodPost {
-			p.forward.ServeHTTP(w, req)
+			p.Forward.ServeHTTP(w, req)
 			return
 		}
 		body, err := io.ReadAll(req.Body)
@@ -358,7 +284,7 @@ func TestSlowServerCarriesItOutLate(t *testing.T) {
 		}()
 		<-req.Context().Done()
 	})
-	h.wantError(t, call{verb: "ADD", container: "c2"}, 11, "API server unavailable", path)
+	h.wantError(t, call{verb: "ADD", container: "c2"}, 11, "API server unavailable", "proxy.kubeconfig")
 	late.Wait()
 	h.use(t, c, "")
 	h.mustRun(t, call{verb: "DEL", container: "c2"})
@@ -385,11 +311,11 @@ func TestCredentialProgramHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := filepath.Join(h.dir, "exec.kubeconfig")
-	kubeconfig(t, path, env.Config.Host, env.Config.CAData, clientcmdapi.AuthInfo{Exec: &clientcmdapi.ExecConfig{
+	rig.WriteKubeconfig(t, path, env.Config.Host, env.Config.CAData, &clientcmdapi.AuthInfo{Exec: &clientcmdapi.ExecConfig{
 		APIVersion: "client.authentication.k8s.io/v1", Command: cat, Args: []string{fifo}, InteractiveMode: clientcmdapi.NeverExecInteractiveMode,
 	}})
 	h.use(t, c, path)
-	inTime(t, "STATUS", func() { h.wantError(t, call{verb: "STATUS"}, 50, "a credential program") })
+	inTime(t, "STATUS", func() { h.wantError(t, call{verb: "STATUS"}, 50, "an exec credential plugin") })
 }
 
 // The kubelet's credentials are gone: pods can go nevertheless, where the node
@@ -405,7 +331,7 @@ func TestDelWithoutCredentials(t *testing.T) {
 			}
 		},
 		"certificate gone": func(t *testing.T, path string) {
-			kubeconfig(t, path, env.Config.Host, env.Config.CAData, clientcmdapi.AuthInfo{ClientCertificate: path + ".pem", ClientKey: path + ".pem"})
+			rig.WriteKubeconfig(t, path, env.Config.Host, env.Config.CAData, &clientcmdapi.AuthInfo{ClientCertificate: path + ".pem", ClientKey: path + ".pem"})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -490,7 +416,7 @@ type authority struct {
 
 // expiredUser returns a kubelet's credentials whose time is over, and who issued
 // them.
-func expiredUser(t *testing.T) (clientcmdapi.AuthInfo, *x509.CertPool) {
+func expiredUser(t *testing.T) (*clientcmdapi.AuthInfo, *x509.CertPool) {
 	t.Helper()
 	ca, _ := newCA(t, time.Now().Add(time.Hour))
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -511,7 +437,7 @@ func expiredUser(t *testing.T) (clientcmdapi.AuthInfo, *x509.CertPool) {
 	}
 	pool := x509.NewCertPool()
 	pool.AddCert(ca.cert)
-	return clientcmdapi.AuthInfo{
+	return &clientcmdapi.AuthInfo{
 		ClientCertificateData: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}),
 		ClientKeyData:         pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}),
 	}, pool

@@ -13,7 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 // lists counts how often the plugins list a namespace's allocations, in the API
@@ -34,7 +34,7 @@ func (c *cluster) lists(t *testing.T, f func()) (n int) {
 		t.Error("no request was seen: is the audit log read?")
 	}
 	for _, r := range all.Of("list", "ipallocations") {
-		if r.Namespace == c.ns {
+		if r.Namespace == c.NS {
 			n++
 		}
 	}
@@ -103,7 +103,7 @@ func TestListsAfterABoot(t *testing.T) {
 func full(t *testing.T, size int) (*cluster, *host) {
 	t.Helper()
 	c := newCluster(t)
-	fixture.IPPool(t, c.client, c.ns, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/16", PerNodeBlockSize: size}, "a", "b")
+	rig.IPPool(t, c.IPAM, c.NS, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/16", PerNodeBlockSize: size}, "a", "b")
 	h := c.host(t, "a")
 	for i := range size {
 		h.mustAdd(t, call{container: fmt.Sprint("before", i)})
@@ -152,23 +152,23 @@ func TestReleaseEndsExhaustion(t *testing.T) {
 			h.mustRun(t, gc("before0", "before2"))
 		},
 		"a pending release that is carried out": func(t *testing.T, c *cluster, h *host) {
-			kubeconfig(t, filepath.Join(h.dir, "away"), "https://127.0.0.1:1", env.Config.CAData, token)
+			rig.WriteKubeconfig(t, filepath.Join(h.dir, "away"), "https://127.0.0.1:1", env.Config.CAData, token)
 			h.use(t, c, filepath.Join(h.dir, "away"))
 			h.mustRun(t, call{verb: "DEL", container: "before1"})
 			h.use(t, c, "")
 			h.mustRun(t, call{verb: "STATUS"})
 		},
 		"a pending release": func(t *testing.T, c *cluster, h *host) {
-			kubeconfig(t, filepath.Join(h.dir, "away"), "https://127.0.0.1:1", env.Config.CAData, token)
+			rig.WriteKubeconfig(t, filepath.Join(h.dir, "away"), "https://127.0.0.1:1", env.Config.CAData, token)
 			h.use(t, c, filepath.Join(h.dir, "away"))
 			h.mustRun(t, call{verb: "DEL", container: "before1"})
 			h.use(t, c, "")
 		},
 		"the pool's edit": func(t *testing.T, c *cluster, _ *host) {
-			fixture.ApplyBlocks(t, c.client, c.ns, "p", "edited", []v1alpha1.Allocation{{NodeName: "a", StartIP: "10.0.0.1", EndIP: "10.0.0.9"}})
+			rig.ApplyBlocks(t, c.IPAM, c.NS, "p", "edited", []v1alpha1.Allocation{{NodeName: "a", StartIP: "10.0.0.1", EndIP: "10.0.0.9"}})
 		},
 		"the controller, when the node looks again": func(t *testing.T, c *cluster, h *host) {
-			if err := c.client.IPAllocations(c.ns).Delete(t.Context(), "p.10.0.0.2", metav1.DeleteOptions{}); err != nil {
+			if err := c.IPAM.IPAllocations(c.NS).Delete(t.Context(), "p.10.0.0.2", metav1.DeleteOptions{}); err != nil {
 				t.Fatal(err)
 			}
 			shift(t, h.hint("pools"), -11*time.Second)

@@ -6,7 +6,6 @@
 package plugin
 
 import (
-	"bytes"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -18,14 +17,12 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
-	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
-	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
@@ -49,34 +46,17 @@ func TestMain(m *testing.M) {
 	os.Exit(testenv.Run(m, &env, testenv.Options{Audit: true}))
 }
 
-// binary returns the plugin's path.
-func binary(t testing.TB) string {
-	t.Helper()
-	root, err := testenv.Root()
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(root, "bin", "nv-ipam")
-	if _, err := os.Stat(path); err != nil {
-		t.Fatalf("%v: run make build, or make test, which does", err)
-	}
-	return path
-}
-
 // cluster is a namespace with pools.
-type cluster struct {
-	ns     string
-	client clientv1alpha1.NvIpamV1alpha1Interface
-}
+type cluster struct{ *rig.Cluster }
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	return &cluster{ns: env.Namespace(t), client: fixture.Client(t, env.Config)}
+	return &cluster{rig.NewCluster(t, env)}
 }
 
 func (c *cluster) held(t *testing.T) string {
 	t.Helper()
-	return fmt.Sprint(fixture.Addresses(t, c.client, c.ns))
+	return fmt.Sprint(c.Held(t))
 }
 
 // host is a node's disk: its configuration, its log, its data.
@@ -93,7 +73,7 @@ type host struct {
 
 func (c *cluster) host(t *testing.T, name string) *host {
 	t.Helper()
-	h := &host{plugin: binary(t), dir: t.TempDir(), name: name, ns: c.ns, version: "1.1.0"}
+	h := &host{plugin: rig.Binary(t, "nv-ipam"), dir: t.TempDir(), name: name, ns: c.NS, version: "1.1.0"}
 	h.configure(t, h.settings())
 	return h
 }
@@ -103,7 +83,7 @@ func (c *cluster) host(t *testing.T, name string) *host {
 // node's data.
 func (c *cluster) defaultHost(t *testing.T, name string) *host {
 	t.Helper()
-	h := &host{plugin: binary(t), root: t.TempDir(), name: name, ns: c.ns, version: "1.1.0"}
+	h := &host{plugin: rig.Binary(t, "nv-ipam"), root: t.TempDir(), name: name, ns: c.NS, version: "1.1.0"}
 	h.dir = filepath.Join(h.root, "etc/cni/net.d/nv-ipam.d")
 	for _, dir := range []string{h.dir, filepath.Join(h.root, "etc/kubernetes"), filepath.Join(h.root, "var/lib"), filepath.Join(h.root, "var/log")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -166,18 +146,6 @@ type call struct {
 	conf      map[string]any // further top-level keys
 }
 
-// absent takes a key out of a configuration.
-var absent = struct{}{}
-
-func merge(into, from map[string]any) {
-	for k, v := range from {
-		into[k] = v
-		if v == absent {
-			delete(into, k)
-		}
-	}
-}
-
 // command runs the plugin; on a host with a root of its own it sees that one's /etc,
 // /var/lib and /var/log.
 func (h *host) command() *exec.Cmd {
@@ -191,48 +159,25 @@ func (h *host) command() *exec.Cmd {
 // run runs the plugin and returns what it printed and its CNI error.
 func (h *host) run(t testing.TB, c call) ([]byte, *types.Error) {
 	t.Helper()
-	ipam := map[string]any{"type": "nv-ipam", "confDir": h.dir, "poolName": "p"}
+	ipam := map[string]any{"confDir": h.dir, "poolName": "p"}
 	if h.root != "" {
 		delete(ipam, "confDir")
 	}
-	merge(ipam, c.ipam)
-	conf := map[string]any{"cniVersion": h.version, "name": "net", "type": "macvlan", "ipam": ipam}
-	merge(conf, c.conf)
-	stdin, err := json.Marshal(conf)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if c.ifName == "" {
-		c.ifName = "net1"
-	}
-	args := "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=" + c.container + ";K8S_POD_INFRA_CONTAINER_ID=" + c.container
+	rig.Merge(ipam, c.ipam)
+	args := ";K8S_POD_INFRA_CONTAINER_ID=" + c.container
 	if c.args != "" {
 		args += ";" + c.args
 	}
 	cmd := h.command()
-	// The plugin alone, without the main plugin that enters the container's
-	// namespace: skel has to be told that this is no mistake.
-	cmd.Env = []string{
-		"CNI_COMMAND=" + c.verb, "CNI_CONTAINERID=" + c.container, "CNI_IFNAME=" + c.ifName, "CNI_ARGS=" + args,
-		"CNI_NETNS=/proc/self/ns/net", "CNI_NETNS_OVERRIDE=1", "CNI_PATH=" + filepath.Dir(h.plugin),
-	}
-	cmd.Env = append(cmd.Env, h.environment...)
-	cmd.Stdin = bytes.NewReader(stdin)
-	var out, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &stderr
+	cmd.Env = h.environment
 	hangs := time.AfterFunc(2*ends, func() { _ = cmd.Process.Kill() })
-	err = cmd.Run()
+	out, cniErr := rig.Call{
+		Verb: c.verb, Container: c.container, Interface: c.ifName, Args: args, Stdin: rig.NetConf(t, h.version, ipam, c.conf),
+	}.Run(t, cmd, h.plugin)
 	if !hangs.Stop() {
 		t.Fatalf("%s %s had to be killed after %s", c.verb, c.container, 2*ends)
 	}
-	if err == nil {
-		return out.Bytes(), nil
-	}
-	cniErr := &types.Error{}
-	if err := json.Unmarshal(out.Bytes(), cniErr); err != nil {
-		t.Fatalf("%s %s printed no CNI error: %q, stderr %q", c.verb, c.container, out.String(), stderr.String())
-	}
-	return nil, cniErr
+	return out, cniErr
 }
 
 func (h *host) mustRun(t testing.TB, c call) []byte {
@@ -263,23 +208,14 @@ func (h *host) wantError(t *testing.T, c call, code uint, words ...string) {
 func (h *host) mustAdd(t *testing.T, c call) []string {
 	t.Helper()
 	c.verb = "ADD"
-	out := h.mustRun(t, c)
-	return parseResult(t, out)
+	return parseResult(t, h.mustRun(t, c))
 }
 
 func parseResult(t *testing.T, out []byte) []string {
 	t.Helper()
-	raw, err := types100.NewResult(out)
-	if err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	result, err := types100.GetResult(raw)
+	addrs, err := rig.Given(out)
 	if err != nil {
 		t.Fatal(err)
-	}
-	var addrs []string
-	for _, ip := range result.IPs {
-		addrs = append(addrs, ip.Address.String())
 	}
 	return addrs
 }
@@ -287,14 +223,14 @@ func parseResult(t *testing.T, out []byte) []string {
 // blocks makes pool "p": 10.0.0.0/16, blocks of 100, gateway .1.
 func (c *cluster) blocks(t *testing.T, nodes ...string) {
 	t.Helper()
-	fixture.IPPool(t, c.client, c.ns, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/16", PerNodeBlockSize: 100, Gateway: "10.0.0.1"}, nodes...)
+	rig.IPPool(t, c.IPAM, c.NS, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/16", PerNodeBlockSize: 100, Gateway: "10.0.0.1"}, nodes...)
 }
 
 // age makes all allocations old: no ADD is under way any more that may have made
 // them.
 func (c *cluster) age(t *testing.T) {
 	t.Helper()
-	list, err := c.client.IPAllocations(c.ns).List(t.Context(), metav1.ListOptions{})
+	list, err := c.IPAM.IPAllocations(c.NS).List(t.Context(), metav1.ListOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

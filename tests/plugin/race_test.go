@@ -11,7 +11,7 @@ import (
 	"testing"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 // deadKubeconfig writes a kubeconfig of a server that nobody runs.
@@ -91,7 +91,7 @@ func TestHundredProcessesOneStaticAddress(t *testing.T) {
 
 func TestHundredProcessesHundredAddresses(t *testing.T) {
 	c := newCluster(t)
-	fixture.IPPool(t, c.client, c.ns, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/16", PerNodeBlockSize: 100}, "a")
+	rig.IPPool(t, c.IPAM, c.NS, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/16", PerNodeBlockSize: 100}, "a")
 	h := c.host(t, "a")
 	owners, errs := together(t, 100, []*host{h}, func(int) call { return call{} })
 	if len(owners) != 100 || len(errs) != 0 {

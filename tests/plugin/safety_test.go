@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 // tree returns all files below a directory, with their modes.
@@ -118,7 +118,7 @@ func TestLongPoolNames(t *testing.T) {
 	for _, n := range []int{213, 214, 253} {
 		name := strings.Repeat("p", n)
 		if n <= 213 { // a longer one is refused today
-			fixture.IPPool(t, c.client, c.ns, name, v1alpha1.IPPoolSpec{Subnet: "fd00::/64", PerNodeBlockSize: 10}, "a")
+			rig.IPPool(t, c.IPAM, c.NS, name, v1alpha1.IPPoolSpec{Subnet: "fd00::/64", PerNodeBlockSize: 10}, "a")
 		}
 		ask := call{verb: "ADD", container: "c1", ipam: map[string]any{"poolName": name}}
 		if n > 213 {

@@ -4,10 +4,13 @@
 package plugin
 
 import (
+	"encoding/pem"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -16,7 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 // Two nodes have a container of the same ID with the same interface, as cnitool makes
@@ -25,7 +28,7 @@ import (
 func TestOneContainerIDOnTwoNodes(t *testing.T) {
 	c := newCluster(t)
 	c.blocks(t, "a", "b")
-	fixture.IPPool(t, c.client, c.ns, "empty", v1alpha1.IPPoolSpec{Subnet: "10.9.0.0/24", PerNodeBlockSize: 1}, "a", "b")
+	rig.IPPool(t, c.IPAM, c.NS, "empty", v1alpha1.IPPoolSpec{Subnet: "10.9.0.0/24", PerNodeBlockSize: 1}, "a", "b")
 	a, b := c.host(t, "a"), c.host(t, "b")
 	same := call{verb: "ADD", container: "same"}
 	const both = "[10.0.0.101 10.0.0.2]"
@@ -83,11 +86,11 @@ func TestPendingReleaseOfOneContainerIDOnTwoNodes(t *testing.T) {
 	a.mustAdd(t, call{container: "same", args: "IP=10.0.0.50"})
 	settings := a.settings()
 	settings["kubeconfig"] = filepath.Join(a.dir, "away")
-	kubeconfig(t, settings["kubeconfig"].(string), "https://127.0.0.1:1", env.Config.CAData, token)
+	rig.WriteKubeconfig(t, settings["kubeconfig"].(string), "https://127.0.0.1:1", env.Config.CAData, token)
 	a.configure(t, settings)
 	a.reboot(t)
 	a.mustRun(t, call{verb: "DEL", container: "same"})
-	if err := c.client.IPAllocations(c.ns).Delete(t.Context(), "p.10.0.0.50", metav1.DeleteOptions{}); err != nil {
+	if err := c.IPAM.IPAllocations(c.NS).Delete(t.Context(), "p.10.0.0.50", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	b.mustAdd(t, call{container: "same", args: "IP=10.0.0.50"})
@@ -110,7 +113,7 @@ func TestHostileClaimIsNotAdopted(t *testing.T) {
 	h.mustAdd(t, call{container: "victim"}) // .2
 	for i := 3; i < 6; i++ {
 		addr := fmt.Sprint("10.0.0.", i)
-		_, err := c.client.IPAllocations(c.ns).Create(t.Context(), &v1alpha1.IPAllocation{
+		_, err := c.IPAM.IPAllocations(c.NS).Create(t.Context(), &v1alpha1.IPAllocation{
 			ObjectMeta: metav1.ObjectMeta{Name: "p." + addr, Labels: map[string]string{
 				v1alpha1.LabelPool: "p", v1alpha1.LabelNode: "a", // a label can say anything
 				v1alpha1.LabelContainer: v1alpha1.ContainerLabel("victim"),
@@ -160,20 +163,17 @@ func TestGCThatWaitsSparesWhatStartedMeanwhile(t *testing.T) {
 			c := newCluster(t)
 			c.blocks(t, "a")
 			h := c.host(t, "a")
-			p := newProxy(t, true)
-			path := filepath.Join(h.dir, "proxy.kubeconfig")
-			kubeconfig(t, path, p.URL, p.ca(), token)
-			h.use(t, c, path)
+			p := h.behindProxy(t, c)
 			h.mustAdd(t, call{container: "gone"})
 			c.age(t)
 			arrived, release := make(chan struct{}), make(chan struct{})
 			var once sync.Once
-			p.fail(func(w http.ResponseWriter, req *http.Request) {
+			p.Fail(func(w http.ResponseWriter, req *http.Request) {
 				if req.Method == http.MethodGet && strings.HasSuffix(req.URL.Path, "/ipallocations") {
 					once.Do(func() { close(arrived) })
 					<-release
 				}
-				p.forward.ServeHTTP(w, req)
+				p.Forward.ServeHTTP(w, req)
 			})
 			var running sync.WaitGroup
 			running.Go(func() { h.mustRun(t, gc()) })
@@ -197,7 +197,7 @@ type site struct {
 }
 
 func (s site) call(verb, container string) call {
-	return call{verb: verb, container: container, ipam: map[string]any{"poolsNamespace": s.ns, "kubeconfig": s.kubeconfig}}
+	return call{verb: verb, container: container, ipam: map[string]any{"poolsNamespace": s.NS, "kubeconfig": s.kubeconfig}}
 }
 
 // sites are two namespaces, in one cluster or in two as far as a node can tell,
@@ -212,9 +212,30 @@ func sites(t *testing.T, clusters int) (one, two site) {
 	if clusters == 2 {
 		p := newProxy(t, true)
 		two.kubeconfig = filepath.Join(h.dir, "second.kubeconfig")
-		kubeconfig(t, two.kubeconfig, p.URL, p.ca(), token)
+		p.Kubeconfig(t, two.kubeconfig)
 	}
 	return one, two
+}
+
+// One cluster is known by two sets of certificate authorities, as to the installer and to
+// the kubelet. What was claimed under one is found by a DEL under the other, whose hint
+// was complete before.
+func TestClaimUnderOtherAuthorities(t *testing.T) {
+	c := newCluster(t)
+	c.blocks(t, "a")
+	h := c.host(t, "a")
+	server := httptest.NewTLSServer(nil)
+	defer server.Close()
+	more := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	file := filepath.Join(h.dir, "bundle.kubeconfig")
+	rig.WriteKubeconfig(t, file, env.Config.Host, append(slices.Clone(env.Config.CAData), more...), token)
+	h.mustAdd(t, call{container: "first"})
+	h.mustRun(t, call{verb: "DEL", container: "first"}) // lists: the hint is complete
+	h.mustAdd(t, site{c, h, file}.call("ADD", "second"))
+	h.mustRun(t, call{verb: "DEL", container: "second"})
+	if got := c.held(t); got != "[]" {
+		t.Errorf("held %s", got)
+	}
 }
 
 // Two namespaces, or two clusters, share a node and its data. What the node knows of
@@ -232,14 +253,14 @@ func TestTwoSitesShareANode(t *testing.T) {
 				t.Run(name, func(t *testing.T) {
 					for _, s := range []site{one, two} {
 						s.host.mustRun(t, s.call("ADD", "c1"))
-						s.host.mustRun(t, s.call("ADD", "other-of-"+s.ns))
+						s.host.mustRun(t, s.call("ADD", "other-of-"+s.NS))
 					}
 					forget()
 					for _, s := range []site{one, two} { // one makes the hint of its own namespace complete
 						s.host.mustRun(t, s.call("DEL", "never-added"))
-						s.host.mustRun(t, s.call("DEL", "other-of-"+s.ns))
+						s.host.mustRun(t, s.call("DEL", "other-of-"+s.NS))
 						s.host.mustRun(t, s.call("CHECK", "c1"))
-						if got := len(fixture.Addresses(t, s.client, s.ns)); got != 1 {
+						if got := len(rig.Addresses(t, s.IPAM, s.NS)); got != 1 {
 							t.Errorf("%d held, want that of c1", got)
 						}
 					}
@@ -293,20 +314,20 @@ func TestPendingReleasesOfTwoSites(t *testing.T) {
 				one, two := sites(t, clusters)
 				h := one.host
 				for _, s := range []site{one, two} {
-					h.mustRun(t, s.call("ADD", "c-"+s.ns))
+					h.mustRun(t, s.call("ADD", "c-"+s.NS))
 				}
 				if rebooted {
 					h.rebootAll(t)
 				}
 				away := filepath.Join(h.dir, "away.kubeconfig")
-				kubeconfig(t, away, "https://127.0.0.1:1", env.Config.CAData, token)
-				del := one.call("DEL", "c-"+one.ns)
+				rig.WriteKubeconfig(t, away, "https://127.0.0.1:1", env.Config.CAData, token)
+				del := one.call("DEL", "c-"+one.NS)
 				del.ipam["kubeconfig"] = away
 				h.mustRun(t, del)
 				for range 3 {
 					h.mustRun(t, two.call("STATUS", ""))
 					h.mustRun(t, two.call("DEL", "never-added"))
-					h.mustRun(t, two.call("CHECK", "c-"+two.ns))
+					h.mustRun(t, two.call("CHECK", "c-"+two.NS))
 				}
 				if got := one.held(t) + two.held(t); got != "[10.0.0.2][10.0.0.2]" {
 					t.Errorf("held %s: the other site has freed it, or forgotten that it has to be", got)
@@ -378,18 +399,15 @@ func TestFailedADDsLeaveBoundedNotes(t *testing.T) {
 			t.Run(name+", "+pool, func(t *testing.T) {
 				t.Parallel()
 				c := newCluster(t)
-				fixture.IPPool(t, c.client, c.ns, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: size}, "a")
+				rig.IPPool(t, c.IPAM, c.NS, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: size}, "a")
 				h := c.host(t, "a")
-				p := newProxy(t, true)
-				path := filepath.Join(h.dir, "proxy.kubeconfig")
-				kubeconfig(t, path, p.URL, p.ca(), token)
-				h.use(t, c, path)
-				p.fail(func(w http.ResponseWriter, req *http.Request) {
+				p := h.behindProxy(t, c)
+				p.Fail(func(w http.ResponseWriter, req *http.Request) {
 					switch {
 					case req.Method == http.MethodGet:
-						p.forward.ServeHTTP(w, req)
+						p.Forward.ServeHTTP(w, req)
 					case carriedOut && req.Method == http.MethodPost:
-						p.forward.ServeHTTP(discard{http.Header{}}, req)
+						p.Forward.ServeHTTP(discard{http.Header{}}, req)
 						fallthrough
 					default:
 						status(500, "InternalError", 0)(w, req)
@@ -409,7 +427,7 @@ func TestFailedADDsLeaveBoundedNotes(t *testing.T) {
 				if err != nil || len(notes) > 2*size {
 					t.Errorf("%d notes for %d addresses: %v, %v", len(notes), size, notes, err)
 				}
-				p.fail(nil)
+				p.Fail(nil)
 				h.settle(t)
 				h.mustRun(t, call{verb: "STATUS"})
 				h.mustRun(t, call{verb: "STATUS"})
@@ -439,7 +457,7 @@ func (d discard) WriteHeader(int)             {}
 func TestHintIsTidied(t *testing.T) {
 	c := newCluster(t)
 	c.blocks(t, "a")
-	fixture.IPPool(t, c.client, c.ns, "q", v1alpha1.IPPoolSpec{Subnet: "10.9.0.0/24", PerNodeBlockSize: 1}, "a")
+	rig.IPPool(t, c.IPAM, c.NS, "q", v1alpha1.IPPoolSpec{Subnet: "10.9.0.0/24", PerNodeBlockSize: 1}, "a")
 	h := c.host(t, "a")
 	inQ := map[string]any{"poolName": "q"}
 	h.mustAdd(t, call{container: "c1", ipam: inQ})
@@ -449,10 +467,10 @@ func TestHintIsTidied(t *testing.T) {
 		t.Fatalf("of the pool there are only %v", files)
 	}
 	h.mustRun(t, call{verb: "DEL", container: "c1", ipam: inQ})
-	if err := c.client.IPPools(c.ns).Delete(t.Context(), "q", metav1.DeleteOptions{}); err != nil {
+	if err := c.IPAM.IPPools(c.NS).Delete(t.Context(), "q", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	fixture.Gone(t, c.client, c.ns, "q")
+	rig.Gone(t, c.IPAM, c.NS, "q")
 	h.wantError(t, call{verb: "ADD", container: "c2", ipam: inQ}, 11, "not found")
 	if files, _ := filepath.Glob(h.hint("pools", "*.q.*")); len(files) > 0 {
 		t.Errorf("of a pool that is gone there are %v", files)
@@ -483,14 +501,14 @@ func TestHintIsTidied(t *testing.T) {
 func TestFilesOfAForgottenPoolGo(t *testing.T) {
 	c := newCluster(t)
 	c.blocks(t, "a")
-	fixture.IPPool(t, c.client, c.ns, "q", v1alpha1.IPPoolSpec{Subnet: "10.9.0.0/24", PerNodeBlockSize: 1}, "a")
+	rig.IPPool(t, c.IPAM, c.NS, "q", v1alpha1.IPPoolSpec{Subnet: "10.9.0.0/24", PerNodeBlockSize: 1}, "a")
 	h := c.host(t, "a")
 	h.mustAdd(t, call{container: "c1", ipam: map[string]any{"poolName": "q"}})
 	h.mustRun(t, call{verb: "DEL", container: "c1"})
-	if err := c.client.IPPools(c.ns).Delete(t.Context(), "q", metav1.DeleteOptions{}); err != nil {
+	if err := c.IPAM.IPPools(c.NS).Delete(t.Context(), "q", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	fixture.Gone(t, c.client, c.ns, "q")
+	rig.Gone(t, c.IPAM, c.NS, "q")
 	shift(t, h.data(), -60*24*time.Hour)
 	h.reboot(t)
 	h.mustRun(t, call{verb: "DEL", container: "never-added"})

@@ -15,7 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/tests/internal/fixture"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 func TestEveryVersion(t *testing.T) {
@@ -89,8 +89,8 @@ func TestThreeWaysToAskForAnAddress(t *testing.T) {
 
 func TestGatewayAndIndex(t *testing.T) {
 	c := newCluster(t)
-	fixture.IPPool(t, c.client, c.ns, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/16", PerNodeBlockSize: 100, Gateway: "10.0.0.1", DefaultGateway: true}, "a")
-	fixture.IPPool(t, c.client, c.ns, "bare", v1alpha1.IPPoolSpec{Subnet: "10.1.0.0/16", PerNodeBlockSize: 100}, "a")
+	rig.IPPool(t, c.IPAM, c.NS, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/16", PerNodeBlockSize: 100, Gateway: "10.0.0.1", DefaultGateway: true}, "a")
+	rig.IPPool(t, c.IPAM, c.NS, "bare", v1alpha1.IPPoolSpec{Subnet: "10.1.0.0/16", PerNodeBlockSize: 100}, "a")
 	h := c.host(t, "a")
 	args := func(key string, v any) map[string]any {
 		return map[string]any{"args": map[string]any{"cni": map[string]any{key: v}}}
@@ -117,7 +117,7 @@ func TestGatewayAndIndex(t *testing.T) {
 
 func TestRoutes(t *testing.T) {
 	c := newCluster(t)
-	fixture.IPPool(t, c.client, c.ns, "p", v1alpha1.IPPoolSpec{
+	rig.IPPool(t, c.IPAM, c.NS, "p", v1alpha1.IPPoolSpec{
 		Subnet: "10.0.0.0/16", PerNodeBlockSize: 100, Gateway: "10.0.0.1", DefaultGateway: true,
 		Routes: []v1alpha1.Route{{Dst: "172.16.0.0/12"}, {Dst: "10.9.0.0/16"}},
 	}, "a")
@@ -172,7 +172,7 @@ func TestStatusAndDelWhileTheServerIsDown(t *testing.T) {
 	h.mustRun(t, call{verb: "STATUS"})
 
 	settings := map[string]any{
-		"kubeconfig": filepath.Join(t.TempDir(), "kubeconfig"), "poolsNamespace": c.ns, "nodeName": "a",
+		"kubeconfig": filepath.Join(t.TempDir(), "kubeconfig"), "poolsNamespace": c.NS, "nodeName": "a",
 		"dataDir": filepath.Join(h.dir, "data"), "logFile": filepath.Join(h.dir, "log"),
 	}
 	deadKubeconfig(t, settings["kubeconfig"].(string))
@@ -201,7 +201,7 @@ func TestStatusWhereTheServerRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.configure(t, map[string]any{"kubeconfig": nobody, "poolsNamespace": c.ns, "nodeName": "a", "dataDir": filepath.Join(h.dir, "data"), "logFile": filepath.Join(h.dir, "log")})
+	h.configure(t, map[string]any{"kubeconfig": nobody, "poolsNamespace": c.NS, "nodeName": "a", "dataDir": filepath.Join(h.dir, "data"), "logFile": filepath.Join(h.dir, "log")})
 	h.wantError(t, call{verb: "STATUS"}, 50, "forbidden", "nobody")
 	h.wantError(t, call{verb: "ADD", container: "c1"}, 11, "forbidden", "nobody")
 }
@@ -233,14 +233,14 @@ func TestPoolsOfBothKinds(t *testing.T) {
 	c := newCluster(t)
 	c.blocks(t, "a")
 	index := int32(1)
-	fixture.CIDRPool(t, c.client, c.ns, "rail", v1alpha1.CIDRPoolSpec{CIDR: "10.60.0.0/16", PerNodeNetworkPrefix: 24, GatewayIndex: &index}, "a", "b")
+	rig.CIDRPool(t, c.IPAM, c.NS, "rail", v1alpha1.CIDRPoolSpec{CIDR: "10.60.0.0/16", PerNodeNetworkPrefix: 24, GatewayIndex: &index}, "a", "b")
 	h := c.host(t, "b")
 	rail := map[string]any{"poolName": "rail", "poolType": "cidrpool"}
 	if got := h.mustAdd(t, call{container: "c1", ipam: rail}); !slices.Equal(got, []string{"10.60.1.2/24"}) {
 		t.Errorf("got %v", got)
 	}
 	h.wantError(t, call{verb: "ADD", container: "c2", ipam: rail, args: "IP=10.60.0.9"}, 7, "ip 10.60.0.9 has no matching Pool")
-	got, err := c.client.IPAllocations(c.ns).Get(t.Context(), "rail.10.60.1.2", metav1.GetOptions{})
+	got, err := c.IPAM.IPAllocations(c.NS).Get(t.Context(), "rail.10.60.1.2", metav1.GetOptions{})
 	if err != nil || got.Spec.PoolRef.Kind != v1alpha1.PoolKindCIDRPool {
 		t.Errorf("allocation %+v, %v", got, err)
 	}

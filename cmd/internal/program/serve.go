@@ -6,10 +6,15 @@
 package program
 
 import (
+	"context"
 	"errors"
+	"io"
+	"io/fs"
 	"net"
 	"net/http"
+	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -35,17 +40,54 @@ var DefaultLimits = Limits{
 	HeaderBytes: 16 << 10, Connections: 128,
 }
 
-// Serve answers requests to address until stop is called. An empty address, or 0,
-// serves nothing.
+// unixPrefix is what an address begins with that is the path of a socket.
+const unixPrefix = "unix:"
+
+// Serve answers requests to address, host:port or unix:PATH, until stop is called. An
+// empty address, or 0, serves nothing. A socket that an earlier process has left is
+// replaced.
 func Serve(address string, handler http.Handler, limits Limits) (stop func(), err error) {
 	if address == "" || address == "0" {
 		return func() {}, nil
 	}
-	listener, err := net.Listen("tcp", address)
+	network := "tcp"
+	if path, ok := strings.CutPrefix(address, unixPrefix); ok {
+		network, address = "unix", path
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	listener, err := net.Listen(network, address)
 	if err != nil {
 		return nil, err
 	}
 	return serveOn(listener, handler, limits), nil
+}
+
+// Get asks a server that Serve has started for a path, such as /readyz. It returns the
+// answer without the newline at its end, and an error if its status is not 200.
+func Get(ctx context.Context, address, path string) (string, error) {
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		if socket, ok := strings.CutPrefix(address, unixPrefix); ok {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		}
+		return (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	}}}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost"+path, nil)
+	if err != nil {
+		return "", err
+	}
+	answer, err := client.Do(request)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = answer.Body.Close() }()
+	body, err := io.ReadAll(io.LimitReader(answer.Body, 64<<10))
+	text := strings.TrimSuffix(string(body), "\n")
+	if err == nil && answer.StatusCode != http.StatusOK {
+		err = errors.New(answer.Status)
+	}
+	return text, err
 }
 
 func serveOn(listener net.Listener, handler http.Handler, limits Limits) (stop func()) {

@@ -46,6 +46,19 @@ type Cluster struct {
 
 	dir     string
 	control *machine
+	foreign bool
+}
+
+// Foreign returns a cluster that is not this machine's: the one of the environment's
+// KUBECONFIG, with the nodes that are in it. Only Kubectl, Nodes and their names are
+// of use then.
+func Foreign(ctx context.Context) (*Cluster, error) {
+	c := &Cluster{foreign: true}
+	out, err := c.Kubectl(ctx, "get", "nodes", "-o", "jsonpath={.items[*].metadata.name}")
+	for i, name := range strings.Fields(out) {
+		c.Nodes = append(c.Nodes, &Node{Name: name, cluster: c, index: i})
+	}
+	return c, err
 }
 
 // Open returns the cluster whose state is below the directory that CLUSTER_DIR
@@ -281,7 +294,10 @@ func (c *Cluster) Kubectl(ctx context.Context, args ...string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return output(exec.CommandContext(ctx, path, append([]string{"--kubeconfig", c.Kubeconfig()}, args...)...))
+	if !c.foreign {
+		args = append([]string{"--kubeconfig", c.Kubeconfig()}, args...)
+	}
+	return output(exec.CommandContext(ctx, path, args...))
 }
 
 // output runs a command, and returns what it writes on stdout. An error has what

@@ -22,6 +22,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -64,6 +65,7 @@ type Env struct {
 	Minor int
 
 	envtest *envtest.Environment
+	users   sync.Mutex // held while one is added
 	guard   *guard
 	log     *os.File
 }
@@ -249,10 +251,17 @@ func (e *Env) StartAPIServer() error {
 	return e.envtest.ControlPlane.APIServer.Start()
 }
 
+// addUser signs one certificate at a time: envtest counts serial numbers without a lock.
+func (e *Env) addUser(name string, groups []string, base *rest.Config) (*envtest.AuthenticatedUser, error) {
+	e.users.Lock()
+	defer e.users.Unlock()
+	return e.envtest.AddUser(envtest.User{Name: name, Groups: groups}, base)
+}
+
 // UserConfig returns a client configuration with a new certificate for a user.
 // Nobody has to know the user: what they may do is a matter of RBAC.
 func (e *Env) UserConfig(name string, groups ...string) (*rest.Config, error) {
-	user, err := e.envtest.AddUser(envtest.User{Name: name, Groups: groups}, &rest.Config{QPS: -1})
+	user, err := e.addUser(name, groups, &rest.Config{QPS: -1})
 	if err != nil {
 		return nil, err
 	}
@@ -262,7 +271,7 @@ func (e *Env) UserConfig(name string, groups ...string) (*rest.Config, error) {
 // UserKubeconfig writes a kubeconfig file with a new certificate for a user and
 // returns its path.
 func (e *Env) UserKubeconfig(name string, groups ...string) (string, error) {
-	user, err := e.envtest.AddUser(envtest.User{Name: name, Groups: groups}, nil)
+	user, err := e.addUser(name, groups, nil)
 	if err != nil {
 		return "", err
 	}

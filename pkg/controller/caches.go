@@ -1,0 +1,193 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"iter"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
+)
+
+// caches are what the informers have seen of the cluster. They may be behind the API
+// server, and nobody changes an object of theirs.
+type caches struct {
+	namespace   string // of the pools
+	nodes       index[*corev1.Node]
+	pods        index[*metav1.PartialObjectMetadata]
+	allocations index[*v1alpha1.IPAllocation]
+	pools       map[v1alpha1.PoolKind]index[metav1.Object]
+}
+
+// index is a cache of objects of one type, by their keys (namespace/name, or the name
+// of a node). It is a local store whose methods return an error only for an index that
+// does not exist.
+type index[T any] struct{ cache.Indexer }
+
+func (i index[T]) get(key string) (obj T, found bool) {
+	if any, ok, _ := i.GetByKey(key); ok {
+		return any.(T), true
+	}
+	return obj, false
+}
+
+func (i index[T]) all() []T { return typed[T](i.List()) }
+
+func (i index[T]) by(name, value string) []T {
+	found, _ := i.ByIndex(name, value)
+	return typed[T](found)
+}
+
+func (i index[T]) keysBy(name, value string) []string {
+	keys, _ := i.IndexKeys(name, value)
+	return keys
+}
+
+func typed[T any](in []any) []T {
+	out := make([]T, len(in))
+	for i, obj := range in {
+		out[i] = obj.(T)
+	}
+	return out
+}
+
+// pool returns a pool; nil if there is none.
+func (c *caches) pool(ref v1alpha1.PoolReference) *pool.Object {
+	kind, known := c.pools[ref.Kind]
+	if !known {
+		return nil
+	}
+	obj, _ := kind.get(c.namespace + "/" + ref.Name)
+	return pool.ObjectOf(obj)
+}
+
+// allPools yields the pools of all kinds, in no order.
+func (c *caches) allPools() iter.Seq[*pool.Object] {
+	return func(yield func(*pool.Object) bool) {
+		for _, kind := range c.pools {
+			for _, obj := range kind.all() {
+				if !yield(pool.ObjectOf(obj)) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// optOut is the annotation by which a pool's owner disables reclaim, "" if there
+// is none. A value that is not known disables it as well.
+func optOut(annotations map[string]string) string {
+	value, found := annotations[v1alpha1.AnnotationReclaim]
+	if !found || value == v1alpha1.ReclaimEnabled {
+		return ""
+	}
+	return v1alpha1.AnnotationReclaim + "=" + value
+}
+
+// holds reports whether a node holds addresses of a pool.
+func (c *caches) holds(ref v1alpha1.PoolReference, node string) bool {
+	return len(c.allocations.keysBy(byHolder, holderKey(ref, node))) > 0
+}
+
+// Indexes of allocations.
+const (
+	byHolder = "holder" // holderKey
+	byPod    = "pod"    // podKey
+	byNode   = "node"   // spec.nodeName
+	byPool   = "pool"   // poolKey
+)
+
+var allocationIndexers = cache.Indexers{
+	byHolder: indexAllocation(func(a *v1alpha1.IPAllocation) string { return holderKey(a.Spec.PoolRef, a.Spec.NodeName) }),
+	byPod:    indexAllocation(podKey),
+	byNode:   indexAllocation(func(a *v1alpha1.IPAllocation) string { return a.Spec.NodeName }),
+	byPool:   indexAllocation(func(a *v1alpha1.IPAllocation) string { return poolKey(a.Spec.PoolRef) }),
+}
+
+func indexAllocation(key func(*v1alpha1.IPAllocation) string) cache.IndexFunc {
+	return func(obj any) ([]string, error) { return []string{key(obj.(*v1alpha1.IPAllocation))}, nil }
+}
+
+// holderKey names a pool and the node that holds an address of it.
+func holderKey(ref v1alpha1.PoolReference, node string) string { return poolKey(ref) + "/" + node }
+
+func poolKey(ref v1alpha1.PoolReference) string { return string(ref.Kind) + "/" + ref.Name }
+
+// podKey is the key of the pod that an allocation names, NAMESPACE/NAME.
+func podKey(a *v1alpha1.IPAllocation) string {
+	return a.Spec.PodRef.Namespace + "/" + a.Spec.PodRef.Name
+}
+
+// Annotations that the kubelet puts on the mirror of a static pod. The mirror
+// has a UID of its own; the pod's, which the runtime tells CNI, is in the hash.
+const (
+	annotationConfigMirror = "kubernetes.io/config.mirror"
+	annotationConfigHash   = "kubernetes.io/config.hash"
+)
+
+// thin drops what the controller does not read before an object is cached: most of a
+// large cluster's pods and nodes. It may be called twice on one object.
+func thin(obj any) (any, error) {
+	switch o := obj.(type) {
+	case *corev1.Node:
+		return &corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion, CreationTimestamp: o.CreationTimestamp, Labels: o.Labels},
+			Spec:       corev1.NodeSpec{Taints: o.Spec.Taints, PodCIDRs: o.Spec.PodCIDRs},
+			Status:     corev1.NodeStatus{Conditions: readiness(o)},
+		}, nil
+	case *metav1.PartialObjectMetadata: // a pod
+		return &metav1.PartialObjectMetadata{
+			TypeMeta: o.TypeMeta,
+			ObjectMeta: metav1.ObjectMeta{
+				Namespace: o.Namespace, Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion,
+				CreationTimestamp: o.CreationTimestamp, DeletionTimestamp: o.DeletionTimestamp, Annotations: only(o.Annotations, annotationConfigMirror, annotationConfigHash),
+			},
+		}, nil
+	case *v1alpha1.IPAllocation:
+		o.ManagedFields, o.Annotations, o.Labels = nil, nil, nil
+	default:
+		if p := pool.ObjectOf(obj); p != nil {
+			p.Meta.ManagedFields, p.Meta.Annotations = blocksManagers(p.Meta.ManagedFields), only(p.Meta.Annotations, v1alpha1.AnnotationReclaim)
+		}
+	}
+	return obj, nil
+}
+
+func readiness(node *corev1.Node) []corev1.NodeCondition {
+	for _, condition := range node.Status.Conditions {
+		if condition.Type == corev1.NodeReady {
+			return []corev1.NodeCondition{{Type: condition.Type, Status: condition.Status}}
+		}
+	}
+	return nil
+}
+
+// only returns the annotations with these names, nil if there are none.
+func only(annotations map[string]string, names ...string) (out map[string]string) {
+	for _, name := range names {
+		if value, found := annotations[name]; found {
+			if out == nil {
+				out = map[string]string{}
+			}
+			out[name] = value
+		}
+	}
+	return out
+}
+
+// blocksManagers are the names of the managers that applied status.allocations.
+func blocksManagers(entries []metav1.ManagedFieldsEntry) []metav1.ManagedFieldsEntry {
+	var out []metav1.ManagedFieldsEntry
+	for _, e := range entries {
+		if strings.HasPrefix(e.Manager, v1alpha1.BlocksManagerPrefix) {
+			out = append(out, metav1.ManagedFieldsEntry{Manager: e.Manager, Operation: e.Operation, Subresource: e.Subresource})
+		}
+	}
+	return out
+}

@@ -1,0 +1,47 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/transport"
+
+	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned"
+)
+
+// Clients are the ways to the API server that the controller needs.
+type Clients struct {
+	IPAM     versioned.Interface
+	Kube     kubernetes.Interface
+	Metadata metadata.Interface // pods: only their metadata is cached
+}
+
+// Connect returns clients whose requests go through wrap. An empty kubeconfig stands for
+// $KUBECONFIG, and then for the pod's service account.
+func Connect(kubeconfig, userAgent string, wrap transport.WrapperFunc) (c Clients, err error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = kubeconfig
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
+	if err != nil {
+		return c, err
+	}
+	config.UserAgent = userAgent
+	// No limit on this side: a handful of workers with one request each cannot do harm, and
+	// a server that is busy says so (API priority and fairness).
+	config.QPS = -1
+	config.Wrap(wrap)
+	protobuf := rest.CopyConfig(config) // which custom resources do not have
+	protobuf.AcceptContentTypes, protobuf.ContentType = "application/vnd.kubernetes.protobuf,application/json", "application/vnd.kubernetes.protobuf"
+	if c.IPAM, err = versioned.NewForConfig(config); err != nil {
+		return c, err
+	}
+	if c.Metadata, err = metadata.NewForConfig(config); err != nil {
+		return c, err
+	}
+	c.Kube, err = kubernetes.NewForConfig(protobuf)
+	return c, err
+}

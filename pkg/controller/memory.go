@@ -1,0 +1,92 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"maps"
+	"sync"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+)
+
+// memory is what the controller remembers of a pool from one reconciliation to the
+// next. It is lost with a restart, and nothing depends on it but how often the API
+// server is written to and an event is repeated.
+type memory struct {
+	// summary is what the metrics tell.
+	summary summary
+	// kept is true if something is kept only as long as it is held.
+	kept bool
+	// counted is when status.used was last written.
+	counted time.Time
+	// events are what was last told in events.
+	events lastEvents
+}
+
+// summary is what is counted of a pool when it is reconciled.
+type summary struct {
+	ready    metav1.Condition
+	overlaps int         // other pools
+	unserved int         // nodes without a block, for lack of room
+	blocks   *blockCount // nil if the specification is invalid
+	held     int64       // allocations
+	outside  int         // of these, outside of their nodes' blocks, and not requested
+	foreign  int         // of these, outside of the subnet
+}
+
+// blockCount is what is counted of the blocks of a pool.
+type blockCount struct {
+	nodes    int   // that have a block
+	full     int   // of these, without a free address in it
+	capacity int64 // addresses that all nodes may hand out, at most pool.MaxSize
+}
+
+// lastEvents are what was last told about a pool in events.
+type lastEvents struct {
+	uid      types.UID // of the pool; "" if nothing was told
+	ready    metav1.Condition
+	unserved []string // nodes, by name
+	optOut   string
+	notices  map[string]string    // the event of each, by type of condition
+	nodes    map[string]time.Time // when a node's news were last the case, by reason/node
+}
+
+// memories are those of all pools. The worker that reconciles pools writes them;
+// metrics and the events of allocations read them.
+type memories struct {
+	mu  sync.Mutex
+	all map[v1alpha1.PoolReference]memory
+}
+
+// of returns what is known of a pool; nothing, if it is new.
+func (m *memories) of(ref v1alpha1.PoolReference) memory {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.all[ref]
+}
+
+func (m *memories) set(ref v1alpha1.PoolReference, known memory) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.all == nil {
+		m.all = map[v1alpha1.PoolReference]memory{}
+	}
+	m.all[ref] = known
+}
+
+func (m *memories) forget(ref v1alpha1.PoolReference) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.all, ref)
+}
+
+func (m *memories) copy() map[v1alpha1.PoolReference]memory {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return maps.Clone(m.all)
+}

@@ -1,0 +1,84 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger
+
+import (
+	"context"
+	"encoding/json"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned/scheme"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
+)
+
+// Pools are the pools of one namespace in the API server, whatever their kinds. Each
+// method makes one request, and returns its error as it is.
+type Pools struct {
+	// Client of this project's API group.
+	Client rest.Interface
+	// Namespace of the pools.
+	Namespace string
+}
+
+// Pools returns the pools of the ledger's namespace.
+func (l *Ledger) Pools() Pools { return Pools{Client: l.Client.RESTClient(), Namespace: l.Namespace} }
+
+// Get reads a pool.
+func (p Pools) Get(ctx context.Context, ref v1alpha1.PoolReference) (*pool.Object, error) {
+	return read(ctx, p.named(p.Client.Get(), ref), ref.Kind)
+}
+
+// metadataOnly makes the API server send metadata only. The typed client cannot ask for
+// that.
+const metadataOnly = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+
+// Metadata reads a pool's metadata from the API server's watch cache, which may be some
+// milliseconds late.
+func (p Pools) Metadata(ctx context.Context, ref v1alpha1.PoolReference) (*metav1.ObjectMeta, error) {
+	return metadata(ctx, p.named(p.Client.Get(), ref).Param("resourceVersion", "0"))
+}
+
+// MetadataNow is Metadata as etcd has it now.
+func (p Pools) MetadataNow(ctx context.Context, ref v1alpha1.PoolReference) (*metav1.ObjectMeta, error) {
+	return metadata(ctx, p.named(p.Client.Get(), ref))
+}
+
+func metadata(ctx context.Context, request *rest.Request) (*metav1.ObjectMeta, error) {
+	result := request.SetHeader("Accept", metadataOnly).Do(ctx)
+	if err := result.Error(); err != nil { // says more than the error of Raw
+		return nil, err
+	}
+	data, err := result.Raw()
+	if err != nil {
+		return nil, err
+	}
+	var obj struct {
+		Metadata metav1.ObjectMeta `json:"metadata"`
+	}
+	err = json.Unmarshal(data, &obj)
+	return &obj.Metadata, err
+}
+
+// PatchStatus writes a part of a pool's status, and returns the pool as it is then.
+func (p Pools) PatchStatus(ctx context.Context, ref v1alpha1.PoolReference, as types.PatchType, body []byte, opts metav1.PatchOptions) (*pool.Object, error) {
+	request := p.named(p.Client.Patch(as), ref).SubResource("status").VersionedParams(&opts, scheme.ParameterCodec).Body(body)
+	return read(ctx, request, ref.Kind)
+}
+
+func (p Pools) named(request *rest.Request, ref v1alpha1.PoolReference) *rest.Request {
+	return request.Namespace(p.Namespace).Resource(pool.Resource(ref.Kind).Resource).Name(ref.Name)
+}
+
+// read sends a request that is answered with a pool.
+func read(ctx context.Context, request *rest.Request, kind v1alpha1.PoolKind) (*pool.Object, error) {
+	obj := pool.New(kind)
+	if err := request.Do(ctx).Into(obj); err != nil {
+		return nil, err
+	}
+	return pool.ObjectOf(obj), nil
+}

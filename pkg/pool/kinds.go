@@ -1,0 +1,117 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"fmt"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+)
+
+// kinds has one row for each kind of pool. No other package names a kind
+// (hack/check-imports.sh), so a new kind is a row here and a file beside ippool.go.
+var kinds = []kind{
+	{v1alpha1.PoolKindIPPool, "ippools", func() runtime.Object { return &v1alpha1.IPPool{} }, ipObject},
+	{v1alpha1.PoolKindCIDRPool, "cidrpools", func() runtime.Object { return &v1alpha1.CIDRPool{} }, cidrObject},
+}
+
+// DefaultKind is the kind that is meant if a configuration, or nv-ipam's store, names
+// none.
+const DefaultKind = v1alpha1.PoolKindIPPool
+
+// kind is all that differs between kinds of pool.
+type kind struct {
+	name     v1alpha1.PoolKind
+	resource string // as it stands in the API's paths
+	empty    func() runtime.Object
+	// object reads an object; nil if it is of another kind.
+	object func(obj any) *Object
+}
+
+// Object is a pool of any kind, as one version of its object in the API has it.
+type Object struct {
+	// Ref is the pool's kind and name.
+	Ref v1alpha1.PoolReference
+	// Meta and Status are those of the object: a change of them changes it.
+	Meta   *metav1.ObjectMeta
+	Status *v1alpha1.PoolStatus
+	// Subnet is all that the pool may hand out, as the specification has it, unchecked.
+	Subnet string
+	// Allocations is status.allocations, to be written as JSON; nil if the pool has no
+	// status yet.
+	Allocations any
+
+	parse       func() (*Pool, field.ErrorList)
+	blocks      func() []Assignment
+	allocations func([]Assignment) any
+}
+
+// Parse checks and parses the specification. Each error names the field and the value.
+func (o *Object) Parse() (*Pool, field.ErrorList) { return o.parse() }
+
+// Blocks reads status.allocations. It leaves out an entry that names no block.
+func (o *Object) Blocks() []Assignment { return o.blocks() }
+
+// AllocationsFor returns blocks as status.allocations has them in this kind of pool;
+// never nil, since the API requires the field.
+func (o *Object) AllocationsFor(blocks []Assignment) any { return o.allocations(blocks) }
+
+// ObjectOf reads an object of the API, or of a cache; nil if it is no pool.
+func ObjectOf(obj any) *Object {
+	for _, k := range kinds {
+		if o := k.object(obj); o != nil {
+			return o
+		}
+	}
+	return nil
+}
+
+// Kinds returns all kinds of pool.
+func Kinds() []v1alpha1.PoolKind {
+	out := make([]v1alpha1.PoolKind, len(kinds))
+	for i, k := range kinds {
+		out[i] = k.name
+	}
+	return out
+}
+
+// ParseType reads a kind as a CNI configuration spells it, in upper or lower case. The
+// words of the error are nv-ipam's.
+func ParseType(text string) (v1alpha1.PoolKind, error) {
+	var known []string
+	for _, k := range kinds {
+		if strings.EqualFold(text, string(k.name)) {
+			return k.name, nil
+		}
+		known = append(known, Type(k.name))
+	}
+	return "", fmt.Errorf("unsupported poolType %s, supported values: %s", text, strings.Join(known, ", "))
+}
+
+// Type returns the pool's kind as the CNI configuration and messages spell it.
+func Type(kind v1alpha1.PoolKind) string { return strings.ToLower(string(kind)) }
+
+// Resource returns the API's resource of a kind. An unknown kind has the resource "",
+// which no API server knows.
+func Resource(kind v1alpha1.PoolKind) schema.GroupVersionResource {
+	return v1alpha1.Resource(rowOf(kind).resource).WithVersion(v1alpha1.GroupVersion.Version)
+}
+
+// New returns an empty object of a known kind, to read an answer of the API into.
+func New(kind v1alpha1.PoolKind) runtime.Object { return rowOf(kind).empty() }
+
+func rowOf(name v1alpha1.PoolKind) kind {
+	for _, k := range kinds {
+		if k.name == name {
+			return k
+		}
+	}
+	return kind{}
+}

@@ -1,0 +1,84 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package manifests
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
+	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
+)
+
+// What holds the record is not deleted by mistake, whoever tries, and goes when the
+// annotation says so, which the refusal names.
+func TestDeletionIsRefused(t *testing.T) {
+	env := start(t)
+	o := overlays[1] // which every server takes
+	crds := o.record()
+	kubectl(t, env, "apply", "-k", crds.dir(t))
+	kubectl(t, env, "apply", "-k", filepath.Join(rig.Root(t), "manifests", "base", "protection"))
+	kubectl(t, env, "wait", "--for=condition=Established", "crd", "--all")
+	apply(t, env, `
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: pools
+  labels: {nv-ipam.nvidia.com/protected: ""}
+---
+`+strings.ReplaceAll(poolManifest, "NAMESPACE", "pools"))
+	apply(t, env, "apiVersion: v1\nkind: Namespace\nmetadata: {name: other}\n")
+	for _, pool := range []string{"ippool/pool1", "cidrpool/pool2"} {
+		setUsed(t, env, pool, 3)
+	}
+	for _, tc := range []struct{ object, words string }{
+		{"crd/ippools.nv-ipam.nvidia.com", "the record of which pod has which address"},
+		{"crd/cidrpools.nv-ipam.nvidia.com", "the record of which pod has which address"},
+		{"crd/ipallocations.nv-ipam.nvidia.com", "the record of which pod has which address"},
+		{"ippool/pool1", "3 addresses of this pool are held"},
+		{"cidrpool/pool2", "3 addresses of this pool are held"},
+		{"namespace/pools", "deletes the pools in it"},
+	} {
+		refused(t, env, tc.words, "delete", "-n", "pools", tc.object, "--wait=false")
+	}
+	refused(t, env, "3 addresses", "delete", "-n", "pools", "ippools", "--all")
+	for range 2 { // whoever is refused tries again
+		refused(t, env, "the record of which pod", "delete", "-k", crds.dir(t), "--wait=false")
+	}
+
+	// What nobody uses goes, and so does what the refusal's own command has released.
+	kubectl(t, env, "delete", "namespace/other", "--wait=false")
+	setUsed(t, env, "cidrpool/pool2", 0)
+	kubectl(t, env, "delete", "-n", "pools", "cidrpool/pool2")
+	says := refused(t, env, "If you mean it", "delete", "-n", "pools", "ippool/pool1")
+	_, command, _ := strings.Cut(says, "If you mean it: kubectl ")
+	kubectl(t, env, strings.Fields(strings.TrimSpace(command))...)
+	kubectl(t, env, "delete", "-n", "pools", "ippool/pool1")
+}
+
+func setUsed(t *testing.T, env *testenv.Env, pool string, used int) {
+	t.Helper()
+	kubectl(t, env, "patch", "-n", "pools", pool, "--subresource=status", "--type=merge", "-p", fmt.Sprintf(`{"status":{"allocations":[],"used":%d}}`, used))
+}
+
+// refused runs kubectl, which has to fail with these words, and returns what it says.
+func refused(t *testing.T, env *testenv.Env, words string, args ...string) string {
+	t.Helper()
+	var says string
+	rig.Until(t, func() string { // a policy takes effect some time after it was applied
+		out, err := env.Kubectl(t.Context(), append(args, "--dry-run=server")...)
+		if err == nil || !strings.Contains(err.Error(), words) {
+			return fmt.Sprintf("%v: %v, not %q: %s", args, err, words, out)
+		}
+		says = err.Error()
+		return ""
+	})
+	out, err := env.Kubectl(t.Context(), args...)
+	if err == nil || !strings.Contains(err.Error(), words) {
+		t.Errorf("%v: %v, not %q: %s", args, err, words, out)
+	}
+	return says
+}
