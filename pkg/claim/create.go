@@ -74,7 +74,7 @@ func (c *Claimer) yields(holder *v1alpha1.IPAllocation, req Request) bool {
 // deleteHolder deletes the claim of a holder that yields.
 func (c *Claimer) deleteHolder(ctx context.Context, holder *v1alpha1.IPAllocation) error {
 	e := entryOf(holder)
-	if err := c.Delete(ctx, holder.Name, holder.UID); err != nil {
+	if _, err := c.Delete(ctx, holder.Name, holder.UID); err != nil {
 		return fmt.Errorf("releasing %s, which the earlier container %s holds: %w", e.Address, e.ContainerID, err)
 	}
 	c.Hint.Released(e)

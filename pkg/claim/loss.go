@@ -183,7 +183,8 @@ func (c *Claimer) restoreOne(ctx context.Context, e hint.Entry) (*hint.Entry, er
 	e.UID, e.Record = made.UID, hint.NewRecord(made)
 	e.Record.Boot = boot
 	if !c.Hint.Restored(e) { // its DEL came meanwhile, and found nothing
-		return nil, c.Delete(ctx, e.Name(), e.UID)
+		_, err = c.Delete(ctx, e.Name(), e.UID)
+		return nil, err
 	}
 	c.Log.Info("wrote a lost allocation again", "address", e.Address, "pool", e.Pool, "container", e.ContainerID, "interface", e.Interface)
 	return &e, nil

@@ -110,15 +110,18 @@ func (l *Ledger) Get(ctx context.Context, name string) (*v1alpha1.IPAllocation, 
 }
 
 // Delete deletes the allocation if it still has that UID: a late release never frees
-// what somebody else has claimed since. It succeeds if the allocation is already gone.
-func (l *Ledger) Delete(ctx context.Context, name string, uid types.UID) error {
-	return Retry(ctx, func(ctx context.Context) error {
+// what somebody else has claimed since. It succeeds if the allocation is already gone;
+// replaced is true if there is another one of that name.
+func (l *Ledger) Delete(ctx context.Context, name string, uid types.UID) (replaced bool, err error) {
+	err = Retry(ctx, func(ctx context.Context) error {
 		err := l.Client.IPAllocations(l.Namespace).Delete(ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
-		if NotFound(err) || apierrors.IsConflict(err) && !apierrors.IsUnexpectedServerError(err) {
+		replaced = apierrors.IsConflict(err) && !apierrors.IsUnexpectedServerError(err)
+		if replaced || NotFound(err) {
 			return nil
 		}
 		return err
 	})
+	return replaced, err
 }
 
 // OfNode lists what this node holds. What was created before `at` is in the list, if

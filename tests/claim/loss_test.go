@@ -118,3 +118,36 @@ func TestLook(t *testing.T) {
 	}
 	c.wantHeld(t, "10.0.0.1")
 }
+
+// An export of the record was applied again, so that the allocations have other UIDs. A
+// DEL frees what its attachment holds nevertheless, and nobody else's. A release that is
+// pending from before frees nothing: its container may have come back.
+func TestDelOfWhatWasImported(t *testing.T) {
+	c := newCluster(t, 16, "a")
+	n := newNode(t, c.ns, "a")
+	n.mustAdd(t, "x", ippool("p"))
+	n.mustAdd(t, "y", ippool("p"))
+	n.mustAdd(t, "z", ippool("p"))
+	n.mustDel(t, "never-added") // from here on the node knows what it holds
+	imported := func(addr, name string) {
+		t.Helper()
+		c.free(t, "p", addr)
+		c.hold(t, "p", addr, "a", name)
+		n.wire.take()
+	}
+	imported("10.0.0.1", "x")
+	n.mustDel(t, "x")
+	wantRequests(t, n, "DELETE ipallocations/p.10.0.0.1", "GET ipallocations/p.10.0.0.1", "DELETE ipallocations/p.10.0.0.1")
+	c.wantHeld(t, "10.0.0.2", "10.0.0.3")
+
+	imported("10.0.0.2", "another")
+	n.mustDel(t, "y")
+	c.wantHeld(t, "10.0.0.2", "10.0.0.3")
+
+	n.wire.setLose(down)
+	n.mustDel(t, "z")
+	n.wire.setLose(nil)
+	imported("10.0.0.3", "z")
+	n.settled(t, 0, 1)
+	c.wantHeld(t, "10.0.0.2", "10.0.0.3")
+}
