@@ -196,19 +196,9 @@ func (o *options) tokenFlags(fs *flag.FlagSet) {
 }
 
 func (o *options) check(args []string) error {
-	once := 0
-	for _, mode := range []bool{o.once, o.uninstall, o.dryRun, o.restoreOnly} {
-		if mode {
-			once++
-		}
-	}
 	switch {
 	case len(args) > 0:
 		return fmt.Errorf("unexpected arguments: %q", args)
-	case once > 1:
-		return errors.New("--once, --uninstall, --migrate-dry-run and --restore-only exclude each other")
-	case o.stay && !o.uninstall && !o.dryRun && o.migrate != migrateOnly:
-		return errors.New("--stay is for --uninstall, --migrate-dry-run and --migrate=only: without these this program stays anyway")
 	case o.cooldown < 0:
 		return fmt.Errorf("--released-ip-cooldown must not be negative: %v", o.cooldown)
 	case !slices.Contains([]string{migrateAuto, migrateForce, migrateNever, migrateOnly}, o.migrate):
@@ -221,10 +211,6 @@ func (o *options) check(args []string) error {
 		return errors.New("--ippools-namespace must not be empty")
 	case o.interval <= 0:
 		return fmt.Errorf("--check-interval must be positive: %v", o.interval)
-	case o.recordInterval < 0 || o.recordInterval > maxRecordInterval:
-		return fmt.Errorf("--record-check-interval must be between 0 and %v, not %v: pods wait for %v after a loss, and by then all nodes have to have looked", maxRecordInterval, o.recordInterval, claim.LossGrace)
-	case o.restoreOnly && o.nodeName == "":
-		return errors.New("--restore-only needs --node-name")
 	case o.settle < 0:
 		return fmt.Errorf("--migrate-settle must not be negative: %v", o.settle)
 	case o.daemonTimeout < 0:
@@ -235,7 +221,35 @@ func (o *options) check(args []string) error {
 		return fmt.Errorf("--token-server must be https://host:port, not %q", o.tokenServer)
 	}
 	o.settle = cmp.Or(o.settle, time.Duration(o.daemonTimeout+1)*time.Second)
-	return errors.Join(o.log.Check(), o.checkToken())
+	return errors.Join(o.log.Check(), o.checkMode(), o.checkRecord(), o.checkToken())
+}
+
+// checkMode refuses more than one thing to do.
+func (o *options) checkMode() error {
+	modes := 0
+	for _, mode := range []bool{o.once, o.uninstall, o.dryRun, o.restoreOnly} {
+		if mode {
+			modes++
+		}
+	}
+	switch {
+	case modes > 1:
+		return errors.New("--once, --uninstall, --migrate-dry-run and --restore-only exclude each other")
+	case o.stay && !o.uninstall && !o.dryRun && o.migrate != migrateOnly:
+		return errors.New("--stay is for --uninstall, --migrate-dry-run and --migrate=only: without these this program stays anyway")
+	}
+	return nil
+}
+
+// checkRecord refuses an interval after which a node finds a loss too late.
+func (o *options) checkRecord() error {
+	switch {
+	case o.recordInterval < 0 || o.recordInterval > maxRecordInterval:
+		return fmt.Errorf("--record-check-interval must be between 0 and %v, not %v: pods wait for %v after a loss, and by then all nodes have to have looked", maxRecordInterval, o.recordInterval, claim.LossGrace)
+	case o.restoreOnly && o.nodeName == "":
+		return errors.New("--restore-only needs --node-name")
+	}
+	return nil
 }
 
 // The only service account that the manifests' role and policies know, and what a
