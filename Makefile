@@ -141,12 +141,13 @@ verify: ## Check generated files, modules, format and imports
 	hack/verify.sh
 
 .PHONY: lint
-lint: ## Run go vet, golangci-lint and a syntax check of the scripts
+lint: ## Run go vet, golangci-lint, a syntax check of the scripts and a search for names that nobody needs exported
 	for f in $$(git ls-files '*.sh' .ci/run); do bash -n "$$f"; done
 	go vet ./...
 	cd tests && go vet ./...
 	@lint=$$(hack/parts.sh golangci-lint)/golangci-lint; set -x; ok=true; \
-	"$$lint" run ./... || ok=false; cd tests; "$$lint" run ./... || ok=false; $$ok
+	"$$lint" run ./... || ok=false; (cd tests; "$$lint" run ./...) || ok=false; \
+	(cd hack/tools; go build -o ../../bin/ ./check-exports); bin/check-exports . tests || ok=false; $$ok
 
 .PHONY: vulncheck
 vulncheck: ## Check what ships against Go's vulnerability database (GOVULNDB); fails if it cannot, unless hack/vulncheck-waiver waives that

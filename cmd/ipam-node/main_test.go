@@ -6,10 +6,10 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
-	"time"
 )
 
 // The command line that network-operator gives to nv-ipam's ipam-node, and the
@@ -27,7 +27,7 @@ func TestFlagsOfNvIpam(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := o.host()
+	h := o.install.NewHost()
 	if h.Source != "/p" || h.Binary() != "/b/nv-ipam" || h.Conf() != "/c/nv-ipam.conf" {
 		t.Errorf("host %+v", h)
 	}
@@ -39,8 +39,8 @@ func TestFlagsOfNvIpam(t *testing.T) {
 	if string(got) != want {
 		t.Errorf("nv-ipam.conf\n%s, want\n%s", got, want)
 	}
-	if o.storeFile != "/s/store" || o.settle != 8*time.Second || o.migrate != migrateAuto {
-		t.Errorf("options %+v", o)
+	if got := fmt.Sprintf("%+v", o.migrate); got != "{DryRun:false store:/s/store mode:auto settle:8000000000}" {
+		t.Errorf("options %s", got)
 	}
 	var log bytes.Buffer
 	o.say(slog.New(slog.NewTextHandler(&log, nil)))
@@ -63,7 +63,7 @@ func TestFlagsOfNvIpam(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if h := o.host(); h.Source != "" || h.Settings != nil {
+	if h := o.install.NewHost(); h.Source != "" || h.Settings != nil {
 		t.Errorf("skipped: %+v", h)
 	}
 }

@@ -5,10 +5,10 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"time"
 
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/rest"
 
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
@@ -23,48 +23,41 @@ const maxRecordInterval = 2 * time.Minute
 const lookTime = 30 * time.Second
 
 // keepRecord looks until ctx ends whether the API server still has what this node holds.
-func (i *installer) keepRecord(ctx context.Context) {
-	if i.nodeName == "" || i.recordInterval == 0 {
+func (o *options) keepRecord(ctx context.Context, log *slog.Logger) {
+	if o.install.Node == "" || o.recordInterval == 0 {
 		return
 	}
 	for {
-		if err := i.look(ctx); err != nil && ctx.Err() == nil {
-			i.log.Warn("whether allocations of this node were lost is not known", "error", err)
+		if err := o.look(ctx, log); err != nil && ctx.Err() == nil {
+			log.Warn("whether allocations of this node were lost is not known", "error", err)
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(wait.Jitter(i.recordInterval, 0.2)):
+		case <-time.After(wait.Jitter(o.recordInterval, 0.2)):
 		}
 	}
 }
 
 // look writes again what this node holds and the API server has lost.
-func (i *installer) look(ctx context.Context) error {
-	config, err := clientConfig(i.kubeconfig)
+func (o *options) look(ctx context.Context, log *slog.Logger) error {
+	config, err := o.clientConfig()
 	if err != nil {
 		return err
 	}
-	c, err := i.claimer(config)
+	client, err := clientv1alpha1.NewForConfig(config)
 	if err != nil {
 		return err
+	}
+	site, err := ledger.SiteOf(config, o.install.Node)
+	if err != nil {
+		return err
+	}
+	c := &claim.Claimer{
+		Ledger: ledger.Ledger{Client: client, Namespace: o.install.Namespace, Node: o.install.Node},
+		Hint:   hint.Open(o.install.DataDir, site, o.install.Namespace, log), Log: log,
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
 	return c.Look(ctx)
-}
-
-func (i *installer) claimer(config *rest.Config) (*claim.Claimer, error) {
-	client, err := clientv1alpha1.NewForConfig(config)
-	if err != nil {
-		return nil, err
-	}
-	site, err := ledger.SiteOf(config, i.nodeName)
-	if err != nil {
-		return nil, err
-	}
-	return &claim.Claimer{
-		Ledger: ledger.Ledger{Client: client, Namespace: i.namespace, Node: i.nodeName},
-		Hint:   hint.Open(i.dataDir, site, i.namespace, i.log), Log: i.log,
-	}, nil
 }

@@ -26,8 +26,9 @@ const (
 	// say.
 	sandboxAge = 2 * AddTime
 
-	// listTime is how long a DEL, or a retry of pending releases, waits for the list of what this node holds. After
-	// that it notes that everything the attachment holds has to be released.
+	// listTime is how long a DEL, or a retry of pending releases, waits for the list of
+	// what this node holds. After that a DEL notes that everything the attachment holds
+	// has to be released.
 	listTime = 4 * time.Second
 	// releaseTime is how long a release waits for the API server before it is left to
 	// later calls.

@@ -31,8 +31,8 @@ type caches struct {
 type index[T any] struct{ cache.Indexer }
 
 func (i index[T]) get(key string) (obj T, found bool) {
-	if any, ok, _ := i.GetByKey(key); ok {
-		return any.(T), true
+	if found, ok, _ := i.GetByKey(key); ok {
+		return found.(T), true
 	}
 	return obj, false
 }

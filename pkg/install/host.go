@@ -26,8 +26,8 @@ import (
 
 // Names of what is installed; the first two are nv-ipam's.
 const (
-	BinaryName = "nv-ipam"
-	ConfName   = "nv-ipam.conf"
+	binaryName = "nv-ipam"
+	confName   = "nv-ipam.conf"
 	recordName = "installed.json"
 )
 
@@ -60,17 +60,17 @@ type Host struct {
 	// process's own.
 	Root string
 	// Beside are files that somebody else keeps with this Host's record and that
-	// Install leaves alone: those of Credentials.
+	// install leaves alone: those of Credentials.
 	Beside []string
 
 	mu sync.Mutex // one change of the record at a time
 }
 
 // Binary is the path of the plugin.
-func (h *Host) Binary() string { return filepath.Join(h.BinDir, BinaryName) }
+func (h *Host) Binary() string { return filepath.Join(h.BinDir, binaryName) }
 
 // Conf is the path of nv-ipam.conf.
-func (h *Host) Conf() string { return filepath.Join(h.ConfDir, ConfName) }
+func (h *Host) Conf() string { return filepath.Join(h.ConfDir, confName) }
 
 // record is what was installed: checksums by path, so that only what is still as
 // it was installed is taken away again. A file without checksum changes all the
@@ -155,8 +155,8 @@ func (h *Host) Foreign() (bool, error) {
 	return sum != want && sum != r.Files[h.Binary()], err
 }
 
-// Drift says what is not as Install leaves it; nothing where all is well.
-func (h *Host) Drift() ([]string, error) {
+// drift says what is not as install leaves it; nothing where all is well.
+func (h *Host) drift() ([]string, error) {
 	var out []string
 	if h.Source != "" {
 		want, err := fileSum(h.Source)
@@ -206,11 +206,11 @@ func (h *Host) conf() ([]byte, error) {
 	return append(data, '\n'), err
 }
 
-// Install puts configuration and plugin in their places, in this order, so that
+// install puts configuration and plugin in their places, in this order, so that
 // the plugin never runs without its configuration, removes what an earlier run put
 // there and this one does not, and checks the result. The plugin is run where it will
 // be run before it takes the place of the one that is there.
-func (h *Host) Install(ctx context.Context) error {
+func (h *Host) install(ctx context.Context) error {
 	if err := h.installConf(); err != nil {
 		return fmt.Errorf("writing %s: %w", h.Conf(), err)
 	}
@@ -224,7 +224,7 @@ func (h *Host) Install(ctx context.Context) error {
 	for _, path := range left {
 		klog.FromContext(ctx).Info("Not removed, although an earlier run of the installer wrote it: somebody has changed it since", "path", path)
 	}
-	drift, err := h.Drift()
+	drift, err := h.drift()
 	if err == nil && len(drift) > 0 {
 		err = errors.New(strings.Join(drift, "; "))
 	}
@@ -296,10 +296,10 @@ func (h *Host) removeStale() (left []string, err error) {
 	return h.remove(func(path string) bool { return !slices.Contains(keep, path) })
 }
 
-// Uninstall removes what Install and Credentials have put on the host, and says
+// uninstall removes what install and Credentials have put on the host, and says
 // what it has left because somebody has changed it since. What the plugin and
 // the migration keep in DataDir stays: pods may still hold addresses.
-func (h *Host) Uninstall() (left []string, err error) {
+func (h *Host) uninstall() (left []string, err error) {
 	left, err = h.remove(func(string) bool { return true })
 	if err != nil {
 		return left, err

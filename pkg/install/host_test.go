@@ -57,10 +57,10 @@ func newHost(t *testing.T) *Host {
 
 func mustInstall(t *testing.T, h *Host) {
 	t.Helper()
-	if err := h.Install(t.Context()); err != nil {
+	if err := h.install(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if drift, err := h.Drift(); err != nil || len(drift) > 0 {
+	if drift, err := h.drift(); err != nil || len(drift) > 0 {
 		t.Fatalf("after Install: drift %q, %v", drift, err)
 	}
 }
@@ -94,7 +94,7 @@ func TestInstall(t *testing.T) {
 			t.Errorf("%s: %v, %v", path, info.Mode(), err)
 		}
 	}
-	left, err := h.Uninstall()
+	left, err := h.uninstall()
 	if err != nil || len(left) > 0 {
 		t.Errorf("uninstall: left %q, %v", left, err)
 	}
@@ -104,7 +104,7 @@ func TestInstall(t *testing.T) {
 	if _, err := os.Stat(h.ConfDir); err == nil {
 		t.Error("the configuration directory, which Install made, is still there")
 	}
-	if _, err := h.Uninstall(); err != nil {
+	if _, err := h.uninstall(); err != nil {
 		t.Errorf("uninstall again: %v", err)
 	}
 }
@@ -112,13 +112,13 @@ func TestInstall(t *testing.T) {
 func TestUninstallLeavesWhatIsNotOurs(t *testing.T) {
 	h := newHost(t)
 	write(t, h.Binary(), "nv-ipam's", 0o755)
-	if left, err := h.Uninstall(); err != nil || len(left) > 0 || read(t, h.Binary()) != "nv-ipam's" {
+	if left, err := h.uninstall(); err != nil || len(left) > 0 || read(t, h.Binary()) != "nv-ipam's" {
 		t.Errorf("nothing was installed: left %q, %v", left, err)
 	}
 	mustInstall(t, h)
 	write(t, h.Binary(), "nv-ipam's again", 0o755)
 	write(t, filepath.Join(h.ConfDir, "more"), "another's", 0o600)
-	left, err := h.Uninstall()
+	left, err := h.uninstall()
 	if err != nil || !slices.Equal(left, []string{h.Binary()}) {
 		t.Errorf("left %q, %v", left, err)
 	}
@@ -146,7 +146,7 @@ func TestDrift(t *testing.T) {
 			h := newHost(t)
 			mustInstall(t, h)
 			change(t, h)
-			if drift, err := h.Drift(); err != nil || len(drift) != 1 {
+			if drift, err := h.drift(); err != nil || len(drift) != 1 {
 				t.Errorf("drift %q, %v", drift, err)
 			}
 			mustInstall(t, h)
@@ -161,7 +161,7 @@ func TestInstallTriesBeforeItReplaces(t *testing.T) {
 			h := newHost(t)
 			mustInstall(t, h)
 			write(t, h.Source, source, 0o600)
-			if err := h.Install(t.Context()); err == nil {
+			if err := h.install(t.Context()); err == nil {
 				t.Error("installed")
 			}
 			if got := read(t, h.Binary()); got != plugin {
@@ -211,7 +211,7 @@ func TestInstallRemovesStale(t *testing.T) {
 	h := newHost(t)
 	mustInstall(t, h)
 	c := &Credentials{Host: h, Server: "https://x"}
-	for path, sum := range map[string]string{c.Kubeconfig(): dataSum([]byte("k")), c.tokenPath(): "", filepath.Join(h.ConfDir, "edited"): dataSum([]byte("k"))} {
+	for path, sum := range map[string]string{c.kubeconfigPath(): dataSum([]byte("k")), c.tokenPath(): "", filepath.Join(h.ConfDir, "edited"): dataSum([]byte("k"))} {
 		if err := h.note(path, sum); err != nil {
 			t.Fatal(err)
 		}
@@ -220,7 +220,7 @@ func TestInstallRemovesStale(t *testing.T) {
 	write(t, filepath.Join(h.ConfDir, "edited"), "by hand", 0o600)
 	write(t, filepath.Join(h.ConfDir, "foreign"), "another's", 0o600)
 
-	h.Beside = c.Files()
+	h.Beside = c.files()
 	mustInstall(t, h)
 	if got, want := files(t, h.ConfDir), []string{"edited", "foreign", "nv-ipam.conf", "nv-ipam.kubeconfig", "nv-ipam.token"}; !slices.Equal(got, want) {
 		t.Errorf("with credentials: %q, want %q", got, want)
@@ -235,7 +235,7 @@ func TestInstallRemovesStale(t *testing.T) {
 	if got, want := files(t, h.ConfDir), []string{"edited", "foreign"}; !slices.Equal(got, want) {
 		t.Errorf("without a configuration: %q, want %q", got, want)
 	}
-	if left, err := h.Uninstall(); err != nil || !slices.Equal(left, []string{filepath.Join(h.ConfDir, "edited")}) {
+	if left, err := h.uninstall(); err != nil || !slices.Equal(left, []string{filepath.Join(h.ConfDir, "edited")}) {
 		t.Errorf("uninstall: left %q, %v", left, err)
 	}
 }
@@ -252,7 +252,7 @@ func TestStatus(t *testing.T) {
 	} {
 		h := newHost(t)
 		write(t, h.Binary(), strings.ReplaceAll(tc.plugin, "CONF", h.ConfDir), 0o755)
-		err := h.Status(t.Context())
+		err := h.status(t.Context())
 		if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), ": "+tc.want) {
 			t.Errorf("%q: %v", tc.plugin, err)
 		}
@@ -271,7 +271,7 @@ func TestStatusInRoot(t *testing.T) {
 	h.Root = t.TempDir()
 	write(t, filepath.Join(h.Root, "nv-ipam"), "#!/nosuch", 0o755)
 	h.BinDir = "/"
-	if err := h.Status(t.Context()); err == nil || !strings.Contains(err.Error(), "no such file") {
+	if err := h.status(t.Context()); err == nil || !strings.Contains(err.Error(), "no such file") {
 		t.Errorf("the plugin of the root is not the one that is run: %v", err)
 	}
 }

@@ -23,14 +23,14 @@ const (
 	statusTime  = 30 * time.Second
 )
 
-// Status runs the installed plugin for its STATUS as a runtime would: with the
+// status runs the installed plugin for its STATUS as a runtime would: with the
 // installed configuration, and with the host's files if Root is set. It returns nil if
 // pods can get addresses here, else the plugin's own message.
-func (h *Host) Status(ctx context.Context) error {
+func (h *Host) status(ctx context.Context) error {
 	stdin, err := json.Marshal(map[string]any{
-		"cniVersion": "1.1.0", "name": "crd-ipam-installer", "type": BinaryName,
+		"cniVersion": "1.1.0", "name": "crd-ipam-installer", "type": binaryName,
 		// A pool need not exist for a STATUS, but forcePoolName wants a name.
-		"ipam": map[string]string{"type": BinaryName, "confDir": h.ConfDir, "poolName": "status"},
+		"ipam": map[string]string{"type": binaryName, "confDir": h.ConfDir, "poolName": "status"},
 	})
 	if err != nil {
 		return err

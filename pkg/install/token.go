@@ -31,7 +31,7 @@ import (
 
 // Names of what Credentials writes to the configuration directory.
 const (
-	KubeconfigName = "nv-ipam.kubeconfig"
+	kubeconfigName = "nv-ipam.kubeconfig"
 	tokenName      = "nv-ipam.token"
 )
 
@@ -57,14 +57,14 @@ type Credentials struct {
 	// Host whose configuration directory the files go to.
 	Host *Host
 
-	mu sync.Mutex // one Ensure at a time
+	mu sync.Mutex // one ensure at a time
 }
 
-// Kubeconfig is the path of the kubeconfig.
-func (c *Credentials) Kubeconfig() string { return filepath.Join(c.Host.ConfDir, KubeconfigName) }
+// kubeconfigPath is the path of the kubeconfig.
+func (c *Credentials) kubeconfigPath() string { return filepath.Join(c.Host.ConfDir, kubeconfigName) }
 
-// Files are the paths of what Ensure writes.
-func (c *Credentials) Files() []string { return []string{c.Kubeconfig(), c.tokenPath()} }
+// files are the paths of what ensure writes.
+func (c *Credentials) files() []string { return []string{c.kubeconfigPath(), c.tokenPath()} }
 
 func (c *Credentials) tokenPath() string { return filepath.Join(c.Host.ConfDir, tokenName) }
 
@@ -72,17 +72,17 @@ func (c *Credentials) tokenPath() string { return filepath.Join(c.Host.ConfDir, 
 // were: a Node that was made anew makes the token worthless.
 const lookInterval = 10 * time.Minute
 
-// Run keeps the credentials good until ctx ends.
-func (c *Credentials) Run(ctx context.Context) {
+// run keeps the credentials good until ctx ends.
+func (c *Credentials) run(ctx context.Context) {
 	fresh := wait.Backoff{Duration: time.Second, Factor: 2, Jitter: 0.5, Steps: 10, Cap: time.Minute}
 	backoff := fresh
 	for {
-		due, err := c.Ensure(ctx)
+		due, err := c.ensure(ctx)
 		pause := wait.Jitter(lookInterval/2, 1)
 		switch {
 		case err != nil && ctx.Err() == nil:
 			pause = backoff.Step()
-			klog.FromContext(ctx).Error(err, "Token cannot be renewed", "retryAfter", pause, "stillGood", c.Good(time.Now()))
+			klog.FromContext(ctx).Error(err, "Token cannot be renewed", "retryAfter", pause, "stillGood", c.good(time.Now()))
 		case err == nil:
 			backoff = fresh
 			pause = min(pause, max(time.Until(due), time.Second))
@@ -95,15 +95,15 @@ func (c *Credentials) Run(ctx context.Context) {
 	}
 }
 
-// Good reports whether the plugin has a token that has not expired.
-func (c *Credentials) Good(now time.Time) bool {
+// good reports whether the plugin has a token that has not expired.
+func (c *Credentials) good(now time.Time) bool {
 	t, err := c.read()
 	return err == nil && now.Before(t.expires())
 }
 
-// Ensure writes the kubeconfig, and a new token where there is none that is good
+// ensure writes the kubeconfig, and a new token where there is none that is good
 // for long enough. It returns when the token is to be renewed.
-func (c *Credentials) Ensure(ctx context.Context) (due time.Time, err error) {
+func (c *Credentials) ensure(ctx context.Context) (due time.Time, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	node, err := c.Kube.CoreV1().Nodes().Get(ctx, c.Node, metav1.GetOptions{})
@@ -158,14 +158,14 @@ func (c *Credentials) fits(t *token, node types.UID) bool {
 		t.Kubernetes.Node.Name == c.Node && t.Kubernetes.Node.UID == node
 }
 
-// Drift says what is not as Ensure leaves it, as far as can be seen from here.
-func (c *Credentials) Drift() ([]string, error) {
+// drift says what is not as ensure leaves it, as far as can be seen from here.
+func (c *Credentials) drift() ([]string, error) {
 	data, err := c.kubeconfig()
 	if err != nil {
 		return nil, err
 	}
-	drift, err := differs(c.Kubeconfig(), dataSum(data), secretMode)
-	if err == nil && !c.Good(time.Now()) {
+	drift, err := differs(c.kubeconfigPath(), dataSum(data), secretMode)
+	if err == nil && !c.good(time.Now()) {
 		drift = append(drift, c.tokenPath()+" has no token that is good")
 	}
 	return drift, err
@@ -188,13 +188,13 @@ func (c *Credentials) writeKubeconfig() error {
 	if err != nil {
 		return err
 	}
-	if drift, err := differs(c.Kubeconfig(), dataSum(data), secretMode); err == nil && len(drift) == 0 {
+	if drift, err := differs(c.kubeconfigPath(), dataSum(data), secretMode); err == nil && len(drift) == 0 {
 		return nil
 	}
-	if err := c.Host.note(c.Kubeconfig(), dataSum(data)); err != nil {
+	if err := c.Host.note(c.kubeconfigPath(), dataSum(data)); err != nil {
 		return err
 	}
-	return WriteFile(c.Kubeconfig(), data, secretMode)
+	return WriteFile(c.kubeconfigPath(), data, secretMode)
 }
 
 func (c *Credentials) read() (*token, error) {

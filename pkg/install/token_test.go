@@ -85,7 +85,7 @@ func credentials(t *testing.T, i *issuer) *Credentials {
 
 func ensure(t *testing.T, c *Credentials) time.Time {
 	t.Helper()
-	due, err := c.Ensure(t.Context())
+	due, err := c.ensure(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +114,7 @@ func TestEnsureKeepsAGoodToken(t *testing.T) {
 		n := len(i.requests)
 		node, account := c.Node, c.ServiceAccount
 		change()
-		_, _ = c.Ensure(t.Context())
+		_, _ = c.ensure(t.Context())
 		if name != "of another node" && len(i.requests) != n+1 { // which does not exist
 			t.Errorf("%s: it was kept", name)
 		}
@@ -126,25 +126,25 @@ func TestEnsureKeepsAGoodToken(t *testing.T) {
 func TestKubeconfig(t *testing.T) {
 	c := credentials(t, newIssuer())
 	ensure(t, c)
-	config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig())
+	config, err := clientcmd.BuildConfigFromFlags("", c.kubeconfigPath())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if config.Host != c.Server || string(config.CAData) != "PEM" || config.BearerTokenFile != c.tokenPath() {
 		t.Errorf("host %s, CA %q, token file %s", config.Host, config.CAData, config.BearerTokenFile)
 	}
-	for _, path := range []string{c.Kubeconfig(), c.tokenPath()} {
+	for _, path := range []string{c.kubeconfigPath(), c.tokenPath()} {
 		if drift, err := differs(path, dataSum([]byte(read(t, path))), 0o600); err != nil || len(drift) > 0 {
 			t.Errorf("%q, %v", drift, err)
 		}
 	}
 	// Somebody changes it, and it is repaired; without a token there is none.
-	write(t, c.Kubeconfig(), "changed", 0o644)
+	write(t, c.kubeconfigPath(), "changed", 0o644)
 	ensure(t, c)
-	if _, err := clientcmd.LoadFromFile(c.Kubeconfig()); err != nil {
+	if _, err := clientcmd.LoadFromFile(c.kubeconfigPath()); err != nil {
 		t.Errorf("not repaired: %v", err)
 	}
-	if left, err := c.Host.Uninstall(); err != nil || len(left) > 0 || len(files(t, filepath.Dir(c.Host.ConfDir))) > 0 {
+	if left, err := c.Host.uninstall(); err != nil || len(left) > 0 || len(files(t, filepath.Dir(c.Host.ConfDir))) > 0 {
 		t.Errorf("uninstall leaves %q, %q, %v", left, files(t, filepath.Dir(c.Host.ConfDir)), err)
 	}
 }
@@ -153,11 +153,11 @@ func TestEnsureRefuses(t *testing.T) {
 	i := newIssuer()
 	c := credentials(t, i)
 	i.bindTo = "another"
-	if _, err := c.Ensure(t.Context()); err == nil || c.Good(time.Now()) {
+	if _, err := c.ensure(t.Context()); err == nil || c.good(time.Now()) {
 		t.Errorf("a token that is bound to another node: %v", err)
 	}
 	i.bindTo, i.fail = "", apierrors.NewBadRequest(`cannot bind token to a Node object as the "ServiceAccountTokenNodeBinding" feature-gate is disabled`)
-	if _, err := c.Ensure(t.Context()); err == nil || !apierrors.IsBadRequest(err) || c.Good(time.Now()) {
+	if _, err := c.ensure(t.Context()); err == nil || !apierrors.IsBadRequest(err) || c.good(time.Now()) {
 		t.Errorf("a server that binds no tokens to nodes: %v", err)
 	}
 }
@@ -170,10 +170,10 @@ func TestRunRenewsInTime(t *testing.T) {
 		c := &Credentials{Kube: i, Namespace: "ns", ServiceAccount: "plugin", Node: "n", Server: "https://x", Lifetime: 10 * time.Hour, Host: dir}
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan struct{})
-		go func() { c.Run(ctx); close(done) }()
+		go func() { c.run(ctx); close(done) }()
 		for range 7 * 24 * 12 { // a week
 			time.Sleep(5 * time.Minute) // of fake time
-			if !c.Good(time.Now()) {
+			if !c.good(time.Now()) {
 				t.Fatalf("no good token at %v", time.Now())
 			}
 		}
@@ -201,7 +201,7 @@ func TestRunBacksOff(t *testing.T) {
 		c := &Credentials{Kube: i, Namespace: "ns", ServiceAccount: "plugin", Node: "n", Server: "https://x", Lifetime: 10 * time.Hour, Host: dir}
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan struct{})
-		go func() { c.Run(ctx); close(done) }()
+		go func() { c.run(ctx); close(done) }()
 		time.Sleep(time.Hour) // of fake time
 		synctest.Wait()
 		if n := len(i.requests); n < 40 || n > 90 {
@@ -210,7 +210,7 @@ func TestRunBacksOff(t *testing.T) {
 		i.set(func() { i.fail = nil })
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
-		if !c.Good(time.Now()) {
+		if !c.good(time.Now()) {
 			t.Error("no token, though the server gives one")
 		}
 		cancel()

@@ -28,8 +28,8 @@ import (
 //
 // After the switch, an entry that was claimed before and is not in the hint any
 // more was released by the plugin: nv-ipam's store never learns of that.
-func (m *Migrator) migrate(ctx context.Context, e Entry, journal *Journal) (Outcome, error) {
-	out := Outcome{Entry: e, Detail: m.odd(e)}
+func (m *migrator) migrate(ctx context.Context, e entry, journal *nodeJournal) (entryOutcome, error) {
+	out := entryOutcome{entry: e, Detail: m.odd(e)}
 	if journal.Switched && m.released(e, journal) {
 		out.Result = released
 		return out, nil
@@ -64,7 +64,7 @@ func (m *Migrator) migrate(ctx context.Context, e Entry, journal *Journal) (Outc
 // entryTime is how long an API server that is away is waited for.
 const entryTime = 15 * time.Second
 
-func (m *Migrator) adopt(ctx context.Context, e Entry) (created bool, err error) {
+func (m *migrator) adopt(ctx context.Context, e entry) (created bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, entryTime)
 	defer cancel()
 	req := claim.Request{Attachment: e.Attachment, Pod: e.Pod, DeviceID: e.DeviceID}
@@ -77,7 +77,7 @@ func (m *Migrator) adopt(ctx context.Context, e Entry) (created bool, err error)
 // released reports whether the plugin has released what an earlier run claimed.
 // Where the hint may lack something, nobody knows: then it is claimed again, and
 // the controller takes it back if the pod is gone.
-func (m *Migrator) released(e Entry, journal *Journal) bool {
+func (m *migrator) released(e entry, journal *nodeJournal) bool {
 	before := journal.find(e)
 	if before == nil || before.Result == conflict || !m.Claimer.Hint.Complete() {
 		return false
@@ -92,7 +92,7 @@ func (m *Migrator) released(e Entry, journal *Journal) bool {
 
 // otherSandbox reports whether an allocation is of the entry's own pod and
 // interface on this node. A pod has one sandbox at a time.
-func (m *Migrator) otherSandbox(e Entry, holder *v1alpha1.IPAllocation) bool {
+func (m *migrator) otherSandbox(e entry, holder *v1alpha1.IPAllocation) bool {
 	s := holder.Spec
 	return s.NodeName == m.Claimer.Node && s.PodRef == e.Pod && e.Pod.UID != "" &&
 		s.InterfaceName == e.Interface && s.ContainerID != e.ContainerID
@@ -115,7 +115,7 @@ type poolState struct {
 // readPools looks for the pools of the store. Where there is none of them, the
 // namespace is likely to be the wrong one, and claims in it would protect
 // nothing.
-func (m *Migrator) readPools(ctx context.Context, store *nodeStore) error {
+func (m *migrator) readPools(ctx context.Context, store *nodeStore) error {
 	m.pools = map[v1alpha1.PoolReference]poolState{}
 	found := false
 	for _, e := range store.Entries {
@@ -135,7 +135,7 @@ func (m *Migrator) readPools(ctx context.Context, store *nodeStore) error {
 	return nil
 }
 
-func (m *Migrator) readPool(ctx context.Context, ref v1alpha1.PoolReference) (poolState, error) {
+func (m *migrator) readPool(ctx context.Context, ref v1alpha1.PoolReference) (poolState, error) {
 	obj, err := m.Claimer.Pools().Get(ctx, ref)
 	switch {
 	case apierrors.IsNotFound(err):
@@ -152,7 +152,7 @@ func (m *Migrator) readPool(ctx context.Context, ref v1alpha1.PoolReference) (po
 
 // odd says what is odd about an entry's pool. It is claimed nevertheless: the
 // container answers on the address, and the pool may come back.
-func (m *Migrator) odd(e Entry) string {
+func (m *migrator) odd(e entry) string {
 	state := m.pools[e.Pool]
 	switch {
 	case state.missing:

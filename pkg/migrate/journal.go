@@ -15,36 +15,36 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/install"
 )
 
-// JournalSuffix makes the journal's path from the store's: it stays beside it.
-const JournalSuffix = ".crd-ipam-migrated"
+// journalSuffix makes the journal's path from the store's: it stays beside it.
+const journalSuffix = ".crd-ipam-migrated"
 
-// Result is what became of an entry.
-type Result string
+// entryResult is what became of an entry.
+type entryResult string
 
 // Results.
 const (
 	// claimed: it has an allocation now.
-	claimed Result = "claimed"
+	claimed entryResult = "claimed"
 	// already: it had one, from an earlier run.
-	already Result = "already claimed"
+	already entryResult = "already claimed"
 	// obsolete: the pod has another sandbox by now, which holds the address.
-	obsolete Result = "obsolete"
+	obsolete entryResult = "obsolete"
 	// released: an earlier run claimed it, and the plugin has released it since.
-	released Result = "released since"
+	released entryResult = "released since"
 	// conflict: another pod holds the address. Both answer on it.
-	conflict Result = "conflict"
+	conflict entryResult = "conflict"
 )
 
-// Outcome is an entry and what became of it.
-type Outcome struct {
-	Entry
-	Result Result `json:"result"`
+// entryOutcome is an entry and what became of it.
+type entryOutcome struct {
+	entry
+	Result entryResult `json:"result"`
 	// Detail is for people: who holds the address, what is odd about the entry.
 	Detail string `json:"detail,omitempty"`
 }
 
-// Journal is what a node has migrated.
-type Journal struct {
+// nodeJournal is what a node has migrated.
+type nodeJournal struct {
 	Node      string `json:"node"`
 	Namespace string `json:"namespace"`
 	// Store is the checksum of the store that was read last.
@@ -53,56 +53,56 @@ type Journal struct {
 	// on an address that is in the store may have been released.
 	Switched bool `json:"switched"`
 	// Finished is when nothing was left to do.
-	Finished *time.Time `json:"finished,omitempty"`
-	Entries  []Outcome  `json:"entries"`
+	Finished *time.Time     `json:"finished,omitempty"`
+	Entries  []entryOutcome `json:"entries"`
 	// Unreadable are entries of the store that say nothing that could be claimed.
 	Unreadable []string `json:"unreadable,omitempty"`
 }
 
-// ReadJournal reads the journal beside the store, or returns nil where there is
+// readJournal reads the journal beside the store, or returns nil where there is
 // none. One that is not valid is as good as none: then every entry is tried.
-func ReadJournal(storeFile string) (*Journal, error) {
-	data, err := os.ReadFile(storeFile + JournalSuffix)
+func readJournal(storeFile string) (*nodeJournal, error) {
+	data, err := os.ReadFile(storeFile + journalSuffix)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	j := &Journal{}
+	j := &nodeJournal{}
 	if json.Unmarshal(data, j) != nil {
 		return nil, nil
 	}
 	return j, nil
 }
 
-func (j *Journal) save(storeFile string) error {
+func (j *nodeJournal) save(storeFile string) error {
 	data, err := json.MarshalIndent(j, "", "  ")
 	if err != nil {
 		return err
 	}
-	return install.WriteFile(storeFile+JournalSuffix, append(data, '\n'), 0o600)
+	return install.WriteFile(storeFile+journalSuffix, append(data, '\n'), 0o600)
 }
 
 // set enters an outcome in the place of an earlier run's.
-func (j *Journal) set(o Outcome) {
-	if before := j.find(o.Entry); before != nil {
+func (j *nodeJournal) set(o entryOutcome) {
+	if before := j.find(o.entry); before != nil {
 		*before = o
 		return
 	}
 	j.Entries = append(j.Entries, o)
 }
 
-func (j *Journal) find(e Entry) *Outcome {
-	i := slices.IndexFunc(j.Entries, func(o Outcome) bool { return o.key() == e.key() })
+func (j *nodeJournal) find(e entry) *entryOutcome {
+	i := slices.IndexFunc(j.Entries, func(o entryOutcome) bool { return o.key() == e.key() })
 	if i < 0 {
 		return nil
 	}
 	return &j.Entries[i]
 }
 
-// Conflicts are the entries whose address another pod holds.
-func (j *Journal) Conflicts() (out []Outcome) {
+// conflicts are the entries whose address another pod holds.
+func (j *nodeJournal) conflicts() (out []entryOutcome) {
 	for _, o := range j.Entries {
 		if o.Result == conflict {
 			out = append(out, o)
@@ -112,8 +112,8 @@ func (j *Journal) Conflicts() (out []Outcome) {
 }
 
 // String sums up.
-func (j *Journal) String() string {
-	n := map[Result]int{}
+func (j *nodeJournal) String() string {
+	n := map[entryResult]int{}
 	for _, o := range j.Entries {
 		n[o.Result]++
 	}

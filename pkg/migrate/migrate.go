@@ -17,8 +17,8 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 )
 
-// Migrator takes over nv-ipam's store on one node.
-type Migrator struct {
+// migrator takes over nv-ipam's store on one node.
+type migrator struct {
 	// Claimer of the node, with the hint that the plugin will use.
 	Claimer *claim.Claimer
 	// StoreFile is nv-ipam's. It is only read.
@@ -30,7 +30,7 @@ type Migrator struct {
 	// longer than nv-ipam's call timeout.
 	Settle time.Duration
 	// Report tells the world outside of the log of a conflict; may be nil.
-	Report func(context.Context, Outcome) error
+	Report func(context.Context, entryOutcome) error
 
 	pools map[v1alpha1.PoolReference]poolState // of this pass
 	last  map[v1alpha1.PoolReference]netip.Addr
@@ -43,9 +43,9 @@ const switchTime = 20 * time.Second
 // poll is how often the store is looked at while it settles.
 const poll = 250 * time.Millisecond
 
-// Needed reports whether there is something to migrate: a store with entries
+// needed reports whether there is something to migrate: a store with entries
 // that the journal does not have, or a run that did not come to its end.
-func (m *Migrator) Needed() (bool, error) {
+func (m *migrator) needed() (bool, error) {
 	store, journal, err := m.read()
 	if err != nil || store == nil {
 		return false, err
@@ -54,7 +54,7 @@ func (m *Migrator) Needed() (bool, error) {
 }
 
 // news are the entries that the journal does not have.
-func (s *nodeStore) news(j *Journal) (out []Entry) {
+func (s *nodeStore) news(j *nodeJournal) (out []entry) {
 	for _, e := range s.Entries {
 		if j.find(e) == nil {
 			out = append(out, e)
@@ -65,7 +65,7 @@ func (s *nodeStore) news(j *Journal) (out []Entry) {
 
 // read reads store and journal; nil where there is no store. A journal of
 // another node or namespace says nothing about this one: a disk may be cloned.
-func (m *Migrator) read() (*nodeStore, *Journal, error) {
+func (m *migrator) read() (*nodeStore, *nodeJournal, error) {
 	store, err := readStore(m.StoreFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, nil
@@ -73,19 +73,19 @@ func (m *Migrator) read() (*nodeStore, *Journal, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	journal, err := ReadJournal(m.StoreFile)
+	journal, err := readJournal(m.StoreFile)
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading the journal of the migration: %w", err)
 	}
 	if journal == nil || journal.Node != m.Claimer.Node || journal.Namespace != m.Claimer.Namespace {
-		journal = &Journal{Node: m.Claimer.Node, Namespace: m.Claimer.Namespace}
+		journal = &nodeJournal{Node: m.Claimer.Node, Namespace: m.Claimer.Namespace}
 	}
 	return store, journal, nil
 }
 
-// Claim is the first pass alone: nv-ipam goes on serving the node. It returns
+// claimAll is the first pass alone: nv-ipam goes on serving the node. It returns
 // nil where there is no store.
-func (m *Migrator) Claim(ctx context.Context) (*Journal, error) {
+func (m *migrator) claimAll(ctx context.Context) (*nodeJournal, error) {
 	store, journal, err := m.read()
 	if err != nil || store == nil {
 		return nil, err
@@ -97,21 +97,21 @@ func (m *Migrator) Claim(ctx context.Context) (*Journal, error) {
 	return journal, m.pass(ctx, store, store.Entries, journal)
 }
 
-// Run claims what the store has, has the plugin's binary switched, and claims
+// run claims what the store has, has the plugin's binary switched, and claims
 // what nv-ipam has given until then. Where an address could not be claimed, for
 // another reason than that another pod holds it, nothing is switched: the error
-// says why, and the next Run begins anew.
+// says why, and the next run begins anew.
 //
-// The node stays closed when Run fails after the switch, until the next Run. When
+// The node stays closed when run fails after the switch, until the next run. When
 // hint.PauseADDs runs out, ADDs go on, with what nv-ipam has not given.
-func (m *Migrator) Run(ctx context.Context, switchOver func(context.Context) error) (*Journal, error) {
+func (m *migrator) run(ctx context.Context, switchOver func(context.Context) error) (*nodeJournal, error) {
 	if store, before, err := m.read(); err == nil && store != nil && before.Switched && before.Finished == nil {
 		// A run that ended early left the node closed; it must not open meanwhile.
 		if err := m.close(store, before); err != nil {
 			return before, err
 		}
 	}
-	journal, err := m.Claim(ctx)
+	journal, err := m.claimAll(ctx)
 	if err != nil {
 		return journal, err
 	}
@@ -143,7 +143,7 @@ func (m *Migrator) Run(ctx context.Context, switchOver func(context.Context) err
 }
 
 // settle claims what is new in the store until nothing has been for long enough.
-func (m *Migrator) settle(ctx context.Context, journal *Journal) error {
+func (m *migrator) settle(ctx context.Context, journal *nodeJournal) error {
 	quiet := time.Now()
 	for {
 		store, err := readStore(m.StoreFile)
@@ -172,7 +172,7 @@ func (m *Migrator) settle(ctx context.Context, journal *Journal) error {
 }
 
 // closeAgain is close with the store as it is by now.
-func (m *Migrator) closeAgain(journal *Journal) error {
+func (m *migrator) closeAgain(journal *nodeJournal) error {
 	store, err := readStore(m.StoreFile)
 	if err != nil {
 		return fmt.Errorf("reading nv-ipam's store again: %w", err)
@@ -182,7 +182,7 @@ func (m *Migrator) closeAgain(journal *Journal) error {
 
 // close closes the node, or keeps it closed: no ADD is given what the store has and
 // the journal does not.
-func (m *Migrator) close(store *nodeStore, journal *Journal) error {
+func (m *migrator) close(store *nodeStore, journal *nodeJournal) error {
 	foreign := hint.Foreign{Store: m.StoreFile}
 	for _, e := range store.Entries {
 		entry := hint.NewForeignEntry(e.Pool.Name, e.Address, e.Attachment)
@@ -200,7 +200,7 @@ func (m *Migrator) close(store *nodeStore, journal *Journal) error {
 
 // pass claims entries of the store. It goes on whatever becomes of one of them,
 // and notes the store's checksum only where all have come to something.
-func (m *Migrator) pass(ctx context.Context, store *nodeStore, entries []Entry, journal *Journal) error {
+func (m *migrator) pass(ctx context.Context, store *nodeStore, entries []entry, journal *nodeJournal) error {
 	if err := m.readPools(ctx, store); err != nil {
 		return err
 	}
@@ -229,7 +229,7 @@ func (m *Migrator) pass(ctx context.Context, store *nodeStore, entries []Entry, 
 }
 
 // roundRobin goes on where nv-ipam stopped, unless the plugin has moved on.
-func (m *Migrator) roundRobin(store *nodeStore) {
+func (m *migrator) roundRobin(store *nodeStore) {
 	if m.last == nil {
 		m.last = map[v1alpha1.PoolReference]netip.Addr{}
 	}
@@ -244,7 +244,7 @@ func (m *Migrator) roundRobin(store *nodeStore) {
 
 // log says what became of an entry, and reports conflicts and oddities that are
 // new.
-func (m *Migrator) log(ctx context.Context, journal *Journal, o Outcome) {
+func (m *migrator) log(ctx context.Context, journal *nodeJournal, o entryOutcome) {
 	log := m.Claimer.Log.With("result", string(o.Result), "address", o.Address, "pool", o.Pool.Name, "pod", o.Pod.Namespace+"/"+o.Pod.Name,
 		"container", o.ContainerID, "interface", o.Interface)
 	if o.Detail != "" {
@@ -255,7 +255,7 @@ func (m *Migrator) log(ctx context.Context, journal *Journal, o Outcome) {
 		return
 	}
 	log.Error("address is given twice: another pod holds it, and this one answers on it, too")
-	if before := journal.find(o.Entry); m.Report == nil || before != nil && before.Result == conflict && before.Detail == o.Detail {
+	if before := journal.find(o.entry); m.Report == nil || before != nil && before.Result == conflict && before.Detail == o.Detail {
 		return
 	}
 	if err := m.Report(ctx, o); err != nil {

@@ -18,9 +18,9 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// Plan is what Run would do to the store as it is, without doing it: claimed is
+// planAll is what run would do to the store as it is, without doing it: claimed is
 // what would be. It is nil where there is no store.
-func (m *Migrator) Plan(ctx context.Context) (*Journal, error) {
+func (m *migrator) planAll(ctx context.Context) (*nodeJournal, error) {
 	store, journal, err := m.read()
 	if err != nil || store == nil {
 		return nil, err
@@ -32,7 +32,7 @@ func (m *Migrator) Plan(ctx context.Context) (*Journal, error) {
 	if err != nil {
 		return nil, err
 	}
-	plan := &Journal{Node: journal.Node, Namespace: journal.Namespace, Store: store.Sum, Unreadable: store.Unreadable}
+	plan := &nodeJournal{Node: journal.Node, Namespace: journal.Namespace, Store: store.Sum, Unreadable: store.Unreadable}
 	for _, e := range store.Entries {
 		outcome, err := m.plan(ctx, e, journal)
 		if err != nil {
@@ -44,8 +44,8 @@ func (m *Migrator) Plan(ctx context.Context) (*Journal, error) {
 }
 
 // plan is migrate without the doing.
-func (m *Migrator) plan(ctx context.Context, e Entry, journal *Journal) (Outcome, error) {
-	out := Outcome{Entry: e, Detail: m.odd(e), Result: claimed}
+func (m *migrator) plan(ctx context.Context, e entry, journal *nodeJournal) (entryOutcome, error) {
+	out := entryOutcome{entry: e, Detail: m.odd(e), Result: claimed}
 	if journal.Switched && m.released(e, journal) {
 		out.Result = released
 		return out, nil
@@ -68,12 +68,12 @@ func (m *Migrator) plan(ctx context.Context, e Entry, journal *Journal) (Outcome
 }
 
 // actions are the results in the words of a plan.
-var actions = map[Result]string{
+var actions = map[entryResult]string{
 	claimed: "claim", already: "none: claimed", obsolete: "none: obsolete", released: "none: released since", conflict: "CONFLICT",
 }
 
-// WriteTable writes a plan as a table for people.
-func (j *Journal) WriteTable(w io.Writer) error {
+// writeTable writes a plan as a table for people.
+func (j *nodeJournal) writeTable(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
 	fmt.Fprintln(t, "POOL\tTYPE\tADDRESS\tPOD\tINTERFACE\tCONTAINER\tACTION\tREMARK")
 	for _, o := range j.Entries {

@@ -24,17 +24,17 @@ import (
 // twice.
 const reasonDuplicate = "DuplicateAddress"
 
-// Reporter makes events on pools.
-type Reporter struct {
+// reporter makes events on pools.
+type reporter struct {
 	Pools     clientv1alpha1.NvIpamV1alpha1Interface
 	Events    clientcorev1.EventInterface
 	Namespace string
 	Node      string
 }
 
-// Conflict says on the pool that two pods have one address. The event's name is
+// conflict says on the pool that two pods have one address. The event's name is
 // made of what it says, so that a second run does not say it again.
-func (r *Reporter) Conflict(ctx context.Context, o Outcome) error {
+func (r *reporter) conflict(ctx context.Context, o entryOutcome) error {
 	ctx, cancel := context.WithTimeout(ctx, entryTime)
 	defer cancel()
 	pool, err := ledger.Pools{Client: r.Pools.RESTClient(), Namespace: r.Namespace}.Get(ctx, o.Pool)

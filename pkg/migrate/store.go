@@ -31,15 +31,15 @@ type nodeStore struct {
 	// Sum is the checksum of the file (SHA-256), to see whether it has changed.
 	Sum string
 	// Entries by pool and address.
-	Entries []Entry
+	Entries []entry
 	// Unreadable are entries that say nothing that could be claimed.
 	Unreadable []string
 	// Last is where round robin stopped in each pool.
 	Last map[v1alpha1.PoolReference]netip.Addr
 }
 
-// Entry is one address that nv-ipam gave to an attachment.
-type Entry struct {
+// entry is one address that nv-ipam gave to an attachment.
+type entry struct {
 	Pool    v1alpha1.PoolReference `json:"pool"`
 	Address netip.Addr             `json:"address"`
 	hint.Attachment
@@ -53,7 +53,7 @@ type Entry struct {
 }
 
 // key tells entries apart.
-func (e Entry) key() string {
+func (e entry) key() string {
 	return strings.Join([]string{string(e.Pool.Kind), e.Pool.Name, e.Address.String(), e.ContainerID, e.Interface}, "/")
 }
 
@@ -110,7 +110,7 @@ func readStore(path string) (*nodeStore, error) {
 	for key, p := range file.Pools {
 		s.add(key, p)
 	}
-	slices.SortFunc(s.Entries, func(a, b Entry) int {
+	slices.SortFunc(s.Entries, func(a, b entry) int {
 		return cmp.Or(cmp.Compare(a.Pool.Kind, b.Pool.Kind), cmp.Compare(a.Pool.Name, b.Pool.Name), a.Address.Compare(b.Address), cmp.Compare(a.key(), b.key()))
 	})
 	slices.Sort(s.Unreadable)
@@ -120,7 +120,7 @@ func readStore(path string) (*nodeStore, error) {
 func (s *nodeStore) add(key string, p storePool) {
 	ref, badPool := poolOf(key)
 	for id, raw := range p.Entries {
-		e, err := entry(ref, raw)
+		e, err := parseEntry(ref, raw)
 		if err = errors.Join(badPool, err); err != nil {
 			s.Unreadable = append(s.Unreadable, fmt.Sprintf("pool %q, entry %q, address %q: %v", key, id, raw.IPAddress, err))
 			continue
@@ -146,18 +146,18 @@ func poolOf(key string) (v1alpha1.PoolReference, error) {
 	return ref, nil
 }
 
-func entry(ref v1alpha1.PoolReference, raw storeEntry) (Entry, error) {
+func parseEntry(ref v1alpha1.PoolReference, raw storeEntry) (entry, error) {
 	addr, err := pool.ParseAddr(raw.IPAddress)
 	switch {
 	case err != nil:
-		return Entry{}, err
+		return entry{}, err
 	case raw.ContainerID == "" || raw.InterfaceName == "":
-		return Entry{}, errors.New("names no container and interface")
+		return entry{}, errors.New("names no container and interface")
 	case strings.Contains(raw.ContainerID+raw.InterfaceName, "/"):
-		return Entry{}, errors.New("container and interface have no slash")
+		return entry{}, errors.New("container and interface have no slash")
 	}
 	meta := raw.Metadata
-	return Entry{
+	return entry{
 		Pool:       ref,
 		Address:    addr,
 		Attachment: hint.Attachment{ContainerID: raw.ContainerID, Interface: raw.InterfaceName},

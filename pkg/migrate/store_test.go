@@ -105,40 +105,40 @@ func TestReadStoreRefuses(t *testing.T) {
 
 func TestJournal(t *testing.T) {
 	store := write(t, "")
-	if j, err := ReadJournal(store); j != nil || err != nil {
+	if j, err := readJournal(store); j != nil || err != nil {
 		t.Errorf("no journal: %v, %v", j, err)
 	}
 	s, err := readStore("testdata/store.json")
 	if err != nil {
 		t.Fatal(err)
 	}
-	j := &Journal{Node: "n"}
+	j := &nodeJournal{Node: "n"}
 	for _, e := range s.Entries {
-		j.set(Outcome{Entry: e, Result: claimed})
+		j.set(entryOutcome{entry: e, Result: claimed})
 	}
-	j.set(Outcome{Entry: s.Entries[0], Result: already})
-	j.set(Outcome{Entry: s.Entries[1], Result: conflict, Detail: "held by another"})
+	j.set(entryOutcome{entry: s.Entries[0], Result: already})
+	j.set(entryOutcome{entry: s.Entries[1], Result: conflict, Detail: "held by another"})
 	if err := j.save(store); err != nil {
 		t.Fatal(err)
 	}
-	back, err := ReadJournal(store)
+	back, err := readJournal(store)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got, want := back.String(), "6 entries: 4 claimed, 1 already claimed, 1 conflicts, 0 obsolete, 0 released since, 0 unreadable"; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
-	if c := back.Conflicts(); len(c) != 1 || c[0].Address != s.Entries[1].Address || c[0].Pool != (v1alpha1.PoolReference{Kind: "IPPool", Name: "pool1"}) {
+	if c := back.conflicts(); len(c) != 1 || c[0].Address != s.Entries[1].Address || c[0].Pool != (v1alpha1.PoolReference{Kind: "IPPool", Name: "pool1"}) {
 		t.Errorf("conflicts %+v", c)
 	}
 	if news := s.news(back); len(news) > 0 {
 		t.Errorf("a journal that has been written and read knows its entries; new are %v", news)
 	}
 	// A journal that cannot be read is as good as none: everything is tried again.
-	if err := os.WriteFile(store+JournalSuffix, []byte("{"), 0o600); err != nil {
+	if err := os.WriteFile(store+journalSuffix, []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if j, err := ReadJournal(store); j != nil || err != nil {
+	if j, err := readJournal(store); j != nil || err != nil {
 		t.Errorf("half a journal: %v, %v", j, err)
 	}
 }

@@ -44,12 +44,11 @@ func TestMain(m *testing.M) {
 		return
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := 1
+	runs := run
 	if foreign {
-		code = runForeign(ctx, m)
-	} else {
-		code = run(ctx, m)
+		runs = runForeign
 	}
+	code := runs(ctx, m)
 	stop()
 	os.Exit(code)
 }
