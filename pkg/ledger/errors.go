@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
 // Errors that a caller has to tell apart, besides InUseError. Any other error is the
@@ -44,7 +45,7 @@ type InUseError struct {
 // Error names the holder: whoever reads the pod's event knows whom to ask.
 func (e *InUseError) Error() string {
 	ref := e.Holder.Spec.PoolRef
-	return fmt.Sprintf("requested IP is already reserved in the pool %q, poolType %q: %s is %s", ref.Name, strings.ToLower(string(ref.Kind)), e.Address, HeldBy(e.Holder))
+	return fmt.Sprintf("requested IP is already reserved in the pool %q, poolType %q: %s is %s", ref.Name, pool.Type(ref.Kind), e.Address, HeldBy(e.Holder))
 }
 
 // HeldBy says who holds an allocation, and since when.

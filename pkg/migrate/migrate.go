@@ -100,7 +100,7 @@ func (m *migrator) claimAll(ctx context.Context) (*nodeJournal, error) {
 // run claims what the store has, has the plugin's binary switched, and claims
 // what nv-ipam has given until then. Where an address could not be claimed, for
 // another reason than that another pod holds it, nothing is switched: the error
-// says why, and the next run begins anew.
+// says why, and the next run begins again.
 //
 // The node stays closed when run fails after the switch, until the next run. When
 // hint.PauseADDs runs out, ADDs go on, with what nv-ipam has not given.

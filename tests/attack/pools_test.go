@@ -222,8 +222,8 @@ func (s *pools) hugeBlocks(t *testing.T) {
 	s.createCIDR(t, "negative", v1alpha1.CIDRPoolSpec{CIDR: "fd00::/8", PerNodeNetworkPrefix: math.MinInt32})
 }
 
-// Billions of blocks of which none has an address to hand out: to find that takes a
-// step for each exclusion, not for each block.
+// nothingLeft makes pools of billions of blocks, all of them excluded. The controller finds
+// that in one step for each exclusion, not in one for each block.
 func (s *pools) nothingLeft(t *testing.T) {
 	s.create(t, "four", v1alpha1.IPPoolSpec{Subnet: "11.0.0.0/8", PerNodeBlockSize: 1, Exclusions: []v1alpha1.ExcludeRange{{StartIP: "11.0.0.0", EndIP: "11.255.255.255"}}})
 	s.create(t, "six", v1alpha1.IPPoolSpec{Subnet: "fd00::/8", PerNodeBlockSize: 1, Exclusions: []v1alpha1.ExcludeRange{{StartIP: "fd00::", EndIP: "fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"}}})

@@ -21,15 +21,7 @@ func TestNetworkOperator(t *testing.T) {
 		t.Skip("only the walkthrough is run, because of E2E_WALKTHROUGH_ONLY")
 	}
 	needsOwnCluster(t, "it removes files from the nodes' disks")
-	root, err := testenv.Root()
-	if err != nil {
-		t.Fatal(err)
-	}
-	roles, err := os.ReadFile(filepath.Join(root, "tests/manifests/testdata/network-operator.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	theirs := strings.ReplaceAll(string(roles), "NAMESPACE", poolsNamespace)
+	root, theirs := operatorRoles(t)
 	pools := []string{"-f", filepath.Join(root, "manifests/base/crds/nv-ipam.nvidia.com_ippools.yaml"), "-f", filepath.Join(root, "manifests/base/crds/nv-ipam.nvidia.com_cidrpools.yaml")}
 	overlay := filepath.Join(root, "manifests/overlays/network-operator")
 
@@ -70,4 +62,19 @@ func TestNetworkOperator(t *testing.T) {
 		}
 		ping(t, s.name, "a", "10.18.0.5")
 	})
+}
+
+// operatorRoles returns the project's directory, and the roles that network-operator's own
+// deployment has, for the namespace of the pools.
+func operatorRoles(t *testing.T) (root, roles string) {
+	t.Helper()
+	root, err := testenv.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(filepath.Join(root, "tests/manifests/testdata/network-operator.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return root, strings.ReplaceAll(string(data), "NAMESPACE", poolsNamespace)
 }

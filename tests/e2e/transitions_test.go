@@ -11,8 +11,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
 // state is one in which an operator may find or leave the nodes.
@@ -140,17 +138,10 @@ func uninstall(t *testing.T) {
 // operatorInstalls has network-operator run this project's image, see TestNetworkOperator.
 func operatorInstalls(t *testing.T) {
 	t.Helper()
-	root, err := testenv.Root()
-	if err != nil {
-		t.Fatal(err)
-	}
-	roles, err := os.ReadFile(filepath.Join(root, "tests/manifests/testdata/network-operator.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	root, roles := operatorRoles(t)
 	kubectl(t, "delete", "-k", "testdata/install-serviceaccount", "--ignore-not-found", "--timeout=3m")
 	kubectl(t, "apply", "-k", filepath.Join(root, "manifests/overlays/network-operator"))
-	apply(t, strings.ReplaceAll(string(roles), "NAMESPACE", poolsNamespace))
+	apply(t, roles)
 	kubectl(t, "apply", "-f", "testdata/network-operator.yaml")
 	if err := installed(t.Context()); err != nil {
 		t.Fatal(err)

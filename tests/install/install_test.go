@@ -57,17 +57,7 @@ func TestInstallOnce(t *testing.T) {
 func TestStayRepairs(t *testing.T) {
 	h := newCluster(t).host(t, "kind-worker", sampleStore(t))
 	probes := rig.FreePort(t)
-	cmd := h.ipamNode(t, "--check-interval=50ms", "--health-probe-bind-address="+probes)
-	log, err := os.Create(h.path("installer.log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	cmd.Stderr = log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer cmd.Process.Kill()
+	cmd := h.start(t, "--check-interval=50ms", "--health-probe-bind-address="+probes)
 	ready := func() bool { return status(probes, "readyz") == http.StatusOK }
 	rig.Eventually(t, "installed and ready", ready)
 	if status(probes, "healthz") != http.StatusOK {
@@ -104,11 +94,7 @@ func TestStayRepairs(t *testing.T) {
 func TestStayIsNotReadyUntilInstalled(t *testing.T) {
 	h := newCluster(t).host(t, "kind-worker", "{half a store")
 	probes := rig.FreePort(t)
-	cmd := h.ipamNode(t, "--check-interval=50ms", "--health-probe-bind-address="+probes)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer cmd.Process.Kill()
+	cmd := h.start(t, "--check-interval=50ms", "--health-probe-bind-address="+probes)
 	rig.Eventually(t, "alive", func() bool { return status(probes, "healthz") == http.StatusOK })
 	if status(probes, "readyz") != http.StatusServiceUnavailable || h.isInstalled(t) {
 		t.Error("ready, or installed, though the store cannot be read")
@@ -138,17 +124,7 @@ func TestStayIsReadyByThePluginsStatus(t *testing.T) {
 	h := newCluster(t).host(t, "kind-worker", "")
 	socket := "unix:" + h.path("probes")
 	kubeconfig := h.path("kubelet.conf")
-	cmd := h.ipamNode(t, "--host-root=/", "--check-interval=50ms", "--health-probe-bind-address="+socket, "--cni-kubeconfig="+kubeconfig)
-	log, err := os.Create(h.path("installer.log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	cmd.Stderr = log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer cmd.Process.Kill()
+	cmd := h.start(t, "--host-root=/", "--check-interval=50ms", "--health-probe-bind-address="+socket, "--cni-kubeconfig="+kubeconfig)
 	probe := func() (string, error) {
 		out, err := exec.Command(rig.Binary(t, "ipam-node"), "--probe=readyz", "--health-probe-bind-address="+socket).CombinedOutput()
 		return string(out), err
@@ -190,11 +166,7 @@ func TestUninstallAndStay(t *testing.T) {
 	h := newCluster(t).host(t, "kind-worker", "")
 	h.mustRun(t, "--once")
 	probes := rig.FreePort(t)
-	cmd := h.ipamNode(t, "--uninstall", "--stay", "--health-probe-bind-address="+probes)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer cmd.Process.Kill()
+	cmd := h.start(t, "--uninstall", "--stay", "--health-probe-bind-address="+probes)
 	rig.Eventually(t, "ready", func() bool { return status(probes, "readyz") == http.StatusOK })
 	for _, name := range []string{"bin/nv-ipam", "conf/nv-ipam.conf", "data/installed.json"} {
 		if _, err := os.Stat(h.path(name)); err == nil {
@@ -207,4 +179,21 @@ func TestUninstallAndStay(t *testing.T) {
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("after SIGTERM: %v", err)
 	}
+}
+
+// start runs ipam-node until the test ends; its log is installer.log.
+func (h *host) start(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	log, err := os.Create(h.path("installer.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close() // the process has its own
+	cmd := h.ipamNode(t, args...)
+	cmd.Stderr = log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	return cmd
 }
