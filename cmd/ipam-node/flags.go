@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/crd-ipam/crd-ipam/cmd/internal/program"
+	"github.com/crd-ipam/crd-ipam/pkg/claim"
 	"github.com/crd-ipam/crd-ipam/pkg/install"
 	"github.com/crd-ipam/crd-ipam/pkg/migrate"
 )
@@ -21,15 +22,16 @@ type options struct {
 	install install.Options
 	migrate migrate.Options
 
-	once, uninstall, stay bool
+	once, uninstall, restoreOnly, stay bool
 
-	kubeconfig string
-	probes     string
-	probe      string
-	interval   time.Duration
-	cooldown   time.Duration
-	log        program.Log
-	accepted   program.Accepted
+	kubeconfig     string
+	probes         string
+	probe          string
+	interval       time.Duration
+	recordInterval time.Duration
+	cooldown       time.Duration
+	log            program.Log
+	accepted       program.Accepted
 }
 
 // parse reads the command line; nil options ask for the version.
@@ -43,6 +45,8 @@ func parse(args []string) (*options, error) {
 	fs.StringVar(&o.probes, "health-probe-bind-address", ":8081", "address that /healthz and /readyz are served on, or unix:PATH of a socket; empty or 0 serves nothing")
 	fs.StringVar(&o.probe, "probe", "", "healthz or readyz: ask the ipam-node that serves --health-probe-bind-address, print its answer, and exit with 1 if that is bad; for an exec probe, whose output Kubernetes shows")
 	fs.DurationVar(&o.interval, "check-interval", time.Minute, "how often to check that the installed files are unchanged")
+	fs.DurationVar(&o.recordInterval, "record-check-interval", 2*time.Minute, "how often to check that the API server still has the allocations of this node, and to write again those that it has lost; at most 2m, 0 never")
+	fs.BoolVar(&o.restoreOnly, "restore-only", false, "write again the allocations of this node that the API server has lost, and exit")
 	o.install.AddFlags(fs)
 	o.migrate.AddFlags(fs)
 	o.log.Flags(fs, &o.accepted)
@@ -91,7 +95,7 @@ func (o *options) say(log *slog.Logger) {
 
 func (o *options) check(args []string) error {
 	once := 0
-	for _, mode := range []bool{o.once, o.uninstall, o.migrate.DryRun} {
+	for _, mode := range []bool{o.once, o.uninstall, o.migrate.DryRun, o.restoreOnly} {
 		if mode {
 			once++
 		}
@@ -100,7 +104,7 @@ func (o *options) check(args []string) error {
 	case len(args) > 0:
 		return fmt.Errorf("unexpected arguments: %q", args)
 	case once > 1:
-		return errors.New("--once, --uninstall and --migrate-dry-run exclude each other")
+		return errors.New("--once, --uninstall, --migrate-dry-run and --restore-only exclude each other")
 	case o.stay && !o.uninstall && !o.migrate.DryRun && !o.migrate.Only():
 		return errors.New("--stay is for --uninstall, --migrate-dry-run and --migrate=only: without these this program stays anyway")
 	case o.cooldown < 0:
@@ -110,5 +114,16 @@ func (o *options) check(args []string) error {
 	case o.interval <= 0:
 		return fmt.Errorf("--check-interval must be positive: %v", o.interval)
 	}
-	return errors.Join(o.install.Check(), o.migrate.Check(o.install.CallTimeout), o.log.Check())
+	return errors.Join(o.checkRecord(), o.install.Check(), o.migrate.Check(o.install.CallTimeout), o.log.Check())
+}
+
+// checkRecord refuses an interval after which a node finds a loss too late.
+func (o *options) checkRecord() error {
+	switch {
+	case o.recordInterval < 0 || o.recordInterval > maxRecordInterval:
+		return fmt.Errorf("--record-check-interval must be between 0 and %v, not %v: pods wait for %v after a loss, and by then all nodes have to have looked", maxRecordInterval, o.recordInterval, claim.LossGrace)
+	case o.restoreOnly && o.install.Node == "":
+		return errors.New("--restore-only needs --node-name")
+	}
+	return nil
 }

@@ -62,7 +62,7 @@ func run(ctx context.Context, o *options, log *slog.Logger) error {
 		Connect: o.clientConfig, Foreign: host.Foreign, Log: log,
 	}
 	i := &install.Installer{
-		Host: host, Around: m.Around, Interval: o.interval, Log: log,
+		Host: host, Around: m.Around, Beside: func(ctx context.Context) { o.keepRecord(ctx, log) }, Interval: o.interval, Log: log,
 		Serve: func(probes http.Handler) (func(), error) {
 			return program.Serve(o.probes, probes, program.DefaultLimits)
 		},
@@ -72,6 +72,8 @@ func run(ctx context.Context, o *options, log *slog.Logger) error {
 		return o.doOnce(ctx, i, "not uninstalled", i.Remove)
 	case o.migrate.DryRun:
 		return o.doOnce(ctx, i, "no plan of the migration", func() error { return m.Plan(ctx, os.Stdout) })
+	case o.restoreOnly:
+		return o.look(ctx, log)
 	case o.migrate.Only():
 		return o.doOnce(ctx, i, "not migrated", func() error { return m.Claim(ctx) })
 	}

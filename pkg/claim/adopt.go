@@ -29,10 +29,10 @@ func (c *Claimer) Adopt(ctx context.Context, req Request, ref v1alpha1.PoolRefer
 	e := hint.Entry{Attachment: req.Attachment, Pool: ref.Name, Address: addr}
 	c.Hint.ClaimingRequested(e)
 	requested := len(req.Want.Addresses) > 0
-	e.UID, created, err = c.Create(ctx, c.allocation(req, ref, addr, requested))
+	held, created, err := c.Create(ctx, c.allocation(req, ref, addr, requested))
 	switch {
 	case err == nil:
-		c.Hint.Claimed(e)
+		c.Hint.Claimed(entryOf(held))
 	case ledger.IsInUse(err):
 		c.Hint.Elsewhere(e)
 	}

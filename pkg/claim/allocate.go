@@ -29,6 +29,7 @@ type Request struct {
 	DeviceID string
 
 	started time.Time       // when the ADD began; zero if that is unknown
+	known   *known          // what the hint has; nil if that is not asked
 	foreign map[string]bool // names of allocations that this node must not create: see hint.Foreign
 }
 
@@ -52,7 +53,7 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 	if err := c.finishReleases(ctx, req.Attachment); err != nil {
 		return nil, err
 	}
-	held := c.lookUpHeld(req)
+	req.known = c.lookUpKnown(req)
 	views := make([]view, len(req.Pools))
 	blocks := make([]*pool.Block, len(req.Pools))
 	for i, ref := range req.Pools {
@@ -61,6 +62,9 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 			return nil, err
 		}
 		views[i], blocks[i] = v, v.Block
+	}
+	if err := c.awaitOthers(); err != nil {
+		return nil, err
 	}
 	if req.OnePerFamily {
 		if err := pool.OnePerFamily(blocks); err != nil {
@@ -75,7 +79,7 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 	claims := make([]Claim, 0, len(blocks))
 	var claimed []hint.Entry
 	for i, v := range views {
-		e, err := c.claimOne(ctx, req, v, wanted[i], held)
+		e, err := c.claimOne(ctx, req, v, wanted[i])
 		if err != nil {
 			return nil, errors.Join(err, c.rollBack(ctx, claimed))
 		}
@@ -85,28 +89,47 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 	return claims, nil
 }
 
-// lookUpHeld finds the addresses that this attachment already holds in the requested
-// pools. Reading all entries of the pools takes a while if a block is full, so it is
-// done while the connection to the API server is made: the returned function waits for
-// the end, and returns the address held in a block, or zero.
-func (c *Claimer) lookUpHeld(req Request) func(*pool.Block) netip.Addr {
-	var all []hint.Entry
-	done := make(chan struct{})
+// known is what the hint has of the requested pools.
+type known struct {
+	read   chan struct{} // closed when the others are read
+	held   []hint.Entry  // what this attachment already holds
+	latest uint64        // the highest resource version of the node's allocations
+}
+
+// lookUpKnown reads what the hint has of the requested pools. That takes a while if a
+// block is full, so it is done while the connection to the API server is made.
+func (c *Claimer) lookUpKnown(req Request) *known {
+	k := &known{read: make(chan struct{})}
 	go func() {
-		defer close(done)
+		defer close(k.read)
 		for _, ref := range req.Pools {
-			all = append(all, c.Hint.HoldingIn(ref.Name, req.Attachment)...)
+			held, latest := c.Hint.Known(ref.Name, req.Attachment)
+			k.held, k.latest = append(k.held, held...), max(k.latest, latest)
 		}
 	}()
-	return func(b *pool.Block) netip.Addr {
-		<-done
-		for _, e := range all {
-			if e.Pool == b.Pool.Name && b.Range.Contains(e.Address) {
-				return e.Address
-			}
+	return k
+}
+
+// heldIn returns the address in a block that this attachment already holds, or zero.
+func (k *known) heldIn(b *pool.Block) netip.Addr {
+	<-k.read
+	for _, e := range k.held {
+		if e.Pool == b.Pool.Name && b.Range.Contains(e.Address) {
+			return e.Address
 		}
-		return netip.Addr{}
 	}
+	return netip.Addr{}
+}
+
+// setBackBefore reports whether an allocation that was made just now is older than one
+// that this node had before: then etcd was set back.
+func (k *known) setBackBefore(made *v1alpha1.IPAllocation) bool {
+	if k == nil {
+		return false
+	}
+	<-k.read
+	version := hint.Version(made)
+	return version > 0 && version < k.latest
 }
 
 // rollBack releases what a failed call has claimed, also if the time of the call is

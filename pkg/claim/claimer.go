@@ -89,7 +89,7 @@ func (c *Claimer) Complete(ctx context.Context) error {
 }
 
 // rebuild makes the hint complete: afterwards it agrees with a list of the API server
-// that is not older than since. One call of the node lists, the others wait for it.
+// that is not older than since. What the API server has lost is written again first. One call of the node lists, the others wait for it.
 // Only the call that lists returns the list.
 func (c *Claimer) rebuild(ctx context.Context, since time.Time) ([]hint.Entry, error) {
 	r := c.Hint.Rebuild(ctx, since)
@@ -100,7 +100,7 @@ func (c *Claimer) rebuild(ctx context.Context, since time.Time) ([]hint.Entry, e
 	if since.IsZero() && hint.JustBooted() {
 		pause(ctx, rand.N(bootJitter))
 	}
-	all, at, err := c.OfNode(ctx)
+	all, at, version, err := c.OfNode(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -108,6 +108,11 @@ func (c *Claimer) rebuild(ctx context.Context, since time.Time) ([]hint.Entry, e
 	for i := range all {
 		entries = append(entries, entryOf(&all[i]))
 	}
+	restored, err := c.restore(ctx, r.Missing(entries), version)
+	if err != nil {
+		return nil, err
+	}
+	entries = append(entries, restored...)
 	r.Enter(at, entries)
 	c.Log.Info("rebuilt the node's hint from the API server", "node", c.Node, "allocations", len(all))
 	return entries, nil
@@ -135,7 +140,7 @@ func entryOf(a *v1alpha1.IPAllocation) hint.Entry {
 		poolName = a.Spec.PoolRef.Name
 		addr, _ = netip.ParseAddr(a.Spec.Address)
 	}
-	return hint.Entry{Attachment: hint.AttachmentOf(a), Pool: poolName, Address: addr, UID: a.UID}
+	return hint.Entry{Attachment: hint.AttachmentOf(a), Pool: poolName, Address: addr, UID: a.UID, Record: hint.NewRecord(a)}
 }
 
 // isHeldBy reports whether an attachment of this node holds the allocation.

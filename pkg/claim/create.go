@@ -24,18 +24,21 @@ import (
 func (c *Claimer) create(ctx context.Context, req Request, b *pool.Block, addr netip.Addr, requested bool) (hint.Entry, error) {
 	e := hint.Entry{Attachment: req.Attachment, Pool: b.Pool.Name, Address: addr}
 	alloc := c.allocation(req, b.Pool, addr, requested)
-	var err error
-	e.UID, _, err = c.Create(ctx, alloc)
+	held, created, err := c.Create(ctx, alloc)
 	var inUse *ledger.InUseError
 	if errors.As(err, &inUse) && c.yields(inUse.Holder, req) {
 		if failed := c.deleteHolder(ctx, inUse.Holder); failed != nil {
 			err = fmt.Errorf("%w; %w", err, failed)
 		} else {
-			e.UID, _, err = c.Create(ctx, alloc)
+			held, created, err = c.Create(ctx, alloc)
 		}
 	}
 	switch {
+	case err == nil && created && req.known.setBackBefore(held):
+		e.UID = held.UID
+		return hint.Entry{}, c.undoAfterSetBack(ctx, e)
 	case err == nil:
+		e = entryOf(held)
 		c.Hint.Claimed(e)
 		return e, nil
 	case errors.Is(err, ledger.ErrUnanswered):
@@ -71,7 +74,7 @@ func (c *Claimer) yields(holder *v1alpha1.IPAllocation, req Request) bool {
 // deleteHolder deletes the claim of a holder that yields.
 func (c *Claimer) deleteHolder(ctx context.Context, holder *v1alpha1.IPAllocation) error {
 	e := entryOf(holder)
-	if err := c.Delete(ctx, holder.Name, holder.UID); err != nil {
+	if _, err := c.Delete(ctx, holder.Name, holder.UID); err != nil {
 		return fmt.Errorf("releasing %s, which the earlier container %s holds: %w", e.Address, e.ContainerID, err)
 	}
 	c.Hint.Released(e)
@@ -87,27 +90,32 @@ func (c *Claimer) allocation(req Request, ref v1alpha1.PoolReference, addr netip
 	if !req.started.IsZero() {
 		started = &metav1.MicroTime{Time: req.started.UTC()}
 	}
+	return c.named(v1alpha1.AllocationName(ref.Name, addr), v1alpha1.IPAllocationSpec{
+		PoolRef:       ref,
+		Address:       addr.String(),
+		NodeName:      c.Node,
+		PodRef:        req.Pod,
+		ContainerID:   req.ContainerID,
+		InterfaceName: req.Interface,
+		NetworkName:   req.Network,
+		DeviceID:      req.DeviceID,
+		Requested:     requested,
+		AddStartedAt:  started,
+	})
+}
+
+// named returns the IPAllocation of that name, with its labels.
+func (c *Claimer) named(name string, spec v1alpha1.IPAllocationSpec) *v1alpha1.IPAllocation {
 	return &v1alpha1.IPAllocation{
 		ObjectMeta: metav1.ObjectMeta{
-			Name:      v1alpha1.AllocationName(ref.Name, addr),
+			Name:      name,
 			Namespace: c.Namespace,
 			Labels: map[string]string{
-				v1alpha1.LabelPool:      v1alpha1.LabelValue(ref.Name),
+				v1alpha1.LabelPool:      v1alpha1.LabelValue(spec.PoolRef.Name),
 				v1alpha1.LabelNode:      v1alpha1.LabelValue(c.Node),
-				v1alpha1.LabelContainer: v1alpha1.ContainerLabel(req.ContainerID),
+				v1alpha1.LabelContainer: v1alpha1.ContainerLabel(spec.ContainerID),
 			},
 		},
-		Spec: v1alpha1.IPAllocationSpec{
-			PoolRef:       ref,
-			Address:       addr.String(),
-			NodeName:      c.Node,
-			PodRef:        req.Pod,
-			ContainerID:   req.ContainerID,
-			InterfaceName: req.Interface,
-			NetworkName:   req.Network,
-			DeviceID:      req.DeviceID,
-			Requested:     requested,
-			AddStartedAt:  started,
-		},
+		Spec: spec,
 	}
 }

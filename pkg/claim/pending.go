@@ -36,7 +36,7 @@ func (c *Claimer) finishReleases(ctx context.Context, att hint.Attachment) error
 		if r.Attachment != att {
 			continue
 		}
-		err := c.deleteHeld(ctx, r.Entry)
+		_, err := c.deleteHeld(ctx, r.Entry)
 		if err != nil && !errors.Is(err, errMayBeCreated) {
 			return fmt.Errorf("releasing %s of pool %s, which this container has held before: %w", r.Address, r.Pool, err)
 		}
@@ -103,7 +103,7 @@ func (c *Claimer) retryRelease(ctx context.Context, r hint.Release) error {
 	case err == nil && r.UID == "" && !c.Hint.IsPending(r.Entry):
 		return nil // the attachment has removed the note: it may hold the address again
 	case err == nil && uid != "":
-		err = c.Delete(ctx, r.Name(), uid)
+		_, err = c.Delete(ctx, r.Name(), uid)
 	}
 	switch {
 	case err == nil:

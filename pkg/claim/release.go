@@ -90,7 +90,7 @@ func (c *Claimer) release(ctx context.Context, e hint.Entry, wait time.Duration)
 		ctx, cancel = context.WithTimeout(ctx, wait)
 		defer cancel()
 	}
-	err = c.deleteHeld(ctx, e)
+	err = c.deleteAny(ctx, e)
 	away = errors.Is(err, ledger.ErrUnavailable)
 	switch {
 	case err == nil:
@@ -115,11 +115,27 @@ func (c *Claimer) logPending(e hint.Entry, why error) {
 		"container", e.ContainerID, "interface", e.Interface, "error", why)
 }
 
-// deleteHeld deletes the attachment's claim on an address, if it has one.
-func (c *Claimer) deleteHeld(ctx context.Context, e hint.Entry) error {
+// deleteAny is deleteHeld for a call that ends all that the attachment holds. If the
+// allocation has another UID than this node knows, it deletes that of the attachment
+// nevertheless: an export of the record may have been applied again.
+func (c *Claimer) deleteAny(ctx context.Context, e hint.Entry) error {
+	replaced, err := c.deleteHeld(ctx, e)
+	if err != nil || !replaced {
+		return err
+	}
+	_, err = c.deleteHeld(ctx, e.Unanswered())
+	if errors.Is(err, errMayBeCreated) { // it is gone by now, and was answered
+		return nil
+	}
+	return err
+}
+
+// deleteHeld deletes the attachment's claim on an address, if it has one. replaced is
+// true if there is an allocation with another UID than that of the entry.
+func (c *Claimer) deleteHeld(ctx context.Context, e hint.Entry) (replaced bool, err error) {
 	uid, err := c.uidOf(ctx, e)
 	if err != nil || uid == "" {
-		return err
+		return false, err
 	}
 	return c.Delete(ctx, e.Name(), uid)
 }
@@ -180,7 +196,7 @@ func (c *Claimer) checkIn(ctx context.Context, ref v1alpha1.PoolReference, entri
 // the list was made or began later: the list cannot contain them.
 func (c *Claimer) Collect(ctx context.Context, network string, valid []hint.Attachment, started time.Time) error {
 	c.retryPending(ctx, maxRetries)
-	all, _, err := c.OfNode(ctx)
+	all, _, _, err := c.OfNode(ctx)
 	if err != nil {
 		return err
 	}

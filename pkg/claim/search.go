@@ -36,16 +36,19 @@ const (
 //     the hint has been lost;
 //  5. the whole block, if it looks full: pending releases are carried out, and the API
 //     server lists what this node holds. If nothing is free then, the pool is exhausted.
-func (c *Claimer) claimOne(ctx context.Context, req Request, v view, wanted netip.Addr, held func(*pool.Block) netip.Addr) (hint.Entry, error) {
+func (c *Claimer) claimOne(ctx context.Context, req Request, v view, wanted netip.Addr) (hint.Entry, error) {
 	b := v.Block
 	if wanted.IsValid() { // 1
 		if req.foreign[v1alpha1.AllocationName(b.Pool.Name, wanted)] {
 			return hint.Entry{}, foreignInUse(b.Pool, wanted)
 		}
+		if err := c.lostHere(b.Pool.Name, wanted); err != nil {
+			return hint.Entry{}, err
+		}
 		c.Hint.ClaimingRequested(hint.Entry{Attachment: req.Attachment, Pool: b.Pool.Name, Address: wanted})
 		return c.create(ctx, req, b, wanted, true)
 	}
-	if addr := held(b); addr.IsValid() { // 2
+	if addr := req.known.heldIn(b); addr.IsValid() { // 2
 		if e, err := c.create(ctx, req, b, addr, false); !ledger.IsInUse(err) {
 			return e, err
 		}
@@ -126,6 +129,9 @@ func (s *search) tryCandidates(ctx context.Context, candidates iter.Seq[netip.Ad
 func (s *search) searchFullBlock(ctx context.Context) (hint.Entry, error) {
 	s.retryPending(ctx, math.MaxInt)
 	listed, err := s.rebuild(ctx, s.req.started)
+	if err == nil {
+		err = s.awaitOthers() // the list may have shown a loss
+	}
 	if err != nil {
 		return hint.Entry{}, err
 	}

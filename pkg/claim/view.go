@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
@@ -29,7 +30,8 @@ type view struct {
 // which this node needs one line. So that line is kept on disk, and an ADD reads only
 // the pool's metadata, from the API server's memory, to check that it is still current.
 func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference) (view, error) {
-	if saved := c.Hint.View(ref); saved != nil {
+	saved := c.Hint.View(ref)
+	if saved != nil {
 		meta, err := c.poolMetadata(ctx, ref)
 		if err != nil && !ledger.NotFound(err) {
 			return view{}, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
@@ -37,8 +39,9 @@ func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference) (view, e
 		if err == nil && version(meta) == saved.Version {
 			return view{saved.Block, saved.Version}, nil
 		}
-		c.Hint.DropView(ref)
 	}
+	epoch := c.Hint.Epoch(ref)
+	c.Hint.DropView(ref)
 
 	var obj *pool.Object
 	err := ledger.Retry(ctx, func(ctx context.Context) (err error) {
@@ -48,9 +51,15 @@ func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference) (view, e
 	switch {
 	case ledger.NotFound(err):
 		c.Hint.DropPool(ref)
+		if epoch != "" && c.Hint.HoldsIn(ref.Name) { // it may be another one when it is there again
+			c.Hint.SetEpoch(ref, epoch)
+		}
 		return view{}, poolNotFound(ref, c.noSuchPool(ctx, ref))
 	case err != nil:
 		return view{}, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
+	}
+	if err := c.settle(ctx, ref, epoch, obj.Meta); err != nil {
+		return view{}, err
 	}
 	parsed, errs := obj.Parse()
 	if err := pool.Invalid(ref, errs); err != nil {
@@ -108,5 +117,9 @@ func version(meta *metav1.ObjectMeta) string {
 		blocks = []string{"resourceVersion-" + meta.ResourceVersion}
 	}
 	sort.Strings(blocks)
-	return fmt.Sprintf("%s/%d/%s", meta.UID, meta.Generation, strings.Join(blocks, ","))
+	text := fmt.Sprintf("%s/%d/%s", meta.UID, meta.Generation, strings.Join(blocks, ","))
+	if word, said := meta.Annotations[v1alpha1.AnnotationRecordLost]; said {
+		text += "/" + hint.EpochText(meta.UID, word)
+	}
+	return text
 }

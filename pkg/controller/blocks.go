@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -44,6 +45,11 @@ type blockReconciler struct {
 	memories *memories
 	status   *statusWriter
 	events   *poolEvents
+	former   formerBlocks
+	// lossGrace is how long a new pool waits for its blocks after a loss of the record.
+	lossGrace time.Duration
+	// later reconciles a pool again after a while.
+	later func(v1alpha1.PoolReference, time.Duration)
 }
 
 // reconcile does so for one pool. The cases are
@@ -69,7 +75,12 @@ func (r *blockReconciler) reconcile(ctx context.Context, ref v1alpha1.PoolRefere
 	before := obj.Status.Conditions
 	nodes, others := r.caches.nodes.all(), overlapsWith(obj, r.caches.allPools())
 	held, count := r.heldOf(ref)
-	out := blocks(obj, nodes, held)
+	have := r.former.recall(obj)
+	out := blocks(obj, have, nodes, held)
+	if wait := tooEarly(obj.Meta, have, r.caches.allocations.all, time.Now(), r.lossGrace); wait > 0 {
+		out = waiting(obj, obj.Meta.CreationTimestamp.Add(r.lossGrace))
+		r.later(ref, wait)
+	}
 	out.notices = append(out.notices, overlapping(obj, others)...)
 	out.notices = append(out.notices, podNetwork(obj, nodes)...)
 
@@ -80,6 +91,7 @@ func (r *blockReconciler) reconcile(ctx context.Context, ref v1alpha1.PoolRefere
 	if err != nil {
 		return err
 	}
+	r.former.remember(obj)
 	if err := r.status.writeRest(ctx, obj, &known, out.notices); err != nil {
 		return err
 	}
@@ -101,8 +113,9 @@ func (r *blockReconciler) heldOf(ref v1alpha1.PoolReference) (held []pool.Held, 
 	return held, len(all)
 }
 
-// blocks decides which node gets which block of a pool, and what there is to tell.
-func blocks(obj *pool.Object, nodes []*corev1.Node, held []pool.Held) outcome {
+// blocks decides which node gets which block of a pool, and what there is to tell. have
+// are the blocks so far.
+func blocks(obj *pool.Object, have []pool.Assignment, nodes []*corev1.Node, held []pool.Held) outcome {
 	parsed, errs := obj.Parse()
 	if len(errs) > 0 {
 		out := outcome{ready: notReady(reasonInvalidSpec, pool.Explain(errs))}
@@ -117,7 +130,7 @@ func blocks(obj *pool.Object, nodes []*corev1.Node, held []pool.Held) outcome {
 			selected = append(selected, node.Name)
 		}
 	}
-	assigned, unserved := parsed.Carve(obj.Blocks(), selected, held)
+	assigned, unserved := parsed.Carve(have, selected, held)
 	use := parsed.Use(assigned, held)
 	out := outcome{allocations: obj.AllocationsFor(assigned), unserved: unserved, use: use}
 	out.kept = len(use.Gateways)+len(use.Unfit) > 0 || len(assigned)+len(unserved) > len(selected) ||

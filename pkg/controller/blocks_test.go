@@ -126,7 +126,7 @@ func TestBlocks(t *testing.T) {
 		t.Run(string(tc.ref.Kind)+" "+tc.name, func(t *testing.T) {
 			w := newWorld(t, Options{})
 			w.nodesNamed(t, tc.nodes...)
-			out := blocks(pool.ObjectOf(tc.pool), w.caches.nodes.all(), tc.holds)
+			out := blocks(pool.ObjectOf(tc.pool), pool.ObjectOf(tc.pool).Blocks(), w.caches.nodes.all(), tc.holds)
 			if got, _ := json.Marshal(out.allocations); string(got) != tc.want {
 				t.Errorf("allocations\n got %s\nwant %s", got, tc.want)
 			}
@@ -265,10 +265,10 @@ func TestEvents(t *testing.T) {
 	// After a restart the condition says what was said.
 	w.memories.forget(ipRef)
 	persisted := again.DeepCopy()
-	persisted.Status.Conditions = []metav1.Condition{blocks(pool.ObjectOf(again), nil, nil).ready}
+	persisted.Status.Conditions = []metav1.Condition{blocks(pool.ObjectOf(again), nil, nil, nil).ready}
 	reconcile(persisted)
 	full := ippool(nil)
-	full.Status.Conditions = []metav1.Condition{blocks(pool.ObjectOf(full), w.caches.nodes.all(), nil).ready}
+	full.Status.Conditions = []metav1.Condition{blocks(pool.ObjectOf(full), nil, w.caches.nodes.all(), nil).ready}
 	w.memories.forget(ipRef)
 	reconcile(full)
 	w.nodesNamed(t, "f")

@@ -60,6 +60,9 @@ type Options struct {
 	// Usage is how often at most a pool's status is written only because another
 	// number of its addresses is used. 0 stands for 1 min.
 	Usage time.Duration
+	// LossGrace is how long the nodes have time to write their allocations again after the
+	// record was lost, before a new pool has blocks. 0 stands for 3 min.
+	LossGrace time.Duration
 	// Metrics is where the controller's metrics are registered, nil for nowhere.
 	Metrics prometheus.Registerer
 }
@@ -125,6 +128,9 @@ func New(clients Clients, opts Options) *Controller {
 	}
 	if opts.Resync == 0 {
 		opts.Resync = 5 * time.Minute
+	}
+	if opts.LossGrace == 0 {
+		opts.LossGrace = 3 * time.Minute
 	}
 	if opts.Usage == 0 {
 		opts.Usage = time.Minute
@@ -210,6 +216,7 @@ func (c *Controller) assemble(recorder record.EventRecorder) ([]cache.DoneChecke
 			later: c.queues.pools.AddAfter, lacks: map[v1alpha1.PoolKind]lacking{},
 		},
 		events: &poolEvents{recorder, max(flapping, 2*c.opts.Resync)},
+		former: formerBlocks{}, lossGrace: c.opts.LossGrace, later: c.queues.pools.AddAfter,
 	}
 	c.leaks = &leakReconciler{
 		caches: &c.caches, evidence: evidence, confirmation: confirmation, observations: &c.observations,

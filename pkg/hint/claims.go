@@ -37,7 +37,14 @@ func (h *Hint) ClaimingRequested(e Entry) {
 
 // Claimed enters that the attachment holds the address, as the API server has said.
 func (h *Hint) Claimed(e Entry) {
-	if h.failed("entering a claim", h.replace(e.text(e.UID), "claims", e.fileName())) {
+	if e.Record != nil && e.Record.Spec.AddStartedAt != nil {
+		e.Record.Boot = shortBoot()
+	}
+	err := h.replace(e.claim(), "claims", e.fileName())
+	if err != nil && e.Record != nil { // a full disk has room for a short entry
+		err = h.replace(e.text(e.UID), "claims", e.fileName())
+	}
+	if h.failed("entering a claim", err) {
 		return
 	}
 	h.failed("entering a claim", h.remove("claims", e.Unanswered().secondName()))
@@ -77,15 +84,28 @@ func (h *Hint) Holding(att Attachment) (entries []Entry, complete bool) {
 }
 
 // HoldingIn returns the attachment's claims on addresses of one pool.
-func (h *Hint) HoldingIn(poolName string, att Attachment) (entries []Entry) {
-	err := h.each(poolName+".", att.text(""), func(e Entry, _ claimText) error {
-		if e.Pool == poolName {
+func (h *Hint) HoldingIn(poolName string, att Attachment) []Entry {
+	entries, _ := h.Known(poolName, att)
+	return entries
+}
+
+// Known is HoldingIn, and returns also the highest resource version of all claims on
+// addresses of the pool.
+func (h *Hint) Known(poolName string, att Attachment) (entries []Entry, latest uint64) {
+	err := h.each(poolName+".", "", func(e Entry, t claimText) error {
+		if e.Pool != poolName {
+			return nil
+		}
+		if version, boot := parseVersion(t.text); !deadBoot(boot) { // the dead are not written again
+			latest = max(latest, version)
+		}
+		if e.Attachment == att {
 			entries = append(entries, e)
 		}
 		return nil
 	})
 	h.failed("finding the attachment", err)
-	return entries
+	return entries, latest
 }
 
 // claimText is the name of an entry in claims/ and what it points at.

@@ -71,7 +71,7 @@ func (h *Hint) replace(text string, parts ...string) error {
 	return h.rename(func(tmp string) error { return os.Symlink(text, tmp) }, parts...)
 }
 
-// swap replaces an entry if it still has the old text, and reports whether it had.
+// swap replaces an entry if it still has the old claim, and reports whether it had.
 func (h *Hint) swap(old, text string, parts ...string) (swapped bool, err error) {
 	entry := h.path(parts...)
 	tmp := tmpName(entry)
@@ -79,7 +79,7 @@ func (h *Hint) swap(old, text string, parts ...string) (swapped bool, err error)
 		return false, err
 	}
 	err = h.locked(func() error {
-		if now, err := os.Readlink(entry); err != nil || now != old {
+		if now, err := os.Readlink(entry); err != nil || claimOf(now) != claimOf(old) {
 			return os.Remove(tmp)
 		}
 		swapped = true
@@ -128,7 +128,7 @@ func (h *Hint) tidyOthers() {
 		_ = dir.Close()
 	}
 	for _, name := range names {
-		if !h.youngerThan(staleAge, "pools", name) {
+		if !h.youngerThan(staleAge, "pools", name) && !h.isEpochInUse(name) {
 			_ = os.Remove(h.path("pools", name))
 		}
 	}
@@ -163,7 +163,7 @@ func (h *Hint) rename(create func(tmp string) error, parts ...string) error {
 func (h *Hint) dropIf(text string, parts ...string) error {
 	entry := h.path(parts...)
 	err := h.locked(func() error {
-		if now, err := os.Readlink(entry); err != nil || now != text {
+		if now, err := os.Readlink(entry); err != nil || claimOf(now) != claimOf(text) {
 			return nil
 		}
 		return os.Remove(entry)

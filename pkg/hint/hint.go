@@ -41,6 +41,8 @@ type Entry struct {
 	Address netip.Addr
 	// UID of the IPAllocation; empty until its create is answered.
 	UID types.UID
+	// Record is what it takes to write the allocation again, or nil.
+	Record *Record
 }
 
 // Name returns the name of the IPAllocation.
@@ -49,7 +51,7 @@ func (e Entry) Name() string { return v1alpha1.AllocationName(e.Pool, e.Address)
 // Hint is what a node believes about one namespace of one cluster. All hints of a node
 // share a directory. It contains
 //
-//	NAMESPACE@SITE/   claims/NAME              -> CONTAINER/INTERFACE/UID        held by this node
+//	NAMESPACE@SITE/   claims/NAME              -> CONTAINER/INTERFACE/UID RECORD held by this node
 //	                         NAME              -> elsewhere                      seen to be held by another
 //	                         NAME@HASH         -> CONTAINER/INTERFACE/           about to be claimed, though another attachment has the entry
 //	                         @complete         -> FORMAT/BOOT                    claims/ has all that this node holds
@@ -60,6 +62,8 @@ func (e Entry) Name() string { return v1alpha1.AllocationName(e.Pool, e.Address)
 //	                  pools/TYPE.POOL.json                                       the pool as this node sees it
 //	                        TYPE.POOL.last     -> ADDRESS                        where round robin stopped
 //	                        TYPE.POOL.full     -> VERSION                        the block was full
+//	                        TYPE.POOL.epoch    -> UID/HASH                       which pool of that name was seen
+//	                  lost                     -> SINCE                          the API server had lost allocations
 //	                  lock                                                       held to change an entry, never across a request
 //	                  rebuild                                                    held by the one call that lists
 //	dirs/HASH                                  -> DIRECTORY                      other hints of this node
@@ -81,7 +85,7 @@ type Hint struct {
 }
 
 // format of the entries. A hint of another format is never read, but rebuilt.
-const format = "1"
+const format = "2"
 
 // maxText is what a symbolic link may point at, in bytes.
 const maxText = 4096
@@ -212,7 +216,7 @@ func (a Attachment) text(uid types.UID) string {
 }
 
 func parseText(text string) (Attachment, types.UID) {
-	container, rest, ok1 := strings.Cut(text, "/")
+	container, rest, ok1 := strings.Cut(claimOf(text), "/")
 	ifName, uid, ok2 := strings.Cut(rest, "/")
 	if !ok1 || !ok2 || strings.Contains(uid, "/") {
 		return Attachment{}, ""

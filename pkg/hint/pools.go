@@ -54,7 +54,7 @@ func (h *Hint) DropView(ref v1alpha1.PoolReference) {
 
 // DropPool removes everything that is saved about a pool. It is for pools that are gone.
 func (h *Hint) DropPool(ref v1alpha1.PoolReference) {
-	for _, suffix := range []string{".json", ".last", ".full"} {
+	for _, suffix := range []string{".json", ".last", ".full", epochSuffix} {
 		_ = os.Remove(h.path("pools", poolFile(ref)+suffix))
 	}
 }

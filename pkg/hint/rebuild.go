@@ -23,6 +23,8 @@ type Rebuilding struct {
 	mark string
 	lock *os.File
 	err  error // the mark could not be made
+	// before are the claims that the hint had before the list.
+	before []Entry
 }
 
 // Rebuild waits until no other call on this node rebuilds the hint. If another call has
@@ -53,7 +55,20 @@ func (h *Hint) Rebuild(ctx context.Context, since time.Time) *Rebuilding {
 	_ = os.Remove(h.path("claims", r.mark)) // of a process that died and had this one's number
 	r.err = h.link(markText(), "claims", r.mark)
 	h.failed("rebuilding", r.err)
+	r.before = h.Recorded()
 	return r
+}
+
+// Missing returns the claims that the hint had before the list, and the list lacks. What
+// is to be released is not among them.
+func (r *Rebuilding) Missing(held []Entry) []Entry {
+	listed := make(map[string]Attachment, len(held))
+	for _, e := range held {
+		listed[e.Name()] = e.Attachment
+	}
+	return slices.DeleteFunc(slices.Clone(r.before), func(e Entry) bool {
+		return listed[e.Name()] == e.Attachment || r.h.IsReleasingAttachment(e.Attachment)
+	})
 }
 
 // completedSince reports whether the hint is complete and was completed since a time.
@@ -90,6 +105,10 @@ func (r *Rebuilding) Enter(at time.Time, held []Entry) {
 		if err == nil {
 			err = h.enter(e)
 		}
+		if err != nil && e.Record != nil { // as in Claimed
+			e.Record = nil
+			err = h.enter(e)
+		}
 	}
 	if h.failed("rebuilding", err) || r.err != nil {
 		return
@@ -110,6 +129,8 @@ func (h *Hint) dropStale(at time.Time, held []Entry) error {
 	return h.each("", "", func(e Entry, t claimText) error {
 		switch {
 		case t.text == elsewhere || listed[e.Name()]:
+			return nil
+		case isLost(t.text):
 			return nil
 		case e.Attachment == Attachment{}:
 			return os.RemoveAll(h.path("claims", t.file))
@@ -136,18 +157,24 @@ func (h *Hint) stale(e Entry, t claimText, at time.Time) bool {
 // attachment has the entry by now, that stays, and this one is entered beside it.
 func (h *Hint) enter(e Entry) error {
 	file := e.fileName()
+	if e.Record != nil {
+		e.Record.listed()
+	}
 	text, err := os.Readlink(h.path("claims", file))
 	other, _ := parseText(text)
 	switch {
 	case err != nil:
-		err := h.link(e.text(e.UID), "claims", file)
+		err := h.link(e.claim(), "claims", file)
 		if !errors.Is(err, fs.ErrExist) {
 			return err
 		}
-	case text == e.text(e.UID):
+	case claimOf(text) == e.text(e.UID) && (e.Record == nil || parseRecord(text) != nil):
 		return nil
 	case text == elsewhere || other == e.Attachment:
-		swapped, err := h.swap(text, e.text(e.UID), "claims", file)
+		if _, boot := parseVersion(text); boot != "" && e.Record != nil {
+			e.Record.Boot = boot
+		}
+		swapped, err := h.swap(text, e.claim(), "claims", file)
 		if swapped || err != nil {
 			return err
 		}

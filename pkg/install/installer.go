@@ -23,6 +23,8 @@ type Installer struct {
 	Credentials *Credentials
 	// Around calls install, with whatever has to be done before and after it.
 	Around func(ctx context.Context, install func(context.Context) error) error
+	// Beside, if it is set, runs beside Keep, once the host is set up, until its ctx ends.
+	Beside func(ctx context.Context)
 	// Serve answers the kubelet's probes until stop is called.
 	Serve func(probes http.Handler) (stop func(), err error)
 	// Interval between two checks that the installed files are unchanged.
@@ -60,10 +62,13 @@ func (i *Installer) Keep(ctx context.Context) error {
 	if err := i.untilSetUp(ctx); err != nil {
 		return nil // told to stop
 	}
-	var renewing sync.WaitGroup
-	defer renewing.Wait()
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	if i.Beside != nil {
+		beside.Go(func() { i.Beside(ctx) })
+	}
 	if i.Credentials != nil {
-		renewing.Go(func() { i.Credentials.run(ctx) })
+		beside.Go(func() { i.Credentials.run(ctx) })
 	}
 	for {
 		i.askPlugin(ctx)

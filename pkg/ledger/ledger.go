@@ -18,6 +18,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -53,16 +54,17 @@ func Same(a, b *v1alpha1.IPAllocationSpec) bool {
 	return a.NodeName == b.NodeName && a.ContainerID == b.ContainerID && a.InterfaceName == b.InterfaceName
 }
 
-// Create claims an address: it creates the IPAllocation. created is false if the
-// attachment already held the address, for example because an earlier answer was lost.
+// Create claims an address: it creates the IPAllocation, and returns it as the API server
+// has it. created is false if the attachment already held the address, for example because
+// an earlier answer was lost.
 // The error is an InUseError if another attachment holds the address, and
 // ErrUnanswered if the API server may still create the allocation later.
-func (l *Ledger) Create(ctx context.Context, alloc *v1alpha1.IPAllocation) (uid types.UID, created bool, err error) {
+func (l *Ledger) Create(ctx context.Context, alloc *v1alpha1.IPAllocation) (held *v1alpha1.IPAllocation, created bool, err error) {
 	unanswered := false
 	err = Retry(ctx, func(ctx context.Context) error {
 		made, err := l.Client.IPAllocations(l.Namespace).Create(ctx, alloc, metav1.CreateOptions{})
 		if err == nil {
-			uid, created = made.UID, true
+			held, created = made, true
 			return nil
 		}
 		if !Refused(err) {
@@ -82,13 +84,13 @@ func (l *Ledger) Create(ctx context.Context, alloc *v1alpha1.IPAllocation) (uid 
 			addr, _ := netip.ParseAddr(alloc.Spec.Address) // never fails: it was written from an address
 			return &InUseError{Address: addr, Holder: holder}
 		}
-		uid = holder.UID
+		held = holder
 		return nil
 	})
 	if unanswered && err != nil && !IsInUse(err) {
 		err = fmt.Errorf("%w, %w", err, ErrUnanswered)
 	}
-	return uid, created, err
+	return held, created, err
 }
 
 // Get reads an allocation. It returns nil and no error if there is none.
@@ -108,21 +110,25 @@ func (l *Ledger) Get(ctx context.Context, name string) (*v1alpha1.IPAllocation, 
 }
 
 // Delete deletes the allocation if it still has that UID: a late release never frees
-// what somebody else has claimed since. It succeeds if the allocation is already gone.
-func (l *Ledger) Delete(ctx context.Context, name string, uid types.UID) error {
-	return Retry(ctx, func(ctx context.Context) error {
+// what somebody else has claimed since. It succeeds if the allocation is already gone;
+// replaced is true if there is another one of that name.
+func (l *Ledger) Delete(ctx context.Context, name string, uid types.UID) (replaced bool, err error) {
+	err = Retry(ctx, func(ctx context.Context) error {
 		err := l.Client.IPAllocations(l.Namespace).Delete(ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
-		if NotFound(err) || apierrors.IsConflict(err) && !apierrors.IsUnexpectedServerError(err) {
+		replaced = apierrors.IsConflict(err) && !apierrors.IsUnexpectedServerError(err)
+		if replaced || NotFound(err) {
 			return nil
 		}
 		return err
 	})
+	return replaced, err
 }
 
 // OfNode lists what this node holds. What was created before `at` is in the list, if
-// it has not been deleted. This is the most expensive request: the API server looks at
+// it has not been deleted. version is the resource version of the list, 0 if it is not a
+// number. This is the most expensive request: the API server looks at
 // every allocation of the namespace.
-func (l *Ledger) OfNode(ctx context.Context) (all []v1alpha1.IPAllocation, at time.Time, err error) {
+func (l *Ledger) OfNode(ctx context.Context) (all []v1alpha1.IPAllocation, at time.Time, version uint64, err error) {
 	selector := labels.Set{v1alpha1.LabelNode: v1alpha1.LabelValue(l.Node)}.String()
 	err = Retry(ctx, func(context.Context) error { // the list has all the time of ctx
 		all, at = all[:0], time.Now()
@@ -131,6 +137,9 @@ func (l *Ledger) OfNode(ctx context.Context) (all []v1alpha1.IPAllocation, at ti
 			page, err := l.Client.IPAllocations(l.Namespace).List(ctx, opts)
 			if err != nil {
 				return err
+			}
+			if opts.Continue == "" {
+				version, _ = strconv.ParseUint(page.ResourceVersion, 10, 64)
 			}
 			for _, a := range page.Items {
 				if a.Spec.NodeName == l.Node { // the label may be wrong
@@ -143,7 +152,7 @@ func (l *Ledger) OfNode(ctx context.Context) (all []v1alpha1.IPAllocation, at ti
 		}
 	})
 	if err != nil {
-		return nil, at, fmt.Errorf("listing the allocations of node %s: %w", l.Node, err)
+		return nil, at, 0, fmt.Errorf("listing the allocations of node %s: %w", l.Node, err)
 	}
-	return all, at, nil
+	return all, at, version, nil
 }

@@ -40,7 +40,16 @@ const metadataOnly = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=
 // Metadata reads a pool's metadata from the API server's watch cache, which may be some
 // milliseconds late.
 func (p Pools) Metadata(ctx context.Context, ref v1alpha1.PoolReference) (*metav1.ObjectMeta, error) {
-	result := p.named(p.Client.Get(), ref).Param("resourceVersion", "0").SetHeader("Accept", metadataOnly).Do(ctx)
+	return metadata(ctx, p.named(p.Client.Get(), ref).Param("resourceVersion", "0"))
+}
+
+// MetadataNow is Metadata as etcd has it now.
+func (p Pools) MetadataNow(ctx context.Context, ref v1alpha1.PoolReference) (*metav1.ObjectMeta, error) {
+	return metadata(ctx, p.named(p.Client.Get(), ref))
+}
+
+func metadata(ctx context.Context, request *rest.Request) (*metav1.ObjectMeta, error) {
+	result := request.SetHeader("Accept", metadataOnly).Do(ctx)
 	if err := result.Error(); err != nil { // says more than the error of Raw
 		return nil, err
 	}

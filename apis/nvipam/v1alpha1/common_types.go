@@ -50,6 +50,12 @@ const (
 	ReclaimDisabled   = "disabled"
 )
 
+// AnnotationRecordLost on a pool is an operator's word that allocations of it may have
+// been lost, as by a backup of etcd that was restored. If it is set, or its value
+// changes, each node writes again what it holds in the pool and the record lacks. Any
+// value will do; the time of the loss is a good one.
+const AnnotationRecordLost = "nv-ipam.nvidia.com/record-lost"
+
 // BlocksManagerPrefix begins the name of the field manager that owns a pool's
 // status.allocations; the rest of the name is a hash of them. So metadata.managedFields
 // changes exactly when the blocks change. A plugin that keeps its block on disk reads

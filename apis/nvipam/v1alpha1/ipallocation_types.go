@@ -39,6 +39,7 @@ import (
 // +kubebuilder:printcolumn:name="Pod",type="string",JSONPath=`.spec.podRef.name`
 // +kubebuilder:printcolumn:name="Interface",type="string",JSONPath=`.spec.interfaceName`
 // +kubebuilder:printcolumn:name="Requested",type="boolean",JSONPath=`.spec.requested`
+// +kubebuilder:printcolumn:name="Restored",type="boolean",JSONPath=`.spec.restored`,priority=1
 // +kubebuilder:printcolumn:name="Age",type="date",JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:selectablefield:JSONPath=`.spec.nodeName`
 // +kubebuilder:selectablefield:JSONPath=`.spec.poolRef.name`
@@ -115,6 +116,10 @@ type IPAllocationSpec struct {
 	// not: the API server may carry out a create long after its client has given up.
 	// +optional
 	AddStartedAt *metav1.MicroTime `json:"addStartedAt,omitempty"`
+	// restored is true if the record had lost this allocation, and the node wrote it
+	// again from what it knows. metadata.creationTimestamp says when.
+	// +optional
+	Restored bool `json:"restored,omitempty"`
 }
 
 // PoolReference names a pool in the allocation's namespace.

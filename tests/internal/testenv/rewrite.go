@@ -43,7 +43,7 @@ func (e *Env) Rewrite(t *testing.T, namespace, name string, change func(spec map
 }
 
 // etcd asks etcd by its JSON gateway.
-func (e *Env) etcd(t *testing.T, verb string, request, answer any) {
+func (e *Env) etcd(t testing.TB, verb string, request, answer any) {
 	t.Helper()
 	body, err := json.Marshal(request)
 	if err != nil {

@@ -1,0 +1,244 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package claim
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
+)
+
+// The API server's record can be lost under live containers: somebody deletes the CRDs or
+// the namespace, or sets etcd back to a backup. Each node still knows what it gave. It
+// writes that again, by the same create as ever, before it claims anything new: nothing
+// is taken away from anybody who has an address by then.
+//
+// That an allocation is missing proves no loss: the controller may have reclaimed it, or
+// an operator may have deleted it. It is taken for lost if one of these is true as well:
+//
+//  1. Resource versions went back. Those of allocations only grow, whichever API server
+//     answers, so that a list which is older than an allocation in it was is proof that
+//     etcd was set back.
+//  2. Its pool is gone, or is another one of that name.
+//  3. The operator says so, by v1alpha1.AnnotationRecordLost on the pool.
+//
+// An ADD finds 2 and 3 in the metadata that it reads anyway, and 1 in the answer to its
+// create. Look finds them on a node that starts nothing.
+
+// LossGrace is how long a node that has found a loss claims nothing new. Meanwhile the
+// others find it, too: their installers look more often than that.
+const LossGrace = 3 * time.Minute
+
+// ErrRecordLost means that allocations were lost, and the other nodes may not have written theirs
+// again yet.
+var ErrRecordLost = errors.New("allocations were lost")
+
+// awaitOthers returns an error while it is too early for a new claim after a loss.
+func (c *Claimer) awaitOthers() error {
+	seen := c.Hint.LossSeen()
+	if seen.IsZero() || time.Since(seen).Abs() >= LossGrace {
+		return nil
+	}
+	return fmt.Errorf("%w: this node found that at %s and has written its own again; what is free is known when the other nodes have done so, at %s",
+		ErrRecordLost, seen.UTC().Format(time.RFC3339), seen.Add(LossGrace).UTC().Format(time.RFC3339))
+}
+
+// lostHere refuses a requested address on which a container of this node answers, although
+// the record says otherwise.
+func (c *Claimer) lostHere(poolName string, addr netip.Addr) error {
+	e := c.Hint.LostAt(poolName, addr)
+	if e == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: container %s of this node answers on it, and its allocation could not be written again: %s", ErrRecordLost, e.ContainerID, e.Record.Problem)
+}
+
+// Look finds out whether what this node holds is still in the record, and writes again
+// what is not. If nothing was lost that is one read: if the latest allocation is there, so
+// are those before it.
+func (c *Claimer) Look(ctx context.Context) error {
+	if !c.Hint.AllRecorded() { // an earlier version of the plugin was here
+		_, err := c.rebuild(ctx, time.Time{})
+		return err
+	}
+	held := c.Hint.Recorded()
+	if len(held) == 0 {
+		return nil
+	}
+	latest := slices.MaxFunc(held, func(a, b hint.Entry) int { return cmp.Compare(a.Record.ResourceVersion, b.Record.ResourceVersion) })
+	if !slices.ContainsFunc(held, func(e hint.Entry) bool { return e.Record.Lost }) {
+		alloc, err := c.Get(ctx, latest.Name())
+		if err != nil || alloc != nil && alloc.UID == latest.UID {
+			return err
+		}
+	}
+	_, err := c.rebuild(ctx, time.Now())
+	return err
+}
+
+// restore writes again what this node holds and a list lacks, if it is lost, and returns
+// that. Missing are entries that the hint had before the list was made.
+func (c *Claimer) restore(ctx context.Context, missing []hint.Entry, listed uint64) (restored []hint.Entry, err error) {
+	epochs := map[v1alpha1.PoolReference]string{}
+	lost, err := c.lost(ctx, missing, listed, epochs)
+	if err != nil {
+		return nil, err
+	}
+	lost = c.noteLost(lost)
+	slices.SortFunc(lost, inOrder)
+	for _, e := range lost {
+		again, err := c.restoreOne(ctx, e)
+		if err != nil {
+			return nil, fmt.Errorf("writing the lost allocation of %s again: %w", e.Address, err)
+		}
+		if again != nil {
+			restored = append(restored, *again)
+		}
+	}
+	for ref, epoch := range epochs {
+		c.Hint.SetEpoch(ref, epoch)
+	}
+	return restored, nil
+}
+
+// lost returns the missing entries that were lost. It reads their pools, and sets in
+// epochs how those are now.
+func (c *Claimer) lost(ctx context.Context, missing []hint.Entry, listed uint64, epochs map[v1alpha1.PoolReference]string) (lost []hint.Entry, err error) {
+	setBack := slices.ContainsFunc(missing, func(e hint.Entry) bool { return listed > 0 && e.Record.ResourceVersion > listed })
+	for _, e := range missing {
+		ref := e.Record.Spec.PoolRef
+		if _, known := epochs[ref]; !known {
+			if epochs[ref], err = c.epoch(ctx, ref); err != nil {
+				return nil, err
+			}
+		}
+		before := c.Hint.Epoch(ref)
+		if setBack || e.Record.Lost || before != "" && before != epochs[ref] {
+			lost = append(lost, e)
+		}
+	}
+	return lost, nil
+}
+
+// noteLost notes all losses before the first is mended, so that a call which is killed on
+// the way leaves them to the next. What was released meanwhile is left out.
+func (c *Claimer) noteLost(lost []hint.Entry) (noted []hint.Entry) {
+	found := 0
+	for _, e := range lost {
+		if !e.Record.Lost {
+			if !c.Hint.Lost(e, "") {
+				continue
+			}
+			found++
+		}
+		noted = append(noted, e.Unanswered())
+	}
+	if found > 0 {
+		c.Hint.SetLossSeen()
+		c.Log.Warn("the API server has lost allocations of this node, writing them again", "lost", found)
+	}
+	return noted
+}
+
+// inOrder sorts lost allocations as their ADDs began: that is the order of the sandboxes
+// of one pod.
+func inOrder(a, b hint.Entry) int {
+	x, y := a.Record.Spec.AddStartedAt, b.Record.Spec.AddStartedAt
+	if x == nil || y == nil {
+		return 0
+	}
+	return x.Compare(y.Time)
+}
+
+// restoreOne writes one lost allocation again. If another attachment has the address by
+// now, it says so and leaves the entry: nobody else on this node is given the address.
+func (c *Claimer) restoreOne(ctx context.Context, e hint.Entry) (*hint.Entry, error) {
+	spec := e.Record.Spec
+	spec.Restored = true
+	made, _, err := c.Create(ctx, c.named(e.Name(), spec))
+	var inUse *ledger.InUseError
+	switch {
+	case errors.As(err, &inUse):
+		c.keepLost(e, "the address is held twice: this container answers on it, and it "+ledger.HeldBy(inUse.Holder))
+		return nil, nil
+	case apierrors.IsInvalid(err):
+		c.keepLost(e, "the API server refuses it: "+err.Error())
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	boot := e.Record.Boot
+	e.UID, e.Record = made.UID, hint.NewRecord(made)
+	e.Record.Boot = boot
+	if !c.Hint.Restored(e) { // its DEL came meanwhile, and found nothing
+		_, err = c.Delete(ctx, e.Name(), e.UID)
+		return nil, err
+	}
+	c.Log.Info("wrote a lost allocation again", "address", e.Address, "pool", e.Pool, "container", e.ContainerID, "interface", e.Interface)
+	return &e, nil
+}
+
+func (c *Claimer) keepLost(e hint.Entry, problem string) {
+	if e.Record.Problem == "" {
+		c.Log.Error("a lost allocation cannot be written again", "address", e.Address, "pool", e.Pool, "container", e.ContainerID,
+			"interface", e.Interface, "pod", e.Record.Spec.PodRef.Namespace+"/"+e.Record.Spec.PodRef.Name, "problem", problem)
+	}
+	c.Hint.Lost(e, problem)
+}
+
+// epoch reads how a pool is now, past all caches.
+func (c *Claimer) epoch(ctx context.Context, ref v1alpha1.PoolReference) (string, error) {
+	var meta *metav1.ObjectMeta
+	err := ledger.Retry(ctx, func(ctx context.Context) (err error) {
+		meta, err = c.Pools().MetadataNow(ctx, ref)
+		return err
+	})
+	switch {
+	case ledger.NotFound(err):
+		return "gone", nil
+	case err != nil:
+		return "", fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
+	}
+	return epochOf(meta), nil
+}
+
+func epochOf(meta *metav1.ObjectMeta) string {
+	return hint.EpochText(meta.UID, meta.Annotations[v1alpha1.AnnotationRecordLost])
+}
+
+// settle makes sure that nothing of this node's is lost in a pool that was read just now.
+func (c *Claimer) settle(ctx context.Context, ref v1alpha1.PoolReference, before string, meta *metav1.ObjectMeta) error {
+	now := epochOf(meta)
+	if before != "" && before != now {
+		if _, err := c.rebuild(ctx, time.Now()); err != nil {
+			return fmt.Errorf("looking for lost allocations of pool %s/%s, which is not the one that this node has seen: %w", c.Namespace, ref.Name, err)
+		}
+	}
+	c.Hint.SetEpoch(ref, now)
+	return nil
+}
+
+// undoAfterSetBack undoes a create whose answer proves that etcd was set back: the address
+// may be held by somebody whose allocation was lost.
+func (c *Claimer) undoAfterSetBack(ctx context.Context, e hint.Entry) error {
+	c.Log.Warn("resource versions went back: etcd was set back to an earlier state", "address", e.Address, "pool", e.Pool)
+	undone := c.rollBack(ctx, []hint.Entry{e})
+	c.Hint.NotClaimed(e.Unanswered())
+	_, err := c.rebuild(ctx, time.Now())
+	if err == nil {
+		err = c.awaitOthers()
+	}
+	return errors.Join(fmt.Errorf("claiming %s: %w: etcd was set back to an earlier state", e.Address, ErrRecordLost), err, undone)
+}

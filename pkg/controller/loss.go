@@ -1,0 +1,89 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
+)
+
+// After a loss of the record, as when the CRDs were deleted or etcd was set back, the
+// nodes write their allocations again, and a node that starts nothing does so late. Until
+// then its addresses must not lie in another node's block. So this controller
+//
+//  1. gives the nodes the blocks that it remembers of a pool of the name, if that is
+//     another one or an earlier state of it;
+//  2. gives no blocks of a new pool for a while (Options.LossGrace), if it remembers
+//     nothing and allocations in the namespace were written again just now.
+const reasonRecordLost = "RecordLost"
+
+// formerBlocks are the blocks of pools as they were written last. They outlive the pool,
+// and are lost with a restart.
+type formerBlocks map[v1alpha1.PoolReference]former
+
+type former struct {
+	uid     types.UID
+	version uint64
+	blocks  []pool.Assignment
+}
+
+// remember notes the blocks of a pool.
+func (f formerBlocks) remember(obj *pool.Object) {
+	f[obj.Ref] = former{obj.Meta.UID, version(obj.Meta), obj.Blocks()}
+}
+
+// recall returns the blocks of a pool, and those remembered that it has lost. Which of
+// them fit the specification is up to the caller.
+func (f formerBlocks) recall(obj *pool.Object) []pool.Assignment {
+	have := obj.Blocks()
+	before, found := f[obj.Ref]
+	if !found || before.uid == obj.Meta.UID && before.version <= version(obj.Meta) {
+		return have
+	}
+	out := slices.Clone(have)
+	for _, b := range before.blocks {
+		if !slices.ContainsFunc(have, func(o pool.Assignment) bool { return o.Node == b.Node }) {
+			out = append(out, b)
+		}
+	}
+	return out
+}
+
+// version is 0 if the resource version is not a number.
+func version(meta *metav1.ObjectMeta) uint64 {
+	v, _ := strconv.ParseUint(meta.ResourceVersion, 10, 64)
+	return v
+}
+
+// tooEarly returns how long to wait before a pool without blocks is given any, because
+// the record was lost and the nodes are still writing it again. 0 is not to wait.
+func tooEarly(meta *metav1.ObjectMeta, blocks []pool.Assignment, allocations func() []*v1alpha1.IPAllocation, now time.Time, grace time.Duration) time.Duration {
+	wait := meta.CreationTimestamp.Add(grace).Sub(now)
+	if wait <= 0 || len(blocks) > 0 {
+		return 0
+	}
+	for _, a := range allocations() {
+		if a.Spec.Restored && now.Sub(a.CreationTimestamp.Time) < grace {
+			return wait
+		}
+	}
+	return 0
+}
+
+// waiting is the outcome of a pool for which it is too early.
+func waiting(obj *pool.Object, until time.Time) outcome {
+	return outcome{
+		allocations: obj.AllocationsFor(nil),
+		ready: notReady(reasonRecordLost, fmt.Sprintf("allocations were lost, and the nodes are writing them again: "+
+			"blocks are given at %s, when it is known who holds what", until.UTC().Format(time.RFC3339))),
+	}
+}

@@ -1,0 +1,148 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package hint
+
+import (
+	"net/netip"
+	"os"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+)
+
+// recorded is an entry as an ADD enters it.
+func recorded(att Attachment, addr netip.Addr, uid types.UID, version uint64) Entry {
+	e := heldBy(att, addr, uid)
+	started := metav1.NewMicroTime(time.Now().UTC().Truncate(time.Microsecond))
+	e.Record = &Record{ResourceVersion: version, Spec: v1alpha1.IPAllocationSpec{
+		PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "p"}, Address: addr.String(), NodeName: "n",
+		PodRef:      v1alpha1.PodReference{Namespace: "default", Name: "pod", UID: "7d0c9a3e-1111-4222-8333-444455556666"},
+		ContainerID: att.ContainerID, InterfaceName: att.Interface, NetworkName: "net", DeviceID: `0000:00:00.0/"\`, Requested: true, AddStartedAt: &started,
+	}}
+	return e
+}
+
+// What was claimed is known with all that it takes to write it again, and its claim alone
+// is what other calls compare.
+func TestRecord(t *testing.T) {
+	h := newHint(t)
+	want := recorded(podA, addr1, "u1", 42)
+	h.Claimed(want)
+	got := h.Recorded()
+	if len(got) != 1 || got[0].UID != "u1" || got[0].Record.ResourceVersion != 42 ||
+		!got[0].Record.Spec.AddStartedAt.Equal(want.Record.Spec.AddStartedAt) {
+		t.Fatalf("recorded %+v", got)
+	}
+	got[0].Record.Spec.AddStartedAt, want.Record.Spec.AddStartedAt = nil, nil
+	if !reflect.DeepEqual(got[0].Record.Spec, want.Record.Spec) {
+		t.Errorf("recorded %+v, want %+v", got[0].Record.Spec, want.Record.Spec)
+	}
+	if held, latest := h.Known("p", podA); len(held) != 1 || held[0].UID != "u1" || latest != 42 {
+		t.Errorf("known %v, latest %d", held, latest)
+	}
+	h.NotClaimed(heldBy(podA, addr1, "u2"))
+	h.NotClaimed(heldBy(podB, addr1, "u1"))
+	if len(h.Recorded()) != 1 {
+		t.Error("another's claim was removed")
+	}
+	h.NotClaimed(heldBy(podA, addr1, "u1"))
+	if left := h.Recorded(); len(left) != 0 {
+		t.Errorf("left %v", left)
+	}
+}
+
+// An entry is never too long for a symbolic link, whatever is in it.
+func TestLongestRecord(t *testing.T) {
+	h := newHint(t)
+	e := recorded(Attachment{strings.Repeat("c", 256), strings.Repeat("i", 15)}, addr1, "u1", 1)
+	e.Record.Spec.DeviceID = strings.Repeat("\x01", 1000)
+	h.Claimed(e)
+	if found, _ := h.Holding(e.Attachment); len(found) != 1 {
+		t.Errorf("found %v", found)
+	}
+	if h.AllRecorded() {
+		t.Error("a record that has no room is there")
+	}
+}
+
+// A loss is noted, and mended unless a DEL came meanwhile. A rebuild does not drop it.
+func TestLostAndRestored(t *testing.T) {
+	h := newHint(t)
+	h.Claimed(recorded(podA, addr1, "u1", 42))
+	h.Claimed(recorded(podB, addr2, "u2", 43))
+	r := h.Rebuild(t.Context(), time.Now())
+	missing := r.Missing(nil)
+	if len(missing) != 2 {
+		t.Fatalf("missing %v", missing)
+	}
+	for _, e := range missing {
+		if !h.Lost(e, "") {
+			t.Error("not noted:", e)
+		}
+	}
+	r.Enter(time.Now().Add(time.Hour), nil)
+	r.End()
+	if lost := h.LostAt("p", addr1); lost == nil || lost.Attachment != podA {
+		t.Errorf("lost %+v", lost)
+	}
+	if _, latest := h.Known("p", podA); latest != 0 {
+		t.Errorf("latest %d: what is lost is evidence again", latest)
+	}
+	again := recorded(podA, addr1, "u3", 7)
+	if !h.Restored(again) || h.LostAt("p", addr1) != nil {
+		t.Error("not restored")
+	}
+	found, _ := h.Holding(podB) // its DEL
+	if len(found) != 1 || found[0].UID != "" || !h.Releasing(found[0]) {
+		t.Errorf("B holds %v", found)
+	}
+	if h.Restored(recorded(podB, addr2, "u4", 8)) {
+		t.Error("restored although its DEL has come")
+	}
+}
+
+// What was there before the node's last start is not missed.
+func TestDeadAreNotMissed(t *testing.T) {
+	h := newHint(t)
+	h.Claimed(recorded(podA, addr1, "u1", 42))
+	file := h.path("claims", heldBy(podA, addr1, "").fileName())
+	text, err := os.Readlink(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(strings.Replace(text, " "+shortBoot()+" ", " 00000000 ", 1), file); err != nil {
+		t.Fatal(err)
+	}
+	if left := h.Recorded(); len(left) != 0 {
+		t.Errorf("recorded %v", left)
+	}
+	if found, _ := h.Holding(podA); len(found) != 1 {
+		t.Errorf("its DEL finds %v", found)
+	}
+	if _, latest := h.Known("p", podA); latest != 0 {
+		t.Errorf("latest %d", latest)
+	}
+}
+
+// An epoch tells pools of one name apart, and what the operator says of one.
+func TestEpoch(t *testing.T) {
+	h := newHint(t)
+	ref := v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "p"}
+	if got := h.Epoch(ref); got != "" {
+		t.Errorf("epoch %q", got)
+	}
+	h.SetEpoch(ref, EpochText("u1", "word"))
+	if got := h.Epoch(ref); got != EpochText("u1", "word") || got == EpochText("u1", "") || got == EpochText("u2", "word") {
+		t.Errorf("epoch %q", got)
+	}
+}

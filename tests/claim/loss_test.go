@@ -1,0 +1,153 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package claim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
+)
+
+// loseRecord deletes the record and the pool, and makes the pool again.
+func (c *cluster) loseRecord(t *testing.T, nodes ...string) {
+	t.Helper()
+	if err := c.client.IPAllocations(c.ns).DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.client.IPPools(c.ns).Delete(t.Context(), "p", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	rig.Gone(t, c.client, c.ns, "p")
+	c.pool(t, "p", "10.0.0.0/24", 16, nodes...)
+}
+
+// afterGrace makes it long ago that the node found a loss.
+func (n *node) afterGrace(t *testing.T) {
+	t.Helper()
+	if err := os.Remove(n.path("lost")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A call that writes lost allocations again is interrupted at each of its requests, before
+// it or after it. The next one goes on, also without any evidence but what the first has
+// noted, and a DEL in between ends what it is about.
+func TestRestoringIsInterrupted(t *testing.T) {
+	for _, what := range []loss{request, response} {
+		for at := range 3 {
+			t.Run(fmt.Sprintf("%d of create %d", what, at), func(t *testing.T) {
+				c := newCluster(t, 16, "a")
+				a := newNode(t, c.ns, "a")
+				for _, name := range []string{"x", "y", "z"} {
+					a.mustAdd(t, name, ippool("p"))
+				}
+				c.loseRecord(t, "a")
+				creates, cut := 0, false
+				a.wire.setLose(func(req *http.Request) loss {
+					if req.Method == http.MethodPost {
+						creates++
+						cut = cut || creates > at
+					}
+					if cut && creates == at+1 && req.Method == http.MethodPost {
+						return what
+					}
+					if cut {
+						return request
+					}
+					return nothing
+				})
+				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+				defer cancel()
+				if _, err := a.add(ctx, "early", ippool("p")); err == nil || errors.Is(err, claim.ErrRecordLost) {
+					t.Errorf("interrupted: %v", err)
+				}
+				a.wire.setLose(nil)
+				a.restart()
+				a.mustDel(t, "y")
+				if err := a.Look(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				c.wantHeld(t, "10.0.0.1", "10.0.0.3")
+				if _, err := a.add(t.Context(), "early", ippool("p")); !errors.Is(err, claim.ErrRecordLost) {
+					t.Errorf("within the grace: %v", err)
+				}
+				a.afterGrace(t)
+				a.mustAdd(t, "late", ippool("p"))
+				for _, name := range []string{"x", "z", "late"} {
+					a.mustDel(t, name)
+				}
+				c.wantHeld(t)
+			})
+		}
+	}
+}
+
+// Look asks once if nothing is lost, and not at all if nothing is held. What somebody has
+// deleted by hand stays deleted.
+func TestLook(t *testing.T) {
+	c := newCluster(t, 16, "a")
+	a := newNode(t, c.ns, "a")
+	look := func() {
+		t.Helper()
+		a.wire.take()
+		if err := a.Look(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	look()
+	wantRequests(t, a)
+	a.mustAdd(t, "x", ippool("p"))
+	a.mustAdd(t, "y", ippool("p"))
+	look()
+	wantRequests(t, a, "GET ipallocations/p.10.0.0.2")
+	c.free(t, "p", "10.0.0.2")
+	look()
+	if all := strings.Join(a.wire.take(), " "); strings.Contains(all, "POST") {
+		t.Error("it was written again:", all)
+	}
+	c.wantHeld(t, "10.0.0.1")
+}
+
+// An export of the record was applied again, so that the allocations have other UIDs. A
+// DEL frees what its attachment holds nevertheless, and nobody else's. A release that is
+// pending from before frees nothing: its container may have come back.
+func TestDelOfWhatWasImported(t *testing.T) {
+	c := newCluster(t, 16, "a")
+	n := newNode(t, c.ns, "a")
+	n.mustAdd(t, "x", ippool("p"))
+	n.mustAdd(t, "y", ippool("p"))
+	n.mustAdd(t, "z", ippool("p"))
+	n.mustDel(t, "never-added") // from here on the node knows what it holds
+	imported := func(addr, name string) {
+		t.Helper()
+		c.free(t, "p", addr)
+		c.hold(t, "p", addr, "a", name)
+		n.wire.take()
+	}
+	imported("10.0.0.1", "x")
+	n.mustDel(t, "x")
+	wantRequests(t, n, "DELETE ipallocations/p.10.0.0.1", "GET ipallocations/p.10.0.0.1", "DELETE ipallocations/p.10.0.0.1")
+	c.wantHeld(t, "10.0.0.2", "10.0.0.3")
+
+	imported("10.0.0.2", "another")
+	n.mustDel(t, "y")
+	c.wantHeld(t, "10.0.0.2", "10.0.0.3")
+
+	n.wire.setLose(down)
+	n.mustDel(t, "z")
+	n.wire.setLose(nil)
+	imported("10.0.0.3", "z")
+	n.settled(t, 0, 1)
+	c.wantHeld(t, "10.0.0.2", "10.0.0.3")
+}

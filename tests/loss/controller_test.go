@@ -1,0 +1,71 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package loss
+
+import (
+	"testing"
+	"time"
+
+	"github.com/crd-ipam/crd-ipam/pkg/controller"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
+)
+
+// control runs the controller of the cluster's namespace until stop.
+func (c *cluster) control(t *testing.T, grace time.Duration) (stop func()) {
+	t.Helper()
+	return c.RunController(t.Context(), t, rig.ControllerClients(t, env.Config, nil), controller.Options{ReclaimGrace: time.Hour, LossGrace: grace})
+}
+
+// awaitBlock waits until a node has a block.
+func (c *cluster) awaitBlock(t *testing.T, name string) string {
+	t.Helper()
+	rig.Eventually(t, name+" has a block", func() bool { return c.blockOf(t, name) != "" })
+	return c.blockOf(t, name)
+}
+
+// Nodes have their blocks in the order in which they joined. The pool is made again, and
+// one of them is quiet: the others are not given what its containers hold, neither by a
+// controller that remembers the blocks, nor by one that was started anew.
+func TestControllerKeepsQuietNodesBlocks(t *testing.T) {
+	c := &cluster{Cluster: rig.NewCluster(t, env), nodes: map[string]*node{}}
+	c.RemoveNodes(t)
+	grace := 15 * time.Second
+	stop := c.control(t, grace)
+	c.Pool(t, "p", spec)
+	blocks := map[string]string{}
+	for _, name := range []string{"loss-z", "loss-m", "loss-a"} { // not in the order of their names
+		c.Node(t, name, nil)
+		c.names = append(c.names, name)
+		c.nodes[name] = newNode(t, c, name)
+		blocks[name] = c.awaitBlock(t, name)
+		c.nodes[name].mustAdd(t, "container-of-"+name, "")
+	}
+	same := func(what string) {
+		t.Helper()
+		for _, name := range c.names {
+			if got := c.awaitBlock(t, name); got != blocks[name] {
+				t.Errorf("%s: %s has block %s, and had %s", what, name, got, blocks[name])
+			}
+		}
+	}
+
+	c.empty(t)
+	rig.Gone(t, c.IPAM, c.NS, "p")
+	c.Pool(t, "p", spec)
+	same("the controller remembers")
+	for _, n := range c.nodes {
+		n.look(t)
+	}
+	c.want(t, c.nodes["loss-z"], c.nodes["loss-m"], c.nodes["loss-a"])
+
+	stop()
+	c.empty(t)
+	c.nodes["loss-m"].look(t) // at once; the others are later
+	c.control(t, grace)
+	c.Pool(t, "p", spec)
+	c.nodes["loss-z"].look(t)
+	c.nodes["loss-a"].look(t)
+	same("the controller was started anew")
+	c.want(t, c.nodes["loss-z"], c.nodes["loss-m"], c.nodes["loss-a"])
+}
