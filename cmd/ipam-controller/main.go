@@ -62,6 +62,7 @@ func parse(args []string) (*options, error) {
 	fs.StringVar(&o.Namespace, "ippools-namespace", "kube-system", "namespace of the pools and of their allocations")
 	fs.DurationVar(&o.ReclaimGrace, "reclaim-grace", time.Minute, "how long an address must look leaked before it is reclaimed, if its node is gone or out of service, or its pod has a later sandbox")
 	fs.DurationVar(&o.ReclaimGraceReadyNode, "reclaim-grace-ready-node", 0, "the same if its node is ready and may still be stopping a pod that was deleted by force; should be longer than the terminationGracePeriodSeconds of such pods, and must be longer than the cluster takes to notice that a node is unreachable; 0 means ten times --reclaim-grace")
+	fs.DurationVar(&o.LossGrace, "loss-grace", 3*time.Minute, "how long a new pool waits for its blocks while nodes write allocations again that the API server has lost; must be that of ipam-node")
 	fs.BoolVar(&o.elect, "leader-elect", false, "work only while holding a lease; needed for more than one replica")
 	fs.StringVar(&o.electNamespace, "leader-elect-namespace", "kube-system", "namespace of the lease")
 	fs.StringVar(&o.kubeconfig, "kubeconfig", "", "path of a kubeconfig; the default is $KUBECONFIG, then the pod's service account")
@@ -93,6 +94,8 @@ func (o *options) check(args []string) error {
 		return fmt.Errorf("--reclaim-grace must not be negative: %v", o.ReclaimGrace)
 	case o.ReclaimGraceReadyNode < 0:
 		return fmt.Errorf("--reclaim-grace-ready-node must not be negative: %v", o.ReclaimGraceReadyNode)
+	case o.LossGrace <= 0:
+		return fmt.Errorf("--loss-grace must be positive: %v", o.LossGrace)
 	case o.Namespace == "":
 		return errors.New("--ippools-namespace must not be empty")
 	}

@@ -19,7 +19,7 @@ func TestControllerFlags(t *testing.T) {
 		t.Errorf("options = %+v", o)
 	}
 	for _, bad := range [][]string{
-		{"--logging-format=xml"}, {"--reclaim-grace=-1s"}, {"--reclaim-grace-ready-node=-1s"}, {"--ippools-namespace="}, {"argument"}, {"--unknown"}, {"--webhook=maybe"}, {"--feature-gates=x"}, {"--v=-1"},
+		{"--logging-format=xml"}, {"--reclaim-grace=-1s"}, {"--reclaim-grace-ready-node=-1s"}, {"--loss-grace=0"}, {"--ippools-namespace="}, {"argument"}, {"--unknown"}, {"--webhook=maybe"}, {"--feature-gates=x"}, {"--v=-1"},
 	} {
 		if _, err := parse(bad); err == nil {
 			t.Errorf("%q is accepted", bad)

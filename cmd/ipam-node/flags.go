@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/crd-ipam/crd-ipam/cmd/internal/program"
-	"github.com/crd-ipam/crd-ipam/pkg/claim"
 	"github.com/crd-ipam/crd-ipam/pkg/install"
 	"github.com/crd-ipam/crd-ipam/pkg/migrate"
 )
@@ -45,7 +44,7 @@ func parse(args []string) (*options, error) {
 	fs.StringVar(&o.probes, "health-probe-bind-address", ":8081", "address that /healthz and /readyz are served on, or unix:PATH of a socket; empty or 0 serves nothing")
 	fs.StringVar(&o.probe, "probe", "", "healthz or readyz: ask the ipam-node that serves --health-probe-bind-address, print its answer, and exit with 1 if that is bad; for an exec probe, whose output Kubernetes shows")
 	fs.DurationVar(&o.interval, "check-interval", time.Minute, "how often to check that the installed files are unchanged")
-	fs.DurationVar(&o.recordInterval, "record-check-interval", 2*time.Minute, "how often to check that the API server still has the allocations of this node, and to write again those that it has lost; at most 2m, 0 never")
+	fs.DurationVar(&o.recordInterval, "record-check-interval", 2*time.Minute, "how often to check that the API server still has the allocations of this node, and to write again those that it has lost; at most two thirds of --loss-grace, 0 never")
 	fs.BoolVar(&o.restoreOnly, "restore-only", false, "write again the allocations of this node that the API server has lost, and exit")
 	o.install.AddFlags(fs)
 	o.migrate.AddFlags(fs)
@@ -117,11 +116,14 @@ func (o *options) check(args []string) error {
 	return errors.Join(o.checkRecord(), o.install.Check(), o.migrate.Check(o.install.CallTimeout), o.log.Check())
 }
 
-// checkRecord refuses an interval after which a node finds a loss too late.
+// checkRecord refuses an interval after which a node finds a loss too late. Jitter and the
+// look's own time have the third that is left.
 func (o *options) checkRecord() error {
+	longest := o.install.LossGrace * 2 / 3
 	switch {
-	case o.recordInterval < 0 || o.recordInterval > maxRecordInterval:
-		return fmt.Errorf("--record-check-interval must be between 0 and %v, not %v: pods wait for %v after a loss, and by then all nodes have to have looked", maxRecordInterval, o.recordInterval, claim.LossGrace)
+	case o.recordInterval < 0 || o.recordInterval > longest:
+		return fmt.Errorf("--record-check-interval must be between 0 and %v, not %v: pods wait for %v after a loss (--loss-grace), and by then all nodes have to have looked",
+			longest, o.recordInterval, o.install.LossGrace)
 	case o.restoreOnly && o.install.Node == "":
 		return errors.New("--restore-only needs --node-name")
 	}

@@ -73,6 +73,7 @@ func TestFlagsRefused(t *testing.T) {
 	for _, args := range [][]string{
 		{"more"}, {"--logging-format=xml"}, {"--migrate=maybe"}, {"--ippools-namespace="}, {"--check-interval=0"}, {"--once", "--uninstall"},
 		{"--once", "--restore-only", "--node-name=n"}, {"--restore-only", "--node-name="}, {"--record-check-interval=-1s"}, {"--record-check-interval=3m0s"},
+		{"--loss-grace=0"}, {"--loss-grace=1m"},
 		{"--migrate-settle=-1s"}, {"--token-service-account=crd-ipam-plugin", "--node-name="}, {"--token-server=http://x"},
 		{"--token-lifetime=1m0s"}, {"--token-lifetime=25h0m0s"}, {"--token-lifetime=876000h0m0s"}, {"--cni-daemon-call-timeout=-1"},
 		{"--token-service-account=other"}, {"--token-service-account=ns/other"}, {"--token-service-account=/crd-ipam-plugin"}, {"--token-service-account=a/b/crd-ipam-plugin"},

@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"time"
 
@@ -15,9 +16,6 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/hint"
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 )
-
-// maxRecordInterval is less than claim.LossGrace, with the jitter and a look's own time.
-const maxRecordInterval = 2 * time.Minute
 
 // lookTime is what one look may take. A node may have some hundred lost allocations.
 const lookTime = 30 * time.Second
@@ -39,7 +37,11 @@ func (o *options) keepRecord(ctx context.Context, log *slog.Logger) {
 	}
 }
 
-// look writes again what this node holds and the API server has lost.
+// look writes again what this node holds and the API server has lost. The plugin may know
+// the cluster by other certificate authorities than this program, and then its hint is of
+// another site. So look takes all hints of the namespace. One of a cluster that the node
+// was in before does no lasting harm: its containers are gone, and the controller frees
+// what is written for them.
 func (o *options) look(ctx context.Context, log *slog.Logger) error {
 	config, err := o.clientConfig()
 	if err != nil {
@@ -49,15 +51,18 @@ func (o *options) look(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	site, err := ledger.SiteOf(config, o.install.Node)
-	if err != nil {
-		return err
-	}
-	c := &claim.Claimer{
-		Ledger: ledger.Ledger{Client: client, Namespace: o.install.Namespace, Node: o.install.Node},
-		Hint:   hint.Open(o.install.DataDir, site, o.install.Namespace, log), Log: log,
-	}
 	ctx, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
-	return c.Look(ctx)
+	var errs []error
+	for _, h := range hint.All(o.install.DataDir, log) {
+		if h.Namespace != o.install.Namespace || h.Site == hint.UnknownSite {
+			continue
+		}
+		c := &claim.Claimer{
+			Ledger: ledger.Ledger{Client: client, Namespace: o.install.Namespace, Node: o.install.Node},
+			Hint:   h, Log: log,
+		}
+		errs = append(errs, c.Look(ctx))
+	}
+	return errors.Join(errs...)
 }

@@ -76,6 +76,7 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 		return nil, err
 	}
 
+	<-req.known.read // before the first create: see setBackBefore
 	claims := make([]Claim, 0, len(blocks))
 	var claimed []hint.Entry
 	for i, v := range views {
@@ -91,7 +92,7 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 
 // known is what the hint has of the requested pools.
 type known struct {
-	read   chan struct{} // closed when the others are read
+	read   chan struct{} // closed when the other fields are set
 	held   []hint.Entry  // what this attachment already holds
 	latest uint64        // the highest resource version of the node's allocations
 }
@@ -112,7 +113,6 @@ func (c *Claimer) lookUpKnown(req Request) *known {
 
 // heldIn returns the address in a block that this attachment already holds, or zero.
 func (k *known) heldIn(b *pool.Block) netip.Addr {
-	<-k.read
 	for _, e := range k.held {
 		if e.Pool == b.Pool.Name && b.Range.Contains(e.Address) {
 			return e.Address
@@ -121,13 +121,12 @@ func (k *known) heldIn(b *pool.Block) netip.Addr {
 	return netip.Addr{}
 }
 
-// setBackBefore reports whether an allocation that was made just now is older than one
-// that this node had before: then etcd was set back.
+// setBackBefore reports whether an allocation is older than one that this node had before
+// the create was sent: then etcd was set back.
 func (k *known) setBackBefore(made *v1alpha1.IPAllocation) bool {
 	if k == nil {
 		return false
 	}
-	<-k.read
 	version := hint.Version(made)
 	return version > 0 && version < k.latest
 }

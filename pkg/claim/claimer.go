@@ -27,6 +27,9 @@ type Claimer struct {
 	Hint *hint.Hint
 	// Log says what a call did and why.
 	Log *slog.Logger
+	// LossGrace is how long this node claims nothing new after it has found that
+	// allocations were lost. 0 stands for DefaultLossGrace.
+	LossGrace time.Duration
 }
 
 // Errors that a caller has to tell apart, besides ledger.InUseError,
@@ -89,8 +92,9 @@ func (c *Claimer) Complete(ctx context.Context) error {
 }
 
 // rebuild makes the hint complete: afterwards it agrees with a list of the API server
-// that is not older than since. What the API server has lost is written again first. One call of the node lists, the others wait for it.
-// Only the call that lists returns the list.
+// that is not older than since. What the API server has lost is written again first. One
+// call of the node lists, the others wait for it. Only the call that lists returns the
+// list.
 func (c *Claimer) rebuild(ctx context.Context, since time.Time) ([]hint.Entry, error) {
 	r := c.Hint.Rebuild(ctx, since)
 	if r == nil {

@@ -37,55 +37,112 @@ import (
 // An ADD finds 2 and 3 in the metadata that it reads anyway, and 1 in the answer to its
 // create. Look finds them on a node that starts nothing.
 
-// LossGrace is how long a node that has found a loss claims nothing new. Meanwhile the
-// others find it, too: their installers look more often than that.
-const LossGrace = 3 * time.Minute
+// DefaultLossGrace is how long a node that has found a loss claims nothing new. Meanwhile
+// the others find it, too: their installers look more often than that.
+const DefaultLossGrace = 3 * time.Minute
 
-// ErrRecordLost means that allocations were lost, and the other nodes may not have written theirs
-// again yet.
+// ErrRecordLost means that allocations were lost, and that the other nodes may not have
+// written theirs again yet.
 var ErrRecordLost = errors.New("allocations were lost")
 
 // awaitOthers returns an error while it is too early for a new claim after a loss.
 func (c *Claimer) awaitOthers() error {
-	seen := c.Hint.LossSeen()
-	if seen.IsZero() || time.Since(seen).Abs() >= LossGrace {
+	seen, grace := c.Hint.LossSeen(), cmp.Or(c.LossGrace, DefaultLossGrace)
+	if seen.IsZero() || time.Since(seen).Abs() >= grace {
 		return nil
 	}
 	return fmt.Errorf("%w: this node found that at %s and has written its own again; what is free is known when the other nodes have done so, at %s",
-		ErrRecordLost, seen.UTC().Format(time.RFC3339), seen.Add(LossGrace).UTC().Format(time.RFC3339))
+		ErrRecordLost, seen.UTC().Format(time.RFC3339), seen.Add(grace).UTC().Format(time.RFC3339))
 }
 
-// lostHere refuses a requested address on which a container of this node answers, although
-// the record says otherwise.
-func (c *Claimer) lostHere(poolName string, addr netip.Addr) error {
+// lostHere refuses a requested address on which another container of this node answers,
+// although the record says otherwise.
+func (c *Claimer) lostHere(poolName string, addr netip.Addr, att hint.Attachment) error {
 	e := c.Hint.LostAt(poolName, addr)
-	if e == nil {
+	if e == nil || e.Attachment == att {
 		return nil
 	}
-	return fmt.Errorf("%w: container %s of this node answers on it, and its allocation could not be written again: %s", ErrRecordLost, e.ContainerID, e.Record.Problem)
+	return fmt.Errorf("%w: container %s of this node answers on it, and its allocation could not be written again: %s",
+		ErrRecordLost, e.ContainerID, e.Record.Problem)
 }
 
 // Look finds out whether what this node holds is still in the record, and writes again
-// what is not. If nothing was lost that is one read: if the latest allocation is there, so
-// are those before it.
+// what was lost. If nothing was lost, that is one read of each pool's metadata and one of
+// the latest allocation: if etcd was set back, the latest is not there. It removes
+// nothing from the hint without evidence of a loss, so that an operator who says later
+// that there was one is not too late.
 func (c *Claimer) Look(ctx context.Context) error {
-	if !c.Hint.AllRecorded() { // an earlier version of the plugin was here
-		_, err := c.rebuild(ctx, time.Time{})
+	if err := c.recordAll(ctx); err != nil {
 		return err
 	}
-	held := c.Hint.Recorded()
-	if len(held) == 0 {
-		return nil
+	held := slices.DeleteFunc(c.Hint.Recorded(), func(e hint.Entry) bool { return e.Record.Spec.NodeName != c.Node })
+	if err := c.settleAll(ctx, held); err != nil {
+		return err
 	}
-	latest := slices.MaxFunc(held, func(a, b hint.Entry) int { return cmp.Compare(a.Record.ResourceVersion, b.Record.ResourceVersion) })
-	if !slices.ContainsFunc(held, func(e hint.Entry) bool { return e.Record.Lost }) {
-		alloc, err := c.Get(ctx, latest.Name())
-		if err != nil || alloc != nil && alloc.UID == latest.UID {
-			return err
-		}
+	if lost, err := c.isLost(ctx, held); err != nil || !lost {
+		return err
 	}
 	_, err := c.rebuild(ctx, time.Now())
 	return err
+}
+
+// recordAll adds the records to the claims that an earlier version of the plugin has
+// entered. A claim with the UID of an allocation is of this cluster, whichever site its
+// hint is of.
+func (c *Claimer) recordAll(ctx context.Context) error {
+	if c.Hint.AllRecorded() {
+		return nil
+	}
+	all, _, _, err := c.OfNode(ctx)
+	if err != nil {
+		return err
+	}
+	for i := range all {
+		c.Hint.SetRecord(entryOf(&all[i]))
+	}
+	return nil
+}
+
+// settleAll settles the pools of what is held.
+func (c *Claimer) settleAll(ctx context.Context, held []hint.Entry) error {
+	seen := map[v1alpha1.PoolReference]bool{}
+	for _, e := range held {
+		ref := e.Record.Spec.PoolRef
+		if seen[ref] {
+			continue
+		}
+		seen[ref] = true
+		before := c.Hint.Epoch(ref)
+		if meta, err := c.poolMetadata(ctx, ref); err == nil && epochOf(meta) == before {
+			continue
+		}
+		now, err := c.epoch(ctx, ref) // the cache may be late
+		if err == nil {
+			err = c.settle(ctx, ref, before, now)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// isLost reports whether something of what is held was noted as lost by an earlier call,
+// or etcd was set back.
+func (c *Claimer) isLost(ctx context.Context, held []hint.Entry) (bool, error) {
+	if len(held) == 0 {
+		return false, nil
+	}
+	if slices.ContainsFunc(held, func(e hint.Entry) bool { return e.Record.Lost }) {
+		return true, nil
+	}
+	latest := slices.MaxFunc(held, func(a, b hint.Entry) int { return cmp.Compare(a.Record.ResourceVersion, b.Record.ResourceVersion) })
+	alloc, err := c.Get(ctx, latest.Name())
+	if err != nil || alloc != nil && alloc.UID == latest.UID {
+		return false, err
+	}
+	version, err := c.Version(ctx)
+	return version > 0 && version < latest.Record.ResourceVersion, err
 }
 
 // restore writes again what this node holds and a list lacks, if it is lost, and returns
@@ -190,11 +247,11 @@ func (c *Claimer) restoreOne(ctx context.Context, e hint.Entry) (*hint.Entry, er
 	return &e, nil
 }
 
+// keepLost says why a lost allocation cannot be written again. It does so each time, so
+// that the log of the installer, which looks again and again, has it as long as it is so.
 func (c *Claimer) keepLost(e hint.Entry, problem string) {
-	if e.Record.Problem == "" {
-		c.Log.Error("a lost allocation cannot be written again", "address", e.Address, "pool", e.Pool, "container", e.ContainerID,
-			"interface", e.Interface, "pod", e.Record.Spec.PodRef.Namespace+"/"+e.Record.Spec.PodRef.Name, "problem", problem)
-	}
+	c.Log.Error("a lost allocation cannot be written again", "address", e.Address, "pool", e.Pool, "container", e.ContainerID,
+		"interface", e.Interface, "pod", e.Record.Spec.PodRef.Namespace+"/"+e.Record.Spec.PodRef.Name, "problem", problem)
 	c.Hint.Lost(e, problem)
 }
 
@@ -218,9 +275,9 @@ func epochOf(meta *metav1.ObjectMeta) string {
 	return hint.EpochText(meta.UID, meta.Annotations[v1alpha1.AnnotationRecordLost])
 }
 
-// settle makes sure that nothing of this node's is lost in a pool that was read just now.
-func (c *Claimer) settle(ctx context.Context, ref v1alpha1.PoolReference, before string, meta *metav1.ObjectMeta) error {
-	now := epochOf(meta)
+// settle makes sure that nothing of this node's is lost in a pool, whose epoch the hint
+// had before and which has this one now.
+func (c *Claimer) settle(ctx context.Context, ref v1alpha1.PoolReference, before, now string) error {
 	if before != "" && before != now {
 		if _, err := c.rebuild(ctx, time.Now()); err != nil {
 			return fmt.Errorf("looking for lost allocations of pool %s/%s, which is not the one that this node has seen: %w", c.Namespace, ref.Name, err)

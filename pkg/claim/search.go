@@ -42,7 +42,7 @@ func (c *Claimer) claimOne(ctx context.Context, req Request, v view, wanted neti
 		if req.foreign[v1alpha1.AllocationName(b.Pool.Name, wanted)] {
 			return hint.Entry{}, foreignInUse(b.Pool, wanted)
 		}
-		if err := c.lostHere(b.Pool.Name, wanted); err != nil {
+		if err := c.lostHere(b.Pool.Name, wanted, req.Attachment); err != nil {
 			return hint.Entry{}, err
 		}
 		c.Hint.ClaimingRequested(hint.Entry{Attachment: req.Attachment, Pool: b.Pool.Name, Address: wanted})

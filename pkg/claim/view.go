@@ -41,6 +41,9 @@ func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference) (view, e
 		}
 	}
 	epoch := c.Hint.Epoch(ref)
+	if epoch != "" { // it may have been read from the view
+		c.Hint.SetEpoch(ref, epoch)
+	}
 	c.Hint.DropView(ref)
 
 	var obj *pool.Object
@@ -58,7 +61,7 @@ func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference) (view, e
 	case err != nil:
 		return view{}, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
 	}
-	if err := c.settle(ctx, ref, epoch, obj.Meta); err != nil {
+	if err := c.settle(ctx, ref, epoch, epochOf(obj.Meta)); err != nil {
 		return view{}, err
 	}
 	parsed, errs := obj.Parse()

@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
@@ -77,6 +78,9 @@ type Settings struct {
 	NodeName string `json:"nodeName,omitempty"`
 	// DataDir is the directory in which this node keeps its hint.
 	DataDir string `json:"dataDir,omitempty"`
+	// LossGrace is claim.Claimer's, as time.ParseDuration reads it: "5m". If it is empty,
+	// it is claim.DefaultLossGrace.
+	LossGrace string `json:"lossGrace,omitempty"`
 }
 
 // network is the network configuration from stdin.
@@ -136,7 +140,7 @@ func parseNetwork(stdin []byte) (*network, error) {
 	}
 	own := n.IPAM
 	n.IPAM.ConfDir = first(n.IPAM.ConfDir, defaultConfDir)
-	errs = append(errs, n.IPAM.complete(), n.IPAM.checkPaths())
+	errs = append(errs, n.IPAM.complete(), n.IPAM.checkPaths(), n.IPAM.checkLossGrace())
 	n.findDataDirs(own)
 	return n, errors.Join(errs...)
 }
@@ -231,6 +235,22 @@ func (s *Settings) checkPaths() error {
 	return errors.Join(errs...)
 }
 
+// checkLossGrace refuses what is no time, and replaces it by the default.
+func (s *Settings) checkLossGrace() error {
+	if d, err := time.ParseDuration(s.LossGrace); s.LossGrace != "" && (err != nil || d <= 0) {
+		err := fmt.Errorf("ipam.lossGrace: %q is not a time, such as 3m", s.LossGrace)
+		s.LossGrace = ""
+		return err
+	}
+	return nil
+}
+
+// lossGrace returns LossGrace, or 0 if it is empty.
+func (s *Settings) lossGrace() time.Duration {
+	d, _ := time.ParseDuration(s.LossGrace)
+	return d
+}
+
 // fillFrom sets the empty settings.
 func (s *Settings) fillFrom(other Settings) {
 	s.PoolName = first(s.PoolName, other.PoolName)
@@ -244,6 +264,7 @@ func (s *Settings) fillFrom(other Settings) {
 	s.PoolsNamespace = first(s.PoolsNamespace, other.PoolsNamespace)
 	s.NodeName = first(s.NodeName, other.NodeName)
 	s.DataDir = first(s.DataDir, other.DataDir)
+	s.LossGrace = first(s.LossGrace, other.LossGrace)
 }
 
 func first(values ...string) string {

@@ -36,21 +36,30 @@ type former struct {
 	blocks  []pool.Assignment
 }
 
-// remember notes the blocks of a pool.
+// remember notes the blocks of a pool. One that has lost its blocks and has no others
+// yet, for example because its specification is invalid, leaves the former ones.
 func (f formerBlocks) remember(obj *pool.Object) {
-	f[obj.Ref] = former{obj.Meta.UID, version(obj.Meta), obj.Blocks()}
+	if len(obj.Blocks()) > 0 || !f.lost(obj) {
+		f[obj.Ref] = former{obj.Meta.UID, version(obj.Meta), obj.Blocks()}
+	}
+}
+
+// lost reports whether a pool is another one than was remembered, or an earlier state of
+// it.
+func (f formerBlocks) lost(obj *pool.Object) bool {
+	before, found := f[obj.Ref]
+	return found && (before.uid != obj.Meta.UID || before.version > version(obj.Meta))
 }
 
 // recall returns the blocks of a pool, and those remembered that it has lost. Which of
 // them fit the specification is up to the caller.
 func (f formerBlocks) recall(obj *pool.Object) []pool.Assignment {
 	have := obj.Blocks()
-	before, found := f[obj.Ref]
-	if !found || before.uid == obj.Meta.UID && before.version <= version(obj.Meta) {
+	if !f.lost(obj) {
 		return have
 	}
 	out := slices.Clone(have)
-	for _, b := range before.blocks {
+	for _, b := range f[obj.Ref].blocks {
 		if !slices.ContainsFunc(have, func(o pool.Assignment) bool { return o.Node == b.Node }) {
 			out = append(out, b)
 		}

@@ -45,6 +45,16 @@ func TestFormerBlocks(t *testing.T) {
 			t.Errorf("%s: %v, want %v", tc.what, got, tc.want)
 		}
 	}
+	f.remember(p("p", "u2", "200")) // invalid at first
+	f.remember(p("p", "u2", "201"))
+	if got := f.recall(p("p", "u2", "202")); fmt.Sprint(got) != fmt.Sprint([]pool.Assignment{a, b}) {
+		t.Errorf("made again without blocks, twice: %v", got)
+	}
+	f.remember(p("p", "u2", "203", moved))
+	f.remember(p("p", "u2", "204"))
+	if got := f.recall(p("p", "u2", "205")); len(got) > 0 {
+		t.Errorf("its nodes are gone, and it has %v", got)
+	}
 }
 
 // A new pool waits for its blocks only while nodes write lost allocations again.

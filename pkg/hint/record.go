@@ -157,6 +157,13 @@ func (h *Hint) recorded() (entries []Entry, without int) {
 	return entries, without
 }
 
+// SetRecord adds the record to a claim that was entered without one.
+func (h *Hint) SetRecord(e Entry) {
+	e.Record.listed()
+	_, err := h.swap(e.text(e.UID), e.claim(), "claims", e.fileName())
+	h.failed("entering a record", err)
+}
+
 // Lost enters that the API server has lost the allocation: from now on its create may be
 // carried out at any time. It reports whether the attachment still has the entry.
 func (h *Hint) Lost(e Entry, problem string) bool {

@@ -44,6 +44,9 @@ func (h *Hint) Releasing(e Entry) (noted bool) {
 		return false
 	}
 	h.NotClaimed(e)
+	if e.UID != "" { // it may have been found to be lost meanwhile
+		h.NotClaimed(e.Unanswered())
+	}
 	return true
 }
 

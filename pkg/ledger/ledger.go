@@ -156,3 +156,19 @@ func (l *Ledger) OfNode(ctx context.Context) (all []v1alpha1.IPAllocation, at ti
 	}
 	return all, at, version, nil
 }
+
+// Version returns the resource version that the allocations are at now, 0 if it is not a
+// number. It reads at most one of them.
+func (l *Ledger) Version(ctx context.Context) (version uint64, err error) {
+	err = Retry(ctx, func(ctx context.Context) error {
+		page, err := l.Client.IPAllocations(l.Namespace).List(ctx, metav1.ListOptions{Limit: 1})
+		if err == nil {
+			version, _ = strconv.ParseUint(page.ResourceVersion, 10, 64)
+		}
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("listing one allocation: %w", err)
+	}
+	return version, nil
+}
