@@ -108,6 +108,23 @@ func TestLostAndRestored(t *testing.T) {
 	}
 }
 
+// A DEL has read what its attachment holds, and then that is found to be lost: the note of
+// the release removes the claim nevertheless.
+func TestLostUnderADel(t *testing.T) {
+	h := newHint(t)
+	e := recorded(podA, addr1, "u1", 42)
+	h.Claimed(e)
+	if !h.Lost(e, "") || !h.Releasing(e) {
+		t.Fatal("not noted")
+	}
+	if lost := h.LostAt("p", addr1); lost != nil {
+		t.Errorf("still lost: %v", lost)
+	}
+	if h.Restored(recorded(podA, addr1, "u3", 7)) {
+		t.Error("restored although its DEL has come")
+	}
+}
+
 // What was there before the node's last start is not missed.
 func TestDeadAreNotMissed(t *testing.T) {
 	h := newHint(t)

@@ -4,9 +4,16 @@
 package install
 
 import (
+	"encoding/pem"
+	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"testing"
+
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 // The record of a namespace is exported, lost and imported with kubectl, as
@@ -44,4 +51,33 @@ func TestRecordIsImported(t *testing.T) {
 	if left := h.held(t); left != "" {
 		t.Errorf("after its DEL there are: %s", left)
 	}
+}
+
+// The record of a namespace is lost while the installer runs. It finds that and writes
+// again what the node's containers hold, although it knows the API server by other
+// certificate authorities than the plugin, so that the plugin's hint is of another site.
+func TestInstallerWritesTheLostRecordAgain(t *testing.T) {
+	h := newCluster(t).host(t, "kind-worker", "")
+	server := httptest.NewTLSServer(nil)
+	defer server.Close()
+	more := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	admin := &clientcmdapi.AuthInfo{ClientCertificateData: env.Config.CertData, ClientKeyData: env.Config.KeyData}
+	h.kubeconfig = h.path("bundle.kubeconfig")
+	rig.WriteKubeconfig(t, h.kubeconfig, env.Config.Host, append(slices.Clone(env.Config.CAData), more...), admin)
+	h.start(t, "--record-check-interval=200ms", "--loss-grace=5m")
+	rig.Eventually(t, "installed", func() bool {
+		return h.isInstalled(t) && strings.Contains(h.read(t, "conf/nv-ipam.conf"), `"lossGrace"`)
+	})
+	h.add(t, "live", "")
+	before := h.held(t)
+	if _, err := env.Kubectl(t.Context(), "delete", "ipallocations,ippools", "-n", h.NS, "--all"); err != nil {
+		t.Fatal(err)
+	}
+	rig.Eventually(t, "written again", func() bool { return h.held(t) == before })
+	_, err := h.call(t.Context(), "ADD", "next", "", "pool1", "ippool")
+	if err == nil || !strings.Contains(err.Error(), "pool") {
+		t.Errorf("an ADD of a pool that is gone: %v", err)
+	}
+	h.del(t, "live")
+	h.wantHeld(t)
 }
