@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/bits"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,6 +26,7 @@ type cluster struct {
 
 	live   ledger
 	counts counts
+	losing sync.RWMutex // for writing while the record is lost
 }
 
 func newCluster(ctx context.Context, t *testing.T) *cluster {
@@ -94,16 +96,22 @@ func (c *cluster) allocations(ctx context.Context) (map[string]string, error) {
 // watch compares what is live with what is held, again and again.
 func (c *cluster) watch(ctx context.Context, t *testing.T) {
 	for pause(ctx, 500*time.Millisecond) {
-		before := c.live.snapshot()
-		listed, err := c.allocations(ctx)
-		if err != nil { // the API server is away
-			continue
-		}
-		for _, wrong := range compare(before, listed, c.live.snapshot()) {
-			t.Error(wrong)
-		}
-		c.counts.looks.Add(1)
+		c.look(ctx, t)
 	}
+}
+
+func (c *cluster) look(ctx context.Context, t *testing.T) {
+	c.losing.RLock()
+	defer c.losing.RUnlock()
+	before := c.live.snapshot()
+	listed, err := c.allocations(ctx)
+	if err != nil { // the API server is away
+		return
+	}
+	for _, wrong := range compare(before, listed, c.live.snapshot()) {
+		t.Error(wrong)
+	}
+	c.counts.looks.Add(1)
 }
 
 // wantAllHeld wants every address of the pool to be held by the container that

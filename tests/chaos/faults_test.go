@@ -17,6 +17,9 @@ import (
 	"testing"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
@@ -45,7 +48,7 @@ func (c *cluster) startControllers(t *testing.T) *controllers {
 		cs.all.Go(func() {
 			for ctx.Err() == nil {
 				cs.run(ctx, t, i, binary, "--kubeconfig="+env.Kubeconfig, "--ippools-namespace="+c.NS,
-					"--leader-elect", "--leader-elect-namespace="+c.NS, "--reclaim-grace=2s", "--reclaim-grace-ready-node=2s",
+					"--leader-elect", "--leader-elect-namespace="+c.NS, "--reclaim-grace=2s", "--reclaim-grace-ready-node=2s", "--loss-grace="+lossGrace,
 					"--health-probe-bind-address=0", "--metrics-bind-address=0")
 				pause(ctx, 500*time.Millisecond) // CrashLoopBackOff begins with ten seconds
 			}
@@ -141,4 +144,67 @@ func (c *cluster) restart(ctx context.Context, t *testing.T, r *rand.Rand, stop 
 		t.Error(err)
 	}
 	count.Add(1)
+}
+
+// lossGrace is the controllers' and the plugins': they have found the loss together.
+const lossGrace = "5s"
+
+// lose deletes the record and the pool under all that lives, and makes the pool again.
+// Every other node finds that by an ADD, and all by their installers' looks. Afterwards
+// everything is held as before.
+func (c *cluster) lose(ctx context.Context, t *testing.T, kubelets []*kubelet) {
+	t.Helper()
+	c.losing.Lock() // what lives is not held meanwhile
+	defer c.losing.Unlock()
+	must := func(f func() error) {
+		t.Helper()
+		if err := insist(ctx, f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pools := c.IPAM.IPPools(c.NS)
+	must(func() error {
+		return c.IPAM.IPAllocations(c.NS).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{})
+	})
+	must(func() error { return pools.DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}) })
+	must(func() error {
+		_, err := pools.Create(ctx, fullPool(*attachments), metav1.CreateOptions{})
+		if apierrors.IsAlreadyExists(err) { // by a request whose answer was lost
+			return nil
+		}
+		return err
+	})
+	each(kubelets, func(k *kubelet) {
+		if p := k.pods[0]; p.random.IntN(2) == 0 {
+			_, _ = k.add(p)
+		}
+		if err := insist(ctx, func() error { return k.look(ctx) }); err != nil {
+			t.Errorf("the installer's look on %s: %v", k.node, err)
+		}
+	})
+	c.blocks(ctx, t)
+	c.wantAllHeld(ctx, t)
+	c.counts.restored.Add(c.restored(ctx, t))
+}
+
+// restored is how many allocations were written again.
+func (c *cluster) restored(ctx context.Context, t *testing.T) (n int64) {
+	t.Helper()
+	err := insist(ctx, func() error {
+		list, err := c.IPAM.IPAllocations(c.NS).List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		n = 0
+		for _, a := range list.Items {
+			if a.Spec.Restored {
+				n++
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }

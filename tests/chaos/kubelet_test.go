@@ -45,7 +45,9 @@ type kubelet struct {
 	node   string
 	plugin string
 	stdin  []byte
-	pods   []*pod
+	// installer is a look of the node's installer.
+	installer []string
+	pods      []*pod
 }
 
 // pod is one pod of a node, and its container while it is live.
@@ -97,11 +99,19 @@ func (k *kubelet) configure(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
+	program, err := testenv.Binary("ipam-node")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.installer = []string{
+		program, "--restore-only", "--node-name=" + k.node, "--ippools-namespace=" + k.NS, "--kubeconfig=" + kubeconfig,
+		"--cni-data-dir=" + filepath.Join(dir, "data"),
+	}
 	k.stdin, err = json.Marshal(map[string]any{
 		"cniVersion": "1.1.0", "name": "net", "type": "macvlan",
 		"ipam": map[string]any{
 			"type": "nv-ipam", "poolName": poolName, "confDir": dir, "kubeconfig": kubeconfig, "poolsNamespace": k.NS,
-			"dataDir": filepath.Join(dir, "data"), "logFile": filepath.Join(dir, "log"),
+			"dataDir": filepath.Join(dir, "data"), "logFile": filepath.Join(dir, "log"), "lossGrace": lossGrace,
 		},
 	})
 	if err != nil {
@@ -218,6 +228,15 @@ func (k *kubelet) createPod(ctx context.Context, p *pod) error {
 		}
 		return err
 	})
+}
+
+// look is one look of the node's installer.
+func (k *kubelet) look(ctx context.Context) error {
+	out, err := exec.CommandContext(ctx, k.installer[0], k.installer[1:]...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
 }
 
 // container is the ID of the pod's latest sandbox.

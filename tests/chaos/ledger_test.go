@@ -95,13 +95,14 @@ type counts struct {
 	serverRestarts, serverKills    atomic.Int64
 	controllerKills, controllerEnd atomic.Int64 // by the test; by itself, its lease lost
 	looks                          atomic.Int64 // of the watch at all allocations
+	restored                       atomic.Int64 // allocations, after the record was lost
 }
 
 func (c *counts) String() string {
 	return fmt.Sprintf("claimed %d, released %d, ADDs retried %d, DELs retried %d, plugins killed %d, DELs lost %d, "+
-		"API server restarted %d and killed %d, controllers killed %d and ended by themselves %d, looks at all allocations %d",
+		"API server restarted %d and killed %d, controllers killed %d and ended by themselves %d, looks at all allocations %d, allocations restored %d",
 		c.claimed.Load(), c.released.Load(), c.addFailed.Load(), c.delFailed.Load(), c.killed.Load(), c.lostDELs.Load(),
-		c.serverRestarts.Load(), c.serverKills.Load(), c.controllerKills.Load(), c.controllerEnd.Load(), c.looks.Load())
+		c.serverRestarts.Load(), c.serverKills.Load(), c.controllerKills.Load(), c.controllerEnd.Load(), c.looks.Load(), c.restored.Load())
 }
 
 // missing names a kind of fault that has not come yet: a run in which nothing
@@ -109,7 +110,7 @@ func (c *counts) String() string {
 func (c *counts) missing() string {
 	for what, n := range map[string]*atomic.Int64{
 		"plugins killed": &c.killed, "DELs lost": &c.lostDELs, "API servers restarted": &c.serverRestarts,
-		"API servers killed": &c.serverKills, "controllers killed": &c.controllerKills, "looks": &c.looks,
+		"API servers killed": &c.serverKills, "controllers killed": &c.controllerKills, "looks": &c.looks, "restored": &c.restored,
 	} {
 		if n.Load() == 0 {
 			return what

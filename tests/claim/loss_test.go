@@ -22,7 +22,7 @@ import (
 )
 
 // loseRecord deletes the record and the pool, and makes the pool again.
-func (c *cluster) loseRecord(t *testing.T, nodes ...string) {
+func (c *cluster) loseRecord(t *testing.T, size int, nodes ...string) {
 	t.Helper()
 	if err := c.client.IPAllocations(c.ns).DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
 		t.Fatal(err)
@@ -31,7 +31,7 @@ func (c *cluster) loseRecord(t *testing.T, nodes ...string) {
 		t.Fatal(err)
 	}
 	rig.Gone(t, c.client, c.ns, "p")
-	c.pool(t, "p", "10.0.0.0/24", 16, nodes...)
+	c.pool(t, "p", "10.0.0.0/24", size, nodes...)
 }
 
 // afterGrace makes it long ago that the node found a loss.
@@ -54,7 +54,7 @@ func TestRestoringIsInterrupted(t *testing.T) {
 				for _, name := range []string{"x", "y", "z"} {
 					a.mustAdd(t, name, ippool("p"))
 				}
-				c.loseRecord(t, "a")
+				c.loseRecord(t, 16, "a")
 				creates, cut := 0, false
 				a.wire.setLose(func(req *http.Request) loss {
 					if req.Method == http.MethodPost {
@@ -161,7 +161,7 @@ func TestLossAfterAnUpgrade(t *testing.T) {
 	if err := os.Remove(a.path("pools", "ippool.p.epoch")); err != nil && !errors.Is(err, os.ErrNotExist) {
 		t.Fatal(err)
 	}
-	c.loseRecord(t, "a")
+	c.loseRecord(t, 16, "a")
 	if _, err := a.add(t.Context(), "y", ippool("p")); !errors.Is(err, claim.ErrRecordLost) {
 		t.Errorf("after the loss: %v", err)
 	}

@@ -13,6 +13,7 @@ import (
 	"maps"
 	"net/http"
 	"net/netip"
+	"os"
 	"runtime"
 	"slices"
 	"sync/atomic"
@@ -73,7 +74,7 @@ var nodeNames = []string{"a", "b", "c"}
 var soak = flag.Duration("soak", 0, "go on with new histories for that long")
 
 // tally is what all histories together came to.
-var tally struct{ histories, claimed, released, lostDELs, late, faults, reboots, hints, cuts, controllers atomic.Int64 }
+var tally struct{ histories, claimed, released, lostDELs, late, faults, reboots, hints, records, cuts, controllers atomic.Int64 }
 
 // TestHistories drives random histories and wants three things of every one: an
 // address has one live container, a live container's address is its own in the
@@ -101,9 +102,9 @@ func TestHistories(t *testing.T) {
 		}
 	}
 	t.Logf("histories %d, addresses claimed %d and released %d, faulty calls %d, late messages %d, DELs lost %d, "+
-		"reboots %d, hints lost %d, nodes cut off %d, controllers started %d",
+		"reboots %d, hints lost %d, records lost %d, nodes cut off %d, controllers started %d",
 		tally.histories.Load(), tally.claimed.Load(), tally.released.Load(), tally.faults.Load(), tally.late.Load(), tally.lostDELs.Load(),
-		tally.reboots.Load(), tally.hints.Load(), tally.cuts.Load(), tally.controllers.Load())
+		tally.reboots.Load(), tally.hints.Load(), tally.records.Load(), tally.cuts.Load(), tally.controllers.Load())
 }
 
 func play(t *testing.T, rt *rapid.T, kube kubernetes.Interface) {
@@ -126,6 +127,7 @@ func (w *world) actions() map[string]func(*rapid.T) {
 		"GC":                  w.gc,
 		"lose a hint":         w.loseHint,
 		"reboot":              w.reboot,
+		"lose the record":     w.loseRecord,
 		"cut a node off":      w.cutOff,
 		"clock":               func(*rapid.T) { w.nextSecond() },
 		"controller starts":   w.startController,
@@ -238,12 +240,16 @@ func again(req *http.Request) *http.Request {
 }
 
 func (w *world) runPod(rt *rapid.T) {
-	n := w.pick(rt)
-	w.next++
-	p := &simPod{name: fmt.Sprint("pod", w.next), on: n}
+	n, wants := w.pick(rt), ""
 	if rapid.IntRange(0, 3).Draw(rt, "requests an address") == 0 {
-		p.wants = fmt.Sprint("10.0.0.", rapid.IntRange(1, 12).Draw(rt, "host"))
+		wants = fmt.Sprint("10.0.0.", rapid.IntRange(1, 12).Draw(rt, "host"))
 	}
+	w.runPodOn(rt, n, wants)
+}
+
+func (w *world) runPodOn(rt *rapid.T, n *node, wants string) {
+	w.next++
+	p := &simPod{name: fmt.Sprint("pod", w.next), on: n, wants: wants}
 	obj, err := w.kube.CoreV1().Pods(w.cluster.ns).Create(w.t.Context(), &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: p.name},
 		Spec:       corev1.PodSpec{NodeName: n.Node, Containers: []corev1.Container{{Name: "c", Image: "i"}}},
@@ -371,6 +377,39 @@ func (w *world) gc(rt *rapid.T) {
 func (w *world) loseHint(rt *rapid.T) {
 	tally.hints.Add(1)
 	w.pick(rt).loseHint(w.t)
+}
+
+// loseRecord deletes the record and the pool, and makes the pool again. Before it, every
+// hint is what its node holds, and no create is on its way: whatever else a loss brings
+// is not the model's to say. After it a node that has lost something may start a pod
+// before anything else; then all installers look, and the grace is over.
+func (w *world) loseRecord(rt *rapid.T) {
+	if len(w.cut) > 0 {
+		rt.Skip("what a node that is cut off holds is not known")
+	}
+	w.stopControllers()
+	for len(w.late) > 0 {
+		w.arrive(rt)
+	}
+	for _, n := range w.nodes {
+		n.hint().Forget()
+		if err := w.release(n, pod("never-added")); err != nil {
+			rt.Fatal(err)
+		}
+	}
+	tally.records.Add(1)
+	w.cluster.loseRecord(w.t, 4, nodeNames...)
+	if slices.ContainsFunc(w.pods, live) && rapid.Bool().Draw(rt, "an ADD finds it") {
+		w.runPodOn(rt, w.pod(rt, live).on, "") // of a node that has lost something
+	}
+	for _, n := range w.nodes {
+		look := func(ctx context.Context) error { return n.Look(ctx) }
+		_, _ = w.process(rt, n, look)
+		if err, _ := w.runProcess(n, 20*time.Second, nil, look); err != nil {
+			rt.Fatalf("the look of %s: %v", n.Node, err)
+		}
+		_ = os.Remove(n.path("lost")) // the grace
+	}
 }
 
 // reboot ends all sandboxes of a node. The kubelet goes on with its pods.

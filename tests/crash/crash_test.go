@@ -182,6 +182,21 @@ var scenarios = []scenario{
 		steps:     []string{"symlinkat hint/claims/p.ADDRESS", "renameat hint/claims/p.ADDRESS"},
 		states:    []string{nothing, entered, unanswered, claimed},
 	},
+	{
+		name:   "ADD after a loss",
+		before: func(t *testing.T, m *machine) { m.hold(t, "p", "c0", "d0"); m.lose(t) },
+		killed: func(*testing.T, *machine) call { return call{verb: "ADD", container: subject} },
+		steps: []string{"renameat hint/claims/p.ADDRESS", "renameat hint/lost", "renameat hint/pools/ippool.p.epoch",
+			"symlinkat hint/claims/p.ADDRESS", "renameat hint/claims/@complete", "write stdout"},
+		states: []string{nothing, entered, unanswered, claimed},
+	},
+	{
+		name:   "ipam-node --restore-only",
+		before: func(t *testing.T, m *machine) { m.hold(t, "p,q", "c0"); m.hold(t, "p", subject); m.lose(t) },
+		killed: func(*testing.T, *machine) call { return call{verb: restore} },
+		steps:  []string{"renameat hint/claims/p.ADDRESS", "renameat hint/claims/q.ADDRESS", "renameat hint/lost"},
+		states: []string{"hint [claims], API 0", entered, unanswered, claimed},
+	},
 }
 
 func requested(_ *testing.T, m *machine) call {
@@ -321,6 +336,7 @@ var sequels = []sequel{
 			t.Fatal(err)
 		}
 		r.noted = nil
+		r.forgetLost(t)
 		for _, d := range r.pending {
 			r.abandoned[d] = true
 		}
@@ -584,7 +600,8 @@ func (r *run) end(t *testing.T, y *tally) {
 }
 
 // late reports whether an allocation was made after the kill by the dead process,
-// whose request was on its way: nobody else has asked for it.
+// whose request was on its way: nobody else has asked for it. It may have been about to
+// write a lost one again.
 func (r *run) late(a v1alpha1.IPAllocation) bool {
-	return a.Spec.ContainerID == subject && !r.again && !r.after[a.Name] && !r.abandoned[subject]
+	return (a.Spec.ContainerID == subject || a.Spec.Restored) && !r.again && !r.after[a.Name] && !r.abandoned[subject]
 }

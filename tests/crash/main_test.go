@@ -129,6 +129,9 @@ type machine struct {
 	// live are the addresses that the plugin has told a container which is still
 	// there.
 	live map[string][]string
+	// lost is true from when the API server has lost what lives until a call has to have
+	// written it again.
+	lost bool
 }
 
 func (c *cluster) machine(t *testing.T, b *batch) *machine {
@@ -150,6 +153,7 @@ func (c *cluster) machine(t *testing.T, b *batch) *machine {
 	settings, err := json.Marshal(map[string]any{
 		"kubeconfig": env.Kubeconfig, "poolsNamespace": c.NS, "nodeName": node,
 		"dataDir": m.data(), "logFile": filepath.Join(m.dir, "log"), "logLevel": "info",
+		"lossGrace": "1ns", // an ADD that finds a loss goes on
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -180,6 +184,9 @@ func (m *machine) save(t *testing.T) {
 }
 
 func (m *machine) saved() string { return filepath.Join(m.dir, "saved") }
+
+// restore, as the verb of a call, is a look of the installer.
+const restore = "ipam-node --restore-only"
 
 // call is one call of the plugin.
 type call struct {
@@ -226,13 +233,49 @@ func (m *machine) crash(t *testing.T, c call, n int) outcome {
 	if c.verb == "DEL" { // the container is going, whatever becomes of the call
 		delete(m.live, c.container)
 	}
-	in := m.input(t, c)
-	out := trace(t, m.plugin, in.Environ(m.plugin), in.Stdin, m.dir, n)
-	if c.verb == "ADD" && !out.killed && out.code == 0 {
-		m.told(t, c.container, out.stdout)
+	var out outcome
+	if c.verb == restore {
+		out = trace(t, m.installer(t), nil, nil, m.dir, n)
+	} else {
+		in := m.input(t, c)
+		out = trace(t, []string{m.plugin}, in.Environ(m.plugin), in.Stdin, m.dir, n)
+	}
+	if !out.killed && out.code == 0 {
+		m.done(t, c, out.stdout)
 	}
 	m.check(t)
 	return out
+}
+
+// installer is a look of it at this node, and no more.
+func (m *machine) installer(t *testing.T) []string {
+	t.Helper()
+	return []string{
+		rig.Binary(t, "ipam-node"), "--restore-only", "--node-name=" + m.node, "--ippools-namespace=" + m.NS, "--kubeconfig=" + env.Kubeconfig,
+		"--cni-data-dir=" + m.data(),
+	}
+}
+
+// done is what follows from a call that has succeeded.
+func (m *machine) done(t *testing.T, c call, stdout []byte) {
+	t.Helper()
+	if c.verb == "ADD" {
+		m.told(t, c.container, stdout)
+	}
+	if c.verb == "ADD" || c.verb == restore {
+		m.lost = false
+	}
+}
+
+// lose lets the API server lose what the node holds, and its pools be others since.
+func (m *machine) lose(t *testing.T) {
+	t.Helper()
+	m.clear(t, m.node)
+	for _, ref := range m.pools("p,q") {
+		m.hint.SetEpoch(ref, "another")
+		m.hint.DropView(ref)
+	}
+	m.lost = true
 }
 
 // call runs the plugin to its end.
@@ -241,9 +284,18 @@ func (m *machine) call(t *testing.T, c call) *cnitypes.Error {
 	if c.verb == "DEL" {
 		delete(m.live, c.container)
 	}
+	if c.verb == restore {
+		argv := m.installer(t)
+		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		m.done(t, c, nil)
+		m.check(t)
+		return nil
+	}
 	out, cniErr := m.input(t, c).Run(t, exec.Command(m.plugin), m.plugin)
-	if cniErr == nil && c.verb == "ADD" {
-		m.told(t, c.container, out)
+	if cniErr == nil {
+		m.done(t, c, out)
 	}
 	m.check(t)
 	return cniErr
@@ -312,7 +364,7 @@ func (m *machine) held(t *testing.T) []v1alpha1.IPAllocation {
 func selector(node string) string { return labels.Set{v1alpha1.LabelNode: node}.String() }
 
 // check fails where an address was told to two containers, or is not held by the
-// container that was told it.
+// container that was told it, unless it is lost.
 func (m *machine) check(t *testing.T) {
 	t.Helper()
 	holder := map[string]string{}
@@ -326,7 +378,7 @@ func (m *machine) check(t *testing.T) {
 				t.Fatalf("%s was told to %s and to %s", a, other, container)
 			}
 			owner[a] = container
-			if holder[a] != container+"/net1" {
+			if holder[a] != container+"/net1" && !m.lost {
 				t.Fatalf("%s was told %s, which the API server says is held by %q", container, a, holder[a])
 			}
 		}
@@ -361,7 +413,7 @@ func (m *machine) hintAndAPI(t *testing.T, container string, held []v1alpha1.IPA
 		if what == "claims" && strings.Contains(filepath.Base(path), "@") {
 			what = "beside" // of another's entry
 		}
-		if strings.HasSuffix(text, "/") {
+		if claim, _, _ := strings.Cut(text, " "); strings.HasSuffix(claim, "/") {
 			what += " without UID"
 		}
 		in[what] = true
@@ -417,12 +469,14 @@ func (m *machine) reboot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	id := strings.TrimSpace(string(boot))
+	short := " " + id[:8] + " " // in the record of a claim
 	m.entries(t, func(path, text string) {
-		format, id, _ := strings.Cut(text, "/")
-		if id != strings.TrimSpace(string(boot)) {
+		before := strings.Replace(strings.Replace(text, "/"+id, "/an-earlier-one", 1), short, " earlier ", 1)
+		if before == text {
 			return
 		}
-		if err := relink(path, format+"/an-earlier-one"); err != nil {
+		if err := relink(path, before); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -433,7 +487,7 @@ func (m *machine) reboot(t *testing.T) {
 func (m *machine) claimer() *claim.Claimer {
 	return &claim.Claimer{
 		Ledger: ledger.Ledger{Client: m.IPAM, Namespace: m.NS, Node: m.node},
-		Hint:   m.hint, Log: slog.New(slog.DiscardHandler),
+		Hint:   m.hint, Log: slog.New(slog.DiscardHandler), LossGrace: 1,
 	}
 }
 
@@ -447,6 +501,18 @@ func (m *machine) pools(names string) (refs []v1alpha1.PoolReference) {
 		refs = append(refs, v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: map[string]string{"p": m.p, "q": m.q}[name]})
 	}
 	return refs
+}
+
+// forgetLost is what nobody can know: containers of which neither the API server nor the
+// node's disk knows anything.
+func (m *machine) forgetLost(t *testing.T) {
+	t.Helper()
+	held := map[string]bool{}
+	for _, a := range m.held(t) {
+		held[a.Spec.ContainerID] = true
+	}
+	maps.DeleteFunc(m.live, func(container string, _ []string) bool { return m.lost && !held[container] })
+	m.lost = false
 }
 
 // hold lets containers have addresses.

@@ -48,9 +48,9 @@ type tracer struct {
 	steps  []step
 }
 
-// trace runs a program and kills it, as kill -9 does, at its n-th step; 0 lets it
-// live. Files are named relative to dir.
-func trace(t *testing.T, program string, environ []string, stdin []byte, dir string, n int) outcome {
+// trace runs a program with its arguments and kills it, as kill -9 does, at its n-th
+// step; 0 lets it live. Files are named relative to dir.
+func trace(t *testing.T, argv, environ []string, stdin []byte, dir string, n int) outcome {
 	t.Helper()
 	// Only the thread that started the process may trace it.
 	runtime.LockOSThread()
@@ -60,7 +60,7 @@ func trace(t *testing.T, program string, environ []string, stdin []byte, dir str
 		t.Fatal(err)
 	}
 	input.w.Close()
-	process, err := os.StartProcess(program, []string{program}, &os.ProcAttr{
+	process, err := os.StartProcess(argv[0], argv, &os.ProcAttr{
 		Env:   environ,
 		Files: []*os.File{input.r, output.w, os.Stderr},
 		// A group of its own, so that waiting for it takes no other test's children.
