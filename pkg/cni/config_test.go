@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
@@ -189,7 +190,7 @@ func TestSettings(t *testing.T) {
 		}
 	})
 	t.Run("file fills what stdin leaves empty", func(t *testing.T) {
-		write(t, `{"poolName":"file","poolType":"cidrpool","forcePoolName":true,"logFile":"/f","logLevel":"debug","kubeconfig":"/k","poolsNamespace":"ns","nodeName":"n","dataDir":"/d","daemonSocket":"unix:///x","daemonCallTimeoutSeconds":5}`)
+		write(t, `{"poolName":"file","poolType":"cidrpool","forcePoolName":true,"logFile":"/f","logLevel":"debug","kubeconfig":"/k","poolsNamespace":"ns","nodeName":"n","dataDir":"/d","lossGrace":"5m","daemonSocket":"unix:///x","daemonCallTimeoutSeconds":5}`)
 		s, err := parse(`,"poolName":"stdin","logLevel":"error"`)
 		checkErr(t, err, "")
 		if s.ForcePoolName == nil || !*s.ForcePoolName {
@@ -198,10 +199,19 @@ func TestSettings(t *testing.T) {
 		s.ForcePoolName = nil
 		want := Settings{
 			Type: "nv-ipam", PoolName: "stdin", PoolType: "cidrpool", ConfDir: dir, LogFile: "/f", LogLevel: "error",
-			Kubeconfig: "/k", PoolsNamespace: "ns", NodeName: "n", DataDir: "/d",
+			Kubeconfig: "/k", PoolsNamespace: "ns", NodeName: "n", DataDir: "/d", LossGrace: "5m",
 		}
 		if s != want {
 			t.Errorf("settings = %+v\nwant       %+v", s, want)
+		}
+		if got := s.lossGrace(); got != 5*time.Minute {
+			t.Errorf("the grace after a loss is %v", got)
+		}
+	})
+	t.Run("a grace that is none", func(t *testing.T) {
+		for _, text := range []string{"soon", "-3m", "0"} {
+			_, err := parse(`,"lossGrace":"` + text + `"`)
+			checkErr(t, err, "ipam.lossGrace")
 		}
 	})
 	t.Run("stdin can undo forcePoolName", func(t *testing.T) {
