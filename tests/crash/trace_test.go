@@ -314,6 +314,7 @@ var (
 	home      = regexp.MustCompile(`^data/[a-z0-9-]+@[0-9a-f]{16}\b`) // of a namespace and a cluster
 	temporary = regexp.MustCompile(`([.@])(tmp|rebuilding)[0-9-]+`)
 	noteHash  = regexp.MustCompile(`@[0-9a-f]{8,}`)
+	dirHash   = regexp.MustCompile(`/dirs/[0-9a-f]{40}`) // of a registered directory
 	address   = regexp.MustCompile(`\b1[01]\.\d+\.\d+\.\d+`)
 	poolName  = regexp.MustCompile(`\b([pq])\d+\b`)
 )
@@ -324,6 +325,7 @@ func (tr *tracer) name(path string) string {
 	path = home.ReplaceAllString(path, "hint")
 	path = temporary.ReplaceAllString(path, "$1$2")
 	path = noteHash.ReplaceAllString(path, "@HASH")
+	path = dirHash.ReplaceAllString(path, "/dirs/HASH")
 	path = address.ReplaceAllString(path, "ADDRESS")
 	return poolName.ReplaceAllString(path, "$1")
 }
