@@ -171,8 +171,8 @@ func TestEtcdSetBack(t *testing.T) {
 	}
 }
 
-// A backup was restored with its revision bumped: no resource version tells. The
-// operator says it, by an annotation on the pool.
+// A backup was restored with its revision bumped: no resource version tells, and the
+// installers see nothing. The operator says it, by an annotation on the pool.
 func TestEtcdSetBackWithBumpedRevision(t *testing.T) {
 	c := newCluster(t, "a", "quiet")
 	a, quiet := c.nodes["a"], c.nodes["quiet"]
@@ -183,6 +183,8 @@ func TestEtcdSetBackWithBumpedRevision(t *testing.T) {
 	quiet.mustAdd(t, "quiet-since", "")
 	env.Restore(t, snapshot)
 	env.Revise(t, 1000)
+	a.look(t)
+	quiet.look(t)
 	if _, err := c.IPAM.IPPools(c.NS).Patch(t.Context(), "p", apitypes.MergePatchType,
 		[]byte(`{"metadata":{"annotations":{"`+v1alpha1.AnnotationRecordLost+`":"2026-11-25"}}}`), metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
@@ -255,6 +257,9 @@ func TestNodeThatWasAway(t *testing.T) {
 	said := away.look(t)
 	if !has(said, "held twice") || !has(said, addr) || !has(said, "pod-of-a1") {
 		t.Error("the installer does not say who has the address:\n", said)
+	}
+	if !has(away.look(t), "held twice") {
+		t.Error("the installer says it only once")
 	}
 	c.want(t, a, away)
 	// While w1 lives, nobody else on its node is given its address, whoever frees it.
