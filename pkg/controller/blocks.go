@@ -61,6 +61,8 @@ type blockReconciler struct {
 //     them; not Ready, InvalidSpec, an event.
 //  4. Invalid from the start: no blocks, and as 3.
 //  5. Valid, and no node matches the selector: Ready, NoMatchingNodes.
+//  6. Valid and new, while nodes write lost allocations again: no blocks for a while;
+//     not Ready, RecordLost, an event.
 //
 // Whatever else there is to tell is a notice: a condition of its own, which does not
 // change Ready.
@@ -77,7 +79,7 @@ func (r *blockReconciler) reconcile(ctx context.Context, ref v1alpha1.PoolRefere
 	held, count := r.heldOf(ref)
 	have := r.former.recall(obj)
 	out := blocks(obj, have, nodes, held)
-	if wait := tooEarly(obj.Meta, have, r.caches.allocations.all, time.Now(), r.lossGrace); wait > 0 {
+	if wait := tooEarly(obj.Meta, have, r.caches.allocations.all, time.Now(), r.lossGrace); wait > 0 && out.use != nil { // 6
 		out = waiting(obj, obj.Meta.CreationTimestamp.Add(r.lossGrace))
 		r.later(ref, wait)
 	}

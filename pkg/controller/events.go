@@ -55,9 +55,9 @@ func (p *poolEvents) tellReady(obj *pool.Object, out outcome, last lastEvents) {
 		if !same(last.ready, out.ready) {
 			p.warn(obj, reasonInvalidSpec, out.ready.Message)
 		}
-	case reasonNoNodes:
-		if last.ready.Reason != reasonNoNodes {
-			p.warn(obj, reasonNoNodes, out.ready.Message)
+	case reasonNoNodes, reasonRecordLost:
+		if last.ready.Reason != out.ready.Reason {
+			p.warn(obj, out.ready.Reason, out.ready.Message)
 		}
 	}
 	for _, node := range out.unserved {

@@ -4,8 +4,12 @@
 package loss
 
 import (
+	"slices"
 	"testing"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/crd-ipam/crd-ipam/pkg/controller"
 	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
@@ -15,6 +19,16 @@ import (
 func (c *cluster) control(t *testing.T, grace time.Duration) (stop func()) {
 	t.Helper()
 	return c.RunController(t.Context(), t, rig.ControllerClients(t, env.Config, nil), controller.Options{ReclaimGrace: time.Hour, LossGrace: grace})
+}
+
+// hasEvent reports whether there is an event with a reason.
+func (c *cluster) hasEvent(t *testing.T, reason string) bool {
+	t.Helper()
+	list, err := c.Kube.CoreV1().Events(c.NS).List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.ContainsFunc(list.Items, func(e corev1.Event) bool { return e.Reason == reason })
 }
 
 // awaitBlock waits until a node has a block.
@@ -67,5 +81,6 @@ func TestControllerKeepsQuietNodesBlocks(t *testing.T) {
 	c.nodes["loss-z"].look(t)
 	c.nodes["loss-a"].look(t)
 	same("the controller was started anew")
+	rig.Eventually(t, "an event says why the pool had no blocks", func() bool { return c.hasEvent(t, "RecordLost") })
 	c.want(t, c.nodes["loss-z"], c.nodes["loss-m"], c.nodes["loss-a"])
 }
