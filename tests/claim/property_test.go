@@ -380,8 +380,8 @@ func (w *world) loseHint(rt *rapid.T) {
 }
 
 // loseRecord deletes the record and the pool, and makes the pool again. Before it, every
-// hint is what its node holds, and no create is on its way: whatever else a loss brings
-// is not the model's to say. After it a node that has lost something may start a pod
+// hint is what its node holds, its installer has looked, and no create is on its way:
+// whatever else a loss brings is not the model's to say. After it a node that has lost something may start a pod
 // before anything else; then all installers look, and the grace is over.
 func (w *world) loseRecord(rt *rapid.T) {
 	if len(w.cut) > 0 {
@@ -394,6 +394,9 @@ func (w *world) loseRecord(rt *rapid.T) {
 	for _, n := range w.nodes {
 		n.hint().Forget()
 		if err := w.release(n, pod("never-added")); err != nil {
+			rt.Fatal(err)
+		}
+		if err := n.Look(w.t.Context()); err != nil { // a hint that was lost knows the pool again
 			rt.Fatal(err)
 		}
 	}
