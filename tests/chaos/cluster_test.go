@@ -64,10 +64,7 @@ func (c *cluster) blocks(ctx context.Context, t *testing.T) map[string]netip.Add
 	t.Helper()
 	for {
 		p, err := c.IPAM.IPPools(c.NS).Get(ctx, poolName, metav1.GetOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(p.Status.Allocations) == nodes {
+		if err == nil && len(p.Status.Allocations) == nodes {
 			first := map[string]netip.Addr{}
 			for _, a := range p.Status.Allocations {
 				first[a.NodeName] = netip.MustParseAddr(a.StartIP)
@@ -75,7 +72,7 @@ func (c *cluster) blocks(ctx context.Context, t *testing.T) map[string]netip.Add
 			return first
 		}
 		if !pause(ctx, 100*time.Millisecond) {
-			t.Fatalf("only %d nodes have a block", len(p.Status.Allocations))
+			t.Fatalf("only %d nodes have a block: %v", len(p.Status.Allocations), err)
 		}
 	}
 }
