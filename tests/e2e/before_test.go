@@ -27,8 +27,8 @@ func TestVersionBefore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := exec.CommandContext(t.Context(), "git", "-C", root, "cat-file", "-e", before+"^{commit}").Run(); err != nil {
-		t.Skipf("the repository does not have commit %s: it is no clone, or a shallow one (git fetch --unshallow)", before)
+	if out, err := exec.CommandContext(t.Context(), "git", "-C", root, "cat-file", "-e", before+"^{commit}").CombinedOutput(); err != nil {
+		t.Skipf("commit %s cannot be read (git fetch --unshallow, if this is a shallow clone): %v\n%s", before, err, out)
 	}
 	byBefore := state{"the version before", applied(buildBefore(t, root)), ownFiles, true}
 	s.pool("versions", "10.32.0.0/16", "10.32.0.1")
