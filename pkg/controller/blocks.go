@@ -25,6 +25,14 @@ const (
 	reasonNoFreeRanges   = "NoFreeRanges"
 )
 
+// reasonPoolGone is the reason of the event about a pool that does not exist while
+// addresses of it are held.
+const reasonPoolGone = "PoolGone"
+
+// maxGone is how many pools at a time are told to be gone: whoever writes allocations
+// chooses their pools' names. The metric counts all.
+const maxGone = 100
+
 // outcome is what reconciling a pool comes to.
 type outcome struct {
 	// allocations is what status.allocations ought to be; nil leaves it alone.
@@ -50,6 +58,8 @@ type blockReconciler struct {
 	lossGrace time.Duration
 	// later reconciles a pool again after a while.
 	later func(v1alpha1.PoolReference, time.Duration)
+	// gone are the pools of which an event has said that they do not exist.
+	gone map[v1alpha1.PoolReference]bool
 }
 
 // reconcile does so for one pool. The cases are
@@ -63,6 +73,7 @@ type blockReconciler struct {
 //  5. Valid, and no node matches the selector: Ready, NoMatchingNodes.
 //  6. Valid and new, while nodes write lost allocations again: no blocks for a while;
 //     not Ready, RecordLost, an event.
+//  7. The pool does not exist, and addresses of it are held: an event, PoolGone.
 //
 // Whatever else there is to tell is a notice: a condition of its own, which does not
 // change Ready.
@@ -72,8 +83,10 @@ func (r *blockReconciler) reconcile(ctx context.Context, ref v1alpha1.PoolRefere
 	obj := r.caches.pool(ref)
 	if obj == nil {
 		r.memories.forget(ref)
+		r.tellGone(ref)
 		return nil
 	}
+	delete(r.gone, ref)
 	before := obj.Status.Conditions
 	nodes, others := r.caches.nodes.all(), overlapsWith(obj, r.caches.allPools())
 	held, count := r.heldOf(ref)
@@ -100,6 +113,20 @@ func (r *blockReconciler) reconcile(ctx context.Context, ref v1alpha1.PoolRefere
 	known.events = r.events.tell(obj, before, out, known.events)
 	r.memories.set(ref, known)
 	return nil
+}
+
+// tellGone says that a pool does not exist while addresses of it are held, once until that
+// has changed.
+func (r *blockReconciler) tellGone(ref v1alpha1.PoolReference) {
+	_, count := r.heldOf(ref)
+	if count == 0 {
+		delete(r.gone, ref)
+		return
+	}
+	if !r.gone[ref] && len(r.gone) < maxGone {
+		r.gone[ref] = true
+		r.events.gone(r.caches.namespace, ref, count)
+	}
 }
 
 // heldOf returns the addresses of a pool that are held, and how many allocations

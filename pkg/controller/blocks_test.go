@@ -275,6 +275,58 @@ func TestEvents(t *testing.T) {
 	reconcile(full, no("f"))
 }
 
+// A pool that does not exist while addresses of it are held is told once, and again after
+// it was there, or nothing was held.
+func TestPoolGone(t *testing.T) {
+	w := newWorld(t, Options{})
+	answer := ippool(nil)
+	w.patches(func() any { return answer })
+	const gone = "Warning PoolGone IPPool pool1 does not exist, and 1 of its addresses are held."
+	pools, allocations := w.caches.pools[v1alpha1.PoolKindIPPool], w.caches.allocations
+	for i, step := range []struct {
+		change func() error
+		want   []string
+	}{
+		{func() error { return nil }, nil},
+		{func() error { return allocations.Add(allocation()) }, []string{gone}},
+		{func() error { return nil }, nil},
+		{func() error { return pools.Add(ippool(nil)) }, nil},
+		{func() error { return pools.Delete(ippool(nil)) }, []string{gone}},
+		{func() error { return allocations.Delete(allocation()) }, nil},
+		{func() error { return allocations.Add(allocation()) }, []string{gone}},
+	} {
+		if err := step.change(); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.blocks.reconcile(t.Context(), ipRef); err != nil {
+			t.Fatal(err)
+		}
+		if got := said(w); !slices.EqualFunc(got, step.want, strings.HasPrefix) {
+			t.Errorf("step %d: events %q, want %q", i, got, step.want)
+		}
+	}
+}
+
+// Whoever makes up names of pools does not cause an event with each.
+func TestPoolsGoneAreBounded(t *testing.T) {
+	w := newWorld(t, Options{})
+	told := 0
+	for i := range maxGone + 10 {
+		ref := v1alpha1.PoolReference{Kind: v1alpha1.PoolKindCIDRPool, Name: fmt.Sprint("p", i)}
+		a := allocation(func(a *v1alpha1.IPAllocation) { a.Name, a.Spec.PoolRef = ref.Name+".192.168.0.11", ref })
+		if err := w.caches.allocations.Add(a); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.blocks.reconcile(t.Context(), ref); err != nil {
+			t.Fatal(err)
+		}
+		told += len(said(w))
+	}
+	if told != maxGone {
+		t.Errorf("%d events, want %d", told, maxGone)
+	}
+}
+
 // 5,000 nodes that join at once are one item of work.
 func TestNodesCoalesce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -215,7 +215,7 @@ func (c *Controller) assemble(recorder record.EventRecorder) ([]cache.DoneChecke
 			pools: ledger.Pools{Client: client.RESTClient(), Namespace: c.opts.Namespace}, usage: c.opts.Usage,
 			later: c.queues.pools.AddAfter, lacks: map[v1alpha1.PoolKind]lacking{},
 		},
-		events: &poolEvents{recorder, max(flapping, 2*c.opts.Resync)},
+		events: &poolEvents{recorder, max(flapping, 2*c.opts.Resync)}, gone: map[v1alpha1.PoolReference]bool{},
 		former: formerBlocks{}, lossGrace: c.opts.LossGrace, later: c.queues.pools.AddAfter,
 	}
 	c.leaks = &leakReconciler{

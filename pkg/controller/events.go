@@ -112,6 +112,13 @@ func (p *poolEvents) tellNodes(obj *pool.Object, before []metav1.Condition, news
 	maps.DeleteFunc(told, func(_ string, at time.Time) bool { return now.Sub(at) > p.flapping })
 }
 
+// gone says that a pool of a namespace does not exist, although count allocations name it.
+func (p *poolEvents) gone(namespace string, ref v1alpha1.PoolReference, count int) {
+	p.recorder.Eventf(&corev1.ObjectReference{APIVersion: v1alpha1.GroupVersion.String(), Kind: string(ref.Kind), Namespace: namespace, Name: ref.Name},
+		corev1.EventTypeWarning, reasonPoolGone,
+		"%s %s does not exist, and %d of its addresses are held. They stay held, and pods keep them; no other pod gets an address until the pool is applied again", ref.Kind, ref.Name, count)
+}
+
 func (p *poolEvents) warn(obj *pool.Object, reason, message string) {
 	p.recorder.Event(reference(obj), corev1.EventTypeWarning, reason, message)
 }

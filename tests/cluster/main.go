@@ -22,6 +22,7 @@ const usage = `usage: cluster COMMAND
   up                   bring the cluster up, or what of it does not run
   down                 end it and remove all of it
   load ARCHIVE         import an image archive on all nodes
+  push LAYOUT NAME     put an image in an OCI layout into the registry that all nodes pull from
   exec NODE COMMAND... run a command on a node
   crash NODE           kill the node, as if its power had gone
   start NODE           boot it again
@@ -68,6 +69,11 @@ func run(ctx context.Context, c *cluster.Cluster, args []string) error {
 		return c.Load(ctx, to)
 	case "logs":
 		return c.CollectLogs(ctx, to)
+	case "push":
+		if len(args) != 3 {
+			return errUsage
+		}
+		return c.Push(to, args[2])
 	case "exec", "crash", "start":
 		node := c.Node(to)
 		if node == nil {

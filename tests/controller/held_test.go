@@ -146,6 +146,25 @@ func (c *cluster) seenBlocks(t *testing.T, want ...string) {
 	})
 }
 
+// A pool that is deleted under live pods is told in an event, whoever leads then.
+func TestPoolDeletedUnderPods(t *testing.T) {
+	c := seedCluster(t)
+	pod := c.startPod(t, "p", nil)
+	c.hold(t, "pool1", "192.168.0.101", "kind-worker", pod)
+	c.hold(t, "pool1", "192.168.0.102", "kind-worker", pod)
+	c.hold(t, "earlier", "10.9.9.9", "kind-worker", pod) // deleted while nobody led
+	c.run(t, controller.Options{Usage: time.Millisecond})
+	c.WantEvent(t, "Warning IPPool/earlier PoolGone: IPPool earlier does not exist, and 1 of its addresses are held")
+	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
+	if err := c.IPAM.IPPools(c.NS).Delete(t.Context(), "pool1", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.WantEvent(t, "Warning IPPool/pool1 PoolGone: IPPool pool1 does not exist, and 2 of its addresses are held")
+	c.wantHeld(t, "10.9.9.9", "192.168.0.101", "192.168.0.102")
+	c.Pool(t, "pool1", seedPool())
+	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
+}
+
 // Whatever one node writes under a pool's name, the pool stays Ready and the others'
 // blocks stay; who wrote it is told.
 func TestForeignAddresses(t *testing.T) {

@@ -360,6 +360,7 @@ func TestFieldSelectors(t *testing.T) {
 		"spec.nodeName=node1":                                     "ipallocation.nv-ipam.nvidia.com/pool1.10.0.0.5\nipallocation.nv-ipam.nvidia.com/pool2.10.0.0.7\n",
 		"spec.nodeName=node2":                                     "ipallocation.nv-ipam.nvidia.com/pool1.10.0.0.6\n",
 		"spec.nodeName=node3":                                     "",
+		"spec.address=10.0.0.6":                                   "ipallocation.nv-ipam.nvidia.com/pool1.10.0.0.6\n",
 		"spec.poolRef.name=pool2,spec.nodeName=node1":             "ipallocation.nv-ipam.nvidia.com/pool2.10.0.0.7\n",
 		"spec.podRef.namespace=default,spec.podRef.name=pod1":     "ipallocation.nv-ipam.nvidia.com/pool1.10.0.0.5\n",
 		"spec.podRef.namespace!=default,spec.poolRef.name!=pool2": "ipallocation.nv-ipam.nvidia.com/pool1.10.0.0.6\n",

@@ -28,14 +28,14 @@ func kubectl(t *testing.T, args ...string) string {
 	return out
 }
 
-// apply applies a manifest.
-func apply(t *testing.T, manifest string) {
+// apply applies a manifest, or what args choose of it.
+func apply(t *testing.T, manifest string, args ...string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "manifest.yaml")
 	if err := os.WriteFile(path, []byte(manifest), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	kubectl(t, "apply", "-f", path)
+	kubectl(t, append([]string{"apply", "-f", path}, args...)...)
 }
 
 // eventually calls f until it returns nil.

@@ -47,31 +47,55 @@ func TestTransitions(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	has := map[string]string{} // address by pod
+	w := &walk{scene: s, network: "switch", has: map[string]string{}, at: "installed by TestMain"}
 	s.pod("static", "kind-worker2", `[{"name": "switch", "ips": ["10.30.0.5"]}]`)
-	s.running("static")
-	has["static"] = s.addresses("static", "net1")[0]
-	from := "installed by TestMain"
-	for i, to := range []state{
-		byServiceAccount, byDefault, uninstalled, byDefault, byOperator, byServiceAccount, uninstalled, byOldest, byDefault,
-	} {
-		name := fmt.Sprintf("%d: %s to %s", i+1, from, to.name)
-		done := phase(t.Name() + " " + name)
-		to.enter(t)
-		s.onNodes(to)
+	w.running("static")
+	w.through(byServiceAccount, byDefault, uninstalled, byDefault, byOperator, byServiceAccount, uninstalled, byOldest, byDefault)
+}
+
+// walk goes from one installed state to another under the pods of a scene.
+type walk struct {
+	*scene
+
+	network string
+	has     map[string]string // address by pod, of those that run
+	at      string            // the state's name
+	steps   int
+}
+
+// through enters one state after the other, and starts a pod in each that serves.
+func (w *walk) through(states ...state) {
+	w.t.Helper()
+	for _, to := range states {
+		w.steps++
+		name := fmt.Sprintf("%d: %s to %s", w.steps, w.at, to.name)
+		done := phase(w.t.Name() + " " + name)
+		to.enter(w.t)
+		w.onNodes(to)
 		if to.serves {
-			pod := fmt.Sprintf("p%d", i+1)
-			s.pod(pod, c.Nodes[i%len(c.Nodes)].Name, "switch")
-			s.running(pod)
-			has[pod] = s.addresses(pod, "net1")[0]
+			w.start(fmt.Sprintf("p%d", w.steps), c.Nodes[w.steps%len(c.Nodes)].Name)
 		}
-		s.haveAndHold(has)
-		if t.Failed() {
-			t.Fatalf("after %s", name)
+		w.haveAndHold(w.has)
+		if w.t.Failed() {
+			w.t.Fatalf("after %s", name)
 		}
 		done()
-		from = to.name
+		w.at = to.name
 	}
+}
+
+// start starts a pod on a node.
+func (w *walk) start(pod, node string) {
+	w.t.Helper()
+	w.pod(pod, node, w.network)
+	w.running(pod)
+}
+
+// running waits for a pod and notes its address.
+func (w *walk) running(pod string) {
+	w.t.Helper()
+	w.scene.running(pod)
+	w.has[pod] = w.addresses(pod, "net1")[0]
 }
 
 // onNodes checks what is on the nodes' disks.
@@ -99,13 +123,25 @@ func (s *scene) onNodes(to state) {
 // allocations are exactly those.
 func (s *scene) haveAndHold(has map[string]string) {
 	s.t.Helper()
+	if held := s.held(); !maps.Equal(held, has) {
+		s.t.Errorf("allocated %v, the pods have %v", held, has)
+	}
+	s.have(has)
+}
+
+// held are the addresses that are allocated to the scene's pods, by pod.
+func (s *scene) held() map[string]string {
+	s.t.Helper()
 	held := map[string]string{}
 	for _, a := range allocations(s.t, s.name) {
 		held[a.Spec.PodRef.Name] = a.Spec.Address
 	}
-	if !maps.Equal(held, has) {
-		s.t.Errorf("allocated %v, the pods have %v", held, has)
-	}
+	return held
+}
+
+// have checks that each pod's interface has its address.
+func (s *scene) have(has map[string]string) {
+	s.t.Helper()
 	for pod, address := range has {
 		if ip := kubectl(s.t, "exec", "-n", s.name, pod, "--", "ip", "addr", "show", "net1"); !strings.Contains(ip, address+"/") {
 			s.t.Errorf("%s has not %s any more:\n%s", pod, address, ip)

@@ -44,6 +44,7 @@ func TestOverlays(t *testing.T) {
 			kubectl(t, env, "wait", "--for=condition=Established", "crd", "--all")
 			t.Run("controller", func(t *testing.T) { controllerWorks(t, env, o) })
 			t.Run("rights", func(t *testing.T) { exactRights(t, env, o) })
+			t.Run("pool elsewhere", func(t *testing.T) { warnsOfPoolElsewhere(t, env, o) })
 			t.Run("installer", func(t *testing.T) { installerClaims(t, env, o) })
 			if o.name == "serviceaccount" {
 				t.Run("queues", func(t *testing.T) { pluginQueues(t, env, o) })
@@ -113,6 +114,29 @@ func applyByAnother(t *testing.T, env *testenv.Env, o overlay) {
 		if out, err := env.Kubectl(t.Context(), append([]string{"apply", "-k", o.dir(t)}, how...)...); err != nil {
 			t.Errorf("apply %v: %v\n%s", how, err, out)
 		}
+	}
+}
+
+// warnsOfPoolElsewhere checks that whoever writes a pool where no controller looks is told
+// so, and nobody else.
+func warnsOfPoolElsewhere(t *testing.T, env *testenv.Env, o overlay) {
+	path := filepath.Join(t.TempDir(), "pool.yaml")
+	create := func(namespace string) error {
+		if err := os.WriteFile(path, []byte(strings.ReplaceAll(poolManifest, "NAMESPACE", namespace)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := env.Kubectl(t.Context(), "apply", "--dry-run=server", "--warnings-as-errors", "-f", path)
+		return err
+	}
+	rig.Until(t, func() string { // a policy takes effect some time after it was applied
+		const words = "no nv-ipam-controller runs in namespace default: the pool has no effect"
+		if err := create("default"); err == nil || !strings.Contains(err.Error(), words) {
+			return fmt.Sprintf("a pool elsewhere: %v, want %q", err, words)
+		}
+		return ""
+	})
+	if err := create(o.namespace); err != nil {
+		t.Errorf("a pool in the controller's namespace: %v", err)
 	}
 }
 

@@ -22,11 +22,13 @@ var notRun = map[string]string{
 	"make demo":                            "a target of CI itself",
 	"make e2e":                             "a target of CI itself",
 	"make test":                            "a target of CI itself",
-	"crane push":                           "needs a registry; TestImage reads what would be pushed",
+	"crane push":                           "needs a registry; TestQuickStart has one",
 	"bin/cluster":                          "needs that cluster; make e2e uses the same code",
 	"export ":                              "is about that cluster",
 	"ipam-node":                            "runs on a node; tests/install runs it",
 	"sudo env":                             "a target of CI itself",
+	"kubectl apply -f first.yaml":          "needs multus and kubelets; TestQuickStart runs it",
+	"kubectl wait --for=condition=Ready":   "needs that pod",
 	"kubectl apply -f tests/demo/testdata": "needs network-operator and kubelets; TestWalkthrough applies these files",
 }
 

@@ -35,12 +35,13 @@ import (
 // +kubebuilder:printcolumn:name="Address",type="string",JSONPath=`.spec.address`
 // +kubebuilder:printcolumn:name="Pool",type="string",JSONPath=`.spec.poolRef.name`
 // +kubebuilder:printcolumn:name="Node",type="string",JSONPath=`.spec.nodeName`
-// +kubebuilder:printcolumn:name="Namespace",type="string",JSONPath=`.spec.podRef.namespace`
+// +kubebuilder:printcolumn:name="Pod Namespace",type="string",JSONPath=`.spec.podRef.namespace`
 // +kubebuilder:printcolumn:name="Pod",type="string",JSONPath=`.spec.podRef.name`
 // +kubebuilder:printcolumn:name="Interface",type="string",JSONPath=`.spec.interfaceName`
 // +kubebuilder:printcolumn:name="Requested",type="boolean",JSONPath=`.spec.requested`
 // +kubebuilder:printcolumn:name="Restored",type="boolean",JSONPath=`.spec.restored`,priority=1
 // +kubebuilder:printcolumn:name="Age",type="date",JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:selectablefield:JSONPath=`.spec.address`
 // +kubebuilder:selectablefield:JSONPath=`.spec.nodeName`
 // +kubebuilder:selectablefield:JSONPath=`.spec.poolRef.name`
 // +kubebuilder:selectablefield:JSONPath=`.spec.podRef.namespace`

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
@@ -25,8 +26,9 @@ const (
 	ToolsImage = "docker.io/centos/tools:latest"
 )
 
-// registryAddress is where all nodes look for all images. It has the two above:
-// a tag "latest", as the walkthrough has it, makes the kubelet ask for it each time.
+// registryAddress is where all nodes look for all images. It has the two above, and what
+// is pushed: a tag "latest", as the walkthrough has it, makes the kubelet ask for it each
+// time.
 const registryAddress = controlIP + ":5000"
 
 // hostsTOML is containerd's configuration of it, for any registry's name.
@@ -41,11 +43,70 @@ func serveRegistry(dir string) error {
 	files := http.FileServer(http.Dir(dir))
 	server := &http.Server{Addr: registryAddress, ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.Contains(r.URL.Path, "/manifests/") {
-			w.Header().Set("Content-Type", manifestType)
+			w.Header().Set("Content-Type", mediaType(filepath.Join(dir, path.Clean(r.URL.Path))))
 		}
 		files.ServeHTTP(w, r)
 	})}
 	return server.ListenAndServe()
+}
+
+// mediaType is what the manifest in a file says that it is.
+func mediaType(file string) string {
+	var manifest struct {
+		MediaType string `json:"mediaType"`
+	}
+	data, err := os.ReadFile(file)
+	if err != nil || json.Unmarshal(data, &manifest) != nil {
+		return manifestType
+	}
+	return manifest.MediaType
+}
+
+// Push puts the image in a directory with an OCI layout into the cluster's registry, from
+// which the nodes pull, whatever registry the name says.
+func (c *Cluster) Push(layout, name string) error {
+	data, err := os.ReadFile(filepath.Join(layout, "index.json"))
+	if err != nil {
+		return err
+	}
+	var index struct {
+		Manifests []struct{ Digest string }
+	}
+	if err := json.Unmarshal(data, &index); err != nil {
+		return err
+	}
+	if len(index.Manifests) != 1 {
+		return fmt.Errorf("%s has %d images, expected one", layout, len(index.Manifests))
+	}
+	repository, tag := c.repository(name)
+	blobs, err := filepath.Glob(filepath.Join(layout, "blobs/sha256/*"))
+	if err != nil {
+		return err
+	}
+	for _, blob := range blobs {
+		content, err := os.ReadFile(blob)
+		if err != nil {
+			return err
+		}
+		id := digest(content)
+		files := []string{"blobs/" + id, "manifests/" + id} // which of them it is, nobody asks
+		if id == index.Manifests[0].Digest {
+			files = append(files, "manifests/"+tag)
+		}
+		for _, file := range files {
+			if err := write(filepath.Join(repository, file), string(content)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// repository is the directory of an image's repository, and tag that of its name.
+func (c *Cluster) repository(name string) (dir, tag string) {
+	_, repository, _ := strings.Cut(name, "/")
+	repository, tag, _ = strings.Cut(repository, ":")
+	return c.path("registry/v2", repository), tag
 }
 
 // program of an image, or a link to one where target is set.
@@ -78,15 +139,14 @@ func (c *Cluster) publish(name string, command []string, programs []program) err
 	if err != nil {
 		return err
 	}
-	_, repository, _ := strings.Cut(name, "/")
-	repository, tag, _ := strings.Cut(repository, ":")
+	repository, tag := c.repository(name)
 	for file, content := range map[string][]byte{
 		"blobs/" + digest(config):       config,
 		"blobs/" + digest(layer):        layer,
 		"manifests/" + tag:              manifest,
 		"manifests/" + digest(manifest): manifest,
 	} {
-		if err := write(c.path("registry/v2", repository, file), string(content)); err != nil {
+		if err := write(filepath.Join(repository, file), string(content)); err != nil {
 			return err
 		}
 	}
