@@ -91,20 +91,26 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 
 // known is what the hint has of the requested pools.
 type known struct {
-	read   chan struct{} // closed when the others are read
-	held   []hint.Entry  // what this attachment already holds
-	latest uint64        // the highest resource version of the node's allocations
+	hint   *hint.Hint
+	att    hint.Attachment
+	read   chan struct{}           // closed when the others are read
+	held   map[string][]hint.Entry // what this attachment already holds, by domain
+	latest uint64                  // the highest resource version of the node's allocations
+}
+
+func (k *known) look(domain string) {
+	held, latest := k.hint.Known(domain, k.att)
+	k.held[domain], k.latest = held, max(k.latest, latest)
 }
 
 // lookUpKnown reads what the hint has of the requested pools. That takes a while if a
 // block is full, so it is done while the connection to the API server is made.
 func (c *Claimer) lookUpKnown(req Request) *known {
-	k := &known{read: make(chan struct{})}
+	k := &known{hint: c.Hint, att: req.Attachment, read: make(chan struct{}), held: map[string][]hint.Entry{}}
 	go func() {
 		defer close(k.read)
 		for _, ref := range req.Pools {
-			held, latest := c.Hint.Known(ref.Name, req.Attachment)
-			k.held, k.latest = append(k.held, held...), max(k.latest, latest)
+			k.look(c.Hint.Domain(ref))
 		}
 	}()
 	return k
@@ -113,8 +119,11 @@ func (c *Claimer) lookUpKnown(req Request) *known {
 // heldIn returns the address in a block that this attachment already holds, or zero.
 func (k *known) heldIn(b *pool.Block) netip.Addr {
 	<-k.read
-	for _, e := range k.held {
-		if e.Pool == b.Pool.Name && b.Range.Contains(e.Address) {
+	if _, looked := k.held[b.Domain]; !looked { // the pool was seen for the first time
+		k.look(b.Domain)
+	}
+	for _, e := range k.held[b.Domain] {
+		if b.Range.Contains(e.Address) {
 			return e.Address
 		}
 	}
