@@ -27,7 +27,7 @@ import (
 // +kubebuilder:printcolumn:name="Ready",type="string",JSONPath=`.status.conditions[?(@.type=="Ready")].status`,priority=1
 // +kubebuilder:printcolumn:name="Domain",type="string",JSONPath=`.spec.domain`,priority=1
 // +kubebuilder:validation:XValidation:rule="oldSelf.hasValue() || size(self.metadata.name) <= 213",optionalOldSelf=true,message="metadata.name must have at most 213 characters, since an allocation's name contains it"
-// +kubebuilder:validation:XValidation:rule="!oldSelf.hasValue() || oldSelf.value().?spec.?domain.orValue(self.metadata.name) == self.?spec.?domain.orValue(self.metadata.name)",optionalOldSelf=true,message="is immutable, since the names of allocations contain it: apply another pool with that domain, and delete this one",fieldPath=".spec.domain"
+// +kubebuilder:validation:XValidation:rule="!oldSelf.hasValue() || (has(self.spec.domain) ? self.spec.domain : self.metadata.name) == (has(oldSelf.value().spec.domain) ? oldSelf.value().spec.domain : self.metadata.name)",optionalOldSelf=true,message="is immutable, since the names of allocations contain it: apply another pool with that domain, and delete this one",fieldPath=".spec.domain"
 type CIDRPool struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`

@@ -57,7 +57,7 @@ type IPAllocation struct {
 
 // IPAllocationSpec says which address is held, and by whom.
 //
-// +kubebuilder:validation:XValidation:rule="self.poolRef == oldSelf.poolRef && self.?domain == oldSelf.?domain && self.address == oldSelf.address",message="poolRef, domain and address are immutable: delete the allocation and create another"
+// +kubebuilder:validation:XValidation:rule="self.poolRef == oldSelf.poolRef && has(self.domain) == has(oldSelf.domain) && (!has(self.domain) || self.domain == oldSelf.domain) && self.address == oldSelf.address",message="poolRef, domain and address are immutable: delete the allocation and create another"
 // +kubebuilder:validation:XValidation:rule="!has(oldSelf.containerID) || self == oldSelf",message="an attachment never becomes another, and its pod stays: delete the allocation and create another"
 // +kubebuilder:validation:XValidation:rule="has(self.containerID) == has(self.interfaceName)",message="containerID and interfaceName go together"
 // +kubebuilder:validation:XValidation:rule="!has(self.containerID) || has(self.nodeName)",message="an attachment has a nodeName"
