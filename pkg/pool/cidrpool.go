@@ -51,6 +51,8 @@ func cidrObject(obj any) *Object {
 		Ref:         v1alpha1.PoolReference{Kind: v1alpha1.PoolKindCIDRPool, Name: p.Name},
 		Meta:        &p.ObjectMeta,
 		Status:      &p.Status.PoolStatus,
+		Spec:        p.Spec,
+		Disabled:    p.Spec.Disabled,
 		Domain:      domainOf(p.Name, p.Spec.PoolAccess),
 		Subnet:      p.Spec.CIDR,
 		parse:       func() (*Pool, field.ErrorList) { return fromCIDRPool(p) },

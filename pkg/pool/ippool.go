@@ -35,6 +35,8 @@ func ipObject(obj any) *Object {
 		Ref:         v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: p.Name},
 		Meta:        &p.ObjectMeta,
 		Status:      &p.Status.PoolStatus,
+		Spec:        p.Spec,
+		Disabled:    p.Spec.Disabled,
 		Domain:      domainOf(p.Name, p.Spec.PoolAccess),
 		Subnet:      p.Spec.Subnet,
 		parse:       func() (*Pool, field.ErrorList) { return fromIPPool(p) },
@@ -73,6 +75,7 @@ func fromIPPool(obj *v1alpha1.IPPool) (*Pool, field.ErrorList) {
 		selector: c.nodeSelector(spec.Child("nodeSelector"), obj.Spec.NodeSelector),
 		terms:    obj.Spec.NodeSelector,
 		Shared:   shared,
+		Overflow: obj.Spec.Overflow == v1alpha1.OverflowSubnet,
 		layout:   sharedSubnet{subnet: subnet, gw: gateway},
 	}
 	c.common(p, subnet, obj.Spec.Exclusions, obj.Spec.Routes, obj.Spec.DefaultGateway, gateway.IsValid(), "gateway")

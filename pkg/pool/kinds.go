@@ -44,8 +44,12 @@ type Object struct {
 	Status *v1alpha1.PoolStatus
 	// Domain that the addresses are unique in: see v1alpha1.PoolAccess.
 	Domain string
+	// Disabled is spec.disabled.
+	Disabled bool
 	// Subnet is all that the pool may hand out, as the specification has it, unchecked.
 	Subnet string
+	// Spec is the specification, to be written as JSON.
+	Spec any
 	// Allocations is status.allocations, to be written as JSON; nil if the pool has no
 	// status yet.
 	Allocations any

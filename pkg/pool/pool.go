@@ -26,6 +26,8 @@ type Pool struct {
 	// Shared is true if the pool has no blocks: every node that it selects hands out
 	// addresses from the whole subnet.
 	Shared bool
+	// Overflow is true if a node whose block is full goes on in the rest of the subnet.
+	Overflow bool
 
 	selector *nodeaffinity.NodeSelector // nil selects all nodes
 	terms    *corev1.NodeSelector       // the same, as it was written

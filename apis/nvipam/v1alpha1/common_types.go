@@ -39,6 +39,12 @@ const (
 	ConditionForeignAddresses = "ForeignAddresses"
 	// ConditionBlockFull says that nodes have no free address left in their block.
 	ConditionBlockFull = "BlockFull"
+	// ConditionFull says that the pool has no free address, although any node may use the
+	// whole subnet.
+	ConditionFull = "Full"
+	// ConditionFieldsDropped says that the installed CRD does not have fields that were
+	// applied, so that they have no effect.
+	ConditionFieldsDropped = "FieldsDropped"
 )
 
 // AnnotationReclaim on a pool says whether the controller may reclaim addresses whose

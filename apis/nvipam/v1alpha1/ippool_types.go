@@ -135,21 +135,37 @@ type PoolStatus struct {
 	// observedGeneration is the metadata.generation that this status describes.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
-	// capacity is the number of addresses in the blocks of all nodes that can be
-	// allocated automatically: the gateway and exclusions do not count.
+	// capacity is the number of addresses that can be allocated automatically: those in
+	// the blocks of all nodes, or in the whole subnet if any node may use it (no blocks,
+	// or overflow). The gateway and exclusions do not count.
 	// 9007199254740991 (2^53-1) means that many or more.
 	// +optional
 	Capacity *int64 `json:"capacity,omitempty"`
 	// used is the number of addresses of the pool that are held, including requested
-	// addresses and addresses outside of the blocks. It may be some minutes old.
+	// addresses, addresses outside of the blocks, and addresses of the subnet that were
+	// taken from other pools of its domain. It may be some minutes old.
 	// +optional
 	Used *int64 `json:"used,omitempty"`
-	// conditions: Ready always; EarlierSpecInUse, BlockFull, Overlapping,
-	// PodNetworkOverlap and ForeignAddresses only if they apply.
+	// topNodes are up to five nodes that hold most of the addresses, if any node may use
+	// the whole subnet. As old as used.
+	// +listType=map
+	// +listMapKey=nodeName
+	// +optional
+	TopNodes []NodeUse `json:"topNodes"`
+	// conditions: Ready always; EarlierSpecInUse, BlockFull, Full, Overlapping,
+	// PodNetworkOverlap, ForeignAddresses and FieldsDropped only if they apply.
 	// +listType=map
 	// +listMapKey=type
 	// +optional
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// NodeUse is how much of a pool a node holds.
+type NodeUse struct {
+	// nodeName is the node.
+	NodeName string `json:"nodeName"`
+	// used is the number of addresses that it holds.
+	Used int64 `json:"used"`
 }
 
 // IPPoolList is a list of IPPool.
