@@ -4,6 +4,7 @@
 package controller
 
 import (
+	"encoding/json"
 	"iter"
 	"net/netip"
 	"strings"
@@ -202,7 +203,15 @@ func thin(obj any) (any, error) {
 		o.ManagedFields, o.Annotations, o.Labels = nil, nil, nil
 	default:
 		if p := pool.ObjectOf(obj); p != nil {
-			p.Meta.ManagedFields, p.Meta.Annotations = blocksManagers(p.Meta.ManagedFields), only(p.Meta.Annotations, v1alpha1.AnnotationReclaim, corev1.LastAppliedConfigAnnotation)
+			applied := droppedFields(p)
+			p.Meta.ManagedFields, p.Meta.Annotations = blocksManagers(p.Meta.ManagedFields), only(p.Meta.Annotations, v1alpha1.AnnotationReclaim)
+			if len(applied) > 0 { // of what was applied, only what is missing
+				text, err := json.Marshal(map[string]any{"spec": applied})
+				if err != nil {
+					return nil, err
+				}
+				metav1.SetMetaDataAnnotation(p.Meta, corev1.LastAppliedConfigAnnotation, string(text))
+			}
 		}
 	}
 	return obj, nil

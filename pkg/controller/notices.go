@@ -280,6 +280,23 @@ func topNodes(held []pool.Held) (out []v1alpha1.NodeUse) {
 // has dropped, since the installed CRD is nv-ipam's or an earlier one of this project's.
 // Only kubectl apply leaves a trace of them.
 func dropped(obj *pool.Object) []notice {
+	var names []string
+	for field := range droppedFields(obj) {
+		names = append(names, "spec."+field)
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	slices.Sort(names)
+	n := newNotice(v1alpha1.ConditionFieldsDropped, reasonDropped, fmt.Sprintf(
+		"the installed %s CRD does not have %s: what was applied there has no effect. Apply this project's CRDs, then the pool again",
+		obj.Ref.Kind, strings.Join(names, ", ")))
+	n.event = n.condition.Message
+	return []notice{n}
+}
+
+// droppedFields are those fields.
+func droppedFields(obj *pool.Object) map[string]any {
 	var applied struct {
 		Spec map[string]any `json:"spec"`
 	}
@@ -291,21 +308,13 @@ func dropped(obj *pool.Object) []notice {
 	if err != nil || json.Unmarshal(data, &stored) != nil {
 		return nil
 	}
-	var names []string
-	for field := range applied.Spec {
-		if _, kept := stored[field]; !kept && slices.Contains(optionalFields, field) {
-			names = append(names, "spec."+field)
-		}
-	}
-	if len(names) == 0 {
-		return nil
-	}
-	slices.Sort(names)
-	n := newNotice(v1alpha1.ConditionFieldsDropped, reasonDropped, fmt.Sprintf(
-		"the installed %s CRD does not have %s: what was applied there has no effect. Apply this project's CRDs, then the pool again",
-		obj.Ref.Kind, strings.Join(names, ", ")))
-	n.event = n.condition.Message
-	return []notice{n}
+	maps.DeleteFunc(applied.Spec, func(field string, value any) bool {
+		_, kept := stored[field]
+		list, _ := value.([]any)
+		nothing := value == nil || value == false || value == "" || len(list) == 0 && list != nil // as if it were not set
+		return kept || nothing || !slices.Contains(optionalFields, field)
+	})
+	return applied.Spec
 }
 
 // optionalFields are the fields of a specification that nv-ipam's CRDs do not have.

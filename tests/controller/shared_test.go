@@ -131,7 +131,7 @@ func TestPoolIsRenamed(t *testing.T) {
 func TestDroppedFields(t *testing.T) {
 	c := newCluster(t)
 	p := &v1alpha1.IPPool{ObjectMeta: metav1.ObjectMeta{Name: "d"}, Spec: v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 10}}
-	p.Annotations = map[string]string{corev1.LastAppliedConfigAnnotation: `{"spec":{"subnet":"10.0.0.0/24","perNodeBlockSize":10,"domain":"x","allowedNamespaces":["a"],"routes":[]}}`}
+	p.Annotations = map[string]string{corev1.LastAppliedConfigAnnotation: `{"spec":{"subnet":"10.0.0.0/24","perNodeBlockSize":10,"domain":"x","allowedNamespaces":["a"],"ranges":[],"disabled":false,"routes":[]}}`}
 	if _, err := c.IPAM.IPPools(c.NS).Create(t.Context(), p, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
