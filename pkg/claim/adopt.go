@@ -25,11 +25,11 @@ var errAdopting = errors.New("addresses of another IPAM are being adopted on thi
 //
 // Unlike Allocate it never rolls back: if the API server does not answer, the container
 // still uses the address, and the entry stays in the hint until the next try.
-func (c *Claimer) Adopt(ctx context.Context, req Request, ref v1alpha1.PoolReference, addr netip.Addr) (created bool, err error) {
-	e := hint.Entry{Attachment: req.Attachment, Pool: ref.Name, Address: addr}
+func (c *Claimer) Adopt(ctx context.Context, req Request, ref v1alpha1.PoolReference, domain string, addr netip.Addr) (created bool, err error) {
+	e := hint.Entry{Attachment: req.Attachment, Domain: domain, Address: addr}
 	c.Hint.ClaimingRequested(e)
 	requested := len(req.Want.Addresses) > 0
-	held, created, err := c.Create(ctx, c.allocation(req, ref, addr, requested))
+	held, created, err := c.Create(ctx, c.allocation(req, ref, domain, addr, requested))
 	switch {
 	case err == nil:
 		c.Hint.Claimed(entryOf(held))

@@ -76,7 +76,7 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 		return nil, err
 	}
 
-	<-req.known.read // before the first create: see setBackBefore
+	req.known.await(blocks) // before the first create: see setBackBefore
 	claims := make([]Claim, 0, len(blocks))
 	var claimed []hint.Entry
 	for i, v := range views {
@@ -92,20 +92,37 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 
 // known is what the hint has of the requested pools.
 type known struct {
-	read   chan struct{} // closed when the other fields are set
-	held   []hint.Entry  // what this attachment already holds
-	latest uint64        // the highest resource version of the node's allocations
+	hint   *hint.Hint
+	att    hint.Attachment
+	read   chan struct{}           // closed when the other fields are set
+	held   map[string][]hint.Entry // what this attachment already holds, by domain
+	latest uint64                  // the highest resource version of the node's allocations
+}
+
+func (k *known) look(domain string) {
+	held, latest := k.hint.Known(domain, k.att)
+	k.held[domain], k.latest = held, max(k.latest, latest)
+}
+
+// await waits until all is read. It reads itself the domains of pools that this node has
+// seen for the first time.
+func (k *known) await(blocks []*pool.Block) {
+	<-k.read
+	for _, b := range blocks {
+		if _, looked := k.held[b.Domain]; !looked {
+			k.look(b.Domain)
+		}
+	}
 }
 
 // lookUpKnown reads what the hint has of the requested pools. That takes a while if a
 // block is full, so it is done while the connection to the API server is made.
 func (c *Claimer) lookUpKnown(req Request) *known {
-	k := &known{read: make(chan struct{})}
+	k := &known{hint: c.Hint, att: req.Attachment, read: make(chan struct{}), held: map[string][]hint.Entry{}}
 	go func() {
 		defer close(k.read)
 		for _, ref := range req.Pools {
-			held, latest := c.Hint.Known(ref.Name, req.Attachment)
-			k.held, k.latest = append(k.held, held...), max(k.latest, latest)
+			k.look(c.Hint.Domain(ref))
 		}
 	}()
 	return k
@@ -113,8 +130,8 @@ func (c *Claimer) lookUpKnown(req Request) *known {
 
 // heldIn returns the address in a block that this attachment already holds, or zero.
 func (k *known) heldIn(b *pool.Block) netip.Addr {
-	for _, e := range k.held {
-		if e.Pool == b.Pool.Name && b.Range.Contains(e.Address) {
+	for _, e := range k.held[b.Domain] {
+		if b.Range.Contains(e.Address) {
 			return e.Address
 		}
 	}

@@ -73,7 +73,7 @@ func (c *Claimer) heldBy(ctx context.Context, att hint.Attachment) ([]hint.Entry
 // contains reports whether the entries include the claim e.
 func contains(entries []hint.Entry, e hint.Entry) bool {
 	for _, o := range entries {
-		if o.Pool == e.Pool && o.Address == e.Address && (o.UID == e.UID || o.UID == "") {
+		if o.Domain == e.Domain && o.Address == e.Address && (o.UID == e.UID || o.UID == "") {
 			return true
 		}
 	}
@@ -139,12 +139,12 @@ func pause(ctx context.Context, d time.Duration) {
 
 // entryOf returns the hint's entry for an allocation of this node.
 func entryOf(a *v1alpha1.IPAllocation) hint.Entry {
-	poolName, addr, err := v1alpha1.ParseAllocationName(a.Name) // the name decides, not the spec
+	domain, addr, err := v1alpha1.ParseAllocationName(a.Name) // the name decides, not the spec
 	if err != nil {
-		poolName = a.Spec.PoolRef.Name
+		domain = a.DomainOf()
 		addr, _ = netip.ParseAddr(a.Spec.Address)
 	}
-	return hint.Entry{Attachment: hint.AttachmentOf(a), Pool: poolName, Address: addr, UID: a.UID, Record: hint.NewRecord(a)}
+	return hint.Entry{Attachment: hint.AttachmentOf(a), Domain: domain, Address: addr, UID: a.UID, Record: hint.NewRecord(a)}
 }
 
 // isHeldBy reports whether an attachment of this node holds the allocation.

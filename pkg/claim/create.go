@@ -22,8 +22,8 @@ import (
 // address, from a call whose answer was lost. If another holds it and yields, its claim
 // is deleted first.
 func (c *Claimer) create(ctx context.Context, req Request, b *pool.Block, addr netip.Addr, requested bool) (hint.Entry, error) {
-	e := hint.Entry{Attachment: req.Attachment, Pool: b.Pool.Name, Address: addr}
-	alloc := c.allocation(req, b.Pool, addr, requested)
+	e := hint.Entry{Attachment: req.Attachment, Domain: b.Domain, Address: addr}
+	alloc := c.allocation(req, b.Pool, b.Domain, addr, requested)
 	held, created, err := c.Create(ctx, alloc)
 	var inUse *ledger.InUseError
 	if errors.As(err, &inUse) && c.yields(inUse.Holder, req) {
@@ -80,18 +80,19 @@ func (c *Claimer) deleteHolder(ctx context.Context, holder *v1alpha1.IPAllocatio
 	c.Hint.Released(e)
 	c.Hint.Released(e.Unanswered())
 	c.Hint.NotClaimed(e)
-	c.Log.Info("deleted the claim of an earlier container", "address", e.Address, "pool", e.Pool, "earlier", e.ContainerID)
+	c.Log.Info("deleted the claim of an earlier container", "address", e.Address, "domain", e.Domain, "earlier", e.ContainerID)
 	return nil
 }
 
 // allocation returns the IPAllocation that claims an address for a request.
-func (c *Claimer) allocation(req Request, ref v1alpha1.PoolReference, addr netip.Addr, requested bool) *v1alpha1.IPAllocation {
+func (c *Claimer) allocation(req Request, ref v1alpha1.PoolReference, domain string, addr netip.Addr, requested bool) *v1alpha1.IPAllocation {
 	var started *metav1.MicroTime
 	if !req.started.IsZero() {
 		started = &metav1.MicroTime{Time: req.started.UTC()}
 	}
-	return c.named(v1alpha1.AllocationName(ref.Name, addr), v1alpha1.IPAllocationSpec{
+	return c.named(v1alpha1.AllocationName(domain, addr), v1alpha1.IPAllocationSpec{
 		PoolRef:       ref,
+		Domain:        domain,
 		Address:       addr.String(),
 		NodeName:      c.Node,
 		PodRef:        req.Pod,

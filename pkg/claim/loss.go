@@ -57,8 +57,8 @@ func (c *Claimer) awaitOthers() error {
 
 // lostHere refuses a requested address on which another container of this node answers,
 // although the record says otherwise.
-func (c *Claimer) lostHere(poolName string, addr netip.Addr, att hint.Attachment) error {
-	e := c.Hint.LostAt(poolName, addr)
+func (c *Claimer) lostHere(domain string, addr netip.Addr, att hint.Attachment) error {
+	e := c.Hint.LostAt(domain, addr)
 	if e == nil || e.Attachment == att {
 		return nil
 	}
@@ -243,14 +243,14 @@ func (c *Claimer) restoreOne(ctx context.Context, e hint.Entry) (*hint.Entry, er
 		_, err = c.Delete(ctx, e.Name(), e.UID)
 		return nil, err
 	}
-	c.Log.Info("wrote a lost allocation again", "address", e.Address, "pool", e.Pool, "container", e.ContainerID, "interface", e.Interface)
+	c.Log.Info("wrote a lost allocation again", "address", e.Address, "domain", e.Domain, "container", e.ContainerID, "interface", e.Interface)
 	return &e, nil
 }
 
 // keepLost says why a lost allocation cannot be written again. It does so each time, so
 // that the log of the installer, which looks again and again, has it as long as it is so.
 func (c *Claimer) keepLost(e hint.Entry, problem string) {
-	c.Log.Error("a lost allocation cannot be written again", "address", e.Address, "pool", e.Pool, "container", e.ContainerID,
+	c.Log.Error("a lost allocation cannot be written again", "address", e.Address, "domain", e.Domain, "container", e.ContainerID,
 		"interface", e.Interface, "pod", e.Record.Spec.PodRef.Namespace+"/"+e.Record.Spec.PodRef.Name, "problem", problem)
 	c.Hint.Lost(e, problem)
 }
@@ -290,7 +290,7 @@ func (c *Claimer) settle(ctx context.Context, ref v1alpha1.PoolReference, before
 // undoAfterSetBack undoes a create whose answer proves that etcd was set back: the address
 // may be held by somebody whose allocation was lost.
 func (c *Claimer) undoAfterSetBack(ctx context.Context, e hint.Entry) error {
-	c.Log.Warn("resource versions went back: etcd was set back to an earlier state", "address", e.Address, "pool", e.Pool)
+	c.Log.Warn("resource versions went back: etcd was set back to an earlier state", "address", e.Address, "domain", e.Domain)
 	undone := c.rollBack(ctx, []hint.Entry{e})
 	c.Hint.NotClaimed(e.Unanswered())
 	_, err := c.rebuild(ctx, time.Now())

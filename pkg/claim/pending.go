@@ -38,10 +38,10 @@ func (c *Claimer) finishReleases(ctx context.Context, att hint.Attachment) error
 		}
 		_, err := c.deleteHeld(ctx, r.Entry)
 		if err != nil && !errors.Is(err, errMayBeCreated) {
-			return fmt.Errorf("releasing %s of pool %s, which this container has held before: %w", r.Address, r.Pool, err)
+			return fmt.Errorf("releasing %s of domain %s, which this container has held before: %w", r.Address, r.Domain, err)
 		}
 		if gone := c.Hint.Released(r.Entry); !gone && r.UID == "" { // without UID the note would release the new claim
-			return fmt.Errorf("removing the note that %s of pool %s is to be released", r.Address, r.Pool)
+			return fmt.Errorf("removing the note that %s of domain %s is to be released", r.Address, r.Domain)
 		}
 	}
 	if len(attachments) > 0 {
@@ -108,10 +108,10 @@ func (c *Claimer) retryRelease(ctx context.Context, r hint.Release) error {
 	switch {
 	case err == nil:
 		c.Hint.Released(r.Entry)
-		c.Log.Info("carried out a pending release", "address", r.Address, "pool", r.Pool)
+		c.Log.Info("carried out a pending release", "address", r.Address, "domain", r.Domain)
 	case ledger.Refused(err) && time.Since(r.Since).Abs() >= pendingLife:
 		c.Hint.Released(r.Entry)
-		c.Log.Warn("gave up a pending release; the controller reclaims the address", "address", r.Address, "pool", r.Pool, "error", err)
+		c.Log.Warn("gave up a pending release; the controller reclaims the address", "address", r.Address, "domain", r.Domain, "error", err)
 		return nil
 	}
 	return err

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -71,7 +72,7 @@ func (c *Claimer) releaseAll(ctx context.Context, all []hint.Entry) error {
 	for _, e := range all {
 		away, err := c.release(ctx, e, wait)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("releasing %s of pool %s: %w", e.Address, e.Pool, err))
+			errs = append(errs, fmt.Errorf("releasing %s of domain %s: %w", e.Address, e.Domain, err))
 		}
 		if away {
 			wait = 0
@@ -95,7 +96,7 @@ func (c *Claimer) release(ctx context.Context, e hint.Entry, wait time.Duration)
 	switch {
 	case err == nil:
 		c.Hint.Released(e)
-		c.Log.Info("released", "address", e.Address, "pool", e.Pool, "container", e.ContainerID, "interface", e.Interface)
+		c.Log.Info("released", "address", e.Address, "domain", e.Domain, "container", e.ContainerID, "interface", e.Interface)
 		return false, nil
 	case noted && c.Hint.NotReleased(e):
 		c.logPending(e, err)
@@ -111,7 +112,7 @@ func (c *Claimer) logPending(e hint.Entry, why error) {
 	if errors.Is(why, errMayBeCreated) {
 		level = slog.LevelInfo
 	}
-	c.Log.Log(context.Background(), level, "release is left to later calls", "address", e.Address, "pool", e.Pool,
+	c.Log.Log(context.Background(), level, "release is left to later calls", "address", e.Address, "domain", e.Domain,
 		"container", e.ContainerID, "interface", e.Interface, "error", why)
 }
 
@@ -168,23 +169,27 @@ func (c *Claimer) Check(ctx context.Context, att hint.Attachment, pools []v1alph
 		return err
 	}
 	for _, ref := range pools {
-		if err := c.checkIn(ctx, ref, entries); err != nil {
+		if err := c.checkIn(ctx, ref, pools, entries); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (c *Claimer) checkIn(ctx context.Context, ref v1alpha1.PoolReference, entries []hint.Entry) error {
+// checkIn checks the address of one of pools. The pool may have replaced another of its
+// domain since the ADD.
+func (c *Claimer) checkIn(ctx context.Context, ref v1alpha1.PoolReference, pools []v1alpha1.PoolReference, entries []hint.Entry) error {
+	domain := c.Hint.Domain(ref)
 	for _, e := range entries {
-		if e.Pool != ref.Name {
+		if e.Domain != domain && (e.Record == nil || e.Record.Spec.PoolRef != ref) {
 			continue
 		}
 		alloc, err := c.Get(ctx, e.Name())
 		if err != nil {
 			return fmt.Errorf("reading allocation %s: %w", e.Name(), err)
 		}
-		if alloc != nil && c.isHeldBy(alloc, e.Attachment) && alloc.Spec.PoolRef == ref {
+		if alloc != nil && c.isHeldBy(alloc, e.Attachment) &&
+			(alloc.Spec.PoolRef == ref || !slices.Contains(pools, alloc.Spec.PoolRef)) {
 			return nil
 		}
 	}

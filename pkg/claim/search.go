@@ -42,10 +42,10 @@ func (c *Claimer) claimOne(ctx context.Context, req Request, v view, wanted neti
 		if req.foreign[v1alpha1.AllocationName(b.Pool.Name, wanted)] {
 			return hint.Entry{}, foreignInUse(b.Pool, wanted)
 		}
-		if err := c.lostHere(b.Pool.Name, wanted, req.Attachment); err != nil {
+		if err := c.lostHere(b.Domain, wanted, req.Attachment); err != nil {
 			return hint.Entry{}, err
 		}
-		c.Hint.ClaimingRequested(hint.Entry{Attachment: req.Attachment, Pool: b.Pool.Name, Address: wanted})
+		c.Hint.ClaimingRequested(hint.Entry{Attachment: req.Attachment, Domain: b.Domain, Address: wanted})
 		return c.create(ctx, req, b, wanted, true)
 	}
 	if addr := req.known.heldIn(b); addr.IsValid() { // 2
@@ -89,7 +89,7 @@ func (c *Claimer) beingReleased(b *pool.Block) map[netip.Addr]bool {
 	out := map[netip.Addr]bool{}
 	releases, _ := c.Hint.Pending()
 	for _, r := range releases {
-		if r.Pool == b.Pool.Name && r.UID != "" {
+		if r.Domain == b.Domain && r.UID != "" {
 			out[r.Address] = true
 		}
 	}
@@ -101,8 +101,8 @@ func (c *Claimer) beingReleased(b *pool.Block) map[netip.Addr]bool {
 // by others.
 func (s *search) tryCandidates(ctx context.Context, candidates iter.Seq[netip.Addr], collisions int) (e hint.Entry, collided bool, err error) {
 	for addr := range candidates {
-		entry := hint.Entry{Attachment: s.req.Attachment, Pool: s.b.Pool.Name, Address: addr}
-		if s.held[addr] || s.releasing[addr] || s.req.foreign[entry.Name()] || s.Hint.Claiming(entry) {
+		entry := hint.Entry{Attachment: s.req.Attachment, Domain: s.b.Domain, Address: addr}
+		if s.held[addr] || s.releasing[addr] || s.req.foreign[v1alpha1.AllocationName(s.b.Pool.Name, addr)] || s.Hint.Claiming(entry) {
 			continue
 		}
 		e, err := s.create(ctx, s.req, s.b, addr, false)
@@ -137,7 +137,7 @@ func (s *search) searchFullBlock(ctx context.Context) (hint.Entry, error) {
 	}
 	s.releasing = nil          // the controller may have released them already
 	for _, e := range listed { // needed if the disk fails and the hint stays empty
-		if e.Pool == s.b.Pool.Name {
+		if e.Domain == s.b.Domain {
 			s.held[e.Address] = true
 		}
 	}
@@ -159,12 +159,12 @@ func (s *search) searchFullBlock(ctx context.Context) (hint.Entry, error) {
 // hold candidates again: they may have been released since.
 func (s *search) recheckElsewhere() {
 	n := 0
-	for addr := range s.Hint.SeenElsewhere(s.b.Pool.Name) { // in random order
+	for addr := range s.Hint.SeenElsewhere(s.b.Domain) { // in random order
 		if n == maxRechecks {
 			return
 		}
 		if !s.held[addr] && s.b.Range.Contains(addr) {
-			s.Hint.ForgetElsewhere(s.b.Pool.Name, addr)
+			s.Hint.ForgetElsewhere(s.b.Domain, addr)
 			n++
 		}
 	}

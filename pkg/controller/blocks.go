@@ -23,6 +23,8 @@ const (
 	reasonNoNodes        = "NoMatchingNodes"
 	reasonInvalidSpec    = "InvalidSpec"
 	reasonNoFreeRanges   = "NoFreeRanges"
+	reasonNoBlocks       = "NoBlocks"
+	reasonDisabled       = "Disabled"
 )
 
 // reasonPoolGone is the reason of the event about a pool that does not exist while
@@ -71,9 +73,11 @@ type blockReconciler struct {
 //     them; not Ready, InvalidSpec, an event.
 //  4. Invalid from the start: no blocks, and as 3.
 //  5. Valid, and no node matches the selector: Ready, NoMatchingNodes.
-//  6. Valid and new, while nodes write lost allocations again: no blocks for a while;
+//  6. Valid, and a pool without blocks: Ready, NoBlocks.
+//  7. Valid, and disabled: as 1 to 6, but where it is Ready, the reason is Disabled.
+//  8. Valid and new, while nodes write lost allocations again: no blocks for a while;
 //     not Ready, RecordLost, an event.
-//  7. The pool does not exist, and addresses of it are held: an event, PoolGone.
+//  9. The pool does not exist, and addresses of it are held: an event, PoolGone.
 //
 // Whatever else there is to tell is a notice: a condition of its own, which does not
 // change Ready.
@@ -89,18 +93,19 @@ func (r *blockReconciler) reconcile(ctx context.Context, ref v1alpha1.PoolRefere
 	delete(r.gone, ref)
 	before := obj.Status.Conditions
 	nodes, others := r.caches.nodes.all(), overlapsWith(obj, r.caches.allPools())
-	held, count := r.heldOf(ref)
+	held := r.heldIn(obj)
 	have := r.former.recall(obj)
 	out := blocks(obj, have, nodes, held)
-	if wait := tooEarly(obj.Meta, have, r.caches.allocations.all, time.Now(), r.lossGrace); wait > 0 && out.use != nil { // 6
+	if wait := tooEarly(obj.Meta, have, r.caches.allocations.all, time.Now(), r.lossGrace); wait > 0 && out.use != nil && len(out.use.Blocks) > 0 { // 8
 		out = waiting(obj, obj.Meta.CreationTimestamp.Add(r.lossGrace))
 		r.later(ref, wait)
 	}
-	out.notices = append(out.notices, overlapping(obj, others)...)
+	out.notices = append(out.notices, overlapping(obj, append(others, r.caches.outlived(obj)...))...)
+	out.notices = append(out.notices, dropped(obj)...)
 	out.notices = append(out.notices, podNetwork(obj, nodes)...)
 
 	known := r.memories.of(ref)
-	known.kept, known.summary = out.kept, out.summary(len(others), count)
+	known.kept, known.summary = out.kept, out.summary(len(others), held)
 	r.memories.set(ref, known)
 	obj, err := r.status.writeAllocations(ctx, obj, out.allocations)
 	if err != nil {
@@ -116,9 +121,14 @@ func (r *blockReconciler) reconcile(ctx context.Context, ref v1alpha1.PoolRefere
 }
 
 // tellGone says that a pool does not exist while addresses of it are held, once until that
-// has changed.
+// has changed. If another pool of their domain has taken its place, it does not.
 func (r *blockReconciler) tellGone(ref v1alpha1.PoolReference) {
-	_, count := r.heldOf(ref)
+	count := 0
+	for _, a := range r.caches.allocations.by(byPool, poolKey(ref)) {
+		if len(r.caches.inDomain(a.DomainOf())) == 0 {
+			count++
+		}
+	}
 	if count == 0 {
 		delete(r.gone, ref)
 		return
@@ -129,17 +139,12 @@ func (r *blockReconciler) tellGone(ref v1alpha1.PoolReference) {
 	}
 }
 
-// heldOf returns the addresses of a pool that are held, and how many allocations
-// there are.
-func (r *blockReconciler) heldOf(ref v1alpha1.PoolReference) (held []pool.Held, count int) {
-	all := r.caches.allocations.by(byPool, poolKey(ref))
-	held = make([]pool.Held, 0, len(all))
-	for _, a := range all {
-		if addr, err := pool.ParseAddr(a.Spec.Address); err == nil {
-			held = append(held, pool.Held{Node: a.Spec.NodeName, Addr: addr, Requested: a.Spec.Requested})
-		}
+// heldIn returns the addresses of a pool that are held.
+func (r *blockReconciler) heldIn(obj *pool.Object) (held []pool.Held) {
+	for a, addr := range r.caches.heldIn(obj) {
+		held = append(held, pool.Held{Node: a.Spec.NodeName, Addr: addr, Requested: a.Spec.Requested, Elsewhere: a.Spec.PoolRef != obj.Ref})
 	}
-	return held, len(all)
+	return held
 }
 
 // blocks decides which node gets which block of a pool, and what there is to tell. have
@@ -164,7 +169,7 @@ func blocks(obj *pool.Object, have []pool.Assignment, nodes []*corev1.Node, held
 	out := outcome{allocations: obj.AllocationsFor(assigned), unserved: unserved, use: use}
 	out.kept = len(use.Gateways)+len(use.Unfit) > 0 || len(assigned)+len(unserved) > len(selected) ||
 		slices.ContainsFunc(use.Blocks, func(b pool.BlockUse) bool { return b.Earlier })
-	out.notices = slices.Concat(earlierSpec(obj, use), foreign(parsed, use), full(use))
+	out.notices = slices.Concat(earlierSpec(obj, use), foreign(parsed, use), full(use), fullWhole(use, held))
 	out.news = slices.Concat(newlyFull(use), newlyOutside(use), newlyForeign(parsed, use))
 	active := use.Active()
 	switch {
@@ -172,16 +177,24 @@ func blocks(obj *pool.Object, have []pool.Assignment, nodes []*corev1.Node, held
 		out.ready = notReady(reasonNoFreeRanges, noRoom(unserved))
 	case len(selected) == 0 && parsed.SelectorText() != "":
 		out.ready = ready(reasonNoNodes, fmt.Sprintf("no node matches spec.nodeSelector (%s); nodes with a block: %d", parsed.SelectorText(), len(active)))
+	case parsed.Shared:
+		out.ready = ready(reasonNoBlocks, fmt.Sprintf("no blocks: any of %d nodes may use the whole subnet", len(selected)))
 	default:
 		out.ready = ready(reasonBlocksAssigned, fmt.Sprintf("nodes with a block: %d", len(active)))
+	}
+	if obj.Disabled && out.ready.Status == metav1.ConditionTrue {
+		out.ready = ready(reasonDisabled, fmt.Sprintf("spec.disabled is true: the pool gives no addresses, and %d are held", len(held)))
 	}
 	return out
 }
 
-func (out *outcome) summary(overlaps, held int) summary {
-	s := summary{ready: out.ready, overlaps: overlaps, unserved: len(out.unserved), held: int64(held)}
+func (out *outcome) summary(overlaps int, held []pool.Held) summary {
+	s := summary{ready: out.ready, overlaps: overlaps, unserved: len(out.unserved), held: int64(len(held))}
+	if out.use != nil && out.use.Whole != nil {
+		s.topNodes = topNodes(held)
+	}
 	if out.use != nil {
-		s.blocks, s.outside, s.foreign = countBlocks(out.use.Active()), len(out.use.Outside), len(out.use.Foreign)
+		s.blocks, s.outside, s.foreign = countBlocks(out.use), len(out.use.Outside), len(out.use.Foreign)
 	}
 	return s
 }

@@ -4,7 +4,9 @@
 package controller
 
 import (
+	"encoding/json"
 	"iter"
+	"net/netip"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -80,6 +82,16 @@ func (c *caches) allPools() iter.Seq[*pool.Object] {
 	}
 }
 
+// optOutOf is the optOut of the first pool of a domain that has one.
+func (c *caches) optOutOf(domain string) string {
+	for _, ref := range c.inDomain(domain) {
+		if p := c.pool(ref); p != nil && optOut(p.Meta.Annotations) != "" {
+			return optOut(p.Meta.Annotations)
+		}
+	}
+	return ""
+}
+
 // optOut is the annotation by which a pool's owner disables reclaim, "" if there
 // is none. A value that is not known disables it as well.
 func optOut(annotations map[string]string) string {
@@ -90,9 +102,53 @@ func optOut(annotations map[string]string) string {
 	return v1alpha1.AnnotationReclaim + "=" + value
 }
 
-// holds reports whether a node holds addresses of a pool.
-func (c *caches) holds(ref v1alpha1.PoolReference, node string) bool {
-	return len(c.allocations.keysBy(byHolder, holderKey(ref, node))) > 0
+// domains returns the domains of all pools.
+func (c *caches) domains() map[string]bool {
+	out := map[string]bool{}
+	for _, kind := range c.pools {
+		for _, domain := range kind.ListIndexFuncValues(byDomain) {
+			out[domain] = true
+		}
+	}
+	return out
+}
+
+// inDomain returns the pools of a domain.
+func (c *caches) inDomain(domain string) (out []v1alpha1.PoolReference) {
+	for kind, all := range c.pools {
+		for _, obj := range all.by(byDomain, domain) {
+			out = append(out, v1alpha1.PoolReference{Kind: kind, Name: obj.GetName()})
+		}
+	}
+	return out
+}
+
+// concerned returns the pools whose status an allocation may change: those of its domain,
+// or the one that it was taken from, which is gone.
+func (c *caches) concerned(a *v1alpha1.IPAllocation) []v1alpha1.PoolReference {
+	if pools := c.inDomain(a.DomainOf()); len(pools) > 0 {
+		return pools
+	}
+	return []v1alpha1.PoolReference{a.Spec.PoolRef}
+}
+
+// heldIn yields the allocations of a pool: those that were taken from it, and those of its
+// domain in its subnet that were taken from other pools.
+func (c *caches) heldIn(obj *pool.Object) iter.Seq2[*v1alpha1.IPAllocation, netip.Addr] {
+	subnet, _ := netip.ParsePrefix(obj.Subnet) // an invalid one contains nothing
+	return func(yield func(*v1alpha1.IPAllocation, netip.Addr) bool) {
+		for _, a := range c.allocations.by(byDomain, obj.Domain) {
+			addr, err := pool.ParseAddr(a.Spec.Address)
+			if err == nil && (a.Spec.PoolRef == obj.Ref || subnet.Contains(addr)) && !yield(a, addr) {
+				return
+			}
+		}
+	}
+}
+
+// holds reports whether a node holds addresses of a domain.
+func (c *caches) holds(domain, node string) bool {
+	return len(c.allocations.keysBy(byHolder, holderKey(domain, node))) > 0
 }
 
 // Indexes of allocations.
@@ -101,21 +157,28 @@ const (
 	byPod    = "pod"    // podKey
 	byNode   = "node"   // spec.nodeName
 	byPool   = "pool"   // poolKey
+	byDomain = "domain" // that of the name
 )
 
+// poolIndexers are the indexes of pools: byDomain.
+var poolIndexers = cache.Indexers{
+	byDomain: func(obj any) ([]string, error) { return []string{pool.ObjectOf(obj).Domain}, nil },
+}
+
 var allocationIndexers = cache.Indexers{
-	byHolder: indexAllocation(func(a *v1alpha1.IPAllocation) string { return holderKey(a.Spec.PoolRef, a.Spec.NodeName) }),
+	byHolder: indexAllocation(func(a *v1alpha1.IPAllocation) string { return holderKey(a.DomainOf(), a.Spec.NodeName) }),
 	byPod:    indexAllocation(podKey),
 	byNode:   indexAllocation(func(a *v1alpha1.IPAllocation) string { return a.Spec.NodeName }),
 	byPool:   indexAllocation(func(a *v1alpha1.IPAllocation) string { return poolKey(a.Spec.PoolRef) }),
+	byDomain: indexAllocation((*v1alpha1.IPAllocation).DomainOf),
 }
 
 func indexAllocation(key func(*v1alpha1.IPAllocation) string) cache.IndexFunc {
 	return func(obj any) ([]string, error) { return []string{key(obj.(*v1alpha1.IPAllocation))}, nil }
 }
 
-// holderKey names a pool and the node that holds an address of it.
-func holderKey(ref v1alpha1.PoolReference, node string) string { return poolKey(ref) + "/" + node }
+// holderKey names a domain and the node that holds an address of it.
+func holderKey(domain, node string) string { return domain + "/" + node }
 
 func poolKey(ref v1alpha1.PoolReference) string { return string(ref.Kind) + "/" + ref.Name }
 
@@ -153,7 +216,15 @@ func thin(obj any) (any, error) {
 		o.ManagedFields, o.Annotations, o.Labels = nil, nil, nil
 	default:
 		if p := pool.ObjectOf(obj); p != nil {
+			applied := droppedFields(p)
 			p.Meta.ManagedFields, p.Meta.Annotations = blocksManagers(p.Meta.ManagedFields), only(p.Meta.Annotations, v1alpha1.AnnotationReclaim)
+			if len(applied) > 0 { // of what was applied, only what is missing
+				text, err := json.Marshal(map[string]any{"spec": applied})
+				if err != nil {
+					return nil, err
+				}
+				metav1.SetMetaDataAnnotation(p.Meta, corev1.LastAppliedConfigAnnotation, string(text))
+			}
 		}
 	}
 	return obj, nil

@@ -208,7 +208,7 @@ func (c *Controller) assemble(recorder record.EventRecorder) ([]cache.DoneChecke
 	client := c.clients.IPAM.NvIpamV1alpha1()
 	allocations := client.IPAllocations(c.opts.Namespace)
 	evidence := &evidence{&c.caches, places}
-	confirmation := &confirmation{c.clients.Kube, c.clients.Metadata, allocations}
+	confirmation := &confirmation{c.clients.Kube, c.clients.Metadata, allocations, c.caches.inDomain}
 	c.blocks = &blockReconciler{
 		caches: &c.caches, memories: &c.memories,
 		status: &statusWriter{
@@ -252,6 +252,9 @@ func (c *Controller) watch() ([]cache.DoneChecker, error) {
 	for _, kind := range pool.Kinds() {
 		pools, err := c.ipam.ForResource(pool.Resource(kind))
 		if err != nil {
+			return nil, err
+		}
+		if err := pools.Informer().AddIndexers(poolIndexers); err != nil {
 			return nil, err
 		}
 		c.caches.pools[kind] = index[metav1.Object]{pools.Informer().GetIndexer()}

@@ -33,9 +33,7 @@ func (e *evidence) of(a *v1alpha1.IPAllocation) reclaim.Evidence {
 	if node, found := e.caches.nodes.get(a.Spec.NodeName); found {
 		out.Node = nodeEvidence(node)
 	}
-	if pool := e.caches.pool(a.Spec.PoolRef); pool != nil {
-		out.OptOut = optOut(pool.Meta.Annotations)
-	}
+	out.OptOut = e.caches.optOutOf(a.DomainOf())
 	return out
 }
 
@@ -62,6 +60,8 @@ type confirmation struct {
 	kube kubernetes.Interface
 	meta metadata.Interface
 	ipam clientv1alpha1.IPAllocationInterface
+	// inDomain returns the pools of a domain.
+	inDomain func(domain string) []v1alpha1.PoolReference
 }
 
 // of returns the evidence. Others are the allocations that name the same pod, as the
@@ -77,12 +77,18 @@ func (c *confirmation) of(ctx context.Context, a *v1alpha1.IPAllocation, others 
 	if err := c.later(ctx, a, &e); err != nil {
 		return e, fmt.Errorf("confirm that there is a later sandbox: %w", err)
 	}
-	object, err := existing(c.meta.Resource(pool.Resource(a.Spec.PoolRef.Kind)).Namespace(a.Namespace).Get(ctx, a.Spec.PoolRef.Name, metav1.GetOptions{}))
-	if err != nil {
-		return e, fmt.Errorf("confirm that the pool allows it: %w", err)
+	pools := c.inDomain(a.DomainOf())
+	if !slices.Contains(pools, a.Spec.PoolRef) { // the cache may be behind
+		pools = append(pools, a.Spec.PoolRef)
 	}
-	if object != nil {
-		e.OptOut = optOut(object.Annotations)
+	for _, ref := range pools {
+		object, err := existing(c.meta.Resource(pool.Resource(ref.Kind)).Namespace(a.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}))
+		if err != nil {
+			return e, fmt.Errorf("confirm that the pool allows it: %w", err)
+		}
+		if object != nil && e.OptOut == "" {
+			e.OptOut = optOut(object.Annotations)
+		}
 	}
 	return e, nil
 }

@@ -35,8 +35,9 @@ type summary struct {
 	unserved int         // nodes without a block, for lack of room
 	blocks   *blockCount // nil if the specification is invalid
 	held     int64       // allocations
-	outside  int         // of these, outside of their nodes' blocks, and not requested
-	foreign  int         // of these, outside of the subnet
+	topNodes []v1alpha1.NodeUse
+	outside  int // of these, outside of their nodes' blocks, and not requested
+	foreign  int // of these, outside of the subnet
 }
 
 // blockCount is what is counted of the blocks of a pool.

@@ -8,7 +8,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/util/workqueue"
 
-	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/reclaim"
 )
 
@@ -29,15 +28,16 @@ var (
 
 	descLeader   = desc("leader", "1 if this replica leads, else 0.")
 	descReady    = desc("pool_ready", "1 if the pool's Ready condition is true, else 0, with its reason.", append(poolLabels, "reason")...)
-	descCapacity = desc("pool_capacity", "Usable addresses in the blocks of all nodes.", poolLabels...)
+	descCapacity = desc("pool_capacity", "Usable addresses in the blocks of all nodes, or in the whole subnet if any node may use it.", poolLabels...)
 	descUsed     = desc("pool_used", "Addresses of the pool that are held.", poolLabels...)
+	descTopNode  = desc("pool_top_node_used", "Addresses that a node holds, for the five nodes that hold most, if any node may use the whole subnet.", append(poolLabels, "node")...)
 	descBlocks   = desc("pool_blocks", "Nodes that have a block.", poolLabels...)
 	descFull     = desc("pool_blocks_full", "Nodes without a free address in their block.", poolLabels...)
 	descUnserved = desc("pool_nodes_without_block", "Nodes without a block, for lack of room in the pool.", poolLabels...)
 	descOverlaps = desc("pool_overlaps", "Other pools that have addresses in common with this one.", poolLabels...)
 	descOutside  = desc("pool_addresses_outside_block", "Addresses that nodes hold outside of their blocks and that were not requested.", poolLabels...)
 	descForeign  = desc("pool_foreign_addresses", "Addresses that are held in the pool's name and lie outside of its subnet.", poolLabels...)
-	descOrphans  = desc("allocations_without_pool", "Allocations whose pool does not exist.")
+	descOrphans  = desc("allocations_without_pool", "Allocations whose domain no pool has.")
 	descHeld     = desc("held", "Allocations that may be leaked and are not reclaimed, by reason.", "reason")
 	descLeaks    = desc("leak_candidates", "Leak candidates, which are reclaimed when their grace is over, by reason.", "reason")
 )
@@ -135,7 +135,7 @@ type counts struct {
 // Describe is part of prometheus.Collector.
 func (c *counts) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descLeader, descReady, descCapacity, descUsed, descBlocks, descFull, descUnserved, descOverlaps, descOutside, descForeign, descOrphans, descHeld, descLeaks,
+		descLeader, descReady, descCapacity, descUsed, descTopNode, descBlocks, descFull, descUnserved, descOverlaps, descOutside, descForeign, descOrphans, descHeld, descLeaks,
 	} {
 		ch <- d
 	}
@@ -151,21 +151,27 @@ func (c *counts) Collect(ch chan<- prometheus.Metric) {
 	if !c.state.synced.Load() {
 		return
 	}
-	held := map[v1alpha1.PoolReference]int64{}
-	for _, a := range c.caches.allocations.all() {
-		held[a.Spec.PoolRef]++
-	}
 	var orphans int64
-	for ref, n := range held {
-		if c.caches.pool(ref) == nil {
-			orphans += n
+	domains := c.caches.domains()
+	for _, domain := range c.caches.allocations.ListIndexFuncValues(byDomain) {
+		if !domains[domain] {
+			orphans += int64(len(c.caches.allocations.keysBy(byDomain, domain)))
 		}
 	}
 	gauge(descOrphans, orphans)
 	for ref, known := range c.memories.copy() {
 		sum, kind, pool := known.summary, string(ref.Kind), ref.Name
 		gauge(descReady, oneIf(sum.ready.Status == metav1.ConditionTrue), kind, pool, sum.ready.Reason)
-		gauge(descUsed, held[ref], kind, pool)
+		var held int64
+		if obj := c.caches.pool(ref); obj != nil {
+			for range c.caches.heldIn(obj) {
+				held++
+			}
+		}
+		gauge(descUsed, held, kind, pool)
+		for _, n := range sum.topNodes {
+			gauge(descTopNode, n.Used, kind, pool, n.NodeName)
+		}
 		gauge(descUnserved, int64(sum.unserved), kind, pool)
 		gauge(descOverlaps, int64(sum.overlaps), kind, pool)
 		gauge(descOutside, int64(sum.outside), kind, pool)

@@ -4,6 +4,8 @@
 package controller
 
 import (
+	"cmp"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -26,6 +28,8 @@ const (
 	reasonForeign      = "ForeignAddresses"
 	reasonBlockFull    = "BlockFull"
 	reasonOutsideBlock = "AddressesOutsideBlock"
+	reasonFull         = "Full"
+	reasonDropped      = "FieldsDropped"
 )
 
 // notice is a condition that is True on a pool where there is something to tell, and
@@ -40,7 +44,7 @@ type notice struct {
 // noticeTypes are the conditions that are absent where there is no notice.
 var noticeTypes = []string{
 	v1alpha1.ConditionOverlapping, v1alpha1.ConditionPodNetworkOverlap, v1alpha1.ConditionEarlierSpecInUse,
-	v1alpha1.ConditionForeignAddresses, v1alpha1.ConditionBlockFull,
+	v1alpha1.ConditionForeignAddresses, v1alpha1.ConditionBlockFull, v1alpha1.ConditionFull, v1alpha1.ConditionFieldsDropped,
 }
 
 func newNotice(conditionType, reason, message string) notice {
@@ -104,6 +108,9 @@ func foreign(p *pool.Pool, use *pool.Use) []notice {
 
 // full says which nodes have no free address in their block.
 func full(use *pool.Use) []notice {
+	if use.Whole != nil { // nodes go on outside of their blocks
+		return nil
+	}
 	var names []string
 	for _, b := range use.Active() {
 		if isFull(b) {
@@ -119,6 +126,9 @@ func full(use *pool.Use) []notice {
 }
 
 func newlyFull(use *pool.Use) (news []nodeNews) {
+	if use.Whole != nil {
+		return nil
+	}
 	for _, b := range use.Active() {
 		if isFull(b) {
 			news = append(news, nodeNews{reasonBlockFull, b.Node, fmt.Sprintf("no free address in the block %s of node %s: %d of %d are held", b.Range, b.Node, b.Held, b.Size)})
@@ -211,14 +221,17 @@ func enumerate(names []string) string {
 }
 
 // countBlocks counts blocks that nodes hand out addresses from.
-func countBlocks(all []pool.BlockUse) *blockCount {
+func countBlocks(use *pool.Use) *blockCount {
 	n := &blockCount{}
-	for _, b := range all {
+	for _, b := range use.Active() {
 		n.nodes++
 		n.capacity = min(n.capacity+b.Size, pool.MaxSize)
 		if isFull(b) {
 			n.full++
 		}
+	}
+	if use.Whole != nil {
+		n.capacity = use.Whole.Size
 	}
 	return n
 }
@@ -226,3 +239,83 @@ func countBlocks(all []pool.BlockUse) *blockCount {
 // isFull reports whether a block has no free address. A block without any usable
 // address is not full: pods request the addresses of its pool, or ask by index.
 func isFull(b pool.BlockUse) bool { return b.Size > 0 && b.Held >= b.Size }
+
+// fullWhole says that a pool of which any node may use the whole subnet has no free
+// address, and who holds most.
+func fullWhole(use *pool.Use, held []pool.Held) []notice {
+	if use.Whole == nil || !isFull(*use.Whole) {
+		return nil
+	}
+	var most []string
+	for _, n := range topNodes(held) {
+		most = append(most, fmt.Sprintf("%s (%d)", n.NodeName, n.Used))
+	}
+	n := newNotice(v1alpha1.ConditionFull, reasonFull, fmt.Sprintf("no free address, pods that need one do not start: %d of %d are held, most by nodes %s",
+		use.Whole.Held, use.Whole.Size, strings.Join(most, ", ")))
+	n.event = n.condition.Message
+	return []notice{n}
+}
+
+// maxTopNodes is how many nodes status.topNodes names.
+const maxTopNodes = 5
+
+// topNodes are the nodes that hold most addresses, in descending order.
+func topNodes(held []pool.Held) (out []v1alpha1.NodeUse) {
+	used := map[string]int64{}
+	for _, h := range held {
+		if h.Node != "" {
+			used[h.Node]++
+		}
+	}
+	for node, n := range used {
+		out = append(out, v1alpha1.NodeUse{NodeName: node, Used: n})
+	}
+	slices.SortFunc(out, func(a, b v1alpha1.NodeUse) int {
+		return cmp.Or(cmp.Compare(b.Used, a.Used), strings.Compare(a.NodeName, b.NodeName))
+	})
+	return out[:min(len(out), maxTopNodes)]
+}
+
+// dropped says which fields of the specification kubectl has applied and the API server
+// has dropped, since the installed CRD is nv-ipam's or an earlier one of this project's.
+// Only kubectl apply leaves a trace of them.
+func dropped(obj *pool.Object) []notice {
+	var names []string
+	for field := range droppedFields(obj) {
+		names = append(names, "spec."+field)
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	slices.Sort(names)
+	n := newNotice(v1alpha1.ConditionFieldsDropped, reasonDropped, fmt.Sprintf(
+		"the installed %s CRD does not have %s: what was applied there has no effect. Apply this project's CRDs, then the pool again",
+		obj.Ref.Kind, strings.Join(names, ", ")))
+	n.event = n.condition.Message
+	return []notice{n}
+}
+
+// droppedFields are those fields.
+func droppedFields(obj *pool.Object) map[string]any {
+	var applied struct {
+		Spec map[string]any `json:"spec"`
+	}
+	if json.Unmarshal([]byte(obj.Meta.Annotations[corev1.LastAppliedConfigAnnotation]), &applied) != nil {
+		return nil
+	}
+	var stored map[string]any
+	data, err := json.Marshal(obj.Spec)
+	if err != nil || json.Unmarshal(data, &stored) != nil {
+		return nil
+	}
+	maps.DeleteFunc(applied.Spec, func(field string, value any) bool {
+		_, kept := stored[field]
+		list, _ := value.([]any)
+		nothing := value == nil || value == false || value == "" || len(list) == 0 && list != nil // as if it were not set
+		return kept || nothing || !slices.Contains(optionalFields, field)
+	})
+	return applied.Spec
+}
+
+// optionalFields are the fields of a specification that nv-ipam's CRDs do not have.
+var optionalFields = []string{"allowedNamespaces", "assignment", "disabled", "domain", "overflow", "ranges"}

@@ -16,8 +16,8 @@ import (
 // overlapsWith names those of all pools that have addresses in common with this one.
 func overlapsWith(this *pool.Object, all iter.Seq[*pool.Object]) (others []string) {
 	for other := range all {
-		// Pools of one name share their addresses' names, whatever their kinds.
-		if other.Ref.Name != this.Ref.Name && overlaps(this.Subnet, other.Subnet) {
+		// In one domain an address is given once, whatever pool it is taken from.
+		if other.Domain != this.Domain && overlaps(this.Subnet, other.Subnet) {
 			others = append(others, fmt.Sprintf("%s %s (%s)", other.Ref.Kind, other.Ref.Name, other.Subnet))
 		}
 	}
@@ -25,8 +25,36 @@ func overlapsWith(this *pool.Object, all iter.Seq[*pool.Object]) (others []strin
 	return others
 }
 
-// overlapping says that there are such pools. It is no error: two pools may be for
-// two networks that never meet. But an address is given once in each pool, so where
+// outlived says which allocations have addresses of this pool, and a domain that no pool
+// has any more: the containers that answer on them do not keep this pool from giving them
+// again.
+func (c *caches) outlived(this *pool.Object) (out []string) {
+	subnet, err := netip.ParsePrefix(this.Subnet)
+	if err != nil {
+		return nil
+	}
+	known := c.domains()
+	for _, domain := range slices.Sorted(slices.Values(c.allocations.ListIndexFuncValues(byDomain))) {
+		if known[domain] {
+			continue
+		}
+		count, first := 0, netip.Addr{}
+		for _, a := range c.allocations.by(byDomain, domain) {
+			if addr, err := pool.ParseAddr(a.Spec.Address); err == nil && subnet.Contains(addr) {
+				if count++; count == 1 || addr.Less(first) {
+					first = addr
+				}
+			}
+		}
+		if count > 0 {
+			out = append(out, fmt.Sprintf("%d addresses that are held in the domain %s, which has no pool any more (as %s)", count, domain, first))
+		}
+	}
+	return out
+}
+
+// overlapping says that there are such pools or addresses. It is no error: two domains may
+// be two networks that never meet. But an address is given once in each domain, so where
 // they are one network, it is given twice.
 func overlapping(obj *pool.Object, others []string) []notice {
 	if len(others) == 0 {

@@ -119,7 +119,7 @@ func (w *statusWriter) writeRest(ctx context.Context, obj *pool.Object, known *m
 	want := wantedStatus(obj, known.summary, notices)
 	now := time.Now()
 	if lacks.same(want, obj.Status, lasting) {
-		usedSame := lacks.counts || ptr.Equal(want.Used, obj.Status.Used)
+		usedSame := lacks.counts || ptr.Equal(want.Used, obj.Status.Used) && equality.Semantic.DeepEqual(want.TopNodes, obj.Status.TopNodes)
 		if usedSame && lacks.same(want, obj.Status, slices.Clone) {
 			return nil
 		}
@@ -155,6 +155,7 @@ func wantedStatus(obj *pool.Object, sum summary, notices []notice) v1alpha1.Pool
 		Conditions:         slices.Clone(obj.Status.Conditions), // the cache's
 		Capacity:           obj.Status.Capacity,
 		Used:               &sum.held,
+		TopNodes:           sum.topNodes,
 	}
 	if sum.blocks != nil {
 		want.Capacity = &sum.blocks.capacity
@@ -181,7 +182,7 @@ func wantedStatus(obj *pool.Object, sum summary, notices []notice) v1alpha1.Pool
 func lasting(in []metav1.Condition) (out []metav1.Condition) {
 	for _, condition := range in {
 		switch condition.Type {
-		case v1alpha1.ConditionBlockFull, v1alpha1.ConditionForeignAddresses:
+		case v1alpha1.ConditionBlockFull, v1alpha1.ConditionFull, v1alpha1.ConditionForeignAddresses:
 			continue
 		case v1alpha1.ConditionEarlierSpecInUse:
 			condition.Message = ""

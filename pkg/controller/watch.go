@@ -42,7 +42,7 @@ func (t *triggers) onPool(kind v1alpha1.PoolKind) cache.ResourceEventHandler {
 				t.reconcileAllPools()
 			}
 			if old.Meta.Annotations[v1alpha1.AnnotationReclaim] != now.Meta.Annotations[v1alpha1.AnnotationReclaim] {
-				t.examine(byPool, poolKey(now.Ref))
+				t.examine(byDomain, now.Domain)
 			}
 		},
 		DeleteFunc: func(obj any) {
@@ -131,7 +131,9 @@ func (t *triggers) onAllocation() cache.ResourceEventHandler {
 			if a.Spec.PodRef.Name != "" {
 				t.examine(byPod, podKey(a))
 			}
-			t.queues.pools.AddAfter(a.Spec.PoolRef, t.usage)
+			for _, ref := range t.caches.concerned(a) {
+				t.queues.pools.AddAfter(ref, t.usage)
+			}
 		},
 		UpdateFunc: func(_, obj any) { examine(obj) },
 		DeleteFunc: func(obj any) {
@@ -140,9 +142,14 @@ func (t *triggers) onAllocation() cache.ResourceEventHandler {
 			if !ok {
 				return
 			}
-			t.queues.pools.AddAfter(a.Spec.PoolRef, t.usage)
-			if t.memories.of(a.Spec.PoolRef).kept || !t.caches.holds(a.Spec.PoolRef, a.Spec.NodeName) {
-				t.queues.pools.AddAfter(a.Spec.PoolRef, t.settle)
+			for _, ref := range t.caches.concerned(a) {
+				t.queues.pools.AddAfter(ref, t.usage)
+				if t.memories.of(ref).kept || !t.caches.holds(a.DomainOf(), a.Spec.NodeName) {
+					t.queues.pools.AddAfter(ref, t.settle)
+				}
+			}
+			if len(t.caches.inDomain(a.DomainOf())) == 0 { // it has outlived its pool, and others may have said so
+				t.reconcileAllPools()
 			}
 		},
 	}

@@ -39,8 +39,8 @@ type Foreign struct {
 type ForeignEntry string
 
 // NewForeignEntry returns the entry for an address of a pool.
-func NewForeignEntry(poolName string, addr netip.Addr, att Attachment) ForeignEntry {
-	return ForeignEntry(v1alpha1.AllocationName(poolName, addr) + " " + att.ContainerID + "/" + att.Interface)
+func NewForeignEntry(domain string, addr netip.Addr, att Attachment) ForeignEntry {
+	return ForeignEntry(v1alpha1.AllocationName(domain, addr) + " " + att.ContainerID + "/" + att.Interface)
 }
 
 // allocation returns the name of the IPAllocation of the entry.

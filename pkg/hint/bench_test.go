@@ -26,12 +26,12 @@ func pinned(tb testing.TB) []struct {
 	a := addr1
 	const full = 250
 	for i := range full {
-		h.Claimed(Entry{Attachment: attached(i), Pool: "p", Address: a, UID: "9d9a3f0e-2a5c-4f0e-8a53-0d3f0c6f6a11"})
+		h.Claimed(Entry{Attachment: attached(i), Domain: "p", Address: a, UID: "9d9a3f0e-2a5c-4f0e-8a53-0d3f0c6f6a11"})
 		a = a.Next()
 	}
-	next := Entry{Attachment: attached(full), Pool: "p", Address: a}
+	next := Entry{Attachment: attached(full), Domain: "p", Address: a}
 	ref := v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "p"}
-	h.SetView(ref, "1", &pool.Block{Pool: ref, Subnet: netip.MustParsePrefix("10.0.0.0/16")})
+	h.SetView(ref, "1", &pool.Block{Pool: ref, Domain: ref.Name, Subnet: netip.MustParsePrefix("10.0.0.0/16")})
 	name4, name6 := v1alpha1.AllocationName("p", addr1), v1alpha1.AllocationName("p", addr6)
 	return []struct {
 		name   string

@@ -83,17 +83,17 @@ func (h *Hint) Holding(att Attachment) (entries []Entry, complete bool) {
 	return entries, complete
 }
 
-// HoldingIn returns the attachment's claims on addresses of one pool.
-func (h *Hint) HoldingIn(poolName string, att Attachment) []Entry {
-	entries, _ := h.Known(poolName, att)
+// HoldingIn returns the attachment's claims in one domain.
+func (h *Hint) HoldingIn(domain string, att Attachment) []Entry {
+	entries, _ := h.Known(domain, att)
 	return entries
 }
 
-// Known is HoldingIn, and returns also the highest resource version of all claims on
-// addresses of the pool.
-func (h *Hint) Known(poolName string, att Attachment) (entries []Entry, latest uint64) {
-	err := h.each(poolName+".", "", func(e Entry, t claimText) error {
-		if e.Pool != poolName {
+// Known is HoldingIn, and returns also the highest resource version of all claims in
+// the domain.
+func (h *Hint) Known(domain string, att Attachment) (entries []Entry, latest uint64) {
+	err := h.each(domain+".", "", func(e Entry, t claimText) error {
+		if e.Domain != domain {
 			return nil
 		}
 		if version, boot := parseVersion(t.text); !deadBoot(boot) { // the dead are not written again
@@ -147,11 +147,11 @@ func (h *Hint) each(name, text string, f func(Entry, claimText) error) error {
 	return nil
 }
 
-// SeenElsewhere returns the addresses of a pool that others were seen to hold.
-func (h *Hint) SeenElsewhere(poolName string) map[netip.Addr]bool {
+// SeenElsewhere returns the addresses of a domain that others were seen to hold.
+func (h *Hint) SeenElsewhere(domain string) map[netip.Addr]bool {
 	out := map[netip.Addr]bool{}
-	err := h.each(poolName+".", elsewhere, func(e Entry, t claimText) error {
-		if e.Pool == poolName && t.text == elsewhere {
+	err := h.each(domain+".", elsewhere, func(e Entry, t claimText) error {
+		if e.Domain == domain && t.text == elsewhere {
 			out[e.Address] = true
 		}
 		return nil
@@ -161,6 +161,6 @@ func (h *Hint) SeenElsewhere(poolName string) map[netip.Addr]bool {
 }
 
 // ForgetElsewhere removes the mark that others hold an address: it is a candidate again.
-func (h *Hint) ForgetElsewhere(poolName string, addr netip.Addr) {
-	h.failed("removing an address", h.dropIf(elsewhere, "claims", Entry{Pool: poolName, Address: addr}.fileName()))
+func (h *Hint) ForgetElsewhere(domain string, addr netip.Addr) {
+	h.failed("removing an address", h.dropIf(elsewhere, "claims", Entry{Domain: domain, Address: addr}.fileName()))
 }

@@ -37,7 +37,7 @@ func AttachmentOf(a *v1alpha1.IPAllocation) Attachment {
 // Entry is an address that an attachment holds or may hold.
 type Entry struct {
 	Attachment
-	Pool    string // the pool's name
+	Domain  string // that the address is unique in: see v1alpha1.PoolAccess
 	Address netip.Addr
 	// UID of the IPAllocation; empty until its create is answered.
 	UID types.UID
@@ -46,7 +46,7 @@ type Entry struct {
 }
 
 // Name returns the name of the IPAllocation.
-func (e Entry) Name() string { return v1alpha1.AllocationName(e.Pool, e.Address) }
+func (e Entry) Name() string { return v1alpha1.AllocationName(e.Domain, e.Address) }
 
 // Hint is what a node believes about one namespace of one cluster. All hints of a node
 // share a directory. It contains
@@ -230,7 +230,7 @@ func parseText(text string) (Attachment, types.UID) {
 func (e Entry) fileName() string {
 	if e.Address.Is6() && !e.Address.Is4In6() {
 		bytes := e.Address.As16()
-		return e.Pool + "." + hex.EncodeToString(bytes[:])
+		return e.Domain + "." + hex.EncodeToString(bytes[:])
 	}
 	return e.Name()
 }
@@ -240,9 +240,9 @@ func parseFileName(file string) (e Entry, suffix string, err error) {
 	name, suffix, _ := strings.Cut(file, "@")
 	dot := strings.LastIndexByte(name, '.')
 	if bytes, err := hex.DecodeString(name[dot+1:]); err == nil && len(bytes) == 16 && dot > 0 {
-		return Entry{Pool: name[:dot], Address: netip.AddrFrom16([16]byte(bytes))}, suffix, nil
+		return Entry{Domain: name[:dot], Address: netip.AddrFrom16([16]byte(bytes))}, suffix, nil
 	}
-	e.Pool, e.Address, err = v1alpha1.ParseAllocationName(name)
+	e.Domain, e.Address, err = v1alpha1.ParseAllocationName(name)
 	return e, suffix, err
 }
 

@@ -34,7 +34,7 @@ var (
 )
 
 func heldBy(att Attachment, a netip.Addr, uid types.UID) Entry {
-	return Entry{Attachment: att, Pool: "p", Address: a, UID: uid}
+	return Entry{Attachment: att, Domain: "p", Address: a, UID: uid}
 }
 
 func newHint(t testing.TB) *Hint {
@@ -112,11 +112,11 @@ func TestAnEntryIsWonByOne(t *testing.T) {
 func TestHoldingSeesAllPoolsAndNobodyElses(t *testing.T) {
 	h := newHint(t)
 	h.Claimed(heldBy(podA, addr1, "u1"))
-	h.Claimed(Entry{Attachment: podA, Pool: "q", Address: addr6, UID: "u2"})
+	h.Claimed(Entry{Attachment: podA, Domain: "q", Address: addr6, UID: "u2"})
 	h.Claimed(heldBy(podB, addr2, "u3"))
 	h.Elsewhere(heldBy(podB, netip.MustParseAddr("10.0.0.3"), ""))
 	got := find(t, h, podA)
-	want := []Entry{heldBy(podA, addr1, "u1"), {Attachment: podA, Pool: "q", Address: addr6, UID: "u2"}}
+	want := []Entry{heldBy(podA, addr1, "u1"), {Attachment: podA, Domain: "q", Address: addr6, UID: "u2"}}
 	if !slices.Equal(got, want) {
 		t.Errorf("Holding = %v, want %v", got, want)
 	}
@@ -284,20 +284,20 @@ func TestFileNames(t *testing.T) {
 	long := strings.Repeat("p", 213)
 	for _, e := range []Entry{
 		heldBy(podA, addr1, "u1"), heldBy(podA, addr6, "u1"),
-		{Attachment: podA, Pool: "p6.fd00", Address: addr6}, {Attachment: podA, Pool: "10.0.0", Address: addr1},
-		{Attachment: podA, Pool: long, Address: netip.MustParseAddr("fd00:1234:1234:1234:1234:1234:1234:1234")},
-		{Attachment: podA, Pool: long, Address: addr1},
+		{Attachment: podA, Domain: "p6.fd00", Address: addr6}, {Attachment: podA, Domain: "10.0.0", Address: addr1},
+		{Attachment: podA, Domain: long, Address: netip.MustParseAddr("fd00:1234:1234:1234:1234:1234:1234:1234")},
+		{Attachment: podA, Domain: long, Address: addr1},
 	} {
 		for _, name := range []string{e.fileName(), e.secondName(), e.Unanswered().secondName(), e.Unanswered().noteName()} {
 			got, _, err := parseFileName(name)
-			if err != nil || got.Pool != e.Pool || got.Address != e.Address || len(name) > 255 {
-				t.Errorf("%q (%d) is %q, %s, %v", name, len(name), got.Pool, got.Address, err)
+			if err != nil || got.Domain != e.Domain || got.Address != e.Address || len(name) > 255 {
+				t.Errorf("%q (%d) is %q, %s, %v", name, len(name), got.Domain, got.Address, err)
 			}
 		}
 	}
 	for _, name := range []string{"", "@", "x", ".", strings.Repeat("0", 32), "." + strings.Repeat("0", 32), "p." + strings.Repeat("0", 31)} {
 		if e, _, err := parseFileName(name); err == nil {
-			t.Errorf("%q is %q, %s", name, e.Pool, e.Address)
+			t.Errorf("%q is %q, %s", name, e.Domain, e.Address)
 		}
 	}
 }
@@ -504,7 +504,7 @@ func TestPoolViews(t *testing.T) {
 	if h.View(ref) != nil || h.Last(ref).IsValid() {
 		t.Error("a new hint knows of a pool")
 	}
-	h.SetView(ref, "v1", &pool.Block{Pool: ref, Subnet: netip.MustParsePrefix("10.0.0.0/8")})
+	h.SetView(ref, "v1", &pool.Block{Pool: ref, Domain: ref.Name, Subnet: netip.MustParsePrefix("10.0.0.0/8")})
 	h.SetLast(ref, addr1)
 	if v := h.View(ref); v == nil || v.Version != "v1" || v.Block.Subnet.String() != "10.0.0.0/8" {
 		t.Errorf("view = %+v", v)
@@ -520,8 +520,8 @@ func TestPoolViews(t *testing.T) {
 	must(t, err)
 	for name, text := range map[string]string{
 		"half a file":     string(whole[:len(whole)/2]),
-		"earlier format":  strings.Replace(string(whole), `"format":2`, `"format":1`, 1),
-		"without format":  strings.Replace(string(whole), `"format":2,`, ``, 1),
+		"earlier format":  strings.Replace(string(whole), `"format":3`, `"format":2`, 1),
+		"without format":  strings.Replace(string(whole), `"format":3,`, ``, 1),
 		"of another pool": strings.Replace(string(whole), `"name":"p"`, `"name":"q"`, 1),
 	} {
 		must(t, os.WriteFile(h.path("pools", "ippool.p.json"), []byte(text), 0o600))

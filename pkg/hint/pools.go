@@ -16,13 +16,21 @@ import (
 
 // viewFormat is raised whenever a saved view would be read wrongly, or lacks something
 // that is needed.
-const viewFormat = 2
+const viewFormat = 3
 
 // View is this node's block of a pool, and the version of the pool that it was read from.
 type View struct {
 	Format  int         `json:"format"`
 	Version string      `json:"version"`
 	Block   *pool.Block `json:"block"`
+}
+
+// Domain returns the domain of a pool, as far as this node has seen the pool.
+func (h *Hint) Domain(ref v1alpha1.PoolReference) string {
+	if v := h.View(ref); v != nil {
+		return v.Block.Domain
+	}
+	return ref.Name
 }
 
 // View returns the saved view of a pool, or nil if there is none or it cannot be read.
@@ -104,9 +112,11 @@ func (h *Hint) SetFull(ref v1alpha1.PoolReference, version string) {
 	h.failed("noting that a block is full", h.replace(hash(version), "pools", poolFile(ref)+".full"))
 }
 
-func (h *Hint) notFull(poolName string) {
-	for _, kind := range pool.Kinds() {
-		_ = os.Remove(h.path("pools", poolFile(v1alpha1.PoolReference{Kind: kind, Name: poolName})+".full"))
+// notFull removes all those marks: pools may share an address.
+func (h *Hint) notFull() {
+	marks, _ := filepath.Glob(filepath.Join(escape(h.path("pools")), "*.full"))
+	for _, mark := range marks {
+		_ = os.Remove(mark)
 	}
 }
 

@@ -124,8 +124,8 @@ func (h *Hint) Recorded() (entries []Entry) {
 
 // LostAt returns the entry of a lost allocation of an address whose container may live, or
 // nil.
-func (h *Hint) LostAt(poolName string, addr netip.Addr) *Entry {
-	e := Entry{Pool: poolName, Address: addr}
+func (h *Hint) LostAt(domain string, addr netip.Addr) *Entry {
+	e := Entry{Domain: domain, Address: addr}
 	text, err := os.Readlink(h.path("claims", e.fileName()))
 	if err != nil || !isLost(text) {
 		return nil
@@ -220,8 +220,12 @@ func (h *Hint) isEpochInUse(file string) bool {
 
 // HoldsIn reports whether this node holds addresses of a pool.
 func (h *Hint) HoldsIn(poolName string) (holds bool) {
-	err := h.each(poolName+".", "", func(e Entry, _ claimText) error {
-		holds = holds || e.Pool == poolName && e.Attachment != Attachment{}
+	err := h.each("", "", func(e Entry, t claimText) error {
+		from := e.Domain
+		if r := parseRecord(t.text); r != nil {
+			from = r.Spec.PoolRef.Name
+		}
+		holds = holds || from == poolName && e.Attachment != Attachment{}
 		return nil
 	})
 	h.failed("reading claims", err)

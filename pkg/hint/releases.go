@@ -74,8 +74,8 @@ func (h *Hint) NotReleased(e Entry) (noted bool) {
 	return true
 }
 
-// Released removes the note of a release that was carried out, and the mark that the
-// pool's block is full. It reports whether the note is gone.
+// Released removes the note of a release that was carried out, and the marks that blocks
+// are full. It reports whether the note is gone.
 func (h *Hint) Released(e Entry) (gone bool) {
 	var err error
 	if e.UID != "" {
@@ -85,7 +85,7 @@ func (h *Hint) Released(e Entry) (gone bool) {
 			return slices.DeleteFunc(all, func(a Attachment) bool { return a == e.Attachment })
 		})
 	}
-	h.notFull(e.Pool)
+	h.notFull()
 	return !h.failed("removing the note of a release", err)
 }
 

@@ -4,6 +4,7 @@
 package migrate
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -71,7 +72,7 @@ func (m *migrator) adopt(ctx context.Context, e entry) (created bool, err error)
 	if e.Requested {
 		req.Want.Addresses = []netip.Addr{e.Address}
 	}
-	return m.Claimer.Adopt(ctx, req, e.Pool, e.Address)
+	return m.Claimer.Adopt(ctx, req, e.Pool, m.domain(e), e.Address)
 }
 
 // released reports whether the plugin has released what an earlier run claimed.
@@ -82,7 +83,7 @@ func (m *migrator) released(e entry, journal *nodeJournal) bool {
 	if before == nil || before.Result == conflict || !m.Claimer.Hint.Complete() {
 		return false
 	}
-	for _, held := range m.Claimer.Hint.HoldingIn(e.Pool.Name, e.Attachment) {
+	for _, held := range m.Claimer.Hint.HoldingIn(m.domain(e), e.Attachment) {
 		if held.Address == e.Address {
 			return false
 		}
@@ -109,6 +110,7 @@ func holderOf(err error) *v1alpha1.IPAllocation {
 // poolState is what is known of a pool of the store.
 type poolState struct {
 	missing bool
+	domain  string       // empty where it is missing
 	subnet  netip.Prefix // zero where the pool is invalid
 }
 
@@ -145,10 +147,13 @@ func (m *migrator) readPool(ctx context.Context, ref v1alpha1.PoolReference) (po
 	}
 	parsed, errs := obj.Parse()
 	if len(errs) > 0 {
-		return poolState{}, nil
+		return poolState{domain: obj.Domain}, nil
 	}
-	return poolState{subnet: parsed.Subnet}, nil
+	return poolState{domain: obj.Domain, subnet: parsed.Subnet}, nil
 }
+
+// domain returns the domain of an entry's pool.
+func (m *migrator) domain(e entry) string { return cmp.Or(m.pools[e.Pool].domain, e.Pool.Name) }
 
 // odd says what is odd about an entry's pool. It is claimed nevertheless: the
 // container answers on the address, and the pool may come back.

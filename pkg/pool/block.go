@@ -19,6 +19,8 @@ import (
 type Block struct {
 	// Pool is the pool's kind and name.
 	Pool v1alpha1.PoolReference `json:"pool"`
+	// Domain that the addresses are unique in: see v1alpha1.PoolAccess.
+	Domain string `json:"domain"`
 	// Subnet that addresses belong to: a requested address is inside of it, and
 	// a result carries its prefix length.
 	Subnet netip.Prefix `json:"subnet"`
@@ -31,6 +33,9 @@ type Block struct {
 	Gateway netip.Addr `json:"gateway,omitzero"`
 	// Routes that come with an address, via Gateway; sorted.
 	Routes []netip.Prefix `json:"routes,omitempty"`
+	// Shared is true if the pool has no blocks: Range is the whole subnet, and other nodes
+	// hand out addresses from it as well.
+	Shared bool `json:"shared,omitempty"`
 	// Earlier is true where the block is of an earlier specification of the pool,
 	// and the node has none of the present one.
 	Earlier bool `json:"earlier,omitempty"`
@@ -58,7 +63,7 @@ func (p *Pool) block(a Assignment) *Block {
 		b.Remove(a.Gateway)
 	}
 	usable, _ := b.IPSet() // fails on invalid ranges only, and there are none
-	return &Block{Pool: p.Ref, Subnet: subnet, Range: r, Usable: usable.Ranges(), Gateway: a.Gateway, Routes: p.routes}
+	return &Block{Pool: p.Ref, Domain: p.Domain, Subnet: subnet, Range: r, Usable: usable.Ranges(), Gateway: a.Gateway, Routes: p.routes}
 }
 
 // MaxSize is the greatest size that is told: every JSON reader knows integers up

@@ -317,9 +317,9 @@ func TestBlockJSON(t *testing.T) {
 		block *Block
 		want  string
 	}{
-		{"IPPool", ip.block(first), `{"pool":{"kind":"IPPool","name":"pool1"},"subnet":"10.0.0.0/24","range":"10.0.0.1-10.0.0.10","usable":["10.0.0.1-10.0.0.4","10.0.0.6-10.0.0.10"],"gateway":"10.0.0.5","routes":["0.0.0.0/0","172.16.0.0/12"]}`},
-		{"CIDRPool", rail.block(cidrBlocks(cidrStatus("a=fd00::/64"))[0]), `{"pool":{"kind":"CIDRPool","name":"rail1"},"subnet":"fd00::/64","range":"fd00::1-fd00::ffff:ffff:ffff:ffff","usable":["fd00::2-fd00::ffff:ffff:ffff:ffff"],"gateway":"fd00::1"}`},
-		{"nothing usable, no gateway", bare.block(first), `{"pool":{"kind":"IPPool","name":"pool1"},"subnet":"10.0.0.0/24","range":"10.0.0.1-10.0.0.10","usable":[]}`},
+		{"IPPool", ip.block(first), `{"pool":{"kind":"IPPool","name":"pool1"},"domain":"pool1","subnet":"10.0.0.0/24","range":"10.0.0.1-10.0.0.10","usable":["10.0.0.1-10.0.0.4","10.0.0.6-10.0.0.10"],"gateway":"10.0.0.5","routes":["0.0.0.0/0","172.16.0.0/12"]}`},
+		{"CIDRPool", rail.block(cidrBlocks(cidrStatus("a=fd00::/64"))[0]), `{"pool":{"kind":"CIDRPool","name":"rail1"},"domain":"rail1","subnet":"fd00::/64","range":"fd00::1-fd00::ffff:ffff:ffff:ffff","usable":["fd00::2-fd00::ffff:ffff:ffff:ffff"],"gateway":"fd00::1"}`},
+		{"nothing usable, no gateway", bare.block(first), `{"pool":{"kind":"IPPool","name":"pool1"},"domain":"pool1","subnet":"10.0.0.0/24","range":"10.0.0.1-10.0.0.10","usable":[]}`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

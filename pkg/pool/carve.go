@@ -40,9 +40,14 @@ import (
 // A node that keeps a block of an earlier specification is so given one of the
 // new one as well, if there is room.
 //
+// A pool without blocks has none, whatever is held.
+//
 // It returns the blocks sorted by address, and the nodes without a block that
 // fits, sorted by name.
 func (p *Pool) Carve(current []Assignment, nodes []string, held []Held) (blocks []Assignment, unserved []string) {
+	if p.Shared {
+		return nil, nil
+	}
 	c := p.carving(nodes)
 	for _, e := range p.evidence(current, held) { // rule 1
 		c.give(e.Assignment, c.fits(e.Assignment))

@@ -51,6 +51,9 @@ func cidrObject(obj any) *Object {
 		Ref:         v1alpha1.PoolReference{Kind: v1alpha1.PoolKindCIDRPool, Name: p.Name},
 		Meta:        &p.ObjectMeta,
 		Status:      &p.Status.PoolStatus,
+		Spec:        p.Spec,
+		Disabled:    p.Spec.Disabled,
+		Domain:      domainOf(p.Name, p.Spec.PoolAccess),
 		Subnet:      p.Spec.CIDR,
 		parse:       func() (*Pool, field.ErrorList) { return fromCIDRPool(p) },
 		blocks:      func() []Assignment { return cidrBlocks(p.Status.Allocations) },
@@ -75,6 +78,7 @@ func fromCIDRPool(obj *v1alpha1.CIDRPool) (*Pool, field.ErrorList) {
 	layout := ownSubnet{gatewayIndex: obj.Spec.GatewayIndex}
 	p := &Pool{
 		Ref:      v1alpha1.PoolReference{Kind: v1alpha1.PoolKindCIDRPool, Name: obj.Name},
+		Domain:   domainOf(obj.Name, obj.Spec.PoolAccess),
 		selector: c.nodeSelector(spec.Child("nodeSelector"), obj.Spec.NodeSelector),
 		terms:    obj.Spec.NodeSelector,
 		layout:   layout,
@@ -91,7 +95,7 @@ func fromCIDRPool(obj *v1alpha1.CIDRPool) (*Pool, field.ErrorList) {
 	step := new(big.Int).Lsh(one, uint(cidr.Addr().BitLen()-bits))
 	p.grid = grid{first: cidr.Addr(), last: netipx.PrefixLastIP(cidr), step: step}
 	p.unusable = p.excluded.Ranges()
-	p.perNode = c.indexes(spec.Child("perNodeExclusions"), obj.Spec.PerNodeExclusions, step)
+	p.perNode = c.indexes(spec.Child("perNodeExclusions"), obj.Spec.PerNodeExclusions, step, false)
 	if i := obj.Spec.GatewayIndex; i != nil && !layout.gateway(netipx.RangeOfPrefix(first)).IsValid() {
 		c.invalid(spec.Child("gatewayIndex"), *i, "is outside of the host addresses of a node's prefix")
 	}

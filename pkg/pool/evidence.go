@@ -17,6 +17,8 @@ type Held struct {
 	// Requested is true for an address that was asked for by name. In an IPPool it
 	// may lie anywhere in the subnet, and says little about its node's block.
 	Requested bool
+	// Elsewhere is true if the address was taken from another pool of the domain.
+	Elsewhere bool
 }
 
 // evidence is a block and how many addresses its node holds in it.

@@ -27,7 +27,14 @@ func (p *Pool) fitting() func(Assignment) bool {
 // it has in current: one that fits the specification, else one of an earlier
 // specification, which its node has only as long as it holds addresses of it. It
 // returns false where the node has none.
+//
+// In a pool without blocks that is the whole subnet, for every node.
 func (p *Pool) BlockOf(current []Assignment, node string) (b *Block, ok bool) {
+	if p.Shared {
+		b = p.block(Assignment{Node: node, Range: p.whole()})
+		b.Shared = true
+		return b, true
+	}
 	fits := p.fitting()
 	var old []Assignment
 	for _, a := range current {

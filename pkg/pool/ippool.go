@@ -35,6 +35,9 @@ func ipObject(obj any) *Object {
 		Ref:         v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: p.Name},
 		Meta:        &p.ObjectMeta,
 		Status:      &p.Status.PoolStatus,
+		Spec:        p.Spec,
+		Disabled:    p.Spec.Disabled,
+		Domain:      domainOf(p.Name, p.Spec.PoolAccess),
 		Subnet:      p.Spec.Subnet,
 		parse:       func() (*Pool, field.ErrorList) { return fromIPPool(p) },
 		blocks:      func() []Assignment { return ipBlocks(p.Status.Allocations) },
@@ -54,9 +57,9 @@ func fromIPPool(obj *v1alpha1.IPPool) (*Pool, field.ErrorList) {
 	c.poolName(obj.Name)
 
 	subnet := c.prefix(spec.Child("subnet"), obj.Spec.Subnet)
-	size := spec.Child("perNodeBlockSize")
-	if obj.Spec.PerNodeBlockSize < 1 {
-		c.invalid(size, obj.Spec.PerNodeBlockSize, "must be at least 1")
+	size, shared := spec.Child("perNodeBlockSize"), obj.Spec.PerNodeBlockSize == 0
+	if obj.Spec.PerNodeBlockSize < 0 {
+		c.invalid(size, obj.Spec.PerNodeBlockSize, "must be at least 1, or not be set")
 	}
 	gateway := c.optionalAddr(spec.Child("gateway"), obj.Spec.Gateway)
 	c.unicast(spec.Child("subnet"), obj.Spec.Subnet, subnet)
@@ -68,17 +71,28 @@ func fromIPPool(obj *v1alpha1.IPPool) (*Pool, field.ErrorList) {
 	}
 	p := &Pool{
 		Ref:      v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: obj.Name},
+		Domain:   domainOf(obj.Name, obj.Spec.PoolAccess),
 		selector: c.nodeSelector(spec.Child("nodeSelector"), obj.Spec.NodeSelector),
 		terms:    obj.Spec.NodeSelector,
+		Shared:   shared,
+		Overflow: obj.Spec.Overflow == v1alpha1.OverflowSubnet,
 		layout:   sharedSubnet{subnet: subnet, gw: gateway},
 	}
 	c.common(p, subnet, obj.Spec.Exclusions, obj.Spec.Routes, obj.Spec.DefaultGateway, gateway.IsValid(), "gateway")
-	p.perNode = c.indexes(spec.Child("perNodeExclusions"), obj.Spec.PerNodeExclusions, big.NewInt(int64(obj.Spec.PerNodeBlockSize)))
+	p.excluded = c.outsideOf(spec.Child("ranges"), obj.Spec.Ranges, p.excluded, subnet)
+	p.perNode = c.indexes(spec.Child("perNodeExclusions"), obj.Spec.PerNodeExclusions, big.NewInt(int64(obj.Spec.PerNodeBlockSize)), shared)
+	if shared && obj.Spec.Overflow != "" {
+		c.invalid(spec.Child("overflow"), obj.Spec.Overflow, "cannot be set if spec.perNodeBlockSize is not set: every node uses the whole subnet")
+	}
 	if len(c.errs) > 0 {
 		return nil, c.errs
 	}
 
 	usable := hosts(subnet)
+	if shared {
+		p.grid = grid{first: usable.From(), last: usable.To(), step: new(big.Int).Add(distance(usable.From(), usable.To()), one)}
+		return p, nil
+	}
 	p.grid = grid{first: usable.From(), last: usable.To(), step: big.NewInt(int64(obj.Spec.PerNodeBlockSize))}
 	if _, ok := p.grid.at(new(big.Int)); !ok {
 		c.invalid(size, obj.Spec.PerNodeBlockSize, "is larger than the number of addresses in the subnet")

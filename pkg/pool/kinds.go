@@ -42,8 +42,14 @@ type Object struct {
 	// Meta and Status are those of the object: a change of them changes it.
 	Meta   *metav1.ObjectMeta
 	Status *v1alpha1.PoolStatus
+	// Domain that the addresses are unique in: see v1alpha1.PoolAccess.
+	Domain string
+	// Disabled is spec.disabled.
+	Disabled bool
 	// Subnet is all that the pool may hand out, as the specification has it, unchecked.
 	Subnet string
+	// Spec is the specification, to be written as JSON.
+	Spec any
 	// Allocations is status.allocations, to be written as JSON; nil if the pool has no
 	// status yet.
 	Allocations any

@@ -8,6 +8,7 @@ import (
 	"math/big"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/containernetworking/cni/pkg/utils"
 	"go4.org/netipx"
@@ -149,7 +150,42 @@ func (c *checker) exclusions(path *field.Path, ranges []v1alpha1.ExcludeRange, s
 	return set
 }
 
-func (c *checker) indexes(path *field.Path, ranges []v1alpha1.ExcludeIndexRange, size *big.Int) []indexRange {
+// outsideOf adds to excluded what is not in ranges, if there are any.
+func (c *checker) outsideOf(path *field.Path, texts []string, excluded *netipx.IPSet, subnet netip.Prefix) *netipx.IPSet {
+	if len(texts) == 0 || !subnet.IsValid() {
+		return excluded
+	}
+	var out netipx.IPSetBuilder
+	out.AddPrefix(subnet)
+	for i, text := range texts {
+		first, last, isRange := strings.Cut(text, "-")
+		if !isRange {
+			last = first
+		}
+		from, errFrom := ParseAddr(first)
+		to, errTo := ParseAddr(last)
+		switch r := netipx.IPRangeFrom(from, to); {
+		case errFrom != nil || errTo != nil:
+			c.invalid(path.Index(i), text, "is not an address or a range of addresses, as 10.0.0.10-10.0.0.99")
+		case !subnet.Contains(from) || !subnet.Contains(to):
+			c.invalid(path.Index(i), text, "is not part of the subnet "+subnet.String())
+		case !r.IsValid():
+			c.invalid(path.Index(i), text, "the last address must not be less than the first")
+		default:
+			out.RemoveRange(r)
+		}
+	}
+	out.AddSet(excluded)
+	set, _ := out.IPSet() // fails on invalid ranges only, and there are none
+	return set
+}
+
+// indexes parses positions in a block of that size.
+func (c *checker) indexes(path *field.Path, ranges []v1alpha1.ExcludeIndexRange, size *big.Int, shared bool) []indexRange {
+	if shared && len(ranges) > 0 {
+		c.invalid(path, ranges, "cannot be set if spec.perNodeBlockSize is not set: there are no blocks")
+		return nil
+	}
 	var out []indexRange
 	for i, r := range ranges {
 		at := path.Index(i)

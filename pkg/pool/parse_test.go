@@ -90,7 +90,7 @@ func TestParseIPPool(t *testing.T) {
 		{name: "subnet IPv4 in IPv6 notation", edit: func(s *spec) { s.Subnet = "::ffff:10.0.0.0/120" }, errs: []string{`spec.subnet: "::ffff:10.0.0.0/120"`}},
 		{name: "subnet with a zone", edit: func(s *spec) { s.Subnet = "fe80::%eth0/64" }, errs: []string{`spec.subnet: "fe80::%eth0/64"`}},
 
-		{name: "block size 0", edit: func(s *spec) { s.PerNodeBlockSize = 0 }, errs: []string{"spec.perNodeBlockSize: 0: must be at least 1"}},
+		{name: "no blocks", edit: func(s *spec) { s.PerNodeBlockSize, s.PerNodeExclusions = 0, nil }},
 		{name: "block size negative", edit: func(s *spec) { s.PerNodeBlockSize = -5 }, errs: []string{"spec.perNodeBlockSize: -5"}},
 		{name: "block size 1", edit: func(s *spec) { s.PerNodeBlockSize = 1 }},
 		{name: "block size all hosts", edit: func(s *spec) { s.PerNodeBlockSize = 254 }},

@@ -4,6 +4,7 @@
 package pool
 
 import (
+	"cmp"
 	"net/netip"
 
 	"go4.org/netipx"
@@ -17,8 +18,16 @@ import (
 type Pool struct {
 	// Ref is the pool's kind and name.
 	Ref v1alpha1.PoolReference
+	// Domain that the addresses are unique in: see v1alpha1.PoolAccess.
+	Domain string
 	// Subnet is all that the pool may hand out, host bits cleared.
 	Subnet netip.Prefix
+
+	// Shared is true if the pool has no blocks: every node that it selects hands out
+	// addresses from the whole subnet.
+	Shared bool
+	// Overflow is true if a node whose block is full goes on in the rest of the subnet.
+	Overflow bool
 
 	selector *nodeaffinity.NodeSelector // nil selects all nodes
 	terms    *corev1.NodeSelector       // the same, as it was written
@@ -48,6 +57,11 @@ type layout interface {
 	anywhere() bool
 }
 
+// domainOf returns the domain of a pool: its own name, unless it says another.
+func domainOf(poolName string, access v1alpha1.PoolAccess) string {
+	return cmp.Or(access.Domain, poolName)
+}
+
 // Assignment is the block of one node.
 type Assignment struct {
 	Node  string
@@ -58,6 +72,9 @@ type Assignment struct {
 
 // indexRange is an inclusive range of positions in a block.
 type indexRange struct{ from, to int64 }
+
+// whole returns all addresses that nodes may hand out blocks of.
+func (p *Pool) whole() netipx.IPRange { return netipx.IPRangeFrom(p.grid.first, p.grid.last) }
 
 // hosts returns the addresses of prefix that a host may have: not the network
 // address, nor in IPv4 the broadcast address, except where the prefix is a

@@ -14,6 +14,8 @@ import (
 type Use struct {
 	// Blocks are all blocks, by address.
 	Blocks []BlockUse
+	// Whole is the whole subnet, if any node may use all of it; else nil.
+	Whole *BlockUse
 	// Gateways are held addresses that are a gateway now, and were not when they
 	// were given: nobody requested them.
 	Gateways []Held
@@ -46,13 +48,22 @@ func (p *Pool) Use(blocks []Assignment, held []Held) *Use {
 	u := &Use{Blocks: make([]BlockUse, len(blocks))}
 	fits := p.fitting()
 	for i, a := range blocks {
-		b := p.block(a)
-		u.Blocks[i] = BlockUse{Assignment: a, Earlier: !fits(a), Size: b.Size(), usable: b.Usable}
+		u.Blocks[i] = p.unused(a)
+		u.Blocks[i].Earlier = !fits(a)
+	}
+	if p.Shared || p.Overflow {
+		whole := p.unused(Assignment{Range: p.whole()})
+		u.Whole = &whole
 	}
 	for _, h := range held {
 		p.sort(u, u.blockAt(h.Addr), h)
 	}
 	return u
+}
+
+func (p *Pool) unused(a Assignment) BlockUse {
+	b := p.block(a)
+	return BlockUse{Assignment: a, Size: b.Size(), usable: b.Usable}
 }
 
 // Active returns the blocks that nodes hand out addresses from: one for each node,
@@ -83,12 +94,18 @@ func (u *Use) blockAt(a netip.Addr) *BlockUse {
 
 // sort enters a held address that lies in block b; nil is no block.
 func (p *Pool) sort(u *Use, b *BlockUse, h Held) {
-	own := b != nil && b.Node == h.Node
 	usable := b != nil && within(b.usable, h.Addr)
 	if usable {
 		b.Held++
 	}
-	if h.Node == "" { // reserved, wherever an administrator wants it
+	own, current := b != nil && b.Node == h.Node, b != nil && !b.Earlier
+	if u.Whole != nil && within(u.Whole.usable, h.Addr) {
+		u.Whole.Held++
+		own, current, usable = true, true, true
+	}
+	own = own || p.Shared && p.Subnet.Contains(h.Addr)
+	current = current || p.Shared
+	if h.Node == "" || h.Elsewhere { // reserved, wherever an administrator wants it; or the other pool's affair
 		return
 	}
 	requested := h.Requested && (own || p.layout.anywhere())
@@ -107,7 +124,7 @@ func (p *Pool) sort(u *Use, b *BlockUse, h Held) {
 		}
 	case p.isGateway(b, h.Addr):
 		u.Gateways = append(u.Gateways, h)
-	case p.excluded.Contains(h.Addr), own && !b.Earlier && !usable:
+	case p.excluded.Contains(h.Addr), own && current && !usable:
 		u.Unfit = append(u.Unfit, h)
 	}
 	if !requested && !own {

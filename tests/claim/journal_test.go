@@ -325,7 +325,7 @@ func TestThousandsOwed(t *testing.T) {
 	n := newNode(t, c.ns, "a")
 	n.mustAdd(t, "pod0", ippool("p"))
 	for i := range owed {
-		held := hint.Entry{Attachment: pod(fmt.Sprint("gone", i)), Pool: "p", Address: netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), UID: types.UID(fmt.Sprint("uid", i))}
+		held := hint.Entry{Attachment: pod(fmt.Sprint("gone", i)), Domain: "p", Address: netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), UID: types.UID(fmt.Sprint("uid", i))}
 		if !n.Hint.Releasing(held) || !n.Hint.NotReleased(held) {
 			t.Fatal("not noted")
 		}

@@ -90,7 +90,7 @@ var scenarios = []scenario{
 		name: "ADD of a requested address whose entry is another's",
 		before: func(t *testing.T, m *machine) {
 			m.hold(t, "p", "c0")
-			if m.hint.Claiming(hint.Entry{Attachment: attachment("died"), Pool: m.p, Address: m.address(2)}) {
+			if m.hint.Claiming(hint.Entry{Attachment: attachment("died"), Domain: m.p, Address: m.address(2)}) {
 				t.Fatal("the entry is taken")
 			}
 		},

@@ -81,9 +81,9 @@ func TestCreateAllocation(t *testing.T) {
 		{name: "pool with dots in its name", edit: func(a *alloc) { a.Name, a.Spec.PoolRef.Name = "a.b.10.0.0.5", "a.b" }},
 		{name: "without a pod", edit: func(a *alloc) { a.Spec.PodRef = v1alpha1.PodReference{} }},
 
-		{name: "name of another address", edit: func(a *alloc) { a.Name = "pool1.10.0.0.6" }, says: "metadata.name must be spec.poolRef.name, a dot and spec.address"},
+		{name: "name of another address", edit: func(a *alloc) { a.Name = "pool1.10.0.0.6" }, says: "metadata.name must be spec.domain (spec.poolRef.name if that is not set), a dot and spec.address"},
 		{name: "name that begins with the address", edit: func(a *alloc) { a.Name = "pool1.10.0.0.50" }, says: "metadata.name must be"},
-		{name: "name of another pool", edit: func(a *alloc) { a.Name = "pool2.10.0.0.5" }, says: "metadata.name must begin with spec.poolRef.name and a dot"},
+		{name: "name of another pool", edit: func(a *alloc) { a.Name = "pool2.10.0.0.5" }, says: "metadata.name must begin with spec.domain (spec.poolRef.name if that is not set) and a dot"},
 		{name: "name of a pool that begins with this one", edit: func(a *alloc) { a.Name = "pool10.10.0.0.5" }, says: "metadata.name must begin with"},
 		{name: "IPv6 with the name of another pool", edit: func(a *alloc) {
 			a.Name, a.Spec.Address = "pool2.fd00-0000-0000-0000-0000-0000-0000-0001", "fd00::1"
@@ -154,7 +154,7 @@ func TestCreateAllocation(t *testing.T) {
 func TestUpdateAllocation(t *testing.T) {
 	type alloc = v1alpha1.IPAllocation
 	const (
-		immutable = "poolRef and address are immutable"
+		immutable = "poolRef, domain and address are immutable"
 		another   = "an attachment never becomes another"
 	)
 	for _, tt := range []struct {

@@ -25,7 +25,9 @@ import (
 // +kubebuilder:printcolumn:name="Capacity",type="integer",JSONPath=`.status.capacity`,priority=1
 // +kubebuilder:printcolumn:name="Used",type="integer",JSONPath=`.status.used`,priority=1
 // +kubebuilder:printcolumn:name="Ready",type="string",JSONPath=`.status.conditions[?(@.type=="Ready")].status`,priority=1
+// +kubebuilder:printcolumn:name="Domain",type="string",JSONPath=`.spec.domain`,priority=1
 // +kubebuilder:validation:XValidation:rule="oldSelf.hasValue() || size(self.metadata.name) <= 213",optionalOldSelf=true,message="metadata.name must have at most 213 characters, since an allocation's name contains it"
+// +kubebuilder:validation:XValidation:rule="!oldSelf.hasValue() || (has(self.spec.domain) ? self.spec.domain : self.metadata.name) == (has(oldSelf.value().spec.domain) ? oldSelf.value().spec.domain : self.metadata.name)",optionalOldSelf=true,message="is immutable, since the names of allocations contain it: apply another pool with that domain, and delete this one",fieldPath=".spec.domain"
 type CIDRPool struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
@@ -70,6 +72,8 @@ type CIDRPoolSpec struct {
 	// staticAllocations give a certain prefix to a node, or to no node.
 	// +kubebuilder:validation:MaxItems=80000
 	StaticAllocations []CIDRPoolStaticAllocation `json:"staticAllocations,omitempty"`
+	PoolAccess        `json:",inline"`
+
 	// nodeSelector says which nodes get a prefix. If it is empty, all do.
 	NodeSelector *corev1.NodeSelector `json:"nodeSelector,omitempty"`
 	// defaultGateway adds a default route via the gateway to every interface.

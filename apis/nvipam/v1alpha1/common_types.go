@@ -39,6 +39,12 @@ const (
 	ConditionForeignAddresses = "ForeignAddresses"
 	// ConditionBlockFull says that nodes have no free address left in their block.
 	ConditionBlockFull = "BlockFull"
+	// ConditionFull says that the pool has no free address, although any node may use the
+	// whole subnet.
+	ConditionFull = "Full"
+	// ConditionFieldsDropped says that the installed CRD does not have fields that were
+	// applied, so that they have no effect.
+	ConditionFieldsDropped = "FieldsDropped"
 )
 
 // AnnotationReclaim on a pool says whether the controller may reclaim addresses whose
@@ -93,3 +99,45 @@ type Route struct {
 	// +kubebuilder:validation:Format=cidr
 	Dst string `json:"dst"`
 }
+
+// PoolAccess says which network the addresses of a pool belong to, and who may use them.
+type PoolAccess struct {
+	// domain is the network that the addresses are unique in; the name of an allocation
+	// begins with it. Pools of one domain may overlap: each address is given once. If it
+	// is not set, it is the pool's name. It is immutable.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=213
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`
+	// +optional
+	Domain string `json:"domain,omitempty"`
+	// allowedNamespaces are the namespaces whose pods may use the pool; a name that ends
+	// with "*" stands for all that begin with the rest. Without it all may. It decides about
+	// requested addresses, too, and leaves alone who has an address already.
+	// +kubebuilder:validation:MaxItems=1000
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=64
+	// +kubebuilder:validation:items:Pattern=`^([a-z0-9]([-a-z0-9]*[a-z0-9])?|([a-z0-9][-a-z0-9]*)?[*])$`
+	// +listType=set
+	// +optional
+	AllowedNamespaces []string `json:"allowedNamespaces,omitempty"`
+	// disabled is true if the pool gives no addresses any more. Those that are held stay.
+	// +optional
+	Disabled bool `json:"disabled,omitempty"`
+}
+
+// Overflow says where a node goes on whose block is full.
+// +kubebuilder:validation:Enum=Subnet
+type Overflow string
+
+// OverflowSubnet is the rest of the subnet, whatever blocks it has.
+const OverflowSubnet Overflow = "Subnet"
+
+// AssignmentMode says which requests a pool serves.
+// +kubebuilder:validation:Enum=Auto;Manual
+type AssignmentMode string
+
+// The modes.
+const (
+	AssignmentAuto   AssignmentMode = "Auto"
+	AssignmentManual AssignmentMode = "Manual"
+)

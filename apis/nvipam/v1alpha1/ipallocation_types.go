@@ -13,7 +13,7 @@ import (
 
 // IPAllocation is one address that is held.
 //
-// Its name consists of the pool's name and the address, and an object name exists only
+// Its name consists of the pool's domain and the address, and an object name exists only
 // once. So creating the object claims the address, and deleting it releases the address.
 // There is no other record.
 //
@@ -22,7 +22,7 @@ import (
 //  2. Without them: the address is reserved for the pod that podRef names. Such an
 //     allocation may be changed, and the pod may take it over.
 //
-// The name decides which address is held, so the name must agree with spec.poolRef and
+// The name decides which address is held, so the name must agree with spec.domain and
 // spec.address exactly: the API server refuses any other.
 //
 // An allocation has no owner reference and no finalizer: deleting a pool or a pod must
@@ -46,9 +46,9 @@ import (
 // +kubebuilder:selectablefield:JSONPath=`.spec.poolRef.name`
 // +kubebuilder:selectablefield:JSONPath=`.spec.podRef.namespace`
 // +kubebuilder:selectablefield:JSONPath=`.spec.podRef.name`
-// +kubebuilder:validation:XValidation:rule="self.metadata.name.startsWith(self.spec.poolRef.name + '.')",message="metadata.name must begin with spec.poolRef.name and a dot"
-// +kubebuilder:validation:XValidation:rule="self.spec.address.contains(':') || self.metadata.name == self.spec.poolRef.name + '.' + self.spec.address",message="metadata.name must be spec.poolRef.name, a dot and spec.address"
-// +kubebuilder:validation:XValidation:rule="!self.spec.address.contains(':') || !self.metadata.name.startsWith(self.spec.poolRef.name + '.') || (self.metadata.name.substring(size(self.spec.poolRef.name) + 1).matches('^[0-9a-f]{4}(-[0-9a-f]{4}){7}$') && (':' + self.metadata.name.substring(size(self.spec.poolRef.name) + 1).replace('-', ':') + ':').replace(':0', ':').replace(':0', ':').replace(':0', ':').matches('^:?' + self.spec.address.replace('::', ':(0:)+') + ':?$'))",message="metadata.name must be spec.poolRef.name, a dot and spec.address, an IPv6 address as eight groups of four digits that are joined by dashes"
+// +kubebuilder:validation:XValidation:rule="self.metadata.name.startsWith((has(self.spec.domain) ? self.spec.domain : self.spec.poolRef.name) + '.')",message="metadata.name must begin with spec.domain (spec.poolRef.name if that is not set) and a dot"
+// +kubebuilder:validation:XValidation:rule="self.spec.address.contains(':') || self.metadata.name == (has(self.spec.domain) ? self.spec.domain : self.spec.poolRef.name) + '.' + self.spec.address",message="metadata.name must be spec.domain (spec.poolRef.name if that is not set), a dot and spec.address"
+// +kubebuilder:validation:XValidation:rule="!self.spec.address.contains(':') || [(has(self.spec.domain) ? self.spec.domain : self.spec.poolRef.name)].all(domain, !self.metadata.name.startsWith(domain + '.') || (self.metadata.name.substring(size(domain) + 1).matches('^[0-9a-f]{4}(-[0-9a-f]{4}){7}$') && (':' + self.metadata.name.substring(size(domain) + 1).replace('-', ':') + ':').replace(':0', ':').replace(':0', ':').replace(':0', ':').matches('^:?' + self.spec.address.replace('::', ':(0:)+') + ':?$')))",message="metadata.name must be spec.domain (spec.poolRef.name if that is not set), a dot and spec.address, an IPv6 address as eight groups of four digits that are joined by dashes"
 type IPAllocation struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
@@ -58,13 +58,20 @@ type IPAllocation struct {
 
 // IPAllocationSpec says which address is held, and by whom.
 //
-// +kubebuilder:validation:XValidation:rule="self.poolRef == oldSelf.poolRef && self.address == oldSelf.address",message="poolRef and address are immutable: delete the allocation and create another"
+// +kubebuilder:validation:XValidation:rule="self.poolRef == oldSelf.poolRef && has(self.domain) == has(oldSelf.domain) && (!has(self.domain) || self.domain == oldSelf.domain) && self.address == oldSelf.address",message="poolRef, domain and address are immutable: delete the allocation and create another"
 // +kubebuilder:validation:XValidation:rule="!has(oldSelf.containerID) || self == oldSelf",message="an attachment never becomes another, and its pod stays: delete the allocation and create another"
 // +kubebuilder:validation:XValidation:rule="has(self.containerID) == has(self.interfaceName)",message="containerID and interfaceName go together"
 // +kubebuilder:validation:XValidation:rule="!has(self.containerID) || has(self.nodeName)",message="an attachment has a nodeName"
 type IPAllocationSpec struct {
-	// poolRef is the pool that the address belongs to.
+	// poolRef is the pool that the address was taken from. The address may outlive it.
 	PoolRef PoolReference `json:"poolRef"`
+	// domain is the network that the address is unique in, as the pool had it. If it is
+	// not set, it is the pool's name.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=213
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`
+	// +optional
+	Domain string `json:"domain,omitempty"`
 	// address in its canonical text form (RFC 5952), without a prefix length and
 	// without a zone. An IPv4 address is written as IPv4, never inside IPv6.
 	// +kubebuilder:validation:MinLength=2

@@ -13,24 +13,24 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
-// AllocationName returns the name of the IPAllocation of an address: the pool's name, a
-// dot, and the address. IPv4 is in its usual form. IPv6 is eight groups of four digits
+// AllocationName returns the name of the IPAllocation of an address: the domain, a dot,
+// and the address. IPv4 is in its usual form. IPv6 is eight groups of four digits
 // joined by "-", since an object name cannot contain colons. An IPv4 address in IPv6
 // form counts as IPv4.
 //
-// Two different pairs of pool and address never have the same name: after the last dot
+// Two different pairs of domain and address never have the same name: after the last dot
 // is either an IPv6 address, which contains "-", or the last of the four numbers of an
 // IPv4 address.
-func AllocationName(poolName string, addr netip.Addr) string {
+func AllocationName(domain string, addr netip.Addr) string {
 	addr = addr.Unmap()
 	if addr.Is4() {
-		return poolName + "." + addr.String()
+		return domain + "." + addr.String()
 	}
-	return poolName + "." + strings.ReplaceAll(addr.StringExpanded(), ":", "-")
+	return domain + "." + strings.ReplaceAll(addr.StringExpanded(), ":", "-")
 }
 
 // ParseAllocationName is the reverse of AllocationName.
-func ParseAllocationName(name string) (poolName string, addr netip.Addr, err error) {
+func ParseAllocationName(name string) (domain string, addr netip.Addr, err error) {
 	text := name[strings.LastIndexByte(name, '.')+1:]
 	if strings.Contains(text, "-") {
 		addr, err = netip.ParseAddr(strings.ReplaceAll(text, "-", ":"))
@@ -39,11 +39,22 @@ func ParseAllocationName(name string) (poolName string, addr netip.Addr, err err
 		text = strings.Join(parts[max(0, len(parts)-4):], ".")
 		addr, err = netip.ParseAddr(text)
 	}
-	poolName = strings.TrimSuffix(name, "."+text)
-	if err != nil || poolName == "" || AllocationName(poolName, addr) != name {
-		return "", netip.Addr{}, fmt.Errorf("%q is not the name of an IPAllocation: want POOL.ADDRESS", name)
+	domain = strings.TrimSuffix(name, "."+text)
+	if err != nil || domain == "" || AllocationName(domain, addr) != name {
+		return "", netip.Addr{}, fmt.Errorf("%q is not the name of an IPAllocation: want DOMAIN.ADDRESS", name)
 	}
-	return poolName, addr, nil
+	return domain, addr, nil
+}
+
+// DomainOf returns the domain of an allocation: the one in its name, which decides.
+func (a *IPAllocation) DomainOf() string {
+	if domain, _, err := ParseAllocationName(a.Name); err == nil {
+		return domain
+	}
+	if a.Spec.Domain != "" {
+		return a.Spec.Domain
+	}
+	return a.Spec.PoolRef.Name
 }
 
 // LabelValue returns s if it can be a label value, else its hash: names of nodes and
