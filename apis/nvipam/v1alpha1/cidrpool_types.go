@@ -72,7 +72,7 @@ type CIDRPoolSpec struct {
 	// staticAllocations give a certain prefix to a node, or to no node.
 	// +kubebuilder:validation:MaxItems=80000
 	StaticAllocations []CIDRPoolStaticAllocation `json:"staticAllocations,omitempty"`
-	PoolAccess `json:",inline"`
+	PoolAccess        `json:",inline"`
 
 	// nodeSelector says which nodes get a prefix. If it is empty, all do.
 	NodeSelector *corev1.NodeSelector `json:"nodeSelector,omitempty"`
