@@ -225,6 +225,7 @@ func TestRequestsForLabels(t *testing.T) {
 			t.Errorf("first ADD in %s: %s", pool, all)
 		}
 	}
+	h.mustRun(t, call{verb: "DEL", container: "warm-up-p"})
 	for _, tc := range []struct {
 		name     string
 		outdated bool
