@@ -17,7 +17,8 @@ import (
 // Request is what one attachment asks for.
 type Request struct {
 	hint.Attachment
-	// Pools to claim one address of each, in this order.
+	// Pools to claim one address of each, in this order. A name may have labels of the
+	// node: see pool.HasLabels.
 	Pools []v1alpha1.PoolReference
 	// Want says which addresses are requested. If it is empty, any address will do.
 	Want pool.Want
@@ -43,7 +44,12 @@ type Claim struct {
 // ErrExhausted, ledger.ErrUnavailable, a ledger.InUseError or a pool.RequestError.
 //
 // It usually takes two requests for each pool: one reads the pool's metadata, one
-// creates the allocation.
+// creates the allocation. If labels of the node decide, one more reads them every
+// labelsAge.
+//
+// An attachment that already holds an address is asked the same questions again: an ADD
+// that is repeated fails if the pool is not for it any more, and the address stays until
+// the DEL.
 func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 	req.started = time.Now()
 	if err := c.awaitAdoption(ctx); err != nil {
@@ -53,15 +59,16 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 	if err := c.finishReleases(ctx, req.Attachment); err != nil {
 		return nil, err
 	}
-	req.known = c.lookUpKnown(req)
-	views := make([]view, len(req.Pools))
-	blocks := make([]*pool.Block, len(req.Pools))
-	for i, ref := range req.Pools {
-		v, err := c.view(ctx, ref)
-		if err != nil {
+	views, err := c.viewsOf(ctx, &req)
+	if err != nil {
+		return nil, err
+	}
+	blocks := make([]*pool.Block, len(views))
+	for i, v := range views {
+		if err := v.Admit(req.Pod.Namespace); err != nil {
 			return nil, err
 		}
-		views[i], blocks[i] = v, v.Block
+		blocks[i] = v.Block
 	}
 	if err := c.awaitOthers(); err != nil {
 		return nil, err

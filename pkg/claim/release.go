@@ -168,6 +168,9 @@ func (c *Claimer) Check(ctx context.Context, att hint.Attachment, pools []v1alph
 	if err != nil {
 		return err
 	}
+	if pools, err = c.heldPools(ctx, pools, entries); err != nil {
+		return err
+	}
 	for _, ref := range pools {
 		if err := c.checkIn(ctx, ref, pools, entries); err != nil {
 			return err
@@ -228,11 +231,18 @@ func begunBefore(a *v1alpha1.IPAllocation, t time.Time) bool {
 	return a.CreationTimestamp.Time.Before(t)
 }
 
-// Ready returns nil if the API server answers and lets this node read the pools, even
-// if a pool does not exist. It also retries pending releases: on a node without other
+// Ready returns nil if the API server answers and lets this node read the pools, and its
+// labels if they are in a pool's name, even if a pool or a label does not exist. It also retries pending releases: on a node without other
 // calls nothing else would.
 func (c *Claimer) Ready(ctx context.Context, pools []v1alpha1.PoolReference) error {
-	for _, ref := range pools {
+	named, err := c.expand(ctx, pools, labelsAge)
+	if errors.Is(err, ErrPoolNotFound) {
+		named, err = c.expand(ctx, pools, 0)
+	}
+	if err != nil && !errors.Is(err, ErrPoolNotFound) {
+		return err
+	}
+	for _, ref := range named {
 		if _, err := c.poolMetadata(ctx, ref); err != nil && !ledger.NotFound(err) {
 			return err
 		}

@@ -61,7 +61,8 @@ const maxPools = 2
 type Settings struct {
 	Type string `json:"type,omitempty"`
 	// PoolName is one pool, or two separated by a comma. If it is empty, the network's
-	// name is used, unless ForcePoolName is set.
+	// name is used, unless ForcePoolName is set. {LABEL} in it stands for the value of a
+	// label of this node's Node object.
 	PoolName      string `json:"poolName,omitempty"`
 	PoolType      string `json:"poolType,omitempty"` // "ippool" or "cidrpool", in any case
 	ForcePoolName *bool  `json:"forcePoolName,omitempty"`
@@ -337,11 +338,12 @@ func (n *network) pools() ([]v1alpha1.PoolReference, error) {
 	if len(names) == 0 && n.IPAM.PoolName != "" {
 		names = strings.Split(n.IPAM.PoolName, ",")
 	}
+	check := checkName
 	if len(names) == 0 {
 		if n.IPAM.ForcePoolName != nil && *n.IPAM.ForcePoolName {
 			return nil, errors.New("ipam.poolName is required because forcePoolName is set")
 		}
-		names = []string{n.Name}
+		names, check = []string{n.Name}, pool.ValidName
 	}
 	if len(names) > maxPools {
 		return nil, errors.New("pool field can't contain more then two entries")
@@ -349,10 +351,10 @@ func (n *network) pools() ([]v1alpha1.PoolReference, error) {
 	var pools []v1alpha1.PoolReference
 	for _, name := range names {
 		ref := v1alpha1.PoolReference{Kind: kind, Name: strings.TrimSpace(name)}
-		if err := pool.ValidName(ref.Name); err != nil {
+		if err := check(ref.Name); err != nil {
 			return nil, fmt.Errorf("poolName: %w", err)
 		}
-		if len(ref.Name) > v1alpha1.MaxPoolName {
+		if len(ref.Name) > v1alpha1.MaxPoolName && !pool.HasLabels(ref.Name) {
 			return nil, fmt.Errorf("poolName: %q has %d characters: with more than %d there is no room for an address in an allocation's name; give the pool a shorter one", ref.Name, len(ref.Name), v1alpha1.MaxPoolName)
 		}
 		if slices.Contains(pools, ref) {
@@ -361,6 +363,14 @@ func (n *network) pools() ([]v1alpha1.PoolReference, error) {
 		pools = append(pools, ref)
 	}
 	return pools, nil
+}
+
+// checkName checks a pool's name, which may have labels of the node.
+func checkName(name string) error {
+	if pool.HasLabels(name) {
+		return pool.CheckLabels(name)
+	}
+	return pool.ValidName(name)
 }
 
 // checkSection refuses a configuration without "ipam", as nv-ipam does: this plugin is

@@ -7,8 +7,6 @@ import (
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/skel"
-
-	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
 // Whatever comes on stdin or in CNI_ARGS ends in an error or in a request that
@@ -27,7 +25,7 @@ func checkRequest(t *testing.T, stdin []byte, cniArgs string) {
 		t.Errorf("%d pools", len(req.Pools))
 	}
 	for _, ref := range req.Pools {
-		if err := pool.ValidName(ref.Name); err != nil {
+		if err := checkName(ref.Name); err != nil {
 			t.Errorf("pool %q: %v", ref.Name, err)
 		}
 	}
@@ -63,6 +61,7 @@ func FuzzConfiguration(f *testing.F) {
 		`{"cniVersion":"1.1.0","name":"n","ipam":{"type":"nv-ipam","poolName":"a,b","poolType":"cidrpool"},"runtimeConfig":{"ips":["10.0.0.1/24","fd00::1"]}}`,
 		`{"name":"n","args":{"cni":{"ips":["10.0.0.1"],"poolNames":["a"],"poolType":"ippool","allocateDefaultGateway":true,"allocateIPWithIndex":3}}}`,
 		`{"name":"n","cni.dev/valid-attachments":[{"containerID":"c","ifname":"i"}]}`,
+		`{"name":"n","ipam":{"type":"nv-ipam","poolName":"rail1-{topology.kubernetes.io/rack},{a}{b}"}}`,
 		`{"ipam":null}`, `[]`, `{"name":"../x","ipam":{"poolName":","}}`,
 	} {
 		f.Add([]byte(seed))

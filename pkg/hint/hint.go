@@ -63,6 +63,7 @@ func (e Entry) Name() string { return v1alpha1.AllocationName(e.Domain, e.Addres
 //	                        TYPE.POOL.last     -> ADDRESS                        where round robin stopped
 //	                        TYPE.POOL.full     -> VERSION                        the block was full
 //	                        TYPE.POOL.epoch    -> UID/HASH                       which pool of that name was seen
+//	                        @labels.json                                         the labels of this node's Node object
 //	                  lost                     -> SINCE                          the API server had lost allocations
 //	                  lock                                                       held to change an entry, never across a request
 //	                  rebuild                                                    held by the one call that lists

@@ -39,6 +39,8 @@ type Block struct {
 	// Earlier is true where the block is of an earlier specification of the pool,
 	// and the node has none of the present one.
 	Earlier bool `json:"earlier,omitempty"`
+
+	access
 }
 
 // block returns what a node needs to know about the block that it was assigned.
@@ -63,7 +65,7 @@ func (p *Pool) block(a Assignment) *Block {
 		b.Remove(a.Gateway)
 	}
 	usable, _ := b.IPSet() // fails on invalid ranges only, and there are none
-	return &Block{Pool: p.Ref, Domain: p.Domain, Subnet: subnet, Range: r, Usable: usable.Ranges(), Gateway: a.Gateway, Routes: p.routes}
+	return &Block{Pool: p.Ref, Domain: p.Domain, Subnet: subnet, Range: r, Usable: usable.Ranges(), Gateway: a.Gateway, Routes: p.routes, access: p.access}
 }
 
 // MaxSize is the greatest size that is told: every JSON reader knows integers up

@@ -82,6 +82,7 @@ func fromCIDRPool(obj *v1alpha1.CIDRPool) (*Pool, field.ErrorList) {
 		selector: c.nodeSelector(spec.Child("nodeSelector"), obj.Spec.NodeSelector),
 		terms:    obj.Spec.NodeSelector,
 		layout:   layout,
+		access:   c.access(obj.Spec.PoolAccess),
 	}
 	c.common(p, cidr, obj.Spec.Exclusions, obj.Spec.Routes, obj.Spec.DefaultGateway, obj.Spec.GatewayIndex != nil, "gatewayIndex")
 	if cidr.IsValid() && (bits < max(cidr.Bits(), 1) || bits > cidr.Addr().BitLen()) {

@@ -32,7 +32,7 @@ func (p *Pool) fitting() func(Assignment) bool {
 func (p *Pool) BlockOf(current []Assignment, node string) (b *Block, ok bool) {
 	if p.Shared {
 		b = p.block(Assignment{Node: node, Range: p.whole()})
-		b.Shared = true
+		b.Shared, b.NodeSelector = true, p.terms
 		return b, true
 	}
 	fits := p.fitting()

@@ -77,7 +77,11 @@ func fromIPPool(obj *v1alpha1.IPPool) (*Pool, field.ErrorList) {
 		Shared:   shared,
 		Overflow: obj.Spec.Overflow == v1alpha1.OverflowSubnet,
 		layout:   sharedSubnet{subnet: subnet, gw: gateway},
+		access:   c.access(obj.Spec.PoolAccess),
 	}
+	p.access.Manual = obj.Spec.Assignment == v1alpha1.AssignmentManual
+	oneOf(c, spec.Child("assignment"), obj.Spec.Assignment, v1alpha1.AssignmentAuto, v1alpha1.AssignmentManual)
+	oneOf(c, spec.Child("overflow"), obj.Spec.Overflow, v1alpha1.OverflowSubnet)
 	c.common(p, subnet, obj.Spec.Exclusions, obj.Spec.Routes, obj.Spec.DefaultGateway, gateway.IsValid(), "gateway")
 	p.excluded = c.outsideOf(spec.Child("ranges"), obj.Spec.Ranges, p.excluded, subnet)
 	p.perNode = c.indexes(spec.Child("perNodeExclusions"), obj.Spec.PerNodeExclusions, big.NewInt(int64(obj.Spec.PerNodeBlockSize)), shared)

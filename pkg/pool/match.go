@@ -41,7 +41,8 @@ func refuse(format string, args ...any) error {
 // cannot be had.
 //
 // Each block takes the first requested address inside its subnet. An excluded
-// address or the gateway may be requested.
+// address or the gateway may be requested. A block of a pool whose assignment is Manual
+// refuses to hand out any address: the gateway or an index asks for a certain one, too.
 func Match(blocks []*Block, want Want) ([]netip.Addr, error) {
 	out := make([]netip.Addr, len(blocks))
 	taken := make(map[netip.Addr]bool, len(want.Addresses))
@@ -70,6 +71,9 @@ func Match(blocks []*Block, want Want) ([]netip.Addr, error) {
 				out[i], taken[a] = a, true
 				break
 			}
+		}
+		if b.Manual && !out[i].IsValid() {
+			return nil, refuse("pool %q, poolType %q gives only addresses that are asked for because its spec.assignment is Manual: request an address of %s, or name another pool", b.Pool.Name, Type(b.Pool.Kind), b.Subnet)
 		}
 	}
 	for _, a := range want.Addresses {

@@ -155,6 +155,7 @@ func (c *checker) outsideOf(path *field.Path, texts []string, excluded *netipx.I
 	if len(texts) == 0 || !subnet.IsValid() {
 		return excluded
 	}
+	c.atMost(path, len(texts))
 	var out netipx.IPSetBuilder
 	out.AddPrefix(subnet)
 	for i, text := range texts {
@@ -162,10 +163,10 @@ func (c *checker) outsideOf(path *field.Path, texts []string, excluded *netipx.I
 		if !isRange {
 			last = first
 		}
-		from, errFrom := ParseAddr(first)
-		to, errTo := ParseAddr(last)
+		from, errFrom := netip.ParseAddr(first)
+		to, errTo := netip.ParseAddr(last)
 		switch r := netipx.IPRangeFrom(from, to); {
-		case errFrom != nil || errTo != nil:
+		case errFrom != nil || errTo != nil || from.Is4In6() || to.Is4In6() || from.Zone()+to.Zone() != "":
 			c.invalid(path.Index(i), text, "is not an address or a range of addresses, as 10.0.0.10-10.0.0.99")
 		case !subnet.Contains(from) || !subnet.Contains(to):
 			c.invalid(path.Index(i), text, "is not part of the subnet "+subnet.String())

@@ -43,6 +43,7 @@ type Pool struct {
 
 	// layout is what differs between the kinds.
 	layout layout
+	access access
 }
 
 // layout turns an assigned range into what a node needs to know about it.

@@ -63,6 +63,7 @@ func TestHostileNode(t *testing.T) {
 	t.Run("impossible pods", s.impossiblePods)
 	t.Run("others' nodes and pods", s.othersObjects)
 	c.wantReady(t, "p", siegeBlocks...)
+	t.Run("a pool that is not for its pods", s.notForItsPods)
 	t.Run("a pool that is made again", s.poolMadeAgain)
 	t.Run("static pods until the node is gone", s.staticPods)
 }
@@ -102,6 +103,22 @@ func (s *siege) plugin(t *testing.T, verb, container string) string {
 		return strings.TrimSuffix(result.IPs[0].Address, "/24")
 	}
 	return ""
+}
+
+// allowedNamespaces, assignment and disabled are the plugin's to enforce: the API server
+// takes what a node writes that does not run it.
+func (s *siege) notForItsPods(t *testing.T) {
+	s.Pool(t, "closed", v1alpha1.IPPoolSpec{Subnet: "10.9.0.0/24", PerNodeBlockSize: 10, Assignment: v1alpha1.AssignmentManual,
+		PoolAccess: v1alpha1.PoolAccess{AllowedNamespaces: []string{"nobody-s"}, Disabled: true}})
+	s.Claim(t, s.mallory, allocation("closed", "10.9.0.1", "mallory", s.own))
+	for _, err := range []error{
+		s.mallory.IPAllocations(s.NS).Delete(t.Context(), "closed.10.9.0.1", metav1.DeleteOptions{}),
+		s.IPAM.IPPools(s.NS).Delete(t.Context(), "closed", metav1.DeleteOptions{}),
+	} {
+		if err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // The next addresses of the victim's block, under the ID and interface of one of its

@@ -38,6 +38,12 @@ func reserved() *v1alpha1.IPAllocation {
 	}
 }
 
+// inDomain gives an allocation a domain that is not its pool's name.
+func inDomain(a *v1alpha1.IPAllocation) *v1alpha1.IPAllocation {
+	a.Name, a.Spec.Domain = "fabric.10.0.0.5", "fabric"
+	return a
+}
+
 const expandedName = "an IPv6 address as eight groups of four digits that are joined by dashes"
 
 func named(name, address string) func(*v1alpha1.IPAllocation) {
@@ -58,9 +64,9 @@ func longest() *v1alpha1.IPAllocation {
 		PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindCIDRPool, Name: long(213)}, Address: "fd00:1111:2222:3333:4444:5555:6666:7777",
 		NodeName: long(253), PodRef: v1alpha1.PodReference{Namespace: long(63), Name: long(253), UID: types.UID(long(64))},
 		ContainerID: long(256), InterfaceName: strings.Repeat("\u00e9", 15), NetworkName: long(253), DeviceID: long(253),
-		Requested: true, AddStartedAt: a.Spec.AddStartedAt,
+		Domain: strings.Repeat("d", 213), Requested: true, AddStartedAt: a.Spec.AddStartedAt,
 	}
-	a.Name = v1alpha1.AllocationName(a.Spec.PoolRef.Name, netip.MustParseAddr(a.Spec.Address))
+	a.Name = v1alpha1.AllocationName(a.Spec.Domain, netip.MustParseAddr(a.Spec.Address))
 	return a
 }
 
@@ -79,6 +85,28 @@ func TestCreateAllocation(t *testing.T) {
 			a.Name, a.Spec.Address = "pool1.fd00-0000-0000-0000-0000-0000-0000-0001", "fd00::1"
 		}},
 		{name: "pool with dots in its name", edit: func(a *alloc) { a.Name, a.Spec.PoolRef.Name = "a.b.10.0.0.5", "a.b" }},
+		{name: "domain", edit: func(a *alloc) { a.Name, a.Spec.Domain = "fabric.10.0.0.5", "fabric" }},
+		{name: "domain like the pool's name", edit: func(a *alloc) { a.Spec.Domain = "pool1" }},
+		{name: "domain of an IPv6 address", edit: func(a *alloc) {
+			a.Name, a.Spec.Domain, a.Spec.Address = "fabric.fd00-0000-0000-0000-0000-0000-0000-0001", "fabric", "fd00::1"
+		}},
+		{name: "domain with dots", edit: func(a *alloc) { a.Name, a.Spec.Domain = "a.b.10.0.0.5", "a.b" }},
+		{name: "pool of a domain in the name", edit: func(a *alloc) { a.Spec.Domain = "fabric" }, says: "metadata.name must begin with spec.domain"},
+		{name: "pool of a domain in the name of an IPv6 address", edit: func(a *alloc) {
+			a.Name, a.Spec.Domain, a.Spec.Address = "pool1.fd00-0000-0000-0000-0000-0000-0000-0001", "fabric", "fd00::1"
+		}, says: "metadata.name must begin with spec.domain"},
+		{name: "another address of the domain", edit: func(a *alloc) { a.Name, a.Spec.Domain = "fabric.10.0.0.6", "fabric" }, says: "metadata.name must be spec.domain"},
+		{name: "another IPv6 address of the domain", edit: func(a *alloc) {
+			a.Name, a.Spec.Domain, a.Spec.Address = "fabric.fd00-0000-0000-0000-0000-0000-0000-0002", "fabric", "fd00::1"
+		}, says: expandedName},
+		{name: "domain that the name begins with", edit: func(a *alloc) { a.Name, a.Spec.Domain = "fabric1.10.0.0.5", "fabric" }, says: "metadata.name must begin with"},
+		{name: "name of a domain without one", edit: func(a *alloc) { a.Name = "fabric.10.0.0.5" }, says: "metadata.name must begin with"},
+		{name: "domain in capitals", edit: func(a *alloc) { a.Spec.Domain = "Fabric" }, says: "spec.domain"},
+		{name: "domain too long", edit: func(a *alloc) { a.Spec.Domain = strings.Repeat("d", 214) }, says: "spec.domain"},
+		{name: "longest domain of an IPv6 address", edit: func(a *alloc) {
+			a.Spec.Domain, a.Spec.Address = strings.Repeat("d", 213), "fd00::1"
+			a.Name = a.Spec.Domain + ".fd00-0000-0000-0000-0000-0000-0000-0001"
+		}},
 		{name: "without a pod", edit: func(a *alloc) { a.Spec.PodRef = v1alpha1.PodReference{} }},
 
 		{name: "name of another address", edit: func(a *alloc) { a.Name = "pool1.10.0.0.6" }, says: "metadata.name must be spec.domain (spec.poolRef.name if that is not set), a dot and spec.address"},
@@ -178,6 +206,12 @@ func TestUpdateAllocation(t *testing.T) {
 		{name: "address in another form", from: attached(), edit: func(a *alloc) { a.Spec.Address = "::ffff:10.0.0.5" }, says: immutable},
 		{name: "pool's name", from: attached(), edit: func(a *alloc) { a.Spec.PoolRef.Name = "pool2" }, says: immutable},
 		{name: "pool's kind", from: attached(), edit: func(a *alloc) { a.Spec.PoolRef.Kind = v1alpha1.PoolKindCIDRPool }, says: immutable},
+		{name: "a domain", from: attached(), edit: func(a *alloc) { a.Spec.Domain = "pool1" }, says: immutable},
+		{name: "another domain", from: inDomain(reserved()), edit: func(a *alloc) { a.Spec.Domain = "pool1" }, says: immutable},
+		{name: "no domain any more", from: inDomain(reserved()), edit: func(a *alloc) { a.Spec.Domain = "" }, says: immutable},
+		{name: "labels in a domain", from: inDomain(attached()), edit: func(a *alloc) { a.Labels = map[string]string{"a": "b"} }},
+		{name: "pool's name in a domain", from: inDomain(reserved()), edit: func(a *alloc) { a.Spec.PoolRef.Name = "pool2" }, says: immutable},
+		{name: "a reservation in a domain is taken up", from: inDomain(reserved()), edit: func(a *alloc) { a.Spec = inDomain(attached()).Spec }},
 		{name: "pool's kind of a reservation", from: reserved(), edit: func(a *alloc) { a.Spec.PoolRef.Kind = v1alpha1.PoolKindCIDRPool }, says: immutable},
 
 		{name: "another container", from: attached(), edit: func(a *alloc) { a.Spec.ContainerID = "c2" }, says: another},

@@ -153,6 +153,83 @@ func (c *cluster) testStored(t *testing.T, stored []poolCase) {
 	}
 }
 
+// The domain of a pool never changes, whether it is written or the pool's name.
+func TestDomainOfAPool(t *testing.T) {
+	cl := newCluster(t, env)
+	for kind, spec := range map[string]map[string]any{
+		"IPPool":   {"subnet": "10.0.0.0/24", "perNodeBlockSize": int64(10)},
+		"CIDRPool": {"cidr": "10.0.0.0/16", "perNodeNetworkPrefix": int64(24)},
+	} {
+		for i, tc := range []struct {
+			name, from, to string // empty: no domain
+			refused        bool
+		}{
+			{"none", "", "", false},
+			{"the name is written", "", "self", false},
+			{"the name is left out", "self", "", false},
+			{"the same", "fabric", "fabric", false},
+			{"added", "", "fabric", true},
+			{"removed", "fabric", "", true},
+			{"changed", "fabric", "other", true},
+			{"changed to the name", "fabric", "self", true},
+		} {
+			t.Run(kind+", "+tc.name, func(t *testing.T) {
+				pools, name := cl.of(kind, "default"), fmt.Sprintf("domain-%d", i)
+				domain := func(d string) any {
+					switch d {
+					case "":
+						return nil
+					case "self":
+						return name
+					}
+					return d
+				}
+				m := manifest(kind, runtime.DeepCopyJSON(spec))
+				m["metadata"].(map[string]any)["name"] = name
+				if tc.from != "" {
+					m["spec"].(map[string]any)["domain"] = domain(tc.from)
+				}
+				if _, err := pools.Create(t.Context(), &object{Object: m}, metav1.CreateOptions{}); err != nil {
+					t.Fatal(err)
+				}
+				defer func() { _ = pools.Delete(t.Context(), name, metav1.DeleteOptions{}) }()
+				body, err := json.Marshal(map[string]any{"spec": map[string]any{"domain": domain(tc.to), "disabled": true}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				words := ""
+				if tc.refused {
+					words = "spec.domain: Invalid value"
+				}
+				_, err = pools.Patch(t.Context(), name, types.MergePatchType, body, metav1.PatchOptions{})
+				if wantRefusal(t, err, words); tc.refused && !strings.Contains(fmt.Sprint(err), "apply another pool with that domain") {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}
+
+// Longer lists of what only this project's pools have are refused.
+func TestTooManyEntries(t *testing.T) {
+	cl := newCluster(t, env)
+	list := func(n int, format string) (out []any) {
+		for i := range n {
+			out = append(out, fmt.Sprintf(format, i/256, i%256))
+		}
+		return out
+	}
+	for field, format := range map[string]string{"ranges": "10.0.%d.%d", "allowedNamespaces": "a-%d-%d-*"} {
+		for n, words := range map[int]string{1000: "", 1001: "spec." + field + ": Too many"} {
+			pool := ipPool(map[string]any{"subnet": "10.0.0.0/16", field: list(n, format)})
+			wantRefusal(t, cl.try(t.Context(), pool), words)
+			if err := (poolCase{Pool: pool}).parse(); (err == nil) != (words == "") {
+				t.Errorf("%d %s: Go says %v", n, field, err)
+			}
+		}
+	}
+}
+
 // testLargeLists checks that neither cost limits nor bounds refuse a valid pool.
 func (c *cluster) testLargeLists(t *testing.T) {
 	list := func(n int, entry func(i int) map[string]any) []any {
@@ -191,6 +268,14 @@ func (c *cluster) testLargeLists(t *testing.T) {
 				"staticAllocations": list(n, func(i int) map[string]any {
 					return map[string]any{"nodeName": fmt.Sprintf("node-%d.example.com", i), "prefix": fmt.Sprintf("fd00:1111:2222:%x::/64", i), "gateway": fmt.Sprintf("fd00:1111:2222:%x::ffff", i)}
 				})}
+			few := min(n, 1000) // as many as the CRD allows
+			common["allowedNamespaces"] = []any{}
+			ranges := []any{}
+			for i := range few {
+				common["allowedNamespaces"] = append(common["allowedNamespaces"].([]any), strings.Repeat("n", 58)+fmt.Sprintf("%04d", i)+"*")
+				ranges = append(ranges, fmt.Sprintf("fd00:1111:2222:0:%x:4444:5555:6666-fd00:1111:2222:0:%x:4444:5555:7777", i, i))
+			}
+			ip["ranges"] = ranges
 			for k, v := range common {
 				for _, spec := range []map[string]any{ip, cidr} {
 					spec[k] = v

@@ -21,7 +21,9 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	apitypes "k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
@@ -211,6 +213,34 @@ func TestCredentials(t *testing.T) {
 				t.Errorf("warned: %t, %v\n%s", warned, err, log)
 			}
 		})
+	}
+}
+
+// A node reads the labels of its own Node object as a kubelet may. Another user needs a
+// right more than the role gives, and is told so.
+func TestLabelsOfTheOwnNode(t *testing.T) {
+	c := poolCluster(t)
+	c.account(t, pluginAccount, role)
+	if _, err := c.Kube.CoreV1().Nodes().Patch(t.Context(), "a", apitypes.MergePatchType, []byte(`{"metadata":{"labels":{"pool":"p"}}}`), metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	add := func(h *host) *types.Error {
+		stdin := rig.NetConf(t, "1.1.0", map[string]any{"confDir": h.dir, "poolName": "{pool}"}, nil)
+		_, cniErr := rig.Call{Verb: "ADD", Container: "c1", Stdin: stdin}.Run(t, exec.CommandContext(t.Context(), h.plugin), h.plugin)
+		return cniErr
+	}
+	a := nodeConfig(t, "a")
+	kubelet, account := c.host(t, nil), c.host(t, nil)
+	kubelet.kubeconfig(t, &clientcmdapi.AuthInfo{ClientCertificateData: a.CertData, ClientKeyData: a.KeyData})
+	account.kubeconfig(t, &clientcmdapi.AuthInfo{TokenFile: account.write(t, "token", []byte(c.podToken(t, pluginAccount, "a")))})
+	if err := add(kubelet); err != nil {
+		t.Error(err)
+	}
+	if err := add(account); err == nil || !strings.Contains(err.Msg, "reading the labels of node a") || !strings.Contains(err.Msg, "needs get on nodes") {
+		t.Error(err)
+	}
+	if _, err := rig.Kube(t, a).CoreV1().Nodes().Get(t.Context(), "b", metav1.GetOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("another node's labels: %v", err)
 	}
 }
 

@@ -107,6 +107,7 @@ func writes() []write {
 	as := func(a *v1alpha1.IPAllocation) edit { return func(b *v1alpha1.IPAllocation) { *b = *a.DeepCopy() } }
 	return []write{
 		create("own", ""),
+		create("own of a domain", "", func(a *v1alpha1.IPAllocation) { a.Spec.PoolRef.Name, a.Spec.Domain = "q", "p" }, label(v1alpha1.LabelPool, "q")),
 		create("own that was lost", "", func(a *v1alpha1.IPAllocation) { a.Spec.Restored = true }),
 		create("own with a UID", "", pod(v1alpha1.PodReference{Namespace: "ml", Name: "a.b", UID: "0123456789abcdef0123456789abcdef"})),
 		create("another's", mayCreate+`b"`, as(foreign)),

@@ -166,6 +166,13 @@ func claims(t *testing.T, env *testenv.Env, namespace string, config *rest.Confi
 	if _, err := kube(t, config).CoreV1().Pods("").List(t.Context(), metav1.ListOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("listing pods: %v", err)
 	}
+	// For the labels in a poolName.
+	if _, err := kube(t, config).CoreV1().Nodes().Get(t.Context(), "node-a", metav1.GetOptions{}); err != nil {
+		t.Errorf("reading its node: %v", err)
+	}
+	if _, err := kube(t, config).CoreV1().Nodes().List(t.Context(), metav1.ListOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("listing nodes: %v", err)
+	}
 	// The kubelet's certificate is no longer good for that here.
 	node, err := env.UserConfig("system:node:node-a", testenv.NodesGroup)
 	if err != nil {

@@ -112,15 +112,18 @@ type PoolAccess struct {
 	Domain string `json:"domain,omitempty"`
 	// allowedNamespaces are the namespaces whose pods may use the pool; a name that ends
 	// with "*" stands for all that begin with the rest. Without it all may. It decides about
-	// requested addresses, too, and leaves alone who has an address already.
+	// requested addresses, too, and leaves alone who has an address already. The plugin on
+	// each node enforces it.
+	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=1000
 	// +kubebuilder:validation:items:MinLength=1
-	// +kubebuilder:validation:items:MaxLength=64
+	// +kubebuilder:validation:items:MaxLength=63
 	// +kubebuilder:validation:items:Pattern=`^([a-z0-9]([-a-z0-9]*[a-z0-9])?|([a-z0-9][-a-z0-9]*)?[*])$`
-	// +listType=set
+	// +listType=atomic
 	// +optional
 	AllowedNamespaces []string `json:"allowedNamespaces,omitempty"`
-	// disabled is true if the pool gives no addresses any more. Those that are held stay.
+	// disabled is true if the pool gives no addresses, not even requested ones. Those that
+	// are held stay, and are released as always.
 	// +optional
 	Disabled bool `json:"disabled,omitempty"`
 }

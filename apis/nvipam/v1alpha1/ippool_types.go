@@ -86,7 +86,7 @@ type IPPoolSpec struct {
 	// +optional
 	Ranges []string `json:"ranges,omitempty"`
 	// assignment says which requests the pool serves. Auto: all. Manual: only those that
-	// ask for an address.
+	// ask for an address, by itself, by its index in the node's block, or as the gateway.
 	// +optional
 	Assignment AssignmentMode `json:"assignment,omitempty"`
 	PoolAccess `json:",inline"`
@@ -100,7 +100,8 @@ type IPPoolSpec struct {
 	// +kubebuilder:validation:MaxLength=45
 	// +kubebuilder:validation:Pattern=`^(((25[0-5]|(2[0-4]|1\d|[1-9]?)\d)\.){3}(25[0-5]|(2[0-4]|1\d|[1-9]?)\d)|([\da-fA-F]{0,4}:){2,8}[\da-fA-F.]{0,15})?$`
 	Gateway string `json:"gateway,omitempty"`
-	// nodeSelector says which nodes get a block. If it is empty, all do.
+	// nodeSelector says which nodes get a block, or may use a pool without blocks. If it is
+	// empty, all do.
 	NodeSelector *corev1.NodeSelector `json:"nodeSelector,omitempty"`
 	// defaultGateway adds a default route via the gateway to every interface.
 	DefaultGateway bool `json:"defaultGateway,omitempty"`
