@@ -74,12 +74,17 @@ func fromIPPool(obj *v1alpha1.IPPool) (*Pool, field.ErrorList) {
 		terms:    obj.Spec.NodeSelector,
 		Shared:   shared,
 		layout:   sharedSubnet{subnet: subnet, gw: gateway},
+
+		overflows: obj.Spec.Overflow == v1alpha1.OverflowSubnet,
 	}
 	c.common(p, subnet, obj.Spec.Exclusions, obj.Spec.Routes, obj.Spec.DefaultGateway, gateway.IsValid(), "gateway")
 	p.excluded = c.outsideOf(spec.Child("ranges"), obj.Spec.Ranges, p.excluded, subnet)
 	p.perNode = c.indexes(spec.Child("perNodeExclusions"), obj.Spec.PerNodeExclusions, big.NewInt(int64(obj.Spec.PerNodeBlockSize)), shared)
 	if shared && obj.Spec.Overflow != "" {
 		c.invalid(spec.Child("overflow"), obj.Spec.Overflow, "cannot be set if spec.perNodeBlockSize is not set: every node uses the whole subnet")
+	}
+	if obj.Spec.Overflow != "" && len(obj.Spec.PerNodeExclusions) > 0 {
+		c.invalid(spec.Child("overflow"), obj.Spec.Overflow, "cannot be set together with spec.perNodeExclusions: a node that goes on in another node's block would need that one's")
 	}
 	if len(c.errs) > 0 {
 		return nil, c.errs

@@ -27,11 +27,12 @@ type Pool struct {
 	// addresses from the whole subnet.
 	Shared bool
 
-	selector *nodeaffinity.NodeSelector // nil selects all nodes
-	terms    *corev1.NodeSelector       // the same, as it was written
-	grid     grid
-	static   []Assignment // that the specification itself has; Node is empty if a block is kept for nobody
-	excluded *netipx.IPSet
+	overflows bool                       // a node whose block is full goes on in the rest of the subnet
+	selector  *nodeaffinity.NodeSelector // nil selects all nodes
+	terms     *corev1.NodeSelector       // the same, as it was written
+	grid      grid
+	static    []Assignment // that the specification itself has; Node is empty if a block is kept for nobody
+	excluded  *netipx.IPSet
 	// unusable are addresses that are never allocated automatically; a block with
 	// only these and those at perNode is not assigned. They are the excluded ones,
 	// and the gateway if each block of the shared subnet is a single address.
