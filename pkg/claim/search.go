@@ -167,6 +167,7 @@ func (s *search) tryCandidates(ctx context.Context, candidates iter.Seq[netip.Ad
 		s.held[addr] = true
 		if s.b.Shared { // there may be thousands: see hint.Window
 			s.Hint.NotFree(s.space, addr)
+			s.Hint.SetLast(s.space, s.b.EndOfRun(addr)) // another node is in this run
 		} else {
 			s.Hint.Elsewhere(entry)
 		}

@@ -23,8 +23,10 @@ const (
 	largeSpace = 1 << 20
 	// maxRandom is how many random addresses of a large space are tried.
 	maxRandom = 16
+	// maxPlain is how many candidates are tried before a window is listed.
+	maxPlain = 2
 	// windowAge is how long what was free in a window is believed. Others claim there, too.
-	windowAge = time.Minute
+	windowAge = 10 * time.Second
 	// windowCollisions is how many addresses that were free in a window may be held by now
 	// before it is listed again.
 	windowCollisions = 2
@@ -34,7 +36,8 @@ const (
 
 // searchShared searches a space that nodes share. It tries
 //
-//  1. the next candidate in the node's own order, unless the space is known to be crowded;
+//  1. the next candidate in the node's own order, and if it is held that of the next run,
+//     unless the space is known to be crowded;
 //  2. what was free when a window of 256 addresses was listed, by this call or by an earlier
 //     one on this node. Near full, one list so serves many ADDs;
 //  3. after some windows with nothing: the whole space, by a list of the domain. Only that
@@ -49,12 +52,13 @@ func (s *search) searchShared(ctx context.Context) (hint.Entry, error) {
 		return hint.Entry{}, nil
 	}
 	if w := s.Hint.Window(s.space); w == nil || !w.Crowded && !s.isCurrent(w) {
-		e, collided, err := s.tryCandidates(ctx, s.b.Candidates(s.Hint.Last(s.space)), 1) // 1
-		if err != nil || e.Address.IsValid() {
-			return e, err
-		}
-		if collided {
-			s.leaveRun()
+		for collided, n := true, 0; collided && n < maxPlain; n++ {
+			var e hint.Entry
+			var err error
+			e, collided, err = s.tryCandidates(ctx, s.b.Candidates(s.Hint.Last(s.space)), 1) // 1
+			if err != nil || e.Address.IsValid() {
+				return e, err
+			}
 		}
 	}
 	e, err := s.searchWindows(ctx) // 2
@@ -74,14 +78,6 @@ func (s *search) searchLarge(ctx context.Context) (hint.Entry, error) {
 		return hint.Entry{}, fmt.Errorf("%w %q, poolType %q: %d random addresses of subnet %s are all held", ErrExhausted, s.b.Pool.Name, pool.Type(s.b.Pool.Kind), maxRandom, s.b.Subnet)
 	}
 	return e, err
-}
-
-// leaveRun makes the next search begin behind the run in which a candidate was held:
-// another node is there.
-func (s *search) leaveRun() {
-	for addr := range s.held {
-		s.Hint.SetLast(s.space, s.b.EndOfRun(addr))
-	}
 }
 
 func (s *search) isCurrent(w *hint.Window) bool {

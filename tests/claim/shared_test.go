@@ -104,7 +104,7 @@ func TestCrowdedSharedPool(t *testing.T) {
 	wantRequests(t, n, "GET ippools/p", "POST ipallocations") // it knows what it has released
 }
 
-// What was free when a window was listed is believed for a minute.
+// What was free when a window was listed is believed for some seconds.
 func TestWindowGetsOld(t *testing.T) {
 	c := newShared(t, v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/26"})
 	c.fill(t, "p", "10.0.0.1", "10.0.0.50")
