@@ -156,7 +156,7 @@ func (s *search) list(ctx context.Context, addr netip.Addr) (*hint.Window, error
 			}
 		}
 	}
-	w.Crowded = 2*len(w.Free) <= usable
+	w.Crowded = 4*len(w.Free) <= 3*usable // from then on a list costs less than creates that collide
 	rand.Shuffle(len(w.Free), func(i, j int) { w.Free[i], w.Free[j] = w.Free[j], w.Free[i] })
 	s.Hint.SetWindow(s.space, w)
 	return w, nil

@@ -28,7 +28,7 @@ type Window struct {
 	Window netip.Prefix `json:"window"`
 	// Listed is when, by this node's clock.
 	Listed time.Time `json:"listed"`
-	// Crowded is true if at most half of the window was free.
+	// Crowded is true if at least a quarter of the window was held: the next ADD lists at once.
 	Crowded bool `json:"crowded"`
 	// Free are usable addresses that nobody held, in random order, and behind them addresses of
 	// the domain that this node has released since. What it has claimed since has an entry in

@@ -30,7 +30,7 @@ func TestSimulation(t *testing.T) {
 	}
 }
 
-var fills = []float64{0.10, 0.50, 0.75, 0.90, 0.95, 0.99}
+var fills = []float64{0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 0.99}
 
 func printTables() {
 	clusters := []struct {
@@ -38,7 +38,7 @@ func printTables() {
 		size  uint64
 	}{{10, 1 << 12}, {100, 1 << 13}, {5000, 1 << 16}}
 	header := func(first string) {
-		fmt.Printf("\n| %s | 10 %% | 50 %% | 75 %% | 90 %% | 95 %% | 99 %% |\n|---|%s\n", first, strings.Repeat("--:|", len(fills)))
+		fmt.Printf("\n| %s | 10 %% | 25 %% | 50 %% | 75 %% | 90 %% | 95 %% | 99 %% |\n|---|%s\n", first, strings.Repeat("--:|", len(fills)))
 	}
 	row := func(name string, w *simulation) {
 		fmt.Printf("| %s |", name)
@@ -198,7 +198,7 @@ func (w *simulation) add(i int) (collided, requests int) {
 				n.free = append(n.free, a)
 			}
 		}
-		n.crowds = len(n.free) <= 128
+		n.crowds = len(n.free) <= 192
 		w.r.Shuffle(len(n.free), func(i, j int) { n.free[i], n.free[j] = n.free[j], n.free[i] })
 	}
 	requests++ // the list of all

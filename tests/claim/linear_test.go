@@ -31,7 +31,7 @@ import (
 )
 
 var (
-	histories  = flag.Int("histories", 3, "how many concurrent histories are checked for linearizability, at least")
+	histories  = flag.Int("histories", 4, "how many concurrent histories are checked for linearizability, at least")
 	linearSeed = flag.Uint64("linear.seed", 0, "of their random choices; 0 takes a new one")
 )
 
