@@ -114,7 +114,6 @@ func TestWindowGetsOld(t *testing.T) {
 	if w == nil || !w.Crowded {
 		t.Fatalf("window %+v", w)
 	}
-	c.fill(t, "p", "10.0.0.61", "10.0.0.62")
 	w.Listed = time.Now().Add(-2 * time.Minute)
 	n.hint().SetWindow(ippool("p")[0], w)
 	n.wire.take()
@@ -287,6 +286,10 @@ func TestTwoPoolsOfOneDomain(t *testing.T) {
 	again, err := n.add(t.Context(), "both", ippool("p", "q"))
 	if err != nil || !slices.Equal(again, got) {
 		t.Errorf("asked twice, got %v and %v, %v", got, again, err)
+	}
+	n.loseHint(t)
+	if err := n.Check(t.Context(), pod("both"), ippool("p", "q")); err != nil {
+		t.Errorf("CHECK without a hint: %v", err)
 	}
 	for i := range 12 {
 		n.mustAdd(t, fmt.Sprint("pod", i), ippool([]string{"p", "q"}[i%2]))
