@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
@@ -101,6 +102,7 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 type known struct {
 	hint   *hint.Hint
 	att    hint.Attachment
+	pools  []v1alpha1.PoolReference
 	read   chan struct{}           // closed when the other fields are set
 	held   map[string][]hint.Entry // what this attachment already holds, by domain
 	latest uint64                  // the highest resource version of the node's allocations
@@ -125,7 +127,7 @@ func (k *known) await(blocks []*pool.Block) {
 // lookUpKnown reads what the hint has of the requested pools. That takes a while if a
 // block is full, so it is done while the connection to the API server is made.
 func (c *Claimer) lookUpKnown(req Request) *known {
-	k := &known{hint: c.Hint, att: req.Attachment, read: make(chan struct{}), held: map[string][]hint.Entry{}}
+	k := &known{hint: c.Hint, att: req.Attachment, pools: req.Pools, read: make(chan struct{}), held: map[string][]hint.Entry{}}
 	go func() {
 		defer close(k.read)
 		for _, ref := range req.Pools {
@@ -138,11 +140,17 @@ func (c *Claimer) lookUpKnown(req Request) *known {
 // heldIn returns the address in a block that this attachment already holds, or zero.
 func (k *known) heldIn(b *pool.Block) netip.Addr {
 	for _, e := range k.held[b.Domain] {
-		if b.Range.Contains(e.Address) {
+		if b.Range.Contains(e.Address) && !k.isOfOther(e, b.Pool) {
 			return e.Address
 		}
 	}
 	return netip.Addr{}
+}
+
+// isOfOther reports whether an address was taken from another of the requested pools: two
+// pools of one domain may overlap.
+func (k *known) isOfOther(e hint.Entry, ref v1alpha1.PoolReference) bool {
+	return e.Record != nil && e.Record.Spec.PoolRef != ref && slices.Contains(k.pools, e.Record.Spec.PoolRef)
 }
 
 // setBackBefore reports whether an allocation is older than one that this node had before

@@ -20,13 +20,18 @@ import (
 
 // create claims one address. It succeeds, too, if this attachment already holds the
 // address, from a call whose answer was lost. If another holds it and yields, its claim
-// is deleted first.
+// is deleted first; in a space that nodes share that is not asked, unless the address was
+// requested: the holder is hardly ever of this node, and another address will do.
 func (c *Claimer) create(ctx context.Context, req Request, b *pool.Block, addr netip.Addr, requested bool) (hint.Entry, error) {
 	e := hint.Entry{Attachment: req.Attachment, Domain: b.Domain, Address: addr}
 	alloc := c.allocation(req, b.Pool, b.Domain, addr, requested)
-	held, created, err := c.Create(ctx, alloc)
+	create := c.Create
+	if b.Shared && !requested {
+		create = c.CreateIfFree
+	}
+	held, created, err := create(ctx, alloc)
 	var inUse *ledger.InUseError
-	if errors.As(err, &inUse) && c.yields(inUse.Holder, req) {
+	if errors.As(err, &inUse) && inUse.Holder != nil && c.yields(inUse.Holder, req) {
 		if failed := c.deleteHolder(ctx, inUse.Holder); failed != nil {
 			err = fmt.Errorf("%w; %w", err, failed)
 		} else {
@@ -115,8 +120,14 @@ func (c *Claimer) named(name string, spec v1alpha1.IPAllocationSpec) *v1alpha1.I
 				v1alpha1.LabelPool:      v1alpha1.LabelValue(spec.PoolRef.Name),
 				v1alpha1.LabelNode:      v1alpha1.LabelValue(c.Node),
 				v1alpha1.LabelContainer: v1alpha1.ContainerLabel(spec.ContainerID),
+				v1alpha1.LabelWindow:    windowOf(spec.Address),
 			},
 		},
 		Spec: spec,
 	}
+}
+
+func windowOf(address string) string {
+	addr, _ := netip.ParseAddr(address) // never fails: it was written from an address
+	return v1alpha1.WindowLabel(addr)
 }

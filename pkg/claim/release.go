@@ -182,9 +182,10 @@ func (c *Claimer) Check(ctx context.Context, att hint.Attachment, pools []v1alph
 // checkIn checks the address of one of pools. The pool may have replaced another of its
 // domain since the ADD.
 func (c *Claimer) checkIn(ctx context.Context, ref v1alpha1.PoolReference, pools []v1alpha1.PoolReference, entries []hint.Entry) error {
+	seen := c.Hint.View(ref) != nil // if not, its domain is not known
 	domain := c.Hint.Domain(ref)
 	for _, e := range entries {
-		if e.Domain != domain && (e.Record == nil || e.Record.Spec.PoolRef != ref) {
+		if seen && e.Domain != domain && (e.Record == nil || e.Record.Spec.PoolRef != ref) {
 			continue
 		}
 		alloc, err := c.Get(ctx, e.Name())
@@ -192,7 +193,7 @@ func (c *Claimer) checkIn(ctx context.Context, ref v1alpha1.PoolReference, pools
 			return fmt.Errorf("reading allocation %s: %w", e.Name(), err)
 		}
 		if alloc != nil && c.isHeldBy(alloc, e.Attachment) &&
-			(alloc.Spec.PoolRef == ref || !slices.Contains(pools, alloc.Spec.PoolRef)) {
+			(alloc.Spec.PoolRef == ref || e.Domain == domain && !slices.Contains(pools, alloc.Spec.PoolRef)) {
 			return nil
 		}
 	}

@@ -23,6 +23,9 @@ const (
 	// maxRechecks is how many addresses that others were seen to hold are tried again
 	// before a block counts as full. A block with more of them needs several ADDs.
 	maxRechecks = 32
+	// maxRechecksOfPassed is the same for a pool that overflows: there other nodes often hold
+	// addresses of a block, and nobody waits for it.
+	maxRechecksOfPassed = 4
 )
 
 // claimOne claims one address of a pool. The hint proposes, the create decides. It
@@ -31,11 +34,8 @@ const (
 //  1. wanted, if it is valid, and no other address;
 //  2. the address that this attachment already holds: an ADD whose answer was lost is
 //     repeated, and must not claim a second address;
-//  3. the addresses after the last one that was given (round robin);
-//  4. the addresses from a random one on, if other nodes claim in this block now, or
-//     the hint has been lost;
-//  5. the whole block, if it looks full: pending releases are carried out, and the API
-//     server lists what this node holds. If nothing is free then, the pool is exhausted.
+//  3. the node's block, or the whole subnet if the pool has no blocks;
+//  4. if the pool overflows: the space that is nobody's block, then the whole subnet.
 func (c *Claimer) claimOne(ctx context.Context, req Request, v view, wanted netip.Addr) (hint.Entry, error) {
 	b := v.Block
 	if wanted.IsValid() { // 1
@@ -48,39 +48,89 @@ func (c *Claimer) claimOne(ctx context.Context, req Request, v view, wanted neti
 		c.Hint.ClaimingRequested(hint.Entry{Attachment: req.Attachment, Domain: b.Domain, Address: wanted})
 		return c.create(ctx, req, b, wanted, true)
 	}
-	if addr := req.known.heldIn(b); addr.IsValid() { // 2
-		if e, err := c.create(ctx, req, b, addr, false); !ledger.IsInUse(err) {
+	spaces := append([]*pool.Block{b}, b.Overflow...)
+	widest := spaces[len(spaces)-1]
+	if addr := req.known.heldIn(widest); addr.IsValid() { // 2
+		own := *widest // a holder is asked for: it may be this attachment
+		own.Shared = false
+		if e, err := c.create(ctx, req, &own, addr, false); !ledger.IsInUse(err) {
 			return e, err
 		}
 	}
-	if c.Hint.Full(b.Pool, v.version) {
-		return hint.Entry{}, c.exhausted(b)
+	for i, space := range spaces { // 3, 4
+		s := &search{
+			Claimer: c, req: req, b: space, version: v.version, space: hint.SpaceOf(b.Pool, i), overflows: i < len(spaces)-1,
+			held: map[netip.Addr]bool{}, releasing: c.beingReleased(space),
+		}
+		e, err := s.claim(ctx)
+		if err != nil || e.Address.IsValid() {
+			return e, err
+		}
 	}
-	s := &search{Claimer: c, req: req, b: b, held: map[netip.Addr]bool{}, releasing: c.beingReleased(b)}
-	e, collided, err := s.tryCandidates(ctx, b.Candidates(c.Hint.Last(b.Pool)), maxCollisions) // 3
-	if collided {                                                                              // 4
-		e, _, err = s.tryCandidates(ctx, b.Candidates(b.RandomAddress()), maxCollisions)
-	}
-	if err != nil || e.Address.IsValid() {
-		return e, err
-	}
-	e, err = s.searchFullBlock(ctx) // 5
-	if err == nil && !e.Address.IsValid() {
-		c.Hint.SetFull(b.Pool, v.version)
-		err = c.exhausted(b)
-	}
-	return e, err
+	return hint.Entry{}, c.exhausted(b)
 }
 
-// search is the search for a free address in a block.
+// search is the search for a free address in a block, or in a space that nodes share.
 type search struct {
 	*Claimer
 	req Request
 	b   *pool.Block
+	// version of the pool, and the name of the block in the hint.
+	version string
+	space   v1alpha1.PoolReference
+	// overflows is true if there is other space to go on in.
+	overflows bool
 	// held are the addresses that others hold, as the API server said during this search.
 	held map[netip.Addr]bool
 	// releasing are the addresses whose release is pending or under way on this node.
 	releasing map[netip.Addr]bool
+}
+
+// claim claims an address of the block. It returns none if the block is full: that is
+// remembered for a while.
+func (s *search) claim(ctx context.Context) (e hint.Entry, err error) {
+	switch {
+	case s.b.Shared:
+		e, err = s.searchShared(ctx)
+	case !s.overflows && s.Hint.Full(s.space, s.version, 0):
+		return hint.Entry{}, nil
+	default:
+		e, err = s.searchBlock(ctx)
+	}
+	switch {
+	case err != nil || e.Address.IsValid():
+	case s.overflows:
+		s.setPassed()
+	case !s.b.Shared:
+		s.Hint.SetFull(s.space, s.version)
+	}
+	return e, err
+}
+
+// setPassed notes that the search goes on in other space. An earlier note stays: the block
+// is looked at again when that is old.
+func (s *search) setPassed() {
+	if !s.Hint.Passed(s.space, s.version) {
+		s.Hint.SetPassed(s.space, s.version)
+	}
+}
+
+// searchBlock searches the node's own block. It tries
+//
+//  1. the addresses after the last one that was given (round robin);
+//  2. the addresses from a random one on, if other nodes claim in this block now, or
+//     the hint has been lost;
+//  3. the whole block, if it looks full: pending releases are carried out, and the API
+//     server lists what this node holds. If the pool overflows, that is done rarely.
+func (s *search) searchBlock(ctx context.Context) (hint.Entry, error) {
+	e, collided, err := s.tryCandidates(ctx, s.b.Candidates(s.Hint.Last(s.space)), maxCollisions) // 1
+	if collided {                                                                                 // 2
+		e, _, err = s.tryCandidates(ctx, s.b.Candidates(s.b.RandomAddress()), maxCollisions)
+	}
+	if err != nil || e.Address.IsValid() || s.overflows && s.Hint.Passed(s.space, s.version) {
+		return e, err
+	}
+	return s.searchFullBlock(ctx) // 3
 }
 
 // beingReleased returns the addresses of a block whose release is pending or under way
@@ -107,7 +157,7 @@ func (s *search) tryCandidates(ctx context.Context, candidates iter.Seq[netip.Ad
 		}
 		e, err := s.create(ctx, s.req, s.b, addr, false)
 		if err == nil {
-			s.Hint.SetLast(s.b.Pool, addr)
+			s.Hint.SetLast(s.space, addr)
 			return e, false, nil
 		}
 		if !ledger.IsInUse(err) {
@@ -115,7 +165,12 @@ func (s *search) tryCandidates(ctx context.Context, candidates iter.Seq[netip.Ad
 		}
 		s.Log.Debug("another attachment holds the candidate", "error", err)
 		s.held[addr] = true
-		s.Hint.Elsewhere(entry)
+		if s.b.Shared { // there may be thousands: see hint.Window
+			s.Hint.NotFree(s.space, addr)
+			s.Hint.SetLast(s.space, s.b.EndOfRun(addr)) // another node is in this run
+		} else {
+			s.Hint.Elsewhere(entry)
+		}
 		if collisions--; collisions == 0 {
 			return hint.Entry{}, true, nil
 		}
@@ -155,12 +210,15 @@ func (s *search) searchFullBlock(ctx context.Context) (hint.Entry, error) {
 	}
 }
 
-// recheckElsewhere makes up to maxRechecks of the addresses that others were seen to
+// recheckElsewhere makes some of the addresses that others were seen to
 // hold candidates again: they may have been released since.
 func (s *search) recheckElsewhere() {
-	n := 0
+	n, most := 0, maxRechecks
+	if s.overflows {
+		most = maxRechecksOfPassed
+	}
 	for addr := range s.Hint.SeenElsewhere(s.b.Domain) { // in random order
-		if n == maxRechecks {
+		if n == most {
 			return
 		}
 		if !s.held[addr] && s.b.Range.Contains(addr) {
@@ -170,14 +228,22 @@ func (s *search) recheckElsewhere() {
 	}
 }
 
-// exhausted says which block of which node is full, and why.
+// exhausted says what is full, and why.
 func (c *Claimer) exhausted(b *pool.Block) error {
-	why := fmt.Sprintf("block %s of node %s is full, %d of %d addresses are held", b.Range, c.Node, b.Size(), b.Size())
-	if b.Size() == 0 {
-		why = fmt.Sprintf("block %s of node %s has no address to hand out: each is excluded, or the gateway", b.Range, c.Node)
+	where, size := fmt.Sprintf("block %s of node %s", b.Range, c.Node), b.Size()
+	if b.Shared {
+		where = fmt.Sprintf("subnet %s", b.Subnet)
+	}
+	why := fmt.Sprintf("%s is full, %d of %d addresses are held", where, size, size)
+	if size == 0 {
+		why = where + " has no address to hand out: each is excluded, or the gateway"
 	}
 	if b.Earlier {
 		why += "; it is left over from an earlier specification of the pool, which has no room for a block of this one"
+	}
+	if n := len(b.Overflow); n > 0 {
+		all := b.Overflow[n-1].Size()
+		why += fmt.Sprintf("; and so is the rest of subnet %s, %d of %d addresses", b.Subnet, all, all)
 	}
 	return fmt.Errorf("%w %q, poolType %q: %s", ErrExhausted, b.Pool.Name, pool.Type(b.Pool.Kind), why)
 }

@@ -36,7 +36,7 @@ func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference) (view, e
 		if err != nil && !ledger.NotFound(err) {
 			return view{}, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
 		}
-		if err == nil && version(meta) == saved.Version {
+		if err == nil && version(meta, saved.Block.Shared) == saved.Version {
 			return view{saved.Block, saved.Version}, nil
 		}
 	}
@@ -69,7 +69,7 @@ func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference) (view, e
 		return view{}, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
 	}
 	if b, ok := parsed.BlockOf(obj.Blocks(), c.Node); ok {
-		seen := version(obj.Meta)
+		seen := version(obj.Meta, b.Shared)
 		c.Hint.SetView(ref, seen, b)
 		return view{b, seen}, nil
 	}
@@ -108,15 +108,18 @@ func (c *Claimer) poolMetadata(ctx context.Context, ref v1alpha1.PoolReference) 
 // a change of status.allocations, and the API server itself notes who made the
 // last one, in metadata.managedFields; the controller writes them under a name
 // that has the hash of what it wrote (v1alpha1.BlocksManagerPrefix). If somebody else
-// wrote the blocks there is no such name, and any change of the pool counts.
-func version(meta *metav1.ObjectMeta) string {
+// wrote the blocks there is no such name, and any change of the pool counts. A pool without
+// blocks has none that could change.
+func version(meta *metav1.ObjectMeta, shared bool) string {
 	var blocks []string
 	for _, f := range meta.ManagedFields {
 		if f.Subresource == "status" && strings.HasPrefix(f.Manager, v1alpha1.BlocksManagerPrefix) {
 			blocks = append(blocks, f.Manager)
 		}
 	}
-	if len(blocks) == 0 {
+	if shared {
+		blocks = []string{"shared"}
+	} else if len(blocks) == 0 {
 		blocks = []string{"resourceVersion-" + meta.ResourceVersion}
 	}
 	sort.Strings(blocks)

@@ -100,6 +100,7 @@ func (h *Hint) Known(domain string, att Attachment) (entries []Entry, latest uin
 			latest = max(latest, version)
 		}
 		if e.Attachment == att {
+			e.Record = parseRecord(t.text)
 			entries = append(entries, e)
 		}
 		return nil

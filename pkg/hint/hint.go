@@ -62,6 +62,10 @@ func (e Entry) Name() string { return v1alpha1.AllocationName(e.Domain, e.Addres
 //	                  pools/TYPE.POOL.json                                       the pool as this node sees it
 //	                        TYPE.POOL.last     -> ADDRESS                        where round robin stopped
 //	                        TYPE.POOL.full     -> VERSION                        the block was full
+//	                        TYPE.POOL.passed  -> VERSION                       the same, but the pool overflows
+//	                        TYPE.POOL.window                                   what was free in the window that was listed last
+//	                        TYPE.POOL.listing                                  held by the one call that lists a window
+//	                        TYPE.POOL@N.last ...                               the same for the Nth space that the pool overflows to
 //	                        TYPE.POOL.epoch    -> UID/HASH                       which pool of that name was seen
 //	                        @labels.json                                         the labels of this node's Node object
 //	                  lost                     -> SINCE                          the API server had lost allocations

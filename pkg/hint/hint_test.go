@@ -520,8 +520,8 @@ func TestPoolViews(t *testing.T) {
 	must(t, err)
 	for name, text := range map[string]string{
 		"half a file":     string(whole[:len(whole)/2]),
-		"earlier format":  strings.Replace(string(whole), `"format":3`, `"format":2`, 1),
-		"without format":  strings.Replace(string(whole), `"format":3,`, ``, 1),
+		"earlier format":  strings.Replace(string(whole), `"format":4`, `"format":3`, 1),
+		"without format":  strings.Replace(string(whole), `"format":4,`, ``, 1),
 		"of another pool": strings.Replace(string(whole), `"name":"p"`, `"name":"q"`, 1),
 	} {
 		must(t, os.WriteFile(h.path("pools", "ippool.p.json"), []byte(text), 0o600))
@@ -540,20 +540,20 @@ func TestPoolViews(t *testing.T) {
 func TestFull(t *testing.T) {
 	ref := v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "p"}
 	h := newHint(t)
-	if h.Full(ref, "v1") {
+	if h.Full(ref, "v1", 0) {
 		t.Error("full from the start")
 	}
 	h.SetFull(ref, "v1")
-	if !h.Full(ref, "v1") || h.Full(ref, "v2") {
+	if !h.Full(ref, "v1", 0) || h.Full(ref, "v2", 0) {
 		t.Error("full as of another version")
 	}
 	h.Released(heldBy(podA, addr1, "u1"))
-	if h.Full(ref, "v1") {
+	if h.Full(ref, "v1", 0) {
 		t.Error("full after a release")
 	}
 	h.SetFull(ref, "v1")
 	age(t, h, fullTime+time.Second, "pools", "ippool.p.full")
-	if h.Full(ref, "v1") {
+	if h.Full(ref, "v1", 0) {
 		t.Error("full for ever")
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
@@ -16,7 +17,7 @@ import (
 
 // viewFormat is raised whenever a saved view would be read wrongly, or lacks something
 // that is needed.
-const viewFormat = 3
+const viewFormat = 4
 
 // View is this node's block of a pool, and the version of the pool that it was read from.
 type View struct {
@@ -62,7 +63,11 @@ func (h *Hint) DropView(ref v1alpha1.PoolReference) {
 
 // DropPool removes everything that is saved about a pool. It is for pools that are gone.
 func (h *Hint) DropPool(ref v1alpha1.PoolReference) {
-	for _, suffix := range []string{".json", ".last", ".full", epochSuffix} {
+	spaces, _ := filepath.Glob(escape(h.path("pools", poolFile(ref))) + "@*")
+	for _, file := range spaces {
+		_ = os.Remove(file)
+	}
+	for _, suffix := range []string{".json", ".last", ".full", ".passed", ".window", ".listing", epochSuffix} {
 		_ = os.Remove(h.path("pools", poolFile(ref)+suffix))
 	}
 }
@@ -99,17 +104,37 @@ func (h *Hint) SetLast(ref v1alpha1.PoolReference, addr netip.Addr) {
 // noticed only after this time.
 const fullTime = 10 * time.Second
 
+// passedTime is how long a full block counts as full if the pool overflows: there are
+// other addresses, so nobody waits for it. A release on this node is noticed at once in any
+// case, since the hint has no entry then.
+const passedTime = 5 * time.Minute
+
 // Full reports whether the block was found full within fullTime, in the same version of
-// the pool, and nothing was released on this node since.
-func (h *Hint) Full(ref v1alpha1.PoolReference, version string) bool {
-	file := poolFile(ref) + ".full"
-	text, err := os.Readlink(h.path("pools", file))
-	return err == nil && text == hash(version) && h.youngerThan(fullTime, "pools", file)
+// the pool, and nothing was released on this node since. If all of so many addresses had
+// to be listed to find that, it counts for at least one millisecond each.
+func (h *Hint) Full(ref v1alpha1.PoolReference, version string, listed int64) bool {
+	return h.marked(poolFile(ref)+".full", version, max(fullTime, time.Duration(listed)*time.Millisecond))
 }
 
 // SetFull saves that the block of a pool is full.
 func (h *Hint) SetFull(ref v1alpha1.PoolReference, version string) {
 	h.failed("noting that a block is full", h.replace(hash(version), "pools", poolFile(ref)+".full"))
+}
+
+// Passed reports whether the block was found full within passedTime, in the same version
+// of the pool, and the pool overflows.
+func (h *Hint) Passed(ref v1alpha1.PoolReference, version string) bool {
+	return h.marked(poolFile(ref)+".passed", version, passedTime)
+}
+
+// SetPassed saves that the block of a pool that overflows is full.
+func (h *Hint) SetPassed(ref v1alpha1.PoolReference, version string) {
+	h.failed("noting that a block is full", h.replace(hash(version), "pools", poolFile(ref)+".passed"))
+}
+
+func (h *Hint) marked(file, version string, age time.Duration) bool {
+	text, err := os.Readlink(h.path("pools", file))
+	return err == nil && text == hash(version) && h.youngerThan(age, "pools", file)
 }
 
 // notFull removes all those marks: pools may share an address.
@@ -118,6 +143,15 @@ func (h *Hint) notFull() {
 	for _, mark := range marks {
 		_ = os.Remove(mark)
 	}
+}
+
+// SpaceOf names a space of a pool that overflows, for Last, Full, Passed and Window: 0 is
+// the node's block. No pool's name contains "@".
+func SpaceOf(ref v1alpha1.PoolReference, number int) v1alpha1.PoolReference {
+	if number > 0 {
+		ref.Name += "@" + strconv.Itoa(number)
+	}
+	return ref
 }
 
 func poolFile(ref v1alpha1.PoolReference) string {

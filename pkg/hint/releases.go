@@ -86,6 +86,9 @@ func (h *Hint) Released(e Entry) (gone bool) {
 		})
 	}
 	h.notFull()
+	if e.UID != "" {
+		h.freed(e)
+	}
 	return !h.failed("removing the note of a release", err)
 }
 

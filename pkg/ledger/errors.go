@@ -38,12 +38,15 @@ var (
 type InUseError struct {
 	// Address that was asked for.
 	Address netip.Addr
-	// Holder is the allocation of whoever holds it.
+	// Holder is the allocation of whoever holds it; nil if nobody asked (CreateIfFree).
 	Holder *v1alpha1.IPAllocation
 }
 
 // Error names the holder: whoever reads the pod's event knows whom to ask.
 func (e *InUseError) Error() string {
+	if e.Holder == nil {
+		return fmt.Sprintf("another attachment holds %s", e.Address)
+	}
 	ref := e.Holder.Spec.PoolRef
 	return fmt.Sprintf("requested IP is already reserved in the pool %q, poolType %q: %s is %s", ref.Name, pool.Type(ref.Kind), e.Address, HeldBy(e.Holder))
 }

@@ -9,6 +9,7 @@
 //	Delete   gives it back, if it is still the allocation that is meant
 //	Get      reads one
 //	OfNode   lists what a node holds
+//	Held     lists which addresses of a domain are held
 //
 // A request is repeated until it succeeds, is refused for good, or its time is over
 // (Retry).
@@ -60,7 +61,19 @@ func Same(a, b *v1alpha1.IPAllocationSpec) bool {
 // The error is an InUseError if another attachment holds the address, and
 // ErrUnanswered if the API server may still create the allocation later.
 func (l *Ledger) Create(ctx context.Context, alloc *v1alpha1.IPAllocation) (held *v1alpha1.IPAllocation, created bool, err error) {
+	return l.create(ctx, alloc, false)
+}
+
+// CreateIfFree is Create for an address that any other would do for. It does not ask who
+// the holder is, and saves that request: the InUseError has no Holder. The attachment may
+// be the holder only if an answer to this call was lost, and then it does ask.
+func (l *Ledger) CreateIfFree(ctx context.Context, alloc *v1alpha1.IPAllocation) (held *v1alpha1.IPAllocation, created bool, err error) {
+	return l.create(ctx, alloc, true)
+}
+
+func (l *Ledger) create(ctx context.Context, alloc *v1alpha1.IPAllocation, anyHolder bool) (held *v1alpha1.IPAllocation, created bool, err error) {
 	unanswered := false
+	addr, _ := netip.ParseAddr(alloc.Spec.Address) // never fails: it was written from an address
 	err = Retry(ctx, func(ctx context.Context) error {
 		made, err := l.Client.IPAllocations(l.Namespace).Create(ctx, alloc, metav1.CreateOptions{})
 		if err == nil {
@@ -73,6 +86,9 @@ func (l *Ledger) Create(ctx context.Context, alloc *v1alpha1.IPAllocation) (held
 		if !apierrors.IsAlreadyExists(err) {
 			return err
 		}
+		if anyHolder && !unanswered {
+			return &InUseError{Address: addr}
+		}
 		holder, err := l.Client.IPAllocations(l.Namespace).Get(ctx, alloc.Name, metav1.GetOptions{})
 		switch {
 		case NotFound(err): // released between the two requests
@@ -81,7 +97,6 @@ func (l *Ledger) Create(ctx context.Context, alloc *v1alpha1.IPAllocation) (held
 			unanswered = true // this attachment may be the holder
 			return err
 		case !Same(&holder.Spec, &alloc.Spec):
-			addr, _ := netip.ParseAddr(alloc.Spec.Address) // never fails: it was written from an address
 			return &InUseError{Address: addr, Holder: holder}
 		}
 		held = holder

@@ -4,9 +4,7 @@
 package pool
 
 import (
-	"iter"
 	"math/big"
-	"math/rand/v2"
 	"net/netip"
 
 	"go4.org/netipx"
@@ -33,9 +31,17 @@ type Block struct {
 	Gateway netip.Addr `json:"gateway,omitzero"`
 	// Routes that come with an address, via Gateway; sorted.
 	Routes []netip.Prefix `json:"routes,omitempty"`
-	// Shared is true if the pool has no blocks: Range is the whole subnet, and other nodes
-	// hand out addresses from it as well.
+	// Shared is true if other nodes hand out addresses from Range as well: it is the whole
+	// subnet of a pool without blocks, or space that an overflowing node goes on in.
 	Shared bool `json:"shared,omitempty"`
+	// Seed of this node's order in a shared space.
+	Seed uint64 `json:"seed,omitempty"`
+	// FromEnd is true if a shared space is used from its end: its first part is kept free for
+	// blocks to come.
+	FromEnd bool `json:"fromEnd,omitempty"`
+	// Overflow are the spaces in which the node goes on if the block is full, in this order.
+	// The last one is the whole subnet.
+	Overflow []*Block `json:"overflow,omitempty"`
 	// Earlier is true where the block is of an earlier specification of the pool,
 	// and the node has none of the present one.
 	Earlier bool `json:"earlier,omitempty"`
@@ -126,34 +132,6 @@ func intersection(a, b netipx.IPRange) (netipx.IPRange, bool) {
 	}
 	r := netipx.IPRangeFrom(from, to)
 	return r, r.IsValid()
-}
-
-// RandomAddress returns a random address of the block's range, in a very large one of its
-// first 2^62.
-func (b *Block) RandomAddress() netip.Addr {
-	last := int64(1<<62 - 1)
-	if n := distance(b.Range.From(), b.Range.To()); n.IsInt64() {
-		last = min(last, n.Int64())
-	}
-	a, _ := offset(b.Range.From(), big.NewInt(rand.Int64N(last+1))) // inside
-	return a
-}
-
-// Candidates yields every usable address once, in round robin: the ones after
-// last in ascending order, then from the block's first up to last. It walks
-// lazily, and over what is excluded in one step. A last that is zero or not in
-// the block starts at the block's first address.
-func (b *Block) Candidates(last netip.Addr) iter.Seq[netip.Addr] {
-	return func(yield func(netip.Addr) bool) {
-		if !b.Range.Contains(last) {
-			last = b.Range.To()
-		}
-		next := last.Next() // zero after the family's last address
-		if next.IsValid() && !each(b.Usable, next, b.Range.To(), yield) {
-			return
-		}
-		each(b.Usable, b.Range.From(), last, yield)
-	}
 }
 
 // each yields the addresses of rs that are not before from nor after to, and

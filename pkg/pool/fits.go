@@ -28,28 +28,69 @@ func (p *Pool) fitting() func(Assignment) bool {
 // specification, which its node has only as long as it holds addresses of it. It
 // returns false where the node has none.
 //
-// In a pool without blocks that is the whole subnet, for every node.
+// In a pool without blocks that is the whole subnet, for every node. In a pool that
+// overflows, the block says where the node goes on if it is full.
 func (p *Pool) BlockOf(current []Assignment, node string) (b *Block, ok bool) {
 	if p.Shared {
-		b = p.block(Assignment{Node: node, Range: p.whole()})
-		b.Shared, b.NodeSelector = true, p.terms
+		b = p.sharedBlock(p.whole(), node)
+		b.NodeSelector = p.terms
 		return b, true
 	}
-	fits := p.fitting()
-	var old []Assignment
-	for _, a := range current {
-		switch {
-		case a.Node != node:
-		case fits(a):
-			return p.block(a), true
-		default:
-			old = append(old, a)
-		}
-	}
-	if len(old) == 0 {
+	a, fits, ok := p.assignmentOf(current, node)
+	if !ok {
 		return nil, false
 	}
-	b = p.block(old[0])
-	b.Earlier = true
+	b = p.block(a)
+	b.Earlier = !fits
+	if p.Overflow {
+		b.Overflow = p.overflow(current, node)
+	}
 	return b, true
+}
+
+// assignmentOf returns the block from which a node hands out addresses, and whether it
+// fits.
+func (p *Pool) assignmentOf(current []Assignment, node string) (a Assignment, fits, ok bool) {
+	fitting := p.fitting()
+	for _, c := range current {
+		if c.Node == node && fitting(c) {
+			return c, true, true
+		}
+		if c.Node == node && !ok {
+			a, ok = c, true
+		}
+	}
+	return a, false, ok
+}
+
+// sharedBlock returns a space that all nodes hand out addresses from.
+func (p *Pool) sharedBlock(r netipx.IPRange, node string) *Block {
+	b := p.block(Assignment{Node: node, Range: r})
+	b.Shared, b.Seed = true, seedOf(node, p.Domain)
+	return b
+}
+
+// maxFreeRanges bounds what a node keeps on its disk of the space that is nobody's block.
+// What is beyond is in the whole subnet.
+const maxFreeRanges = 16
+
+// overflow returns where a node goes on whose block is full: the end of the space that is
+// nobody's block, if there is any, and then the whole subnet.
+func (p *Pool) overflow(blocks []Assignment, node string) []*Block {
+	whole := p.sharedBlock(p.whole(), node)
+	var b netipx.IPSetBuilder
+	for _, r := range whole.Usable {
+		b.AddRange(r)
+	}
+	for _, a := range blocks {
+		b.RemoveRange(a.Range)
+	}
+	set, _ := b.IPSet() // fails on invalid ranges only, and there are none
+	free := set.Ranges()
+	if len(free) == 0 {
+		return []*Block{whole}
+	}
+	rest := *whole
+	rest.Usable, rest.FromEnd = free[max(0, len(free)-maxFreeRanges):], true
+	return []*Block{&rest, whole}
 }

@@ -88,6 +88,9 @@ func fromIPPool(obj *v1alpha1.IPPool) (*Pool, field.ErrorList) {
 	if shared && obj.Spec.Overflow != "" {
 		c.invalid(spec.Child("overflow"), obj.Spec.Overflow, "cannot be set if spec.perNodeBlockSize is not set: every node uses the whole subnet")
 	}
+	if obj.Spec.Overflow != "" && len(obj.Spec.PerNodeExclusions) > 0 {
+		c.invalid(spec.Child("overflow"), obj.Spec.Overflow, "cannot be set together with spec.perNodeExclusions: a node that goes on in another node's block would need that one's")
+	}
 	if len(c.errs) > 0 {
 		return nil, c.errs
 	}

@@ -45,23 +45,49 @@ func newCluster(ctx context.Context, t *testing.T) *cluster {
 func nodeName(i int) string { return fmt.Sprintf("node-%d", i) }
 
 // fullPool is the smallest pool with room for blocks of n addresses in all. The
-// last tenth of every block is kept for those who ask for it.
+// last tenth of every block is kept for those who ask for it. Without blocks, the same
+// addresses are in the pool.
 func fullPool(n int) *v1alpha1.IPPool {
 	block := n / nodes
-	return &v1alpha1.IPPool{
+	p := &v1alpha1.IPPool{
 		ObjectMeta: metav1.ObjectMeta{Name: poolName},
-		Spec: v1alpha1.IPPoolSpec{
-			Subnet:            netip.PrefixFrom(netip.MustParseAddr("10.0.0.0"), 32-bits.Len(uint(n+1))).String(),
-			PerNodeBlockSize:  block,
-			PerNodeExclusions: []v1alpha1.ExcludeIndexRange{{StartIndex: int32(block - block/10), EndIndex: int32(block - 1)}},
-		},
+		Spec:       v1alpha1.IPPoolSpec{Subnet: netip.PrefixFrom(netip.MustParseAddr("10.0.0.0"), 32-bits.Len(uint(n+1))).String()},
 	}
+	if !*shared {
+		p.Spec.PerNodeBlockSize = block
+		p.Spec.PerNodeExclusions = []v1alpha1.ExcludeIndexRange{{StartIndex: int32(block - block/10), EndIndex: int32(block - 1)}}
+		return p
+	}
+	for _, first := range firsts(block) {
+		p.Spec.Ranges = append(p.Spec.Ranges, fmt.Sprintf("%s-%s", first, after(first, block-block/10-1)))
+	}
+	return p
+}
+
+// firsts returns the first addresses of blocks of a size by node, as the controller gives
+// them.
+func firsts(block int) map[string]netip.Addr {
+	out := map[string]netip.Addr{}
+	for i := range nodes {
+		out[nodeName(i)] = after(netip.MustParseAddr("10.0.0.1"), i*block)
+	}
+	return out
+}
+
+func after(a netip.Addr, n int) netip.Addr {
+	for range n {
+		a = a.Next()
+	}
+	return a
 }
 
 // blocks waits until the controller has given every node its block, and returns
-// their first addresses by node.
+// their first addresses by node. A pool without blocks gives them none.
 func (c *cluster) blocks(ctx context.Context, t *testing.T) map[string]netip.Addr {
 	t.Helper()
+	if *shared {
+		return firsts(*attachments / nodes)
+	}
 	for {
 		p, err := c.IPAM.IPPools(c.NS).Get(ctx, poolName, metav1.GetOptions{})
 		if err == nil && len(p.Status.Allocations) == nodes {

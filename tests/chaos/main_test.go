@@ -23,6 +23,7 @@ var (
 	attachments = flag.Int("attachments", 100, "attachments at once, a multiple of 100; the pool has as many addresses")
 	rounds      = flag.Int("rounds", 1, "how often they are all created and deleted; oftener where not every kind of fault has come by then")
 	seed        = flag.Uint64("seed", 0, "of the random choices; 0 takes a new one")
+	shared      = flag.Bool("shared", false, "a pool without blocks")
 	limit       = flag.Duration("limit", 15*time.Minute, "what is not done by then has failed for good")
 )
 
@@ -39,7 +40,7 @@ func TestChaos(t *testing.T) {
 	if *seed == 0 {
 		*seed = rand.Uint64()
 	}
-	t.Logf("%d attachments on %d nodes, %d rounds, seed %d", *attachments, nodes, *rounds, *seed)
+	t.Logf("%d attachments on %d nodes, %d rounds, seed %d, without blocks: %v", *attachments, nodes, *rounds, *seed, *shared)
 	ctx, cancel := context.WithTimeout(t.Context(), *limit)
 	defer cancel()
 	began := time.Now()

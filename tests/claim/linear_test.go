@@ -31,7 +31,7 @@ import (
 )
 
 var (
-	histories  = flag.Int("histories", 3, "how many concurrent histories are checked for linearizability, at least")
+	histories  = flag.Int("histories", 4, "how many concurrent histories are checked for linearizability, at least")
 	linearSeed = flag.Uint64("linear.seed", 0, "of their random choices; 0 takes a new one")
 )
 
@@ -183,6 +183,7 @@ type history struct {
 	t       *testing.T
 	number  int
 	cluster *cluster
+	pools   []string // names
 	log     rig.Log
 	began   time.Time
 	late    sync.WaitGroup // requests that have not arrived
@@ -195,8 +196,19 @@ type history struct {
 // The addresses are node a's block.
 var contended = []string{"10.0.0.1", "10.0.0.2", "10.0.0.3"}
 
+// contendedPools are the pools of the histories, in turns. In all but the first, every node
+// may be given any of the addresses: in the third, node a has one of them as its block.
+var contendedPools = []shape{
+	{"p": {Subnet: "10.0.0.0/24", PerNodeBlockSize: 3}},
+	{"p": {Subnet: "10.0.0.0/29", Ranges: []string{"10.0.0.1-10.0.0.3"}}},
+	{"p": {Subnet: "10.0.0.0/29", PerNodeBlockSize: 1, Overflow: v1alpha1.OverflowSubnet, Ranges: []string{"10.0.0.1-10.0.0.3"}}},
+	{"p": {Subnet: "10.0.0.0/29", Ranges: []string{"10.0.0.1-10.0.0.3"}}, "q": {Subnet: "10.0.0.0/24", PerNodeBlockSize: 3, PoolAccess: v1alpha1.PoolAccess{Domain: "p"}}},
+}
+
 func newHistory(t *testing.T, number int) *history {
-	return &history{t: t, number: number, cluster: newCluster(t, len(contended), nodeNames...), began: time.Now(), ended: map[string]bool{}}
+	h := &history{t: t, number: number, cluster: emptyCluster(t), began: time.Now(), ended: map[string]bool{}}
+	h.pools = contendedPools[number%len(contendedPools)].make(t, h.cluster, nodeNames...)
+	return h
 }
 
 func (h *history) now() int64 { return int64(time.Since(h.began)) }
@@ -257,10 +269,11 @@ type client struct {
 func (c *client) live(ctx context.Context) {
 	c.node.restart()
 	att := hint.Attachment{ContainerID: c.container, Interface: "net1"}
-	req := claim.Request{Attachment: att, Pools: ippool("p"), Network: "net",
+	name := c.pools[c.random.IntN(len(c.pools))]
+	req := claim.Request{Attachment: att, Pools: ippool(name), Network: "net",
 		Pod: v1alpha1.PodReference{Namespace: "default", Name: c.container, UID: types.UID(c.container)}}
 	candidates := contended
-	if c.node.Node != "a" || c.random.IntN(2) == 0 {
+	if c.node.Node != "a" && (c.number%len(contendedPools) == 0 || name == "q") || c.random.IntN(2) == 0 {
 		candidates = contended[c.random.IntN(len(contended)):][:1]
 		req.Want.Addresses = []netip.Addr{netip.MustParseAddr(candidates[0])}
 	}

@@ -22,16 +22,23 @@ import (
 )
 
 // loseRecord deletes the record and the pool, and makes the pool again.
-func (c *cluster) loseRecord(t *testing.T, size int, nodes ...string) {
+func (c *cluster) loseRecord(t *testing.T, pools shape, nodes ...string) {
 	t.Helper()
 	if err := c.client.IPAllocations(c.ns).DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.client.IPPools(c.ns).Delete(t.Context(), "p", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
+	for name := range pools {
+		if err := c.client.IPPools(c.ns).Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		rig.Gone(t, c.client, c.ns, name)
 	}
-	rig.Gone(t, c.client, c.ns, "p")
-	c.pool(t, "p", "10.0.0.0/24", size, nodes...)
+	pools.make(t, c, nodes...)
+}
+
+// oneOf is a pool "p" of blocks of that size.
+func oneOf(size int) shape {
+	return shape{"p": {Subnet: "10.0.0.0/24", PerNodeBlockSize: size}}
 }
 
 // afterGrace makes it long ago that the node found a loss.
@@ -54,7 +61,7 @@ func TestRestoringIsInterrupted(t *testing.T) {
 				for _, name := range []string{"x", "y", "z"} {
 					a.mustAdd(t, name, ippool("p"))
 				}
-				c.loseRecord(t, 16, "a")
+				c.loseRecord(t, oneOf(16), "a")
 				creates, cut := 0, false
 				a.wire.setLose(func(req *http.Request) loss {
 					if req.Method == http.MethodPost {
@@ -161,7 +168,7 @@ func TestLossAfterAnUpgrade(t *testing.T) {
 	if err := os.Remove(a.path("pools", "ippool.p.epoch")); err != nil && !errors.Is(err, os.ErrNotExist) {
 		t.Fatal(err)
 	}
-	c.loseRecord(t, 16, "a")
+	c.loseRecord(t, oneOf(16), "a")
 	if _, err := a.add(t.Context(), "y", ippool("p")); !errors.Is(err, claim.ErrRecordLost) {
 		t.Errorf("after the loss: %v", err)
 	}

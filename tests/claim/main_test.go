@@ -268,9 +268,15 @@ type cluster struct {
 // newCluster makes pool "p": 10.0.0.0/24, blocks of size, no gateway.
 func newCluster(t *testing.T, size int, nodes ...string) *cluster {
 	t.Helper()
+	c := emptyCluster(t)
+	c.pool(t, "p", "10.0.0.0/24", size, nodes...)
+	return c
+}
+
+func emptyCluster(t *testing.T) *cluster {
+	t.Helper()
 	c := &cluster{ns: env.Namespace(t), client: rig.Client(t, env.Config)}
 	rig.Addresses(t, c.client, c.ns) // a server that has just started has its client ask twice
-	c.pool(t, "p", "10.0.0.0/24", size, nodes...)
 	return c
 }
 
@@ -282,11 +288,22 @@ func (c *cluster) pool(t *testing.T, name, subnet string, size int, nodes ...str
 // hold makes an allocation behind everybody's back.
 func (c *cluster) hold(t *testing.T, poolName, addr, nodeName, podName string) {
 	t.Helper()
+	c.holdLabelled(t, poolName, addr, nodeName, podName, v1alpha1.WindowLabel(netip.MustParseAddr(addr)))
+}
+
+// holdUnlabelled makes one that names no window.
+func (c *cluster) holdUnlabelled(t *testing.T, poolName, addr string) {
+	t.Helper()
+	c.holdLabelled(t, poolName, addr, "other", "of-"+addr, "")
+}
+
+func (c *cluster) holdLabelled(t *testing.T, poolName, addr, nodeName, podName, window string) {
+	t.Helper()
 	a := netip.MustParseAddr(addr)
 	_, err := c.client.IPAllocations(c.ns).Create(t.Context(), &v1alpha1.IPAllocation{
 		ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.AllocationName(poolName, a), Labels: map[string]string{
 			v1alpha1.LabelPool: poolName, v1alpha1.LabelNode: nodeName,
-			v1alpha1.LabelContainer: v1alpha1.ContainerLabel(pod(podName).ContainerID),
+			v1alpha1.LabelContainer: v1alpha1.ContainerLabel(pod(podName).ContainerID), v1alpha1.LabelWindow: window,
 		}},
 		Spec: v1alpha1.IPAllocationSpec{
 			PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: poolName}, Address: addr, NodeName: nodeName,

@@ -30,6 +30,7 @@ import (
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
 	"github.com/crd-ipam/crd-ipam/pkg/hint"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 // world is a cluster in the small, and the model of it: which container is live
@@ -38,6 +39,8 @@ import (
 type world struct {
 	t       *testing.T
 	cluster *cluster
+	shape   shape
+	pools   []string // names
 	kube    kubernetes.Interface
 	log     *bytes.Buffer
 
@@ -55,6 +58,7 @@ type simPod struct {
 	name    string
 	uid     types.UID
 	on      *node
+	pool    string
 	wants   string // a requested address
 	sandbox int
 	addr    string // while its sandbox is live
@@ -109,7 +113,7 @@ func TestHistories(t *testing.T) {
 
 func play(t *testing.T, rt *rapid.T, kube kubernetes.Interface) {
 	tally.histories.Add(1)
-	w := newWorld(t, kube)
+	w := newWorld(t, kube, rapid.SampledFrom(shapes).Draw(rt, "pools"))
 	defer w.stopControllers()
 	rt.Cleanup(func() {
 		if rt.Failed() {
@@ -148,11 +152,33 @@ func (w *world) actions() map[string]func(*rapid.T) {
 	return actions
 }
 
-func newWorld(t *testing.T, kube kubernetes.Interface) *world {
+// shape is the pools that the nodes share; all have one domain, "p".
+type shape map[string]v1alpha1.IPPoolSpec
+
+// shapes have some 14 addresses each, for three nodes.
+var shapes = []shape{
+	{"p": {Subnet: "10.0.0.0/24", PerNodeBlockSize: 4}},
+	{"p": {Subnet: "10.0.0.0/28"}},
+	{"p": {Subnet: "10.0.0.0/28", PerNodeBlockSize: 3, Overflow: v1alpha1.OverflowSubnet}},
+	{"p": {Subnet: "10.0.0.0/28"}, "q": {Subnet: "10.0.0.0/24", PerNodeBlockSize: 4, PoolAccess: v1alpha1.PoolAccess{Domain: "p"}}},
+}
+
+// make creates the pools, and returns their names.
+func (s shape) make(t *testing.T, c *cluster, nodes ...string) []string {
+	t.Helper()
+	names := slices.Sorted(maps.Keys(s))
+	for _, name := range names {
+		rig.IPPool(t, c.client, c.ns, name, s[name], nodes...)
+	}
+	return names
+}
+
+func newWorld(t *testing.T, kube kubernetes.Interface, pools shape) *world {
 	w := &world{
-		t: t, kube: kube, log: &bytes.Buffer{}, cluster: newCluster(t, 4, nodeNames...),
+		t: t, kube: kube, log: &bytes.Buffer{}, cluster: emptyCluster(t),
 		owner: map[string]string{}, cut: map[*node]bool{},
 	}
+	w.shape, w.pools = pools, pools.make(t, w.cluster, nodeNames...)
 	for _, name := range nodeNames {
 		n := newNode(t, w.cluster.ns, name)
 		n.Log = slog.New(slog.NewTextHandler(w.log, nil)).With("node", name)
@@ -249,7 +275,7 @@ func (w *world) runPod(rt *rapid.T) {
 
 func (w *world) runPodOn(rt *rapid.T, n *node, wants string) {
 	w.next++
-	p := &simPod{name: fmt.Sprint("pod", w.next), on: n, wants: wants}
+	p := &simPod{name: fmt.Sprint("pod", w.next), on: n, pool: rapid.SampledFrom(w.pools).Draw(rt, "pool"), wants: wants}
 	obj, err := w.kube.CoreV1().Pods(w.cluster.ns).Create(w.t.Context(), &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: p.name},
 		Spec:       corev1.PodSpec{NodeName: n.Node, Containers: []corev1.Container{{Name: "c", Image: "i"}}},
@@ -265,7 +291,7 @@ func (w *world) runPodOn(rt *rapid.T, n *node, wants string) {
 
 func (w *world) add(rt *rapid.T, p *simPod) {
 	req := claim.Request{
-		Attachment: p.attachment(), Pools: ippool("p"), Network: "net",
+		Attachment: p.attachment(), Pools: ippool(p.pool), Network: "net",
 		Pod: v1alpha1.PodReference{Namespace: w.cluster.ns, Name: p.name, UID: p.uid},
 	}
 	if p.wants != "" {
@@ -355,7 +381,7 @@ func (w *world) deleteObject(rt *rapid.T, p *simPod) {
 // checkVerb is the CHECK that a runtime sends for a pod that runs.
 func (w *world) checkVerb(rt *rapid.T) {
 	p := w.pod(rt, func(p *simPod) bool { return live(p) && !w.cut[p.on] })
-	if err := p.on.Check(w.t.Context(), p.attachment(), ippool("p")); err != nil {
+	if err := p.on.Check(w.t.Context(), p.attachment(), ippool(p.pool)); err != nil {
 		rt.Fatalf("CHECK of %s: %v", p.container(), err)
 	}
 	if err := p.on.Check(w.t.Context(), pod("never-added"), ippool("p")); !errors.Is(err, claim.ErrNotHeld) {
@@ -401,7 +427,7 @@ func (w *world) loseRecord(rt *rapid.T) {
 		}
 	}
 	tally.records.Add(1)
-	w.cluster.loseRecord(w.t, 4, nodeNames...)
+	w.cluster.loseRecord(w.t, w.shape, nodeNames...)
 	if slices.ContainsFunc(w.pods, live) && rapid.Bool().Draw(rt, "an ADD finds it") {
 		w.runPodOn(rt, w.pod(rt, live).on, "") // of a node that has lost something
 	}

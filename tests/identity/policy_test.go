@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -62,6 +63,12 @@ func label(key, value string) edit {
 			delete(a.Labels, key)
 		}
 	}
+}
+
+// six makes it an IPv6 address.
+func six(a *v1alpha1.IPAllocation) {
+	a.Spec.Address = "fd00::1:aabb"
+	a.Name = v1alpha1.AllocationName("p", netip.MustParseAddr(a.Spec.Address))
 }
 
 func annotated(a *v1alpha1.IPAllocation) { a.Annotations = map[string]string{"x": "y"} }
@@ -127,6 +134,12 @@ func writes() []write {
 		create("own with a hash for the node", mustLabel, label(v1alpha1.LabelNode, v1alpha1.ContainerLabel("a"))),
 		create("own with a container's name for its label", mustLabel, label(v1alpha1.LabelContainer, "c1")),
 		create("own with a label more", mustLabel, label("x", "y")),
+		create("own with a label more and the window", mustLabel, label("x", "y"), label(v1alpha1.LabelWindow, "10.0.0.0-24")),
+		create("own with its window", "", label(v1alpha1.LabelWindow, "10.0.0.0-24")),
+		create("own with another window", mustLabel, label(v1alpha1.LabelWindow, "10.0.1.0-24")),
+		create("own with its window in place of one", mustLabel, label(v1alpha1.LabelWindow, "10.0.0.0-24"), label(v1alpha1.LabelPool, "")),
+		create("own of IPv6 with its window", "", six, label(v1alpha1.LabelWindow, v1alpha1.WindowLabel(netip.MustParseAddr("fd00::1:aabb")))),
+		create("own of IPv6 with another window", mustLabel, six, label(v1alpha1.LabelWindow, v1alpha1.WindowLabel(netip.MustParseAddr("fd00::1:abbb")))),
 		create("own with another label in place of one", mustLabel, label(v1alpha1.LabelContainer, ""), label("x", v1alpha1.ContainerLabel("c1"))),
 
 		create("own with an annotation", nothingNew, annotated),

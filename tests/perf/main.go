@@ -43,6 +43,7 @@ var phases = []struct {
 }{
 	{"calls", (*bench).calls},
 	{"throughput", (*bench).throughput},
+	{"shared", (*bench).shared},
 	{"burst", (*bench).burst},
 	{"restart", (*bench).restart},
 	{"pools", (*bench).pools},

@@ -321,7 +321,7 @@ func copyAllocation(original []byte, i int) (kv, error) {
 	meta, spec := obj["metadata"].(map[string]any), obj["spec"].(map[string]any)
 	meta["name"], meta["uid"] = name, fmt.Sprintf("11111111-2a5c-4f0e-8a53-%012d", i)
 	container := fmt.Sprintf("%064x", i)
-	meta["labels"] = map[string]string{v1alpha1.LabelPool: pool, v1alpha1.LabelNode: node, v1alpha1.LabelContainer: v1alpha1.ContainerLabel(container)}
+	meta["labels"] = map[string]string{v1alpha1.LabelPool: pool, v1alpha1.LabelNode: node, v1alpha1.LabelContainer: v1alpha1.ContainerLabel(container), v1alpha1.LabelWindow: v1alpha1.WindowLabel(addr)}
 	spec["poolRef"] = v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: pool}
 	spec["address"], spec["nodeName"], spec["containerID"] = addr.String(), node, container
 	spec["podRef"] = map[string]string{"namespace": namespace, "name": podName(i), "uid": podUID(i)}

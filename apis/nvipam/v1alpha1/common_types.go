@@ -12,6 +12,9 @@ const (
 	LabelNode = "nv-ipam.nvidia.com/node"
 	// LabelContainer is the hash of the container ID.
 	LabelContainer = "nv-ipam.nvidia.com/container"
+	// LabelWindow is the aligned window of 256 addresses that the address lies in, see
+	// WindowLabel: "10.0.3.0-24" selects who holds an address of 10.0.3.0/24.
+	LabelWindow = "nv-ipam.nvidia.com/window"
 )
 
 // MaxPoolName is how many characters the name of a pool may have: an allocation's name

@@ -70,6 +70,25 @@ func LabelValue(s string) string {
 // all runtimes have 64 hex digits, and a label value at most 63.
 func ContainerLabel(containerID string) string { return hash(containerID) }
 
+// WindowOf returns the window of an address: the aligned range of 256 addresses that it
+// lies in, a /24 of IPv4 and a /120 of IPv6.
+func WindowOf(addr netip.Addr) netip.Prefix {
+	addr = addr.Unmap()
+	p, _ := addr.Prefix(addr.BitLen() - 8) // fails on an invalid address only
+	return p
+}
+
+// WindowLabel returns the label value for the window of an address: its first address as
+// in AllocationName, a dash, and the prefix length.
+func WindowLabel(addr netip.Addr) string {
+	w := WindowOf(addr)
+	if !w.IsValid() {
+		return ""
+	}
+	name := AllocationName("", w.Addr())
+	return fmt.Sprintf("%s-%d", name[1:], w.Bits())
+}
+
 // hash returns 40 hex digits.
 func hash(s string) string {
 	sum := sha256.Sum256([]byte(s))

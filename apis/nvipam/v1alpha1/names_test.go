@@ -86,3 +86,21 @@ func TestLabelValue(t *testing.T) {
 		t.Errorf("ContainerLabel: %v", errs)
 	}
 }
+
+func TestWindowLabel(t *testing.T) {
+	for addr, want := range map[string]string{
+		"10.0.3.77":        "10.0.3.0-24",
+		"10.0.3.0":         "10.0.3.0-24",
+		"255.255.255.255":  "255.255.255.0-24",
+		"::ffff:10.0.3.77": "10.0.3.0-24",
+		"fd00::1:aabb":     "fd00-0000-0000-0000-0000-0000-0001-aa00-120",
+	} {
+		got := WindowLabel(netip.MustParseAddr(addr))
+		if got != want || len(validation.IsValidLabelValue(got)) > 0 {
+			t.Errorf("%s: got %q, want %q", addr, got, want)
+		}
+	}
+	if got := WindowLabel(netip.Addr{}); got != "" {
+		t.Errorf("of no address: %q", got)
+	}
+}

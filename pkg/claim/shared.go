@@ -1,0 +1,229 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package claim
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"math"
+	"math/rand/v2"
+	"net/netip"
+	"time"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
+)
+
+const (
+	// largeSpace is more addresses than can be held: an allocation takes 2 KB of etcd. In a
+	// space that is larger, a random address is free, so nothing is listed.
+	largeSpace = 1 << 20
+	// maxRandom is how many random addresses of a large space are tried.
+	maxRandom = 16
+	// maxPlain is how many candidates are tried before a window is listed.
+	maxPlain = 2
+	// windowAge is how long what was free in a window is believed. Others claim there, too.
+	windowAge = 10 * time.Second
+	// windowCollisions is how many addresses that were free in a window may be held by now
+	// before it is listed again.
+	windowCollisions = 2
+	// maxWindows is how many windows are listed before the whole domain is.
+	maxWindows = 8
+)
+
+// searchShared searches a space that nodes share. It tries
+//
+//  1. the next candidate in the node's own order, and if it is held that of the next run,
+//     unless the space is known to be crowded;
+//  2. what was free when a window of 256 addresses was listed, by this call or by an earlier
+//     one on this node. Near full, one list so serves many ADDs;
+//  3. after some windows with nothing: the whole space, by a list of the domain. Only that
+//     proves that nothing is free.
+//
+// If the pool overflows to more space, 3 is left to that.
+func (s *search) searchShared(ctx context.Context) (hint.Entry, error) {
+	if s.b.Size() > largeSpace {
+		return s.searchLarge(ctx)
+	}
+	if s.isFull() || s.overflows && s.Hint.Passed(s.space, s.version) {
+		return hint.Entry{}, nil
+	}
+	if w := s.Hint.Window(s.space); w == nil || !w.Crowded && !s.isCurrent(w) {
+		for collided, n := true, 0; collided && n < maxPlain; n++ {
+			var e hint.Entry
+			var err error
+			e, collided, err = s.tryCandidates(ctx, s.b.Candidates(s.Hint.Last(s.space)), 1) // 1
+			if err != nil || e.Address.IsValid() {
+				return e, err
+			}
+		}
+	}
+	e, err := s.searchWindows(ctx) // 2
+	if err != nil || e.Address.IsValid() || s.overflows {
+		return e, err
+	}
+	return s.searchAll(ctx) // 3
+}
+
+// searchLarge searches a space of which only a small part can be held.
+func (s *search) searchLarge(ctx context.Context) (hint.Entry, error) {
+	e, collided, err := s.tryCandidates(ctx, s.b.Candidates(s.Hint.Last(s.space)), maxCollisions)
+	for n := 0; collided && n < maxRandom; n++ {
+		e, collided, err = s.tryCandidates(ctx, s.b.Candidates(s.b.RandomAddress()), 1)
+	}
+	if collided {
+		return hint.Entry{}, fmt.Errorf("%w %q, poolType %q: %d random addresses of subnet %s are all held", ErrExhausted, s.b.Pool.Name, pool.Type(s.b.Pool.Kind), maxRandom, s.b.Subnet)
+	}
+	return e, err
+}
+
+func (s *search) isCurrent(w *hint.Window) bool {
+	return w != nil && w.Version == s.version && time.Since(w.Listed).Abs() < windowAge
+}
+
+// searchWindows claims what was free when a window was listed. It lists up to maxWindows.
+// Calls on one node list one after the other, and each sees what the one before has found.
+func (s *search) searchWindows(ctx context.Context) (hint.Entry, error) {
+	w := s.Hint.Window(s.space)
+	seen := map[netip.Prefix]bool{}
+	for n := 0; ; n++ {
+		if s.isCurrent(w) {
+			e, _, err := s.tryCandidates(ctx, s.free(w), windowCollisions)
+			if err != nil || e.Address.IsValid() {
+				return e, err
+			}
+			seen[w.Window] = true
+		}
+		if n == maxWindows {
+			return hint.Entry{}, nil
+		}
+		var err error
+		if w, err = s.listAfter(ctx, w, seen); w == nil {
+			return hint.Entry{}, err
+		}
+	}
+}
+
+// free yields what was free in a window. It may have addresses of another pool of the
+// domain that this node has released.
+func (s *search) free(w *hint.Window) iter.Seq[netip.Addr] {
+	return func(yield func(netip.Addr) bool) {
+		for _, addr := range w.Free {
+			if s.b.Contains(addr) && !yield(addr) {
+				return
+			}
+		}
+	}
+}
+
+// listAfter lists the next window, or returns the one that another call on this node has
+// listed since last. It returns nil if all windows are seen, or another call has found that
+// nothing is free.
+func (s *search) listAfter(ctx context.Context, last *hint.Window, seen map[netip.Prefix]bool) (*hint.Window, error) {
+	defer s.Hint.Listing(ctx, s.space)()
+	if w := s.Hint.Window(s.space); s.isCurrent(w) && (last == nil || w.Listed.After(last.Listed)) {
+		return w, nil
+	}
+	if s.isFull() {
+		return nil, nil
+	}
+	for addr := range s.b.Candidates(s.Hint.Last(s.space)) {
+		if window := v1alpha1.WindowOf(addr); !seen[window] {
+			s.Hint.SetLast(s.space, addr)
+			return s.list(ctx, addr)
+		}
+	}
+	return nil, nil
+}
+
+// list lists the window of an address and saves what is free.
+func (s *search) list(ctx context.Context, addr netip.Addr) (*hint.Window, error) {
+	window := v1alpha1.WindowOf(addr)
+	w := &hint.Window{Version: s.version, Domain: s.b.Domain, Window: window, Listed: time.Now()}
+	held, err := s.HeldInWindow(ctx, s.b.Domain, addr)
+	if err != nil {
+		return nil, err
+	}
+	usable := 0
+	for a := window.Addr(); window.Contains(a); a = a.Next() {
+		if s.b.Contains(a) {
+			usable++
+			if !held[a] {
+				w.Free = append(w.Free, a)
+			}
+		}
+	}
+	w.Crowded = 4*len(w.Free) <= 3*usable // from then on a list costs less than creates that collide
+	rand.Shuffle(len(w.Free), func(i, j int) { w.Free[i], w.Free[j] = w.Free[j], w.Free[i] })
+	s.Hint.SetWindow(s.space, w)
+	return w, nil
+}
+
+// isFull reports whether this node has found a short time ago that the whole space is full.
+// The larger it is, the more a list of it costs, and the longer that is believed.
+func (s *search) isFull() bool {
+	return !s.overflows && s.Hint.Full(s.space, s.version, s.b.Size())
+}
+
+// searchAll searches the whole space by a list of what is held in the domain. It returns
+// no address if none is free, and notes that.
+func (s *search) searchAll(ctx context.Context) (hint.Entry, error) {
+	defer s.Hint.Listing(ctx, s.space)()
+	if s.isFull() { // another call on this node has found that
+		return hint.Entry{}, nil
+	}
+	e, err := s.searchListed(ctx)
+	if err == nil && !e.Address.IsValid() {
+		s.Hint.SetFull(s.space, s.version)
+	}
+	return e, err
+}
+
+func (s *search) searchListed(ctx context.Context) (hint.Entry, error) {
+	s.retryPending(ctx, math.MaxInt)
+	held, err := s.Held(ctx, s.b.Domain)
+	if err != nil {
+		return hint.Entry{}, err
+	}
+	s.held, s.releasing = held, s.beingReleased(s.b)
+	e, err := s.tryAll(ctx)
+	if err != nil || e.Address.IsValid() || !s.anyFree() {
+		return e, err
+	}
+	// The hint says that this node uses what is free: it may be stale.
+	if _, err = s.rebuild(ctx, s.req.started); err == nil {
+		err = s.awaitOthers() // the list may have shown a loss
+	}
+	if err != nil {
+		return hint.Entry{}, err
+	}
+	s.releasing = nil
+	return s.tryAll(ctx)
+}
+
+// tryAll tries every address that is not known to be held, each time from another random
+// one: beginning at the same one as other nodes would collide again and again.
+func (s *search) tryAll(ctx context.Context) (hint.Entry, error) {
+	for {
+		e, collided, err := s.tryCandidates(ctx, s.b.Candidates(s.b.RandomAddress()), 1)
+		if err != nil || !collided {
+			return e, err
+		}
+		if err := unavailable(ctx, "others claim addresses of this pool at the same time"); err != nil {
+			return hint.Entry{}, err
+		}
+	}
+}
+
+// anyFree reports whether an address is not known to be held.
+func (s *search) anyFree() bool {
+	for addr := range s.b.Candidates(netip.Addr{}) {
+		if !s.held[addr] {
+			return true
+		}
+	}
+	return false
+}

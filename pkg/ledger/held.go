@@ -1,0 +1,97 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"strconv"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+)
+
+// heldPage bounds what one answer of a list of all names holds in memory: an item is some
+// 600 bytes.
+const heldPage = 2000
+
+// HeldInWindow returns the addresses of a domain that are held in the window of an address
+// (v1alpha1.WindowOf). It makes one request, which the API server answers from its
+// memory: the answer may be some milliseconds old, and lacks allocations without the
+// label, which only an administrator makes.
+func (l *Ledger) HeldInWindow(ctx context.Context, domain string, addr netip.Addr) (map[netip.Addr]bool, error) {
+	held := map[netip.Addr]bool{}
+	selector := labels.Set{v1alpha1.LabelWindow: v1alpha1.WindowLabel(addr)}.String()
+	err := Retry(ctx, func(ctx context.Context) error {
+		clear(held)
+		_, err := l.names(ctx, domain, held, map[string]string{"labelSelector": selector, "resourceVersion": "0"})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing who holds addresses in %s: %w", v1alpha1.WindowOf(addr), err)
+	}
+	return held, nil
+}
+
+// Held returns all addresses of a domain that are held, as etcd has them when it is
+// called. It looks at every allocation of the namespace.
+func (l *Ledger) Held(ctx context.Context, domain string) (map[netip.Addr]bool, error) {
+	held := map[netip.Addr]bool{}
+	err := Retry(ctx, func(context.Context) error { // the list has all the time of ctx
+		clear(held)
+		page := map[string]string{"limit": strconv.Itoa(heldPage)}
+		for {
+			next, err := l.names(ctx, domain, held, page)
+			if err != nil || next == "" {
+				return err
+			}
+			page["continue"] = next
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing the addresses of domain %s that are held: %w", domain, err)
+	}
+	return held, nil
+}
+
+// names lists allocations, of which the API server sends the metadata only, and enters
+// those of the domain. It returns where the list goes on.
+func (l *Ledger) names(ctx context.Context, domain string, held map[netip.Addr]bool, params map[string]string) (next string, err error) {
+	request := l.Client.RESTClient().Get().Namespace(l.Namespace).Resource("ipallocations").SetHeader("Accept", metadataOnlyList)
+	for name, value := range params {
+		request = request.Param(name, value)
+	}
+	result := request.Do(ctx)
+	if err := result.Error(); err != nil { // says more than the error of Raw
+		return "", err
+	}
+	data, err := result.Raw()
+	if err != nil {
+		return "", err
+	}
+	var list struct {
+		Metadata metav1.ListMeta `json:"metadata"`
+		Items    []struct {
+			Metadata struct {
+				Name string `json:"name"`
+			} `json:"metadata"`
+		} `json:"items"`
+	}
+	if err := json.Unmarshal(data, &list); err != nil {
+		return "", err
+	}
+	for _, item := range list.Items {
+		if of, addr, err := v1alpha1.ParseAllocationName(item.Metadata.Name); err == nil && of == domain {
+			held[addr] = true
+		}
+	}
+	return list.Metadata.Continue, nil
+}
+
+// metadataOnlyList is metadataOnly for a list.
+const metadataOnlyList = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"

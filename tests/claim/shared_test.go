@@ -1,0 +1,302 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package claim
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
+)
+
+// newShared makes pool "p" without blocks.
+func newShared(t *testing.T, spec v1alpha1.IPPoolSpec) *cluster {
+	t.Helper()
+	c := emptyCluster(t)
+	rig.IPPool(t, c.client, c.ns, "p", spec)
+	return c
+}
+
+// lists counts requests that list a window, and those that list everything.
+func (c *cluster) lists(requests []string) (n int) {
+	_, n = count(requests, "POST", "GET ipallocations")
+	return n
+}
+
+// fill holds the addresses from first to last, as another node would.
+func (c *cluster) fill(t *testing.T, domain, first, last string) {
+	t.Helper()
+	to := netip.MustParseAddr(last)
+	for a := netip.MustParseAddr(first); !to.Less(a); a = a.Next() {
+		c.hold(t, domain, a.String(), "other", "of-"+strings.ReplaceAll(a.String(), ":", "-"))
+	}
+}
+
+func TestSharedPoolNeedsNoBlocks(t *testing.T) {
+	c := newShared(t, v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", Gateway: "10.0.0.1"})
+	seen := map[string]bool{}
+	for _, name := range nodeNames {
+		n := newNode(t, c.ns, name)
+		for i := range 20 {
+			n.restart()
+			n.wire.take()
+			got := n.mustAdd(t, fmt.Sprint(name, i), ippool("p"))
+			if seen[got] || got == "10.0.0.1" {
+				t.Errorf("%s was given to %s%d", got, name, i)
+			}
+			seen[got] = true
+			if requests := n.wire.take(); len(requests) > 4 {
+				t.Errorf("%d requests: %q", len(requests), requests)
+			}
+		}
+	}
+	list, err := c.client.IPAllocations(c.ns).List(t.Context(), metav1.ListOptions{LabelSelector: v1alpha1.LabelWindow + "=10.0.0.0-24"})
+	if err != nil || len(list.Items) != len(seen) {
+		t.Errorf("%d of %d allocations are in the window, %v", len(list.Items), len(seen), err)
+	}
+}
+
+// A node in a crowded pool lists a window once for many ADDs, and makes no create that
+// collides.
+func TestCrowdedSharedPool(t *testing.T) {
+	c := newShared(t, v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/25"})
+	c.fill(t, "p", "10.0.0.1", "10.0.0.116") // 92 % of 126
+	n := newNode(t, c.ns, "a")
+	n.mustAdd(t, "first", ippool("p"))
+	for i := range 8 {
+		n.restart()
+		n.wire.take()
+		n.mustAdd(t, fmt.Sprint("pod", i), ippool("p"))
+		wantRequests(t, n, "GET ippools/p", "POST ipallocations")
+	}
+	entries, err := os.ReadDir(n.path("claims"))
+	if err != nil || len(entries) > 10 {
+		t.Errorf("%d entries for 9 addresses: what others hold piles up", len(entries))
+	}
+	n.mustDel(t, "pod3")
+	n.wire.take()
+	n.mustAdd(t, "last", ippool("p")) // of the two that are free
+	n.mustAdd(t, "very-last", ippool("p"))
+	wantRequests(t, n, "GET ippools/p", "POST ipallocations", "GET ippools/p", "POST ipallocations")
+	_, err = n.add(t.Context(), "one-too-many", ippool("p"))
+	if !errors.Is(err, claim.ErrExhausted) || err.Error() != `no free addresses in the pool "p", poolType "ippool": subnet 10.0.0.0/25 is full, 126 of 126 addresses are held` {
+		t.Errorf("error %v", err)
+	}
+	n.wire.take()
+	_, _ = n.add(t.Context(), "one-too-many", ippool("p"))
+	wantRequests(t, n, "GET ippools/p")
+	n.mustDel(t, "last")
+	n.wire.take()
+	n.mustAdd(t, "one-too-many", ippool("p"))
+	wantRequests(t, n, "GET ippools/p", "POST ipallocations") // it knows what it has released
+}
+
+// What was free when a window was listed is believed for some seconds.
+func TestWindowGetsOld(t *testing.T) {
+	c := newShared(t, v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/26"})
+	c.fill(t, "p", "10.0.0.1", "10.0.0.50")
+	n := newNode(t, c.ns, "a")
+	n.mustAdd(t, "first", ippool("p"))
+	w := n.hint().Window(ippool("p")[0])
+	if w == nil || !w.Crowded {
+		t.Fatalf("window %+v", w)
+	}
+	w.Listed = time.Now().Add(-2 * time.Minute)
+	n.hint().SetWindow(ippool("p")[0], w)
+	n.wire.take()
+	n.mustAdd(t, "second", ippool("p"))
+	wantRequests(t, n, "GET ippools/p", "GET ipallocations", "POST ipallocations")
+}
+
+// Allocations without the label, which an administrator makes, are not in the list of
+// a window. They cost creates, and are seen before the pool counts as full.
+func TestAllocationsWithoutWindow(t *testing.T) {
+	c := newShared(t, v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/28"})
+	for i := 1; i <= 13; i++ {
+		c.holdUnlabelled(t, "p", fmt.Sprintf("10.0.0.%d", i))
+	}
+	n := newNode(t, c.ns, "a")
+	if got := n.mustAdd(t, "pod", ippool("p")); got != "10.0.0.14" {
+		t.Errorf("got %s", got)
+	}
+	if _, err := n.add(t.Context(), "one-too-many", ippool("p")); !errors.Is(err, claim.ErrExhausted) {
+		t.Errorf("error %v", err)
+	}
+}
+
+// Forty pods that wait for an address of a pool that is full cost no forty lists.
+func TestExhaustedSharedPool(t *testing.T) {
+	c := newShared(t, v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/27"})
+	c.fill(t, "p", "10.0.0.1", "10.0.0.30")
+	n := newNode(t, c.ns, "a")
+	var all sync.WaitGroup
+	for i := range 40 {
+		all.Go(func() {
+			if _, err := n.add(t.Context(), fmt.Sprint("pod", i), ippool("p")); !errors.Is(err, claim.ErrExhausted) {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+	all.Wait()
+	if lists := c.lists(n.wire.take()); lists > 6 {
+		t.Errorf("%d lists", lists)
+	}
+	c.free(t, "p", "10.0.0.7")
+	if _, err := n.add(t.Context(), "too-early", ippool("p")); !errors.Is(err, claim.ErrExhausted) {
+		t.Errorf("error %v", err)
+	}
+	lutimes(t, n.path("pools", "ippool.p.full"), time.Now().Add(-11*time.Second))
+	old := n.hint().Window(ippool("p")[0])
+	old.Listed = old.Listed.Add(-2 * time.Minute)
+	n.hint().SetWindow(ippool("p")[0], old)
+	if got := n.mustAdd(t, "waits", ippool("p")); got != "10.0.0.7" {
+		t.Errorf("got %s", got)
+	}
+}
+
+// The hint says that this node uses what is free: a list of the node corrects it.
+func TestStaleHintInASharedPool(t *testing.T) {
+	c := newShared(t, v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/29"})
+	n := newNode(t, c.ns, "a")
+	var held []string
+	for i := range 6 {
+		held = append(held, n.mustAdd(t, fmt.Sprint("pod", i), ippool("p")))
+	}
+	c.free(t, "p", held[2]) // somebody with kubectl
+	makeOld(t, n.dir)
+	if got := n.mustAdd(t, "pod6", ippool("p")); got != held[2] {
+		t.Errorf("got %s, want %s", got, held[2])
+	}
+}
+
+// An answer that was lost is asked for: the holder may be the attachment itself.
+func TestLostAnswerInASharedPool(t *testing.T) {
+	for _, what := range []loss{request, response, half} {
+		c := newShared(t, v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24"})
+		n := newNode(t, c.ns, "a")
+		n.wire.setLose(loseFirst(http.MethodPost, what))
+		got := n.mustAdd(t, "pod1", ippool("p"))
+		c.wantHeld(t, got)
+		if again := n.mustAdd(t, "pod1", ippool("p")); again != got {
+			t.Errorf("asked twice, got %s and %s", got, again)
+		}
+		n.mustDel(t, "pod1")
+		c.wantHeld(t)
+	}
+}
+
+func TestLargeSharedPoolIsNeverListed(t *testing.T) {
+	c := newShared(t, v1alpha1.IPPoolSpec{Subnet: "fd00::/64", Exclusions: []v1alpha1.ExcludeRange{{StartIP: "fd00::", EndIP: "fd00::ff"}}})
+	n := newNode(t, c.ns, "a")
+	first := netip.MustParseAddr(n.mustAdd(t, "pod1", ippool("p")))
+	second := n.mustAdd(t, "pod2", ippool("p"))
+	third := netip.MustParseAddr(second).Next()
+	c.hold(t, "p", third.String(), "other", "x")
+	c.hold(t, "p", third.Next().String(), "other", "y")
+	n.wire.take()
+	if got := n.mustAdd(t, "pod3", ippool("p")); got != third.Next().Next().String() {
+		t.Errorf("got %s after %s and %s", got, first, second)
+	}
+	wantRequests(t, n, "GET ippools/p", "POST ipallocations", "POST ipallocations", "POST ipallocations")
+	n.loseHint(t)
+	n.wire.take()
+	n.mustAdd(t, "pod4", ippool("p"))
+	if requests := n.wire.take(); c.lists(requests) > 0 {
+		t.Errorf("requests %q", requests)
+	}
+}
+
+func TestOverflow(t *testing.T) {
+	c := emptyCluster(t)
+	rig.IPPool(t, c.client, c.ns, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/27", PerNodeBlockSize: 4, Overflow: v1alpha1.OverflowSubnet}, "a", "b")
+	a, b := newNode(t, c.ns, "a"), newNode(t, c.ns, "b")
+	add := func(n *node, name string) netip.Addr {
+		t.Helper()
+		n.restart()
+		return netip.MustParseAddr(n.mustAdd(t, name, ippool("p")))
+	}
+	var overflowed netip.Addr
+	for i := range 26 {
+		got := add(a, fmt.Sprint("a", i))
+		switch last := int(got.As4()[3]); {
+		case i < 4 && last != i+1:
+			t.Errorf("ADD %d got %s, want the own block first", i, got)
+		case i >= 4 && last < 9:
+			t.Errorf("ADD %d got %s, of another node's block, while there is space that is nobody's", i, got)
+		case i == 10:
+			overflowed = got
+		}
+	}
+	if got := add(b, "b0"); got.As4()[3] < 5 || got.As4()[3] > 8 {
+		t.Errorf("node b got %s, want its own block", got)
+	}
+	for i := range 3 {
+		if got := add(a, fmt.Sprint("more", i)); got.As4()[3] < 5 || got.As4()[3] > 8 {
+			t.Errorf("got %s, want one of b's block", got)
+		}
+	}
+	for _, n := range []*node{a, b} {
+		_, err := n.add(t.Context(), "one-too-many", ippool("p"))
+		if !errors.Is(err, claim.ErrExhausted) || !strings.HasSuffix(err.Error(), "4 of 4 addresses are held; and so is the rest of subnet 10.0.0.0/27, 30 of 30 addresses") {
+			t.Errorf("error %v", err)
+		}
+	}
+	if again := add(a, "a10"); again != overflowed {
+		t.Errorf("asked twice, got %s and %s", overflowed, again)
+	}
+	a.mustDel(t, "a10")
+	a.mustDel(t, "a2")
+	a.wire.take()
+	if got := add(a, "prefers"); got != netip.MustParseAddr("10.0.0.3") {
+		t.Errorf("got %s, want that of the own block", got)
+	}
+	wantRequests(t, a, "GET ippools/p", "POST ipallocations")
+	if got := add(a, "overflows"); got != overflowed {
+		t.Errorf("got %s, want %s", got, overflowed)
+	}
+}
+
+// Two pools of one domain that overlap: an address is given once, and an attachment of
+// both keeps both.
+func TestTwoPoolsOfOneDomain(t *testing.T) {
+	c := emptyCluster(t)
+	for _, name := range []string{"p", "q"} {
+		spec := v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/28"}
+		spec.Domain = "net"
+		rig.IPPool(t, c.client, c.ns, name, spec)
+	}
+	n := newNode(t, c.ns, "a")
+	got, err := n.add(t.Context(), "both", ippool("p", "q"))
+	if err != nil || got[0] == got[1] {
+		t.Fatalf("got %v, %v", got, err)
+	}
+	again, err := n.add(t.Context(), "both", ippool("p", "q"))
+	if err != nil || !slices.Equal(again, got) {
+		t.Errorf("asked twice, got %v and %v, %v", got, again, err)
+	}
+	n.loseHint(t)
+	if err := n.Check(t.Context(), pod("both"), ippool("p", "q")); err != nil {
+		t.Errorf("CHECK without a hint: %v", err)
+	}
+	for i := range 12 {
+		n.mustAdd(t, fmt.Sprint("pod", i), ippool([]string{"p", "q"}[i%2]))
+	}
+	for _, name := range []string{"p", "q"} {
+		if _, err := n.add(t.Context(), "one-too-many", ippool(name)); !errors.Is(err, claim.ErrExhausted) {
+			t.Errorf("pool %s: error %v", name, err)
+		}
+	}
+}
