@@ -111,14 +111,10 @@ func (s *siege) notForItsPods(t *testing.T) {
 	s.Pool(t, "closed", v1alpha1.IPPoolSpec{Subnet: "10.9.0.0/24", PerNodeBlockSize: 10, Assignment: v1alpha1.AssignmentManual,
 		PoolAccess: v1alpha1.PoolAccess{AllowedNamespaces: []string{"nobody-s"}, Disabled: true}})
 	s.Claim(t, s.mallory, allocation("closed", "10.9.0.1", "mallory", s.own))
-	for _, err := range []error{
-		s.mallory.IPAllocations(s.NS).Delete(t.Context(), "closed.10.9.0.1", metav1.DeleteOptions{}),
-		s.IPAM.IPPools(s.NS).Delete(t.Context(), "closed", metav1.DeleteOptions{}),
-	} {
-		if err != nil {
-			t.Error(err)
-		}
+	if err := s.mallory.IPAllocations(s.NS).Delete(t.Context(), "closed.10.9.0.1", metav1.DeleteOptions{}); err != nil {
+		t.Error(err)
 	}
+	s.deletePool(t, "closed")
 }
 
 // The next addresses of the victim's block, under the ID and interface of one of its

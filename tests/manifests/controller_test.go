@@ -185,7 +185,7 @@ func exactRights(t *testing.T, env *testenv.Env, o overlay) {
 		// asks for that.
 		want["crd-ipam-plugin"] = []string{
 			"ippools get", "cidrpools get", "ipallocations get", "ipallocations list",
-			"ipallocations create", "ipallocations delete",
+			"ipallocations create", "ipallocations delete", "nodes get*",
 		}
 		want[installer] = append([]string{"nodes get*"}, installerMay...)
 	}
