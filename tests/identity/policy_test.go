@@ -178,13 +178,14 @@ func (c *cluster) try(t *testing.T, w write, as clientv1alpha1.NvIpamV1alpha1Int
 		stored = c.put(t, w.before.DeepCopy())
 	}
 	name := "p.10.0.0.1"
-	defer c.remove(t, name)
+	defer func() { c.remove(t, name) }()
 	var err error
 	switch {
 	case w.edit == nil:
 		err = client.Delete(ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &stored.UID}})
 	case w.before == nil:
 		w.edit(stored)
+		name = stored.Name
 		_, err = client.Create(ctx, stored, metav1.CreateOptions{})
 	default:
 		wanted := stored.DeepCopy()
