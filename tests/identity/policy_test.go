@@ -115,6 +115,7 @@ func writes() []write {
 	return []write{
 		create("own", ""),
 		create("own that was lost", "", func(a *v1alpha1.IPAllocation) { a.Spec.Restored = true }),
+		create("own with a domain", "", func(a *v1alpha1.IPAllocation) { a.Spec.Domain = "p" }),
 		create("own with a UID", "", pod(v1alpha1.PodReference{Namespace: "ml", Name: "a.b", UID: "0123456789abcdef0123456789abcdef"})),
 		create("another's", mayCreate+`b"`, as(foreign)),
 		create("nobody's", mayCreate+`"`, as(nobodys)),
