@@ -49,9 +49,12 @@ func (c *Claimer) claimOne(ctx context.Context, req Request, v view, wanted neti
 		return c.create(ctx, req, b, wanted, true)
 	}
 	spaces := append([]*pool.Block{b}, b.Overflow...)
-	widest := spaces[len(spaces)-1]
-	if addr := req.known.heldIn(widest); addr.IsValid() { // 2
-		own := *widest // a holder is asked for: it may be this attachment
+	addr := req.known.heldIn(b)
+	if !addr.IsValid() {
+		addr = req.known.heldIn(spaces[len(spaces)-1])
+	}
+	if addr.IsValid() { // 2
+		own := *b // whose holder is asked for: it may be this attachment
 		own.Shared = false
 		if e, err := c.create(ctx, req, &own, addr, false); !ledger.IsInUse(err) {
 			return e, err

@@ -189,6 +189,11 @@ func (s *search) searchListed(ctx context.Context) (hint.Entry, error) {
 		return hint.Entry{}, err
 	}
 	s.held, s.releasing = held, s.beingReleased(s.b)
+	for addr := range s.Hint.SeenElsewhere(s.b.Domain) { // in the node's own block, if the pool has blocks
+		if !held[addr] {
+			s.Hint.ForgetElsewhere(s.b.Domain, addr)
+		}
+	}
 	e, err := s.tryAll(ctx)
 	if err != nil || e.Address.IsValid() || !s.anyFree() {
 		return e, err

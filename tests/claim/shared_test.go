@@ -269,6 +269,26 @@ func TestOverflow(t *testing.T) {
 	}
 }
 
+// What another node has held in a node's block is given once it is free, although the
+// hint has it as held elsewhere.
+func TestOverflowFindsWhatWasElsewhere(t *testing.T) {
+	c := emptyCluster(t)
+	rig.IPPool(t, c.client, c.ns, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/28", PerNodeBlockSize: 4, Overflow: v1alpha1.OverflowSubnet}, "a", "b")
+	a, b := newNode(t, c.ns, "a"), newNode(t, c.ns, "b")
+	b.mustAdd(t, "static", ippool("p"), "10.0.0.2")
+	for i := range 13 {
+		a.mustAdd(t, fmt.Sprint("pod", i), ippool("p"))
+	}
+	if _, err := a.add(t.Context(), "one-too-many", ippool("p")); !errors.Is(err, claim.ErrExhausted) {
+		t.Errorf("error %v", err)
+	}
+	b.mustDel(t, "static")
+	lutimes(t, a.path("pools", "ippool.p@2.full"), time.Now().Add(-11*time.Second))
+	if got := a.mustAdd(t, "waits", ippool("p")); got != "10.0.0.2" {
+		t.Errorf("got %s", got)
+	}
+}
+
 // Two pools of one domain that overlap: an address is given once, and an attachment of
 // both keeps both.
 func TestTwoPoolsOfOneDomain(t *testing.T) {

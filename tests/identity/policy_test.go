@@ -116,6 +116,7 @@ func writes() []write {
 		create("own", ""),
 		create("own of a domain", "", func(a *v1alpha1.IPAllocation) { a.Spec.PoolRef.Name, a.Spec.Domain = "q", "p" }, label(v1alpha1.LabelPool, "q")),
 		create("own that was lost", "", func(a *v1alpha1.IPAllocation) { a.Spec.Restored = true }),
+		create("own with a domain", "", func(a *v1alpha1.IPAllocation) { a.Spec.Domain = "p" }),
 		create("own with a UID", "", pod(v1alpha1.PodReference{Namespace: "ml", Name: "a.b", UID: "0123456789abcdef0123456789abcdef"})),
 		create("another's", mayCreate+`b"`, as(foreign)),
 		create("nobody's", mayCreate+`"`, as(nobodys)),
@@ -179,13 +180,14 @@ func (c *cluster) try(t *testing.T, w write, as clientv1alpha1.NvIpamV1alpha1Int
 		stored = c.put(t, w.before.DeepCopy())
 	}
 	name := "p.10.0.0.1"
-	defer c.remove(t, name)
+	defer func() { c.remove(t, name) }()
 	var err error
 	switch {
 	case w.edit == nil:
 		err = client.Delete(ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &stored.UID}})
 	case w.before == nil:
 		w.edit(stored)
+		name = stored.Name
 		_, err = client.Create(ctx, stored, metav1.CreateOptions{})
 	default:
 		wanted := stored.DeepCopy()
