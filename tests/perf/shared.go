@@ -134,9 +134,9 @@ func (b *bench) fill(n int) error {
 	}); err != nil {
 		return err
 	}
-	return b.until("the API server has seen the allocations", func() (bool, error) {
-		held, err := b.count()
-		return held == n, err
+	return b.rarely("the API server has seen the allocations", func() (bool, error) { // in its memory, where a window is listed
+		list, err := b.metadata.Resource(allocationsResource).Namespace(namespace).List(b.ctx, metav1.ListOptions{ResourceVersion: "0"})
+		return err == nil && len(list.Items) == n, err
 	})
 }
 
