@@ -24,7 +24,7 @@ import (
 // requested: the holder is hardly ever of this node, and another address will do.
 func (c *Claimer) create(ctx context.Context, req Request, b *pool.Block, addr netip.Addr, requested bool) (hint.Entry, error) {
 	e := hint.Entry{Attachment: req.Attachment, Domain: b.Domain, Address: addr}
-	alloc := c.allocation(req, b.Pool, b.Domain, addr, requested)
+	alloc := c.allocation(req, b, addr, requested)
 	create := c.Create
 	if b.Shared && !requested {
 		create = c.CreateIfFree
@@ -89,14 +89,20 @@ func (c *Claimer) deleteHolder(ctx context.Context, holder *v1alpha1.IPAllocatio
 	return nil
 }
 
-// allocation returns the IPAllocation that claims an address for a request.
-func (c *Claimer) allocation(req Request, ref v1alpha1.PoolReference, domain string, addr netip.Addr, requested bool) *v1alpha1.IPAllocation {
+// allocation returns the IPAllocation that claims an address for a request. In a pool that
+// an earlier version knows, too, it is as that version makes it, so that its policy for
+// nodes allows it while a cluster is upgraded.
+func (c *Claimer) allocation(req Request, b *pool.Block, addr netip.Addr, requested bool) *v1alpha1.IPAllocation {
 	var started *metav1.MicroTime
 	if !req.started.IsZero() {
 		started = &metav1.MicroTime{Time: req.started.UTC()}
 	}
-	return c.named(v1alpha1.AllocationName(domain, addr), v1alpha1.IPAllocationSpec{
-		PoolRef:       ref,
+	domain := b.Domain
+	if domain == b.Pool.Name {
+		domain = ""
+	}
+	a := c.named(v1alpha1.AllocationName(b.Domain, addr), v1alpha1.IPAllocationSpec{
+		PoolRef:       b.Pool,
 		Domain:        domain,
 		Address:       addr.String(),
 		NodeName:      c.Node,
@@ -108,6 +114,10 @@ func (c *Claimer) allocation(req Request, ref v1alpha1.PoolReference, domain str
 		Requested:     requested,
 		AddStartedAt:  started,
 	})
+	if !b.Shared && len(b.Overflow) == 0 && domain == "" { // nobody lists its window
+		delete(a.Labels, v1alpha1.LabelWindow)
+	}
+	return a
 }
 
 // named returns the IPAllocation of that name, with its labels.

@@ -68,7 +68,7 @@ func TestAllocationSaysWhoHoldsIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := v1alpha1.IPAllocationSpec{
-		PoolRef: ippool("p")[0], Domain: "p", Address: "10.0.0.1", NodeName: "a", PodRef: v1alpha1.PodReference{Namespace: "ml", Name: "train-0", UID: "uid-1"},
+		PoolRef: ippool("p")[0], Address: "10.0.0.1", NodeName: "a", PodRef: v1alpha1.PodReference{Namespace: "ml", Name: "train-0", UID: "uid-1"},
 		ContainerID: strings.Repeat("0123456789abcdef", 4), InterfaceName: "net7", NetworkName: "the-net", DeviceID: "0000:03:00.2",
 	}
 	if started := got.Spec.AddStartedAt; started == nil || started.After(time.Now()) || time.Since(started.Time) > time.Minute {

@@ -13,7 +13,8 @@ const (
 	// LabelContainer is the hash of the container ID.
 	LabelContainer = "nv-ipam.nvidia.com/container"
 	// LabelWindow is the aligned window of 256 addresses that the address lies in, see
-	// WindowLabel: "10.0.3.0-24" selects who holds an address of 10.0.3.0/24.
+	// WindowLabel: "10.0.3.0-24" selects who holds an address of 10.0.3.0/24. Only
+	// allocations of pools in which nodes share addresses have it.
 	LabelWindow = "nv-ipam.nvidia.com/window"
 )
 
