@@ -51,6 +51,8 @@ func TestMetrics(t *testing.T) {
 	for _, a := range []string{"192.168.9.3", "1.2.3.4"} {
 		c.hold(t, "small", a, "kind-worker", c.startPod(t, "hostile-"+a, nil))
 	}
+	c.Pool(t, "shared", v1alpha1.IPPoolSpec{Subnet: "10.20.0.0/24"})
+	c.hold(t, "shared", "10.20.0.9", "kind-worker", c.startPod(t, "sharing", nil))
 	c.hold(t, "deleted", "10.9.9.9", "kind-worker", c.startPod(t, "orphan", nil))
 
 	leader := c.startCommand(t, "leader")
@@ -80,18 +82,19 @@ func TestMetrics(t *testing.T) {
 		`crd_ipam_pool_used{kind="IPPool",pool="wrong"}`:                       0,
 		`crd_ipam_pool_capacity{kind="CIDRPool",pool="huge"}`:                  1<<53 - 1,
 
-		`crd_ipam_allocations_without_pool`:               1,
-		`crd_ipam_held{reason="node_unreachable"}`:        1,
-		`crd_ipam_held{reason="node_not_ready"}`:          0,
-		`crd_ipam_held{reason="pod_unknown"}`:             1,
-		`crd_ipam_held{reason="reclaim_disabled"}`:        0,
-		`crd_ipam_held{reason="sandbox_unclear"}`:         0,
-		`crd_ipam_leak_candidates{reason="pod_gone"}`:     0,
-		`crd_ipam_reclaimed_total{reason="pod_gone"}`:     1,
-		`crd_ipam_reclaimed_total{reason="pod_replaced"}`: 0,
-		`crd_ipam_errors_total{queue="allocations"}`:      0,
-		`crd_ipam_errors_total{queue="nodes"}`:            0,
-		`crd_ipam_workqueue_depth{name="allocations"}`:    0,
+		`crd_ipam_pool_top_node_used{kind="IPPool",node="kind-worker",pool="shared"}`: 1,
+		`crd_ipam_allocations_without_pool`:                                           1,
+		`crd_ipam_held{reason="node_unreachable"}`:                                    1,
+		`crd_ipam_held{reason="node_not_ready"}`:                                      0,
+		`crd_ipam_held{reason="pod_unknown"}`:                                         1,
+		`crd_ipam_held{reason="reclaim_disabled"}`:                                    0,
+		`crd_ipam_held{reason="sandbox_unclear"}`:                                     0,
+		`crd_ipam_leak_candidates{reason="pod_gone"}`:                                 0,
+		`crd_ipam_reclaimed_total{reason="pod_gone"}`:                                 1,
+		`crd_ipam_reclaimed_total{reason="pod_replaced"}`:                             0,
+		`crd_ipam_errors_total{queue="allocations"}`:                                  0,
+		`crd_ipam_errors_total{queue="nodes"}`:                                        0,
+		`crd_ipam_workqueue_depth{name="allocations"}`:                                0,
 	}
 	var all map[string]float64
 	rig.Until(t, func() string {
