@@ -34,7 +34,8 @@ const (
 //  1. wanted, if it is valid, and no other address;
 //  2. the address that this attachment already holds: an ADD whose answer was lost is
 //     repeated, and must not claim a second address;
-//  3. the node's block, or the whole subnet if the pool has no blocks;
+//  3. the node's block, or the whole subnet if the pool has no blocks: first what comes
+//     after the last address that was given there, then all of it;
 //  4. if the pool overflows: the space that is nobody's block, then the whole subnet.
 func (c *Claimer) claimOne(ctx context.Context, req Request, v view, wanted netip.Addr) (hint.Entry, error) {
 	b := v.Block
@@ -65,7 +66,15 @@ func (c *Claimer) claimOne(ctx context.Context, req Request, v view, wanted neti
 			Claimer: c, req: req, b: space, version: v.version, space: hint.SpaceOf(b.Pool, i), overflows: i < len(spaces)-1,
 			held: map[netip.Addr]bool{}, releasing: c.beingReleased(space),
 		}
-		e, err := s.claim(ctx)
+		var e hint.Entry
+		var err error
+		collided := true
+		if !s.isCrowded() {
+			e, collided, err = s.tryCandidates(ctx, space.Candidates(c.Hint.Last(s.space)), s.patience())
+		}
+		if err == nil && !e.Address.IsValid() {
+			e, err = s.searchOn(ctx, collided)
+		}
 		if err != nil || e.Address.IsValid() {
 			return e, err
 		}
@@ -89,16 +98,34 @@ type search struct {
 	releasing map[netip.Addr]bool
 }
 
-// claim claims an address of the block. It returns none if the block is full: that is
-// remembered for a while.
-func (s *search) claim(ctx context.Context) (e hint.Entry, err error) {
+// isCrowded reports whether the next candidates are hardly worth a request: the space was
+// found full, or crowded, a short time ago.
+func (s *search) isCrowded() bool {
+	if s.b.Shared {
+		return s.isCrowdedShared()
+	}
+	return !s.overflows && s.Hint.Full(s.space, s.version, 0)
+}
+
+// patience is how many of the next candidates may turn out to be held by others.
+func (s *search) patience() int {
+	if s.b.Shared && !s.isLarge() {
+		return 1
+	}
+	return maxCollisions
+}
+
+// searchOn claims an address of the block after the next candidates have failed; collided
+// says that others held them. It returns none if the block is full: that is remembered for
+// a while.
+func (s *search) searchOn(ctx context.Context, collided bool) (e hint.Entry, err error) {
 	switch {
 	case s.b.Shared:
-		e, err = s.searchShared(ctx)
+		e, err = s.searchShared(ctx, collided)
 	case !s.overflows && s.Hint.Full(s.space, s.version, 0):
 		return hint.Entry{}, nil
 	default:
-		e, err = s.searchBlock(ctx)
+		e, err = s.searchBlock(ctx, collided)
 	}
 	switch {
 	case err != nil || e.Address.IsValid():
@@ -120,20 +147,18 @@ func (s *search) setPassed() {
 
 // searchBlock searches the node's own block. It tries
 //
-//  1. the addresses after the last one that was given (round robin);
-//  2. the addresses from a random one on, if other nodes claim in this block now, or
+//  1. the addresses from a random one on, if other nodes claim in this block now, or
 //     the hint has been lost;
-//  3. the whole block, if it looks full: pending releases are carried out, and the API
+//  2. the whole block, if it looks full: pending releases are carried out, and the API
 //     server lists what this node holds. If the pool overflows, that is done rarely.
-func (s *search) searchBlock(ctx context.Context) (hint.Entry, error) {
-	e, collided, err := s.tryCandidates(ctx, s.b.Candidates(s.Hint.Last(s.space)), maxCollisions) // 1
-	if collided {                                                                                 // 2
+func (s *search) searchBlock(ctx context.Context, collided bool) (e hint.Entry, err error) {
+	if collided { // 1
 		e, _, err = s.tryCandidates(ctx, s.b.Candidates(s.b.RandomAddress()), maxCollisions)
 	}
 	if err != nil || e.Address.IsValid() || s.overflows && s.Hint.Passed(s.space, s.version) {
 		return e, err
 	}
-	return s.searchFullBlock(ctx) // 3
+	return s.searchFullBlock(ctx) // 2
 }
 
 // beingReleased returns the addresses of a block whose release is pending or under way

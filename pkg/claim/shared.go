@@ -23,8 +23,6 @@ const (
 	largeSpace = 1 << 20
 	// maxRandom is how many random addresses of a large space are tried.
 	maxRandom = 16
-	// maxPlain is how many candidates are tried before a window is listed.
-	maxPlain = 2
 	// windowAge is how long what was free in a window is believed. Others claim there, too.
 	windowAge = 10 * time.Second
 	// windowCollisions is how many addresses that were free in a window may be held by now
@@ -34,31 +32,44 @@ const (
 	maxWindows = 8
 )
 
-// searchShared searches a space that nodes share. It tries
+// isLarge reports whether only a small part of the space can be held.
+func (s *search) isLarge() bool { return s.b.Size() > largeSpace }
+
+// isCrowdedShared is isCrowded for a space that nodes share.
+func (s *search) isCrowdedShared() bool {
+	if s.isLarge() {
+		return false
+	}
+	w := s.Hint.Window(s.space)
+	return s.isPassed() || w != nil && (w.Crowded || s.isCurrent(w))
+}
+
+// isPassed reports whether this node has found a short time ago that the space is full.
+func (s *search) isPassed() bool {
+	return s.isFull() || s.overflows && s.Hint.Passed(s.space, s.version)
+}
+
+// searchShared searches a space that nodes share, after the next candidate in the node's
+// own order has failed. It tries
 //
-//  1. the next candidate in the node's own order, and if it is held that of the next run,
-//     unless the space is known to be crowded;
+//  1. the candidate of the next run, unless the space is known to be crowded;
 //  2. what was free when a window of 256 addresses was listed, by this call or by an earlier
 //     one on this node. Near full, one list so serves many ADDs;
 //  3. after some windows with nothing: the whole space, by a list of the domain. Only that
 //     proves that nothing is free.
 //
 // If the pool overflows to more space, 3 is left to that.
-func (s *search) searchShared(ctx context.Context) (hint.Entry, error) {
-	if s.b.Size() > largeSpace {
-		return s.searchLarge(ctx)
+func (s *search) searchShared(ctx context.Context, collided bool) (hint.Entry, error) {
+	if s.isLarge() {
+		return s.searchLarge(ctx, collided)
 	}
-	if s.isFull() || s.overflows && s.Hint.Passed(s.space, s.version) {
+	if s.isPassed() {
 		return hint.Entry{}, nil
 	}
-	if w := s.Hint.Window(s.space); w == nil || !w.Crowded && !s.isCurrent(w) {
-		for collided, n := true, 0; collided && n < maxPlain; n++ {
-			var e hint.Entry
-			var err error
-			e, collided, err = s.tryCandidates(ctx, s.b.Candidates(s.Hint.Last(s.space)), 1) // 1
-			if err != nil || e.Address.IsValid() {
-				return e, err
-			}
+	if collided && !s.isCrowdedShared() {
+		e, _, err := s.tryCandidates(ctx, s.b.Candidates(s.Hint.Last(s.space)), 1) // 1
+		if err != nil || e.Address.IsValid() {
+			return e, err
 		}
 	}
 	e, err := s.searchWindows(ctx) // 2
@@ -69,8 +80,7 @@ func (s *search) searchShared(ctx context.Context) (hint.Entry, error) {
 }
 
 // searchLarge searches a space of which only a small part can be held.
-func (s *search) searchLarge(ctx context.Context) (hint.Entry, error) {
-	e, collided, err := s.tryCandidates(ctx, s.b.Candidates(s.Hint.Last(s.space)), maxCollisions)
+func (s *search) searchLarge(ctx context.Context, collided bool) (e hint.Entry, err error) {
 	for n := 0; collided && n < maxRandom; n++ {
 		e, collided, err = s.tryCandidates(ctx, s.b.Candidates(s.b.RandomAddress()), 1)
 	}
