@@ -92,31 +92,48 @@ func (u *Use) blockAt(a netip.Addr) *BlockUse {
 	return nil
 }
 
-// sort enters a held address that lies in block b; nil is no block.
-func (p *Pool) sort(u *Use, b *BlockUse, h Held) {
-	usable := b != nil && within(b.usable, h.Addr)
-	if usable {
+// place says how a held address lies.
+type place struct {
+	own     bool // where its node hands out addresses from
+	current bool // under the present specification
+	usable  bool
+}
+
+// count enters a held address that lies in block b, nil is no block, and returns how it
+// lies.
+func (p *Pool) count(u *Use, b *BlockUse, h Held) place {
+	var at place
+	if b != nil {
+		at = place{own: b.Node == h.Node, current: !b.Earlier, usable: within(b.usable, h.Addr)}
+	}
+	if at.usable {
 		b.Held++
 	}
-	own, current := b != nil && b.Node == h.Node, b != nil && !b.Earlier
 	if u.Whole != nil && within(u.Whole.usable, h.Addr) {
 		u.Whole.Held++
-		own, current, usable = true, true, true
+		return place{own: true, current: true, usable: true}
 	}
-	own = own || p.Shared && p.Subnet.Contains(h.Addr)
-	current = current || p.Shared
+	if p.Shared {
+		at.own, at.current = p.Subnet.Contains(h.Addr), true
+	}
+	return at
+}
+
+// sort enters a held address that lies in block b; nil is no block.
+func (p *Pool) sort(u *Use, b *BlockUse, h Held) {
+	at := p.count(u, b, h)
 	if h.Node == "" || h.Elsewhere { // reserved, wherever an administrator wants it; or the other pool's affair
 		return
 	}
-	requested := h.Requested && (own || p.layout.anywhere())
 	if !p.Subnet.Contains(h.Addr) {
-		if own {
+		if at.own {
 			u.Unfit = append(u.Unfit, h)
 		} else {
 			u.Foreign = append(u.Foreign, h)
 		}
 		return
 	}
+	requested := h.Requested && (at.own || p.layout.anywhere())
 	switch {
 	case requested:
 		if !p.requestable(b, h.Addr) {
@@ -124,10 +141,10 @@ func (p *Pool) sort(u *Use, b *BlockUse, h Held) {
 		}
 	case p.isGateway(b, h.Addr):
 		u.Gateways = append(u.Gateways, h)
-	case p.excluded.Contains(h.Addr), own && current && !usable:
+	case p.excluded.Contains(h.Addr), at.own && at.current && !at.usable:
 		u.Unfit = append(u.Unfit, h)
 	}
-	if !requested && !own {
+	if !requested && !at.own {
 		u.Outside = append(u.Outside, h)
 	}
 }
