@@ -186,9 +186,13 @@ const (
 
 // Complete reports whether the hint has at least what this node holds. It is not
 // complete if the directory is new, since the node may have older claims; if it cannot
-// be written; or if it was not rebuilt since the node started, since a power failure may
-// have lost the last entries.
+// be written; if it was not rebuilt since the node started, since a power failure may
+// have lost the last entries; or if an earlier version of the plugin was here since, which
+// has entered its claims elsewhere.
 func (h *Hint) Complete() bool {
+	if _, err := os.Lstat(filepath.Join(h.root, "claims")); err == nil { // see takeOverOldFormat
+		return false
+	}
 	mark, err := os.Readlink(h.path("claims", completeMark))
 	const writable = 2 // W_OK
 	return err == nil && mark == markText() && syscall.Access(h.path("claims"), writable) == nil

@@ -6,6 +6,7 @@ package hint
 import (
 	"net/netip"
 	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -161,5 +162,28 @@ func TestEpoch(t *testing.T) {
 	h.SetEpoch(ref, EpochText("u1", "word"))
 	if got := h.Epoch(ref); got != EpochText("u1", "word") || got == EpochText("u1", "") || got == EpochText("u2", "word") {
 		t.Errorf("epoch %q", got)
+	}
+}
+
+// An earlier version of the plugin enters its claims where this one does not look. If it
+// was here, nothing is complete until the API server has been asked.
+func TestEarlierVersionWasHere(t *testing.T) {
+	h := newHint(t)
+	r := h.Rebuild(t.Context(), time.Time{})
+	r.Enter(time.Now(), nil)
+	r.End()
+	if !h.Complete() {
+		t.Fatal("not complete")
+	}
+	must(t, os.MkdirAll(filepath.Join(h.root, "claims"), 0o700))
+	must(t, os.Symlink("c/net1/uid", filepath.Join(h.root, "claims", "p.10.0.0.1")))
+	if _, complete := h.Holding(podA); complete || h.Complete() {
+		t.Error("complete without what the earlier version has claimed")
+	}
+	r = h.Rebuild(t.Context(), time.Time{})
+	r.Enter(time.Now(), []Entry{heldBy(podA, addr1, "u1")})
+	r.End()
+	if got, complete := h.Holding(podA); !complete || len(got) != 1 {
+		t.Errorf("%v, complete %t", got, complete)
 	}
 }
