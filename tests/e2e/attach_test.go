@@ -77,7 +77,7 @@ func TestScale(t *testing.T) {
 	s := newScene(t)
 	s.pool("scale", "10.11.0.0/16", "10.11.0.1")
 	s.network("scale", `"poolName": "scale"`)
-	const replicas = 60
+	const replicas = 40
 	s.deployment("d", "", "scale", 0)
 	for round := range 2 {
 		done := phase(fmt.Sprintf("%s: %d pods, round %d", t.Name(), replicas, round+1))
