@@ -193,7 +193,7 @@ func (c *Claimer) checkIn(ctx context.Context, ref v1alpha1.PoolReference, pools
 			return fmt.Errorf("reading allocation %s: %w", e.Name(), err)
 		}
 		if alloc != nil && c.isHeldBy(alloc, e.Attachment) &&
-			(alloc.Spec.PoolRef == ref || e.Domain == domain && !slices.Contains(pools, alloc.Spec.PoolRef)) {
+			(alloc.Spec.PoolRef == ref || e.Domain == domain && alloc.Spec.PoolRef.Name != ref.Name && !slices.Contains(pools, alloc.Spec.PoolRef)) {
 			return nil
 		}
 	}

@@ -18,18 +18,19 @@ import (
 // notRun are the commands of the documents that are not run here, by how they begin,
 // and why.
 var notRun = map[string]string{
-	"make cluster":                         "takes a machine; make e2e brings up the same cluster",
-	"make demo":                            "a target of CI itself",
-	"make e2e":                             "a target of CI itself",
-	"make test":                            "a target of CI itself",
-	"crane push":                           "needs a registry; TestQuickStart has one",
-	"bin/cluster":                          "needs that cluster; make e2e uses the same code",
-	"export ":                              "is about that cluster",
-	"ipam-node":                            "runs on a node; tests/install runs it",
-	"sudo env":                             "a target of CI itself",
-	"kubectl apply -f first.yaml":          "needs multus and kubelets; TestQuickStart runs it",
-	"kubectl wait --for=condition=Ready":   "needs that pod",
-	"kubectl apply -f tests/demo/testdata": "needs network-operator and kubelets; TestWalkthrough applies these files",
+	"make cluster":                          "takes a machine; make e2e brings up the same cluster",
+	"make demo":                             "a target of CI itself",
+	"make e2e":                              "a target of CI itself",
+	"make test":                             "a target of CI itself",
+	"crane push":                            "needs a registry; TestQuickStart has one",
+	"bin/cluster":                           "needs that cluster; make e2e uses the same code",
+	"export ":                               "is about that cluster",
+	"ipam-node":                             "runs on a node; tests/install runs it",
+	"sudo env":                              "a target of CI itself",
+	"kubectl apply -f first.yaml":           "needs multus and kubelets; TestQuickStart runs it",
+	"kubectl wait --for=condition=Ready":    "needs that pod",
+	"kubectl annotate -A ippools,cidrpools": "the commands before it have removed the CRDs; tests/loss sets this annotation",
+	"kubectl apply -f tests/demo/testdata":  "needs network-operator and kubelets; TestWalkthrough applies these files",
 }
 
 // rollouts need a kubelet: TestTransitions waits for them.
