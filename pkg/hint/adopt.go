@@ -57,12 +57,8 @@ func (h *Hint) PauseADDs(foreign Foreign) error {
 	if rel, err := filepath.Rel(h.root, foreign.Store); err == nil && filepath.IsLocal(rel) {
 		foreign.Store = rel
 	}
-	data, err := json.Marshal(foreign)
-	if err != nil {
-		return err
-	}
 	node := &Hint{dir: h.root}
-	return node.rename(func(tmp string) error { return os.WriteFile(tmp, data, 0o600) }, pausedFile)
+	return node.saveJSON(foreign, pausedFile)
 }
 
 // ResumeADDs ends what PauseADDs began: everything is adopted.

@@ -4,6 +4,8 @@
 package hint
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -159,6 +161,21 @@ func (h *Hint) rename(create func(tmp string) error, parts ...string) error {
 	return err
 }
 
+// saveJSON writes v to a file.
+func (h *Hint) saveJSON(v any, parts ...string) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return h.rename(func(tmp string) error { return os.WriteFile(tmp, data, 0o600) }, parts...)
+}
+
+// readJSON reads a file into v, and reports whether that is possible.
+func (h *Hint) readJSON(v any, parts ...string) bool {
+	data, err := os.ReadFile(h.path(parts...))
+	return err == nil && json.Unmarshal(data, v) == nil
+}
+
 // dropIf removes an entry if it still has the text.
 func (h *Hint) dropIf(text string, parts ...string) error {
 	entry := h.path(parts...)
@@ -172,6 +189,29 @@ func (h *Hint) dropIf(text string, parts ...string) error {
 		return nil
 	}
 	return err
+}
+
+// lockFile opens a file that is only locked. If it was removed since, two calls have the
+// lock, and do twice what they need not.
+func (h *Hint) lockFile(parts ...string) (*os.File, error) {
+	name := h.path(parts...)
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+		return nil, err
+	}
+	return os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
+}
+
+// waitForLock tries at each interval to get the lock, and reports whether it has it before
+// ctx ended.
+func waitForLock(ctx context.Context, lock *os.File, interval time.Duration) bool {
+	for syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(interval):
+		}
+	}
+	return true
 }
 
 // locked calls f with the lock on the hint, so that f can read an entry and then change

@@ -4,7 +4,6 @@
 package hint
 
 import (
-	"encoding/json"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -36,12 +35,8 @@ func (h *Hint) Domain(ref v1alpha1.PoolReference) string {
 
 // View returns the saved view of a pool, or nil if there is none or it cannot be read.
 func (h *Hint) View(ref v1alpha1.PoolReference) *View {
-	data, err := os.ReadFile(h.path("pools", poolFile(ref)+".json"))
-	if err != nil {
-		return nil
-	}
 	var v View
-	if json.Unmarshal(data, &v) != nil || v.Format != viewFormat || v.Block == nil || v.Block.Pool != ref {
+	if !h.readJSON(&v, "pools", poolFile(ref)+".json") || v.Format != viewFormat || v.Block == nil || v.Block.Pool != ref {
 		return nil
 	}
 	return &v
@@ -49,11 +44,7 @@ func (h *Hint) View(ref v1alpha1.PoolReference) *View {
 
 // SetView saves the view of a pool.
 func (h *Hint) SetView(ref v1alpha1.PoolReference, version string, b *pool.Block) {
-	data, err := json.Marshal(View{Format: viewFormat, Version: version, Block: b})
-	if err == nil {
-		err = h.rename(func(tmp string) error { return os.WriteFile(tmp, data, 0o600) }, "pools", poolFile(ref)+".json")
-	}
-	h.failed("saving the pool", err)
+	h.failed("saving the pool", h.saveJSON(View{Format: viewFormat, Version: version, Block: b}, "pools", poolFile(ref)+".json"))
 }
 
 // DropView removes the view of a pool.

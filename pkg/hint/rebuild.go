@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 )
 
@@ -32,17 +31,11 @@ type Rebuilding struct {
 // caller rebuilds it: it calls Enter with what the API server lists, and then End.
 func (h *Hint) Rebuild(ctx context.Context, since time.Time) *Rebuilding {
 	r := &Rebuilding{h: h}
-	if err := os.MkdirAll(h.path("claims"), 0o700); err == nil {
-		r.lock, _ = os.OpenFile(h.path("rebuild"), os.O_CREATE|os.O_RDWR, 0o600)
-	}
+	r.lock, _ = h.lockFile("rebuild") // if it fails: without a lock
 	const interval = 20 * time.Millisecond
-	for r.lock != nil && syscall.Flock(int(r.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
-		select {
-		case <-ctx.Done():
-			r.unlock()
-			return nil
-		case <-time.After(interval):
-		}
+	if r.lock != nil && !waitForLock(ctx, r.lock, interval) {
+		r.unlock()
+		return nil
 	}
 	if h.completedSince(since) {
 		r.unlock()

@@ -5,12 +5,9 @@ package hint
 
 import (
 	"context"
-	"encoding/json"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
-	"syscall"
 	"time"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
@@ -38,13 +35,12 @@ type Window struct {
 
 // Window returns the window of a space that was listed last, or nil.
 func (h *Hint) Window(space v1alpha1.PoolReference) *Window {
-	return readWindow(h.path("pools", poolFile(space)+".window"))
+	return h.readWindow(poolFile(space) + ".window")
 }
 
-func readWindow(path string) *Window {
-	data, err := os.ReadFile(path)
+func (h *Hint) readWindow(file string) *Window {
 	var w Window
-	if err != nil || json.Unmarshal(data, &w) != nil {
+	if !h.readJSON(&w, "pools", file) {
 		return nil
 	}
 	return &w
@@ -56,11 +52,7 @@ func (h *Hint) SetWindow(space v1alpha1.PoolReference, w *Window) {
 }
 
 func (h *Hint) saveWindow(file string, w *Window) {
-	data, err := json.Marshal(w)
-	if err == nil {
-		err = h.rename(func(tmp string) error { return os.WriteFile(tmp, data, 0o600) }, "pools", file)
-	}
-	h.failed("saving what is free in a window", err)
+	h.failed("saving what is free in a window", h.saveJSON(w, "pools", file))
 }
 
 // NotFree enters that an address of the saved window is held.
@@ -77,13 +69,14 @@ func (h *Hint) NotFree(space v1alpha1.PoolReference, addr netip.Addr) {
 // Near full it is the first that the node knows to be free.
 func (h *Hint) freed(e Entry) {
 	files, _ := filepath.Glob(filepath.Join(escape(h.path("pools")), "*.window"))
-	for _, file := range files {
-		w := readWindow(file)
+	for _, path := range files {
+		file := filepath.Base(path)
+		w := h.readWindow(file)
 		if w == nil || w.Domain != e.Domain || slices.Contains(w.Free, e.Address) || len(w.Free) >= maxFree {
 			continue
 		}
 		w.Free = append(w.Free, e.Address)
-		h.saveWindow(filepath.Base(file), w)
+		h.saveWindow(file, w)
 	}
 }
 
@@ -97,28 +90,7 @@ func (h *Hint) Listing(ctx context.Context, space v1alpha1.PoolReference) (end f
 	if err != nil { // then each lists for itself
 		return func() {}
 	}
-	waitForLock(ctx, lock)
+	const interval = 5 * time.Millisecond // a window is listed in about as long
+	waitForLock(ctx, lock, interval)
 	return func() { _ = lock.Close() }
-}
-
-// lockFile opens a file that is only locked. It does not matter if it was removed since:
-// then two calls list.
-func (h *Hint) lockFile(dir, name string) (*os.File, error) {
-	if err := os.MkdirAll(h.path(dir), 0o700); err != nil {
-		return nil, err
-	}
-	return os.OpenFile(h.path(dir, name), os.O_CREATE|os.O_RDWR, 0o600)
-}
-
-// waitForLock reports whether it has got the lock before ctx ended.
-func waitForLock(ctx context.Context, lock *os.File) bool {
-	const interval = 5 * time.Millisecond
-	for syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
-		select {
-		case <-ctx.Done():
-			return false
-		case <-time.After(interval):
-		}
-	}
-	return true
 }

@@ -4,8 +4,10 @@
 package hint
 
 import (
+	"context"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -72,11 +74,25 @@ func TestOneListsAWindow(t *testing.T) {
 			if inside.Add(1) > 1 {
 				t.Error("two list at the same time")
 			}
-			time.Sleep(time.Millisecond) // while the others wait
+			runtime.Gosched() // the others wait
 			inside.Add(-1)
 		})
 	}
 	all.Wait()
+
+	end := h.Listing(t.Context(), ref)
+	lock, err := h.lockFile("pools", poolFile(ref)+".listing")
+	must(t, err)
+	defer func() { _ = lock.Close() }()
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if waitForLock(ended, lock, time.Hour) {
+		t.Error("a second one lists")
+	}
+	end()
+	if !waitForLock(t.Context(), lock, time.Hour) {
+		t.Error("nobody can list any more")
+	}
 }
 
 func TestPassed(t *testing.T) {

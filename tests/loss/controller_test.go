@@ -40,7 +40,7 @@ func (c *cluster) awaitBlock(t *testing.T, name string) string {
 
 // Nodes have their blocks in the order in which they joined. The pool is made again, and
 // one of them is quiet: the others are not given what its containers hold, neither by a
-// controller that remembers the blocks, nor by one that was started anew.
+// controller that remembers the blocks, nor by one that was started again.
 func TestControllerKeepsQuietNodesBlocks(t *testing.T) {
 	c := &cluster{Cluster: rig.NewCluster(t, env), nodes: map[string]*node{}}
 	c.RemoveNodes(t)
@@ -80,7 +80,7 @@ func TestControllerKeepsQuietNodesBlocks(t *testing.T) {
 	c.Pool(t, "p", spec)
 	c.nodes["loss-z"].look(t)
 	c.nodes["loss-a"].look(t)
-	same("the controller was started anew")
+	same("the controller was started again")
 	rig.Eventually(t, "an event says why the pool had no blocks", func() bool { return c.hasEvent(t, "RecordLost") })
 	c.want(t, c.nodes["loss-z"], c.nodes["loss-m"], c.nodes["loss-a"])
 }
