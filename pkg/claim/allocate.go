@@ -126,12 +126,12 @@ func (k *known) await(blocks []*pool.Block) {
 
 // lookUpKnown reads what the hint has of the requested pools. That takes a while if a
 // block is full, so it is done while the connection to the API server is made.
-func (c *Claimer) lookUpKnown(req Request) *known {
+func (c *Claimer) lookUpKnown(req Request, saved []*hint.View) *known {
 	k := &known{hint: c.Hint, att: req.Attachment, pools: req.Pools, read: make(chan struct{}), held: map[string][]hint.Entry{}}
 	go func() {
 		defer close(k.read)
-		for _, ref := range req.Pools {
-			k.look(c.Hint.Domain(ref))
+		for i, ref := range req.Pools {
+			k.look(saved[i].Domain(ref))
 		}
 	}()
 	return k
@@ -145,6 +145,11 @@ func (k *known) heldIn(b *pool.Block) netip.Addr {
 		}
 	}
 	return netip.Addr{}
+}
+
+// mayHold reports whether this attachment may hold an address already.
+func (k *known) mayHold(domain string, addr netip.Addr) bool {
+	return slices.ContainsFunc(k.held[domain], func(e hint.Entry) bool { return e.Address == addr })
 }
 
 // isOfOther reports whether an address was taken from another of the requested pools: two

@@ -21,12 +21,13 @@ import (
 // create claims one address. It succeeds, too, if this attachment already holds the
 // address, from a call whose answer was lost. If another holds it and yields, its claim
 // is deleted first; in a space that nodes share that is not asked, unless the address was
-// requested: the holder is hardly ever of this node, and another address will do.
+// requested, or may be this attachment's: the holder is hardly ever of this node, and another
+// address will do.
 func (c *Claimer) create(ctx context.Context, req Request, b *pool.Block, addr netip.Addr, requested bool) (hint.Entry, error) {
 	e := hint.Entry{Attachment: req.Attachment, Domain: b.Domain, Address: addr}
 	alloc := c.allocation(req, b, addr, requested)
 	create := c.Create
-	if b.Shared && !requested {
+	if b.Shared && !requested && !req.known.mayHold(b.Domain, addr) {
 		create = c.CreateIfFree
 	}
 	held, created, err := create(ctx, alloc)

@@ -85,9 +85,13 @@ func (c *Claimer) viewsBy(ctx context.Context, req *Request, asked []v1alpha1.Po
 	if req.Pools, err = c.expand(ctx, asked, age); err != nil {
 		return nil, err
 	}
-	req.known = c.lookUpKnown(*req)
+	saved := make([]*hint.View, len(req.Pools))
 	for i, ref := range req.Pools {
-		v, err := c.view(ctx, ref)
+		saved[i] = c.Hint.View(ref)
+	}
+	req.known = c.lookUpKnown(*req, saved)
+	for i, ref := range req.Pools {
+		v, err := c.view(ctx, ref, saved[i])
 		if err == nil {
 			err = c.mayUse(ctx, v.Block)
 		}

@@ -183,7 +183,7 @@ func (c *Claimer) Check(ctx context.Context, att hint.Attachment, pools []v1alph
 // domain since the ADD.
 func (c *Claimer) checkIn(ctx context.Context, ref v1alpha1.PoolReference, pools []v1alpha1.PoolReference, entries []hint.Entry) error {
 	seen := c.Hint.View(ref) != nil // if not, its domain is not known
-	domain := c.Hint.Domain(ref)
+	domain := c.Hint.View(ref).Domain(ref)
 	for _, e := range entries {
 		if seen && e.Domain != domain && (e.Record == nil || e.Record.Spec.PoolRef != ref) {
 			continue

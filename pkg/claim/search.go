@@ -55,9 +55,7 @@ func (c *Claimer) claimOne(ctx context.Context, req Request, v view, wanted neti
 		addr = req.known.heldIn(spaces[len(spaces)-1])
 	}
 	if addr.IsValid() { // 2
-		own := *b // whose holder is asked for: it may be this attachment
-		own.Shared = false
-		if e, err := c.create(ctx, req, &own, addr, false); !ledger.IsInUse(err) {
+		if e, err := c.create(ctx, req, b, addr, false); !ledger.IsInUse(err) {
 			return e, err
 		}
 	}
@@ -66,10 +64,13 @@ func (c *Claimer) claimOne(ctx context.Context, req Request, v view, wanted neti
 			Claimer: c, req: req, b: space, version: v.version, space: hint.SpaceOf(b.Pool, i), overflows: i < len(spaces)-1,
 			held: map[netip.Addr]bool{}, releasing: c.beingReleased(space),
 		}
+		if s.isKnownFull() {
+			continue
+		}
 		var e hint.Entry
 		var err error
 		collided := true
-		if !s.isCrowded() {
+		if !s.b.Shared || !s.isCrowded() {
 			e, collided, err = s.tryCandidates(ctx, space.Candidates(c.Hint.Last(s.space)), s.patience())
 		}
 		if err == nil && !e.Address.IsValid() {
@@ -98,13 +99,27 @@ type search struct {
 	releasing map[netip.Addr]bool
 }
 
-// isCrowded reports whether the next candidates are hardly worth a request: the space was
-// found full, or crowded, a short time ago.
-func (s *search) isCrowded() bool {
-	if s.b.Shared {
-		return s.isCrowdedShared()
+// isKnownFull reports whether this node has found a short time ago that the block is full.
+// A node's own block that overflows is always looked at: what was released there is seen.
+func (s *search) isKnownFull() bool {
+	switch {
+	case s.b.Shared && s.isLarge():
+		return false
+	case s.overflows:
+		return s.b.Shared && s.Hint.Passed(s.space, s.version)
 	}
-	return !s.overflows && s.Hint.Full(s.space, s.version, 0)
+	return s.isFull()
+}
+
+// isFull reports whether this node has proved a short time ago that the block is full. The
+// larger a space is that nodes share, the more a list of it costs, and the longer that is
+// believed.
+func (s *search) isFull() bool {
+	listed := int64(0)
+	if s.b.Shared {
+		listed = s.b.Size()
+	}
+	return !s.overflows && s.Hint.Full(s.space, s.version, listed)
 }
 
 // patience is how many of the next candidates may turn out to be held by others.
@@ -119,12 +134,9 @@ func (s *search) patience() int {
 // says that others held them. It returns none if the block is full: that is remembered for
 // a while.
 func (s *search) searchOn(ctx context.Context, collided bool) (e hint.Entry, err error) {
-	switch {
-	case s.b.Shared:
+	if s.b.Shared {
 		e, err = s.searchShared(ctx, collided)
-	case !s.overflows && s.Hint.Full(s.space, s.version, 0):
-		return hint.Entry{}, nil
-	default:
+	} else {
 		e, err = s.searchBlock(ctx, collided)
 	}
 	switch {

@@ -35,18 +35,14 @@ const (
 // isLarge reports whether only a small part of the space can be held.
 func (s *search) isLarge() bool { return s.b.Size() > largeSpace }
 
-// isCrowdedShared is isCrowded for a space that nodes share.
-func (s *search) isCrowdedShared() bool {
+// isCrowded reports whether the next candidates are hardly worth a request: what is free in
+// a window is known, or was so little that a list costs less.
+func (s *search) isCrowded() bool {
 	if s.isLarge() {
 		return false
 	}
 	w := s.Hint.Window(s.space)
-	return s.isPassed() || w != nil && (w.Crowded || s.isCurrent(w))
-}
-
-// isPassed reports whether this node has found a short time ago that the space is full.
-func (s *search) isPassed() bool {
-	return s.isFull() || s.overflows && s.Hint.Passed(s.space, s.version)
+	return w != nil && (w.Crowded || s.isCurrent(w))
 }
 
 // searchShared searches a space that nodes share, after the next candidate in the node's
@@ -63,10 +59,7 @@ func (s *search) searchShared(ctx context.Context, collided bool) (hint.Entry, e
 	if s.isLarge() {
 		return s.searchLarge(ctx, collided)
 	}
-	if s.isPassed() {
-		return hint.Entry{}, nil
-	}
-	if collided && !s.isCrowdedShared() {
+	if collided && !s.isCrowded() {
 		e, _, err := s.tryCandidates(ctx, s.b.Candidates(s.Hint.Last(s.space)), 1) // 1
 		if err != nil || e.Address.IsValid() {
 			return e, err
@@ -170,12 +163,6 @@ func (s *search) list(ctx context.Context, addr netip.Addr) (*hint.Window, error
 	rand.Shuffle(len(w.Free), func(i, j int) { w.Free[i], w.Free[j] = w.Free[j], w.Free[i] })
 	s.Hint.SetWindow(s.space, w)
 	return w, nil
-}
-
-// isFull reports whether this node has found a short time ago that the whole space is full.
-// The larger it is, the more a list of it costs, and the longer that is believed.
-func (s *search) isFull() bool {
-	return !s.overflows && s.Hint.Full(s.space, s.version, s.b.Size())
 }
 
 // searchAll searches the whole space by a list of what is held in the domain. It returns

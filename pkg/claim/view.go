@@ -24,13 +24,12 @@ type view struct {
 	version string
 }
 
-// view returns this node's block in a pool.
+// view returns this node's block in a pool. saved is what the hint has of it, or nil.
 //
 // A pool grows with the cluster: with 5,000 nodes its status is half a megabyte, of
 // which this node needs one line. So that line is kept on disk, and an ADD reads only
 // the pool's metadata, from the API server's memory, to check that it is still current.
-func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference) (view, error) {
-	saved := c.Hint.View(ref)
+func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference, saved *hint.View) (view, error) {
 	if saved != nil {
 		meta, err := c.poolMetadata(ctx, ref)
 		if err != nil && !ledger.NotFound(err) {

@@ -25,12 +25,12 @@ type View struct {
 	Block   *pool.Block `json:"block"`
 }
 
-// Domain returns the domain of a pool, as far as this node has seen the pool.
-func (h *Hint) Domain(ref v1alpha1.PoolReference) string {
-	if v := h.View(ref); v != nil {
-		return v.Block.Domain
+// Domain returns the domain of a pool: the default one if this node has no view of it.
+func (v *View) Domain(ref v1alpha1.PoolReference) string {
+	if v == nil {
+		return ref.Name
 	}
-	return ref.Name
+	return v.Block.Domain
 }
 
 // View returns the saved view of a pool, or nil if there is none or it cannot be read.
