@@ -164,7 +164,7 @@ func (k *known) setBackBefore(made *v1alpha1.IPAllocation) bool {
 	if k == nil {
 		return false
 	}
-	version := hint.Version(made)
+	version := v1alpha1.VersionNumber(made.ResourceVersion)
 	return version > 0 && version < k.latest
 }
 

@@ -84,9 +84,11 @@ func (c *caches) allPools() iter.Seq[*pool.Object] {
 
 // optOutOf is the optOut of the first pool of a domain that has one.
 func (c *caches) optOutOf(domain string) string {
-	for _, ref := range c.inDomain(domain) {
-		if p := c.pool(ref); p != nil && optOut(p.Meta.Annotations) != "" {
-			return optOut(p.Meta.Annotations)
+	for _, kind := range c.pools {
+		for _, obj := range kind.by(byDomain, domain) {
+			if out := optOut(obj.GetAnnotations()); out != "" {
+				return out
+			}
 		}
 	}
 	return ""

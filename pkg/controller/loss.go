@@ -6,7 +6,6 @@ package controller
 import (
 	"fmt"
 	"slices"
-	"strconv"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -39,8 +38,9 @@ type former struct {
 // remember notes the blocks of a pool. One that has lost its blocks and has no others
 // yet, for example because its specification is invalid, leaves the former ones.
 func (f formerBlocks) remember(obj *pool.Object) {
-	if len(obj.Blocks()) > 0 || !f.lost(obj) {
-		f[obj.Ref] = former{obj.Meta.UID, version(obj.Meta), obj.Blocks()}
+	blocks := obj.Blocks()
+	if len(blocks) > 0 || !f.lost(obj) {
+		f[obj.Ref] = former{obj.Meta.UID, v1alpha1.VersionNumber(obj.Meta.ResourceVersion), blocks}
 	}
 }
 
@@ -48,7 +48,7 @@ func (f formerBlocks) remember(obj *pool.Object) {
 // it.
 func (f formerBlocks) lost(obj *pool.Object) bool {
 	before, found := f[obj.Ref]
-	return found && (before.uid != obj.Meta.UID || before.version > version(obj.Meta))
+	return found && (before.uid != obj.Meta.UID || before.version > v1alpha1.VersionNumber(obj.Meta.ResourceVersion))
 }
 
 // recall returns the blocks of a pool, and those remembered that it has lost. Which of
@@ -65,12 +65,6 @@ func (f formerBlocks) recall(obj *pool.Object) []pool.Assignment {
 		}
 	}
 	return out
-}
-
-// version is 0 if the resource version is not a number.
-func version(meta *metav1.ObjectMeta) uint64 {
-	v, _ := strconv.ParseUint(meta.ResourceVersion, 10, 64)
-	return v
 }
 
 // tooEarly returns how long to wait before a pool without blocks is given any, because

@@ -108,14 +108,9 @@ func foreign(p *pool.Pool, use *pool.Use) []notice {
 
 // full says which nodes have no free address in their block.
 func full(use *pool.Use) []notice {
-	if use.Whole != nil { // nodes go on outside of their blocks
-		return nil
-	}
 	var names []string
-	for _, b := range use.Active() {
-		if isFull(b) {
-			names = append(names, fmt.Sprintf("%s (%d of %d held)", b.Node, b.Held, b.Size))
-		}
+	for _, b := range fullBlocks(use) {
+		names = append(names, fmt.Sprintf("%s (%d of %d held)", b.Node, b.Held, b.Size))
 	}
 	if len(names) == 0 {
 		return nil
@@ -126,13 +121,8 @@ func full(use *pool.Use) []notice {
 }
 
 func newlyFull(use *pool.Use) (news []nodeNews) {
-	if use.Whole != nil {
-		return nil
-	}
-	for _, b := range use.Active() {
-		if isFull(b) {
-			news = append(news, nodeNews{reasonBlockFull, b.Node, fmt.Sprintf("no free address in the block %s of node %s: %d of %d are held", b.Range, b.Node, b.Held, b.Size)})
-		}
+	for _, b := range fullBlocks(use) {
+		news = append(news, nodeNews{reasonBlockFull, b.Node, fmt.Sprintf("no free address in the block %s of node %s: %d of %d are held", b.Range, b.Node, b.Held, b.Size)})
 	}
 	return news
 }
@@ -236,6 +226,14 @@ func countBlocks(use *pool.Use) *blockCount {
 	return n
 }
 
+// fullBlocks are the blocks without a free address whose nodes cannot go on elsewhere.
+func fullBlocks(use *pool.Use) []pool.BlockUse {
+	if use.Whole != nil {
+		return nil
+	}
+	return slices.DeleteFunc(use.Active(), func(b pool.BlockUse) bool { return !isFull(b) })
+}
+
 // isFull reports whether a block has no free address. A block without any usable
 // address is not full: pods request the addresses of its pool, or ask by index.
 func isFull(b pool.BlockUse) bool { return b.Size > 0 && b.Held >= b.Size }
@@ -261,14 +259,10 @@ const maxTopNodes = 5
 
 // topNodes are the nodes that hold most addresses, in descending order.
 func topNodes(held []pool.Held) (out []v1alpha1.NodeUse) {
-	used := map[string]int64{}
-	for _, h := range held {
-		if h.Node != "" {
-			used[h.Node]++
+	for _, n := range countByNode(held) {
+		if n.node != "" { // reserved
+			out = append(out, v1alpha1.NodeUse{NodeName: n.node, Used: int64(n.count)})
 		}
-	}
-	for node, n := range used {
-		out = append(out, v1alpha1.NodeUse{NodeName: node, Used: n})
 	}
 	slices.SortFunc(out, func(a, b v1alpha1.NodeUse) int {
 		return cmp.Or(cmp.Compare(b.Used, a.Used), strings.Compare(a.NodeName, b.NodeName))

@@ -37,7 +37,7 @@ type Record struct {
 
 // NewRecord returns the record of an allocation as the API server has it.
 func NewRecord(a *v1alpha1.IPAllocation) *Record {
-	return &Record{Spec: a.Spec, ResourceVersion: Version(a)}
+	return &Record{Spec: a.Spec, ResourceVersion: v1alpha1.VersionNumber(a.ResourceVersion)}
 }
 
 // listed sets the boot of a record that the API server has listed: this one if the ADD
@@ -46,12 +46,6 @@ func (r *Record) listed() {
 	if started := r.Spec.AddStartedAt; r.Boot == "" && started != nil && started.After(time.Now().Add(-uptime())) {
 		r.Boot = shortBoot()
 	}
-}
-
-// Version returns an allocation's resource version, 0 if it is not a number.
-func Version(a *v1alpha1.IPAllocation) uint64 {
-	version, _ := strconv.ParseUint(a.ResourceVersion, 10, 64)
-	return version
 }
 
 // dead reports whether the container belongs to an earlier start of the node.
@@ -94,8 +88,7 @@ func parseVersion(text string) (version uint64, boot string) {
 	if len(parts) != 4 {
 		return 0, ""
 	}
-	version, _ = strconv.ParseUint(parts[1], 10, 64)
-	return version, parts[2]
+	return v1alpha1.VersionNumber(parts[1]), parts[2]
 }
 
 func parseRecord(text string) *Record {

@@ -5,7 +5,6 @@ package ledger
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -62,17 +61,9 @@ func (l *Ledger) Held(ctx context.Context, domain string) (map[netip.Addr]bool, 
 // names lists allocations, of which the API server sends the metadata only, and enters
 // those of the domain. It returns where the list goes on.
 func (l *Ledger) names(ctx context.Context, domain string, held map[netip.Addr]bool, params map[string]string) (next string, err error) {
-	request := l.Client.RESTClient().Get().Namespace(l.Namespace).Resource("ipallocations").SetHeader("Accept", metadataOnlyList)
+	request := l.Client.RESTClient().Get().Namespace(l.Namespace).Resource("ipallocations")
 	for name, value := range params {
 		request = request.Param(name, value)
-	}
-	result := request.Do(ctx)
-	if err := result.Error(); err != nil { // says more than the error of Raw
-		return "", err
-	}
-	data, err := result.Raw()
-	if err != nil {
-		return "", err
 	}
 	var list struct {
 		Metadata metav1.ListMeta `json:"metadata"`
@@ -82,7 +73,7 @@ func (l *Ledger) names(ctx context.Context, domain string, held map[netip.Addr]b
 			} `json:"metadata"`
 		} `json:"items"`
 	}
-	if err := json.Unmarshal(data, &list); err != nil {
+	if err := readAs(ctx, request, metadataOnlyList, &list); err != nil {
 		return "", err
 	}
 	for _, item := range list.Items {

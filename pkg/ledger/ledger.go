@@ -19,7 +19,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"strconv"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -154,7 +153,7 @@ func (l *Ledger) OfNode(ctx context.Context) (all []v1alpha1.IPAllocation, at ti
 				return err
 			}
 			if opts.Continue == "" {
-				version, _ = strconv.ParseUint(page.ResourceVersion, 10, 64)
+				version = v1alpha1.VersionNumber(page.ResourceVersion)
 			}
 			for _, a := range page.Items {
 				if a.Spec.NodeName == l.Node { // the label may be wrong
@@ -178,7 +177,7 @@ func (l *Ledger) Version(ctx context.Context) (version uint64, err error) {
 	err = Retry(ctx, func(ctx context.Context) error {
 		page, err := l.Client.IPAllocations(l.Namespace).List(ctx, metav1.ListOptions{Limit: 1})
 		if err == nil {
-			version, _ = strconv.ParseUint(page.ResourceVersion, 10, 64)
+			version = v1alpha1.VersionNumber(page.ResourceVersion)
 		}
 		return err
 	})

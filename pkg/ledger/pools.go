@@ -49,19 +49,25 @@ func (p Pools) MetadataNow(ctx context.Context, ref v1alpha1.PoolReference) (*me
 }
 
 func metadata(ctx context.Context, request *rest.Request) (*metav1.ObjectMeta, error) {
-	result := request.SetHeader("Accept", metadataOnly).Do(ctx)
-	if err := result.Error(); err != nil { // says more than the error of Raw
-		return nil, err
-	}
-	data, err := result.Raw()
-	if err != nil {
-		return nil, err
-	}
 	var obj struct {
 		Metadata metav1.ObjectMeta `json:"metadata"`
 	}
-	err = json.Unmarshal(data, &obj)
+	err := readAs(ctx, request, metadataOnly, &obj)
 	return &obj.Metadata, err
+}
+
+// readAs sends a request for an answer of another form than the typed client knows, and
+// reads the JSON into out.
+func readAs(ctx context.Context, request *rest.Request, form string, out any) error {
+	result := request.SetHeader("Accept", form).Do(ctx)
+	if err := result.Error(); err != nil { // says more than the error of Raw
+		return err
+	}
+	data, err := result.Raw()
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(data, out)
 }
 
 // PatchStatus writes a part of a pool's status, and returns the pool as it is then.

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -55,6 +56,13 @@ func (a *IPAllocation) DomainOf() string {
 		return a.Spec.Domain
 	}
 	return a.Spec.PoolRef.Name
+}
+
+// VersionNumber returns a resource version as a number, 0 if it is none. Those of one kind
+// of object only grow, unless etcd is set back.
+func VersionNumber(resourceVersion string) uint64 {
+	n, _ := strconv.ParseUint(resourceVersion, 10, 64)
+	return n
 }
 
 // LabelValue returns s if it can be a label value, else its hash: names of nodes and
