@@ -530,3 +530,18 @@ func TestBoundedRecorder(t *testing.T) {
 		}
 	}
 }
+
+// A block that is full counts as full only if its node cannot go on elsewhere: an alert says
+// that pods do not start there.
+func TestFullBlocksCount(t *testing.T) {
+	for overflow, want := range map[v1alpha1.Overflow]int{"": 1, v1alpha1.OverflowSubnet: 0} {
+		p := ippool([]v1alpha1.Allocation{{NodeName: "node", StartIP: "192.168.0.1", EndIP: "192.168.0.1"}})
+		p.Spec.PerNodeBlockSize, p.Spec.Overflow = 1, overflow
+		obj := pool.ObjectOf(p)
+		held := []pool.Held{{Node: "node", Addr: netip.MustParseAddr("192.168.0.1")}}
+		out := blocks(obj, obj.Blocks(), []*corev1.Node{node(corev1.ConditionTrue)}, held)
+		if got := out.summary(0, held).blocks.full; got != want {
+			t.Errorf("overflow %q: %d full blocks, want %d", overflow, got, want)
+		}
+	}
+}

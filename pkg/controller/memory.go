@@ -43,7 +43,7 @@ type summary struct {
 // blockCount is what is counted of the blocks of a pool.
 type blockCount struct {
 	nodes    int   // that have a block
-	full     int   // of these, without a free address in it
+	full     int   // of these, without a free address in it or elsewhere
 	capacity int64 // addresses that all nodes may hand out, at most pool.MaxSize
 }
 

@@ -212,13 +212,10 @@ func enumerate(names []string) string {
 
 // countBlocks counts blocks that nodes hand out addresses from.
 func countBlocks(use *pool.Use) *blockCount {
-	n := &blockCount{}
+	n := &blockCount{full: len(fullBlocks(use))}
 	for _, b := range use.Active() {
 		n.nodes++
 		n.capacity = min(n.capacity+b.Size, pool.MaxSize)
-		if isFull(b) {
-			n.full++
-		}
 	}
 	if use.Whole != nil {
 		n.capacity = use.Whole.Size
