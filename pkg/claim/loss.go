@@ -257,11 +257,7 @@ func (c *Claimer) keepLost(e hint.Entry, problem string) {
 
 // epoch reads how a pool is now, past all caches.
 func (c *Claimer) epoch(ctx context.Context, ref v1alpha1.PoolReference) (string, error) {
-	var meta *metav1.ObjectMeta
-	err := ledger.Retry(ctx, func(ctx context.Context) (err error) {
-		meta, err = c.Pools().MetadataNow(ctx, ref)
-		return err
-	})
+	meta, err := retryMetadata(ctx, ref, c.Pools().MetadataNow)
 	switch {
 	case ledger.NotFound(err):
 		return "gone", nil

@@ -237,9 +237,14 @@ func (s *search) searchFullBlock(ctx context.Context) (hint.Entry, error) {
 		}
 	}
 	s.recheckElsewhere()
+	return s.tryAll(ctx)
+}
+
+// tryAll tries every address that is not known to be held, each time from another random
+// one: beginning at the same one as others that claim in this block would collide again and
+// again.
+func (s *search) tryAll(ctx context.Context) (hint.Entry, error) {
 	for {
-		// Each try begins at another random address. Beginning at the same one as
-		// others that claim in this block would collide again and again.
 		e, collided, err := s.tryCandidates(ctx, s.b.Candidates(s.b.RandomAddress()), 1)
 		if err != nil || !collided {
 			return e, err

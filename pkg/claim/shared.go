@@ -206,20 +206,6 @@ func (s *search) searchListed(ctx context.Context) (hint.Entry, error) {
 	return s.tryAll(ctx)
 }
 
-// tryAll tries every address that is not known to be held, each time from another random
-// one: beginning at the same one as other nodes would collide again and again.
-func (s *search) tryAll(ctx context.Context) (hint.Entry, error) {
-	for {
-		e, collided, err := s.tryCandidates(ctx, s.b.Candidates(s.b.RandomAddress()), 1)
-		if err != nil || !collided {
-			return e, err
-		}
-		if err := unavailable(ctx, "others claim addresses of this pool at the same time"); err != nil {
-			return hint.Entry{}, err
-		}
-	}
-}
-
 // anyFree reports whether an address is not known to be held.
 func (s *search) anyFree() bool {
 	for addr := range s.b.Candidates(netip.Addr{}) {

@@ -91,9 +91,13 @@ func (c *Claimer) noSuchPool(ctx context.Context, ref v1alpha1.PoolReference) st
 
 // poolMetadata reads what may be some milliseconds old, which is harmless: the create
 // decides.
-func (c *Claimer) poolMetadata(ctx context.Context, ref v1alpha1.PoolReference) (meta *metav1.ObjectMeta, err error) {
+func (c *Claimer) poolMetadata(ctx context.Context, ref v1alpha1.PoolReference) (*metav1.ObjectMeta, error) {
+	return retryMetadata(ctx, ref, c.Pools().Metadata)
+}
+
+func retryMetadata(ctx context.Context, ref v1alpha1.PoolReference, read func(context.Context, v1alpha1.PoolReference) (*metav1.ObjectMeta, error)) (meta *metav1.ObjectMeta, err error) {
 	err = ledger.Retry(ctx, func(ctx context.Context) (err error) {
-		meta, err = c.Pools().Metadata(ctx, ref)
+		meta, err = read(ctx, ref)
 		return err
 	})
 	return meta, err

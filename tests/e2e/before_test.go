@@ -33,11 +33,7 @@ func TestVersionBefore(t *testing.T) {
 	byBefore := state{"the version before", applied(buildBefore(t, root)), ownFiles, true}
 	s.pool("versions", "10.32.0.0/16", "10.32.0.1")
 	s.network("versions", `"poolName": "versions"`)
-	defer func() {
-		if err := install(ctx()); err != nil {
-			t.Error(err)
-		}
-	}()
+	defer reinstall(t)
 	uninstall(t)
 	w := &walk{scene: s, network: "versions", has: map[string]string{}, at: uninstalled.name}
 	w.through(byBefore)

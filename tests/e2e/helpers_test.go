@@ -310,3 +310,12 @@ func within(t *testing.T, address, first, last string) {
 		t.Errorf("%s is not between %s and %s", address, first, last)
 	}
 }
+
+// reinstall installs the project as TestMain has, for whoever comes next, whatever has
+// failed.
+func reinstall(t *testing.T) {
+	t.Helper()
+	if err := install(ctx()); err != nil {
+		t.Error(err)
+	}
+}

@@ -92,11 +92,7 @@ func TestMigration(t *testing.T) {
 	s := newScene(t)
 	s.pool("migrated", "10.31.0.0/16", "10.31.0.1")
 	s.network("migrated", `"poolName": "migrated"`)
-	defer func() {
-		if err := install(ctx()); err != nil {
-			t.Error(err)
-		}
-	}()
+	defer reinstall(t)
 	uninstall(t)
 	theirs := newNvIpam(t, "migrated")
 	theirs.start(t)

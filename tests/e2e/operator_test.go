@@ -29,9 +29,7 @@ func TestNetworkOperator(t *testing.T) {
 	defer func() { // as it was, for whoever comes next
 		kubectl(t, "delete", "-f", "testdata/network-operator.yaml", "--timeout=3m")
 		kubectl(t, "delete", "-k", overlay, "--timeout=3m")
-		if err := install(ctx()); err != nil {
-			t.Error(err)
-		}
+		reinstall(t)
 	}()
 	for _, node := range c.Nodes {
 		// What the installer of before has left, so that this one has to do it.

@@ -48,9 +48,7 @@ func TestQuickStart(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		if err := install(ctx()); err != nil {
-			t.Error(err)
-		}
+		reinstall(t)
 	}()
 
 	done := phase(t.Name() + " as README says, from the source to a pod")

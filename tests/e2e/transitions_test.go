@@ -42,11 +42,7 @@ func TestTransitions(t *testing.T) {
 	s := newScene(t)
 	s.pool("switch", "10.30.0.0/16", "10.30.0.1")
 	s.network("switch", `"poolName": "switch"`)
-	defer func() { // whatever has failed, as it was for whoever comes next
-		if err := install(ctx()); err != nil {
-			t.Error(err)
-		}
-	}()
+	defer reinstall(t)
 	w := &walk{scene: s, network: "switch", has: map[string]string{}, at: "installed by TestMain"}
 	s.pod("static", "kind-worker2", `[{"name": "switch", "ips": ["10.30.0.5"]}]`)
 	w.running("static")
