@@ -33,6 +33,8 @@ const (
 	installerAccount = "nv-ipam-node"
 	// nodeBoundMinor is the first minor version that binds tokens to nodes.
 	nodeBoundMinor = 31
+	// nodesApartMinor is the first that lets a kubelet read no Node but its own.
+	nodesApartMinor = 32
 )
 
 var env *testenv.Env
