@@ -261,8 +261,9 @@ type client struct {
 	id        int
 	container string
 
-	mu     sync.Mutex // requests may be made by several goroutines of a process
-	random *rand.Rand
+	mu       sync.Mutex // requests may be made by several goroutines of a process
+	random   *rand.Rand
+	repeated string // the last container of which a create is delivered late
 }
 
 // live is the life of a container: ADD, and DEL until it succeeds.
@@ -330,6 +331,10 @@ func (c *client) die(ctx context.Context, att hint.Attachment, candidates []stri
 			op := c.call(releases, address)
 			op.held = answer == yes
 			c.record(c.id, op, released, called, to)
+			if c.repeats() { // a create that arrives between two deletes of this call: the second ends it
+				op.held = false
+				c.record(c.id, op, maybe, called, to)
+			}
 		}
 		if err == nil {
 			break
@@ -377,11 +382,23 @@ func (l *badLine) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
+// repeats reports whether a create of the container may arrive late.
+func (c *client) repeats() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.repeated == c.container
+}
+
 // deliverLater sends a request that the client takes for lost. Its effect is
 // recorded as a call of its own.
 func (l *badLine) deliverLater(req *http.Request) {
 	c, sent, req := l.client, l.client.now(), again(req)
 	container := c.container
+	if req.Method == http.MethodPost {
+		c.mu.Lock()
+		c.repeated = container
+		c.mu.Unlock()
+	}
 	c.late.Go(func() {
 		c.wait(400 * time.Millisecond) // this is what makes it late
 		op := call{verb: releases, container: container}
