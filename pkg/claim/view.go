@@ -30,13 +30,17 @@ type view struct {
 // which this node needs one line. So that line is kept on disk, and an ADD reads only
 // the pool's metadata, from the API server's memory, to check that it is still current.
 func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference, saved *hint.View) (view, error) {
+	var cached *metav1.ObjectMeta
 	if saved != nil {
 		meta, err := c.poolMetadata(ctx, ref)
 		if err != nil && !ledger.NotFound(err) {
 			return view{}, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
 		}
-		if err == nil && version(meta, saved.Block.Shared) == saved.Version {
+		if err == nil && c.version(meta, saved.Block) == saved.Version {
 			return view{saved.Block, saved.Version}, nil
+		}
+		if err == nil {
+			cached = meta
 		}
 	}
 	epoch := c.Hint.Epoch(ref)
@@ -45,9 +49,13 @@ func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference, saved *h
 	}
 	c.Hint.DropView(ref)
 
+	since := ""
+	if cached != nil && epochOf(cached) == epoch { // of another one the API server's memory is no proof
+		since = cached.ResourceVersion
+	}
 	var obj *pool.Object
 	err := ledger.Retry(ctx, func(ctx context.Context) (err error) {
-		obj, err = c.Pools().Get(ctx, ref)
+		obj, err = c.Pools().GetSince(ctx, ref, since)
 		return err
 	})
 	switch {
@@ -68,7 +76,7 @@ func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference, saved *h
 		return view{}, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
 	}
 	if b, ok := parsed.BlockOf(obj.Blocks(), c.Node); ok {
-		seen := version(obj.Meta, b.Shared)
+		seen := c.version(obj.Meta, b)
 		c.Hint.SetView(ref, seen, b)
 		return view{b, seen}, nil
 	}
@@ -103,24 +111,25 @@ func retryMetadata(ctx context.Context, ref v1alpha1.PoolReference, read func(co
 	return meta, err
 }
 
-// version returns a text that changes with the pool's specification and with its blocks,
-// but not with the counters and conditions that the controller writes often. If it is
-// unchanged, a node's view of the pool is still current.
+// version returns a text that changes with the pool's specification and with this node's
+// block b, but not with the counters and conditions that the controller writes often, and
+// seldom with other nodes' blocks. If it is unchanged, the view b of the pool is still
+// current.
 //
 // A change of the specification raises the generation. A change of the blocks is
 // a change of status.allocations, and the API server itself notes who made the
 // last one, in metadata.managedFields; the controller writes them under a name
-// that has the hash of what it wrote (v1alpha1.BlocksManagerPrefix). If somebody else
-// wrote the blocks there is no such name, and any change of the pool counts. A pool without
-// blocks has none that could change.
-func version(meta *metav1.ObjectMeta, shared bool) string {
+// that has hashes of what it wrote (pool.BlocksManager). If somebody else wrote the
+// blocks there is no such name, and any change of the pool counts. A pool without blocks
+// has none that could change; one that overflows looks at everybody's.
+func (c *Claimer) version(meta *metav1.ObjectMeta, b *pool.Block) string {
 	var blocks []string
 	for _, f := range meta.ManagedFields {
-		if f.Subresource == "status" && strings.HasPrefix(f.Manager, v1alpha1.BlocksManagerPrefix) {
-			blocks = append(blocks, f.Manager)
+		if revision := pool.Revision(f.Manager, c.Node, len(b.Overflow) > 0); f.Subresource == "status" && revision != "" {
+			blocks = append(blocks, revision)
 		}
 	}
-	if shared {
+	if b.Shared {
 		blocks = []string{"shared"}
 	} else if len(blocks) == 0 {
 		blocks = []string{"resourceVersion-" + meta.ResourceVersion}

@@ -37,13 +37,13 @@ const maxGone = 100
 
 // outcome is what reconciling a pool comes to.
 type outcome struct {
-	// allocations is what status.allocations ought to be; nil leaves it alone.
-	allocations any
-	ready       metav1.Condition
-	notices     []notice
-	news        []nodeNews
-	unserved    []string  // nodes without a block, for lack of room, by name
-	use         *pool.Use // nil if the specification is invalid
+	// assigned is what status.allocations ought to be; nil leaves it alone.
+	assigned []pool.Assignment
+	ready    metav1.Condition
+	notices  []notice
+	news     []nodeNews
+	unserved []string  // nodes without a block, for lack of room, by name
+	use      *pool.Use // nil if the specification is invalid
 	// kept is true if something is kept only as long as it is held.
 	kept bool
 }
@@ -107,7 +107,7 @@ func (r *blockReconciler) reconcile(ctx context.Context, ref v1alpha1.PoolRefere
 	known := r.memories.of(ref)
 	known.kept, known.summary = out.kept, out.summary(len(others), held)
 	r.memories.set(ref, known)
-	obj, err := r.status.writeAllocations(ctx, obj, out.allocations)
+	obj, err := r.status.writeAllocations(ctx, obj, out.assigned)
 	if err != nil {
 		return err
 	}
@@ -154,7 +154,7 @@ func blocks(obj *pool.Object, have []pool.Assignment, nodes []*corev1.Node, held
 	if len(errs) > 0 {
 		out := outcome{ready: notReady(reasonInvalidSpec, pool.Explain(errs))}
 		if obj.Allocations == nil {
-			out.allocations = obj.AllocationsFor(nil)
+			out.assigned = []pool.Assignment{}
 		}
 		return out
 	}
@@ -166,7 +166,10 @@ func blocks(obj *pool.Object, have []pool.Assignment, nodes []*corev1.Node, held
 	}
 	assigned, unserved := parsed.Carve(have, selected, held)
 	use := parsed.Use(assigned, held)
-	out := outcome{allocations: obj.AllocationsFor(assigned), unserved: unserved, use: use}
+	if assigned == nil {
+		assigned = []pool.Assignment{}
+	}
+	out := outcome{assigned: assigned, unserved: unserved, use: use}
 	out.kept = len(use.Gateways)+len(use.Unfit) > 0 || len(assigned)+len(unserved) > len(selected) ||
 		slices.ContainsFunc(use.Blocks, func(b pool.BlockUse) bool { return b.Earlier })
 	out.notices = slices.Concat(earlierSpec(obj, use), foreign(parsed, use), full(use), fullWhole(use, held))

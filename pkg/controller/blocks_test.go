@@ -126,8 +126,13 @@ func TestBlocks(t *testing.T) {
 		t.Run(string(tc.ref.Kind)+" "+tc.name, func(t *testing.T) {
 			w := newWorld(t, Options{})
 			w.nodesNamed(t, tc.nodes...)
-			out := blocks(pool.ObjectOf(tc.pool), pool.ObjectOf(tc.pool).Blocks(), w.caches.nodes.all(), tc.holds)
-			if got, _ := json.Marshal(out.allocations); string(got) != tc.want {
+			obj := pool.ObjectOf(tc.pool)
+			out := blocks(obj, obj.Blocks(), w.caches.nodes.all(), tc.holds)
+			var allocations any
+			if out.assigned != nil {
+				allocations = obj.AllocationsFor(out.assigned)
+			}
+			if got, _ := json.Marshal(allocations); string(got) != tc.want {
 				t.Errorf("allocations\n got %s\nwant %s", got, tc.want)
 			}
 			if out.ready.Reason != tc.reason || !strings.Contains(out.ready.Message, tc.message) {
@@ -205,9 +210,10 @@ func TestStatusWrites(t *testing.T) {
 
 	// With the blocks applied there is nothing to do; applied by somebody else
 	// there is.
-	for manager, want := range map[string]int{blocksManager([]byte(blocks)): 0, v1alpha1.BlocksManagerPrefix + "0123456789abcdef": 1, "nv-ipam": 1} {
+	done := ippool([]v1alpha1.Allocation{{NodeName: "a", StartIP: "192.168.0.1", EndIP: "192.168.0.100"}})
+	for manager, want := range map[string]int{pool.BlocksManager(pool.ObjectOf(done).Blocks()): 0, v1alpha1.BlocksManagerPrefix + "0123456789abcdef": 1, "nv-ipam": 1} {
 		*all = nil
-		done := ippool([]v1alpha1.Allocation{{NodeName: "a", StartIP: "192.168.0.1", EndIP: "192.168.0.100"}})
+		done := done.DeepCopy()
 		done.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: manager, Operation: metav1.ManagedFieldsOperationApply, Subresource: "status"}}
 		if err := indexer.Update(done); err != nil {
 			t.Fatal(err)
@@ -462,11 +468,7 @@ func TestNoticesAreWrittenSeldom(t *testing.T) {
 	w.nodesNamed(t, "a")
 	p := ippool([]v1alpha1.Allocation{{NodeName: "a", StartIP: "192.168.0.1", EndIP: "192.168.0.2"}})
 	p.Spec.PerNodeBlockSize = 2
-	body, err := json.Marshal(p.Status.Allocations)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: blocksManager(body), Operation: metav1.ManagedFieldsOperationApply, Subresource: "status"}}
+	p.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: pool.BlocksManager(pool.ObjectOf(p).Blocks()), Operation: metav1.ManagedFieldsOperationApply, Subresource: "status"}}
 	indexer := w.caches.pools[v1alpha1.PoolKindIPPool]
 	all := w.patches(func() any { return p })
 	reconcile := func(writes int, types ...string) {

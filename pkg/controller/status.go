@@ -4,10 +4,7 @@
 package controller
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -27,8 +24,8 @@ import (
 
 // A pool's status is written in two parts, by two field managers.
 //
-//	allocations         applied by v1alpha1.BlocksManagerPrefix + hash of them:
-//	                    a plugin sees in the metadata when they change
+//	allocations         applied by pool.BlocksManager: a plugin sees in the metadata
+//	                    when those of its node change
 //	the rest            patched by "ipam-controller": it changes more often, and
 //	                    plugins do not read it
 //
@@ -57,27 +54,20 @@ type lacking struct {
 
 // writeAllocations applies status.allocations if they, or their manager, are not what
 // they should be, and returns the pool as it is then.
-func (w *statusWriter) writeAllocations(ctx context.Context, obj *pool.Object, want any) (*pool.Object, error) {
+func (w *statusWriter) writeAllocations(ctx context.Context, obj *pool.Object, want []pool.Assignment) (*pool.Object, error) {
 	if want == nil {
 		return obj, nil
 	}
-	body, err := json.Marshal(want)
-	if err != nil {
-		return nil, err
-	}
-	have, err := json.Marshal(obj.Allocations)
-	if err != nil {
-		return nil, err
-	}
-	manager := blocksManager(body)
-	if bytes.Equal(have, body) && applied(obj.Meta.ManagedFields, manager) {
+	want = obj.Written(want)
+	manager := pool.BlocksManager(want)
+	if obj.Allocations != nil && slices.Equal(obj.Blocks(), want) && applied(obj.Meta.ManagedFields, manager) {
 		return obj, nil
 	}
 	apply, err := json.Marshal(map[string]any{
 		"apiVersion": v1alpha1.GroupVersion.String(),
 		"kind":       obj.Ref.Kind,
 		"metadata":   map[string]string{"name": obj.Meta.Name, "namespace": obj.Meta.Namespace, "resourceVersion": obj.Meta.ResourceVersion},
-		"status":     map[string]any{"allocations": json.RawMessage(body)},
+		"status":     map[string]any{"allocations": obj.AllocationsFor(want)},
 	})
 	if err != nil {
 		return nil, err
@@ -88,12 +78,6 @@ func (w *statusWriter) writeAllocations(ctx context.Context, obj *pool.Object, w
 	}
 	klog.FromContext(ctx).Info("Blocks written", "pool", obj.Ref, "blocks", len(obj.Blocks()))
 	return obj, nil
-}
-
-// blocksManager is the field manager of these allocations.
-func blocksManager(allocations []byte) string {
-	sum := sha256.Sum256(allocations)
-	return v1alpha1.BlocksManagerPrefix + hex.EncodeToString(sum[:8])
 }
 
 // applied reports whether manager owns a part of the status.

@@ -28,9 +28,18 @@ type Pools struct {
 // Pools returns the pools of the ledger's namespace.
 func (l *Ledger) Pools() Pools { return Pools{Client: l.Client.RESTClient(), Namespace: l.Namespace} }
 
-// Get reads a pool.
+// Get reads a pool as etcd has it now.
 func (p Pools) Get(ctx context.Context, ref v1alpha1.PoolReference) (*pool.Object, error) {
-	return read(ctx, p.named(p.Client.Get(), ref), ref.Kind)
+	return p.GetSince(ctx, ref, "")
+}
+
+// GetSince reads a pool from the API server's watch cache, not older than a resource version.
+func (p Pools) GetSince(ctx context.Context, ref v1alpha1.PoolReference, version string) (*pool.Object, error) {
+	request := p.named(p.Client.Get(), ref)
+	if version != "" {
+		request.Param("resourceVersion", version)
+	}
+	return read(ctx, request, ref.Kind)
 }
 
 // metadataOnly makes the API server send metadata only. The typed client cannot ask for

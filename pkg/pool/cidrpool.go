@@ -6,6 +6,7 @@ package pool
 import (
 	"math/big"
 	"net/netip"
+	"sync"
 
 	"go4.org/netipx"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -56,8 +57,9 @@ func cidrObject(obj any) *Object {
 		Domain:      domainOf(p.Name, p.Spec.PoolAccess),
 		Subnet:      p.Spec.CIDR,
 		parse:       func() (*Pool, field.ErrorList) { return fromCIDRPool(p) },
-		blocks:      func() []Assignment { return cidrBlocks(p.Status.Allocations) },
+		blocks:      sync.OnceValue(func() []Assignment { return cidrBlocks(p.Status.Allocations) }),
 		allocations: func(blocks []Assignment) any { return cidrAllocations(blocks) },
+		gateways:    true,
 	}
 	if p.Status.Allocations != nil {
 		o.Allocations = p.Status.Allocations

@@ -6,6 +6,7 @@ package pool
 import (
 	"math/big"
 	"net/netip"
+	"sync"
 
 	"go4.org/netipx"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -40,7 +41,7 @@ func ipObject(obj any) *Object {
 		Domain:      domainOf(p.Name, p.Spec.PoolAccess),
 		Subnet:      p.Spec.Subnet,
 		parse:       func() (*Pool, field.ErrorList) { return fromIPPool(p) },
-		blocks:      func() []Assignment { return ipBlocks(p.Status.Allocations) },
+		blocks:      sync.OnceValue(func() []Assignment { return ipBlocks(p.Status.Allocations) }),
 		allocations: func(blocks []Assignment) any { return ipAllocations(blocks) },
 	}
 	if p.Status.Allocations != nil {

@@ -5,6 +5,8 @@ package pool
 
 import (
 	"fmt"
+	"net/netip"
+	"slices"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -57,13 +59,27 @@ type Object struct {
 	parse       func() (*Pool, field.ErrorList)
 	blocks      func() []Assignment
 	allocations func([]Assignment) any
+	gateways    bool // status.allocations has those of the blocks
 }
 
 // Parse checks and parses the specification. Each error names the field and the value.
 func (o *Object) Parse() (*Pool, field.ErrorList) { return o.parse() }
 
-// Blocks reads status.allocations. It leaves out an entry that names no block.
+// Blocks reads status.allocations. It leaves out an entry that names no block. The caller
+// must not change what it returns.
 func (o *Object) Blocks() []Assignment { return o.blocks() }
+
+// Written returns blocks as Blocks reads them when they have been written.
+func (o *Object) Written(blocks []Assignment) []Assignment {
+	if o.gateways {
+		return blocks
+	}
+	blocks = slices.Clone(blocks)
+	for i := range blocks {
+		blocks[i].Gateway = netip.Addr{}
+	}
+	return blocks
+}
 
 // AllocationsFor returns blocks as status.allocations has them in this kind of pool;
 // never nil, since the API requires the field.

@@ -498,14 +498,28 @@ func TestView(t *testing.T) {
 			t.Errorf("%d reads of the pool, want 1", got)
 		}
 	})
+	t.Run("survives other nodes", func(t *testing.T) {
+		p, err := c.client.IPPools(c.ns).Get(t.Context(), "p", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		blocks := p.Status.Allocations
+		for _, node := range []string{"b1", "b2", "b3"} { // none of node a's group
+			blocks = append(blocks, v1alpha1.Allocation{NodeName: node, StartIP: "10.0.0.250", EndIP: "10.0.0.251"})
+			rig.ApplyBlocks(t, c.client, c.ns, "p", blocks)
+			if got := reads("pod-" + node); got != 1 {
+				t.Errorf("%s has joined: %d reads of the pool, want 1", node, got)
+			}
+		}
+	})
 	t.Run("follows a new block", func(t *testing.T) {
-		rig.ApplyBlocks(t, c.client, c.ns, "p", "other", []v1alpha1.Allocation{{NodeName: "a", StartIP: "10.0.0.101", EndIP: "10.0.0.110"}})
+		rig.ApplyBlocks(t, c.client, c.ns, "p", []v1alpha1.Allocation{{NodeName: "a", StartIP: "10.0.0.101", EndIP: "10.0.0.110"}})
 		if got := n.mustAdd(t, "pod3", ippool("p")); got != "10.0.0.101" {
 			t.Errorf("got %s", got)
 		}
 	})
 	t.Run("follows a block that is gone", func(t *testing.T) {
-		rig.ApplyBlocks(t, c.client, c.ns, "p", "none", []v1alpha1.Allocation{})
+		rig.ApplyBlocks(t, c.client, c.ns, "p", []v1alpha1.Allocation{})
 		if _, err := n.add(t.Context(), "pod4", ippool("p")); !errors.Is(err, claim.ErrPoolNotFound) {
 			t.Errorf("error %v", err)
 		}

@@ -586,6 +586,6 @@ func (c *cluster) reclaim(t *testing.T) {
 func (c *cluster) recarve(t *testing.T) {
 	t.Helper()
 	for name, blocks := range c.carved {
-		rig.ApplyBlocks(t, c.IPAM, c.NS, name, "test", blocks)
+		rig.ApplyBlocks(t, c.IPAM, c.NS, name, blocks)
 	}
 }

@@ -165,7 +165,7 @@ func TestReleaseEndsExhaustion(t *testing.T) {
 			h.use(t, c, "")
 		},
 		"the pool's edit": func(t *testing.T, c *cluster, _ *host) {
-			rig.ApplyBlocks(t, c.IPAM, c.NS, "p", "edited", []v1alpha1.Allocation{{NodeName: "a", StartIP: "10.0.0.1", EndIP: "10.0.0.9"}})
+			rig.ApplyBlocks(t, c.IPAM, c.NS, "p", []v1alpha1.Allocation{{NodeName: "a", StartIP: "10.0.0.1", EndIP: "10.0.0.9"}})
 		},
 		"the controller, when the node looks again": func(t *testing.T, c *cluster, h *host) {
 			if err := c.IPAM.IPAllocations(c.NS).Delete(t.Context(), "p.10.0.0.2", metav1.DeleteOptions{}); err != nil {

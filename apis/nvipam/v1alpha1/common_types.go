@@ -67,10 +67,11 @@ const (
 const AnnotationRecordLost = "nv-ipam.nvidia.com/record-lost"
 
 // BlocksManagerPrefix begins the name of the field manager that owns a pool's
-// status.allocations; the rest of the name is a hash of them. So metadata.managedFields
-// changes exactly when the blocks change. A plugin that keeps its block on disk reads
-// only the metadata to check it: the generation stands for the specification, this name
-// for the blocks. Another manager writes conditions and counters, which change neither.
+// status.allocations; the rest of the name are hashes of them, one for each group of nodes.
+// So metadata.managedFields changes exactly when the blocks change. A plugin that keeps its
+// block on disk reads only the metadata to check it: the generation stands for the
+// specification, its group's part of this name for the block. Another manager writes
+// conditions and counters, which change neither.
 const BlocksManagerPrefix = "ipam-blocks-"
 
 // ExcludeRange is a range of addresses, both ends included, that are never allocated
