@@ -269,8 +269,29 @@ func (b *bench) writeBlocks(name string, blocks []v1alpha1.Allocation) error {
 	}
 	force := true
 	_, err = b.ipam.IPPools(namespace).Patch(b.ctx, name, types.ApplyPatchType, body,
-		metav1.PatchOptions{FieldManager: v1alpha1.BlocksManagerPrefix + "bench", Force: &force}, "status")
+		metav1.PatchOptions{FieldManager: pool.BlocksManager(pool.ObjectOf(&v1alpha1.IPPool{Status: v1alpha1.IPPoolStatus{Allocations: blocks}}).Blocks()), Force: &force}, "status")
 	return err
+}
+
+// joinPool gives one more node a block of a pool, and waits until the API server's memory has it.
+func (b *bench) joinPool(name, node string) error {
+	obj, err := b.ipam.IPPools(namespace).Get(b.ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	last := obj.Status.Allocations[len(obj.Status.Allocations)-1]
+	to, err := netip.ParseAddr(last.EndIP)
+	if err != nil {
+		return err
+	}
+	block := v1alpha1.Allocation{NodeName: node, StartIP: to.Next().String(), EndIP: to.Next().String()}
+	if err := b.writeBlocks(name, append(obj.Status.Allocations, block)); err != nil {
+		return err
+	}
+	return b.poll(10*time.Millisecond, "the API server has seen the blocks", func() (bool, error) {
+		seen, err := b.ipam.IPPools(namespace).Get(b.ctx, name, metav1.GetOptions{ResourceVersion: "0"})
+		return err == nil && len(seen.Status.Allocations) > len(obj.Status.Allocations), err
+	})
 }
 
 // blocksOf is a pool for the hosts.

@@ -48,14 +48,24 @@ func (b *bench) shared() error {
 	t := b.table("Pools without blocks", fmt.Sprintf("ADDs of ten nodes in one pool of %d addresses, of which so many are held by another node, at random; with so many processes at a time, %d ADDs for each line. "+
 		"No node knows anything before. Beside them blocks, empty.", sharedSize, b.at),
 		"at once", "ADDs/s", "p50 ms", "p99 ms", "requests per ADD", "creates per ADD")
-	perSecond := map[string]float64{}
+	if err := b.clear(); err != nil {
+		return err
+	}
+	exemplar, err := b.exemplar()
+	if err != nil {
+		return err
+	}
+	filled, perSecond := 0, map[string]float64{}
 	for _, fill := range []int{-1, 0, 50, 90, 99} {
 		name, pool := fmt.Sprintf("no blocks, %d %% full", fill), sharedPoolName
 		if fill < 0 {
 			name, pool = "blocks", "blocks-beside"
 		}
-		if err := b.fill(max(fill, 0) * sharedSize / 100); err != nil {
-			return err
+		if n := max(fill, 0) * sharedSize / 100; n > filled {
+			if err := b.fillUp(exemplar, filled, n); err != nil {
+				return err
+			}
+			filled = n
 		}
 		for _, c := range []int{1, 10, 30, 100} {
 			rate, err := b.sharedLine(t, name, pool, c)
@@ -107,30 +117,14 @@ func (b *bench) sharedLine(t *table, name, pool string, c int) (perSecond float6
 	return perSecond, b.empty()
 }
 
-// fill clears everything, and has n random addresses of the shared pool held.
-func (b *bench) fill(n int) error {
-	if err := b.clear(); err != nil {
-		return err
-	}
-	client := b.ipam.IPAllocations(namespace)
-	obj := canary(hostName(0))
-	obj.Name, obj.Spec.Address, obj.Spec.PoolRef.Name = sharedPoolName+".10.60.0.1", "10.60.0.1", sharedPoolName
-	if _, err := client.Create(b.ctx, obj, metav1.CreateOptions{}); err != nil {
-		return err
-	}
-	key := allocationKey(namespace, obj.Name)
-	data, err := b.stored(key)
-	if err != nil {
-		return err
-	}
-	if err := b.wipe(key); err != nil {
-		return err
-	}
+// fillUp has n random addresses of the shared pool held, of which some already are. It adds
+// to them, and never removes any: that would be one event of many megabytes for the API server.
+func (b *bench) fillUp(exemplar []byte, from, n int) error {
 	first := netip.MustParsePrefix(sharedSubnet).Addr().As4()
 	order := rand.New(rand.NewSource(1)).Perm(sharedSize)
-	if err := b.store(n, func(i int) (kv, error) {
-		at := order[i] + 1
-		return fillerAt(data, netip.AddrFrom4([4]byte{first[0], first[1], byte(at >> 8), byte(at)}))
+	if err := b.store(n-from, func(i int) (kv, error) {
+		at := order[from+i] + 1
+		return fillerAt(exemplar, netip.AddrFrom4([4]byte{first[0], first[1], byte(at >> 8), byte(at)}))
 	}); err != nil {
 		return err
 	}
@@ -138,6 +132,20 @@ func (b *bench) fill(n int) error {
 		list, err := b.metadata.Resource(allocationsResource).Namespace(namespace).List(b.ctx, metav1.ListOptions{ResourceVersion: "0"})
 		return err == nil && len(list.Items) == n, err
 	})
+}
+
+// exemplar returns an allocation of the shared pool as etcd has it.
+func (b *bench) exemplar() ([]byte, error) {
+	obj := canary(hostName(0))
+	obj.Name, obj.Spec.Address, obj.Spec.PoolRef.Name = sharedPoolName+".10.60.0.1", "10.60.0.1", sharedPoolName
+	if _, err := b.ipam.IPAllocations(namespace).Create(b.ctx, obj, metav1.CreateOptions{}); err != nil {
+		return nil, err
+	}
+	data, err := b.stored(allocationKey(namespace, obj.Name))
+	if err != nil {
+		return nil, err
+	}
+	return data, b.ipam.IPAllocations(namespace).Delete(b.ctx, obj.Name, metav1.DeleteOptions{})
 }
 
 func fillerAt(original []byte, addr netip.Addr) (kv, error) {

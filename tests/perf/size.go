@@ -33,7 +33,8 @@ type sized struct {
 	group, name string
 	spec        v1alpha1.IPPoolSpec
 	nodes       int
-	filled      int // addresses of the block that are held already
+	filled      int  // addresses of the block that are held already
+	joins       bool // another node joins before each ADD
 }
 
 // sizes are compared within each group, with its first.
@@ -42,6 +43,7 @@ func sizes(nodes int) []sized {
 	for i, n := range []int{3, 500, nodes} {
 		out = append(out, sized{group: "nodes in the pool", name: fmt.Sprintf("nodes-%d", n), nodes: n, spec: blocksOf(fmt.Sprintf("10.%d.0.0/12", 64+16*i), 100)})
 	}
+	out = append(out, sized{group: "nodes in the pool", name: fmt.Sprintf("nodes-%d-and-one-joins-each-time", nodes), nodes: nodes, joins: true, spec: blocksOf("10.112.0.0/12", 100)})
 	for i, percent := range []int{0, 50, 90, 99} {
 		out = append(out, sized{group: "block of 1,000, filled to", name: fmt.Sprintf("fill-%d", percent), nodes: 1, filled: fullBlock * percent / 100, spec: v1alpha1.IPPoolSpec{Subnet: fmt.Sprintf("10.%d.0.0/16", 240+i), PerNodeBlockSize: fullBlock}})
 	}
@@ -112,7 +114,16 @@ func (b *bench) addAndDel(s sized) (*variant, error) {
 	if err := h.warmUp(); err != nil {
 		return nil, err
 	}
-	return h.undone(s.name), nil
+	v := h.undone(s.name)
+	if quiet := v.call; s.joins {
+		v.call = func(i int) (sample, error) {
+			if err := b.joinPool(s.name, fmt.Sprintf("joins-%05d", i)); err != nil {
+				return sample{}, err
+			}
+			return quiet(i)
+		}
+	}
+	return v, nil
 }
 
 // undone is an ADD that is measured, and undone by a DEL that is not.
