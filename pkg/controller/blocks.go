@@ -61,7 +61,7 @@ type blockReconciler struct {
 	// later reconciles a pool again after a while.
 	later func(v1alpha1.PoolReference, time.Duration)
 	// gone are the pools of which an event has said that they do not exist.
-	gone map[v1alpha1.PoolReference]bool
+	gone table[v1alpha1.PoolReference, bool]
 }
 
 // reconcile does so for one pool. The cases are
@@ -82,7 +82,7 @@ type blockReconciler struct {
 // Whatever else there is to tell is a notice: a condition of its own, which does not
 // change Ready.
 //
-// One worker calls this.
+// Several workers call this, but not two of them for one pool at a time.
 func (r *blockReconciler) reconcile(ctx context.Context, ref v1alpha1.PoolReference) error {
 	obj := r.caches.pool(ref)
 	if obj == nil {
@@ -90,7 +90,7 @@ func (r *blockReconciler) reconcile(ctx context.Context, ref v1alpha1.PoolRefere
 		r.tellGone(ref)
 		return nil
 	}
-	delete(r.gone, ref)
+	r.gone.forget(ref)
 	before := obj.Status.Conditions
 	nodes, others := r.caches.nodes.all(), overlapsWith(obj, r.caches.allPools())
 	held := r.heldIn(obj)
@@ -112,6 +112,8 @@ func (r *blockReconciler) reconcile(ctx context.Context, ref v1alpha1.PoolRefere
 		return err
 	}
 	r.former.remember(obj)
+	known.written = []string{obj.Meta.ResourceVersion}
+	r.memories.set(ref, known) // before the watch tells
 	if err := r.status.writeRest(ctx, obj, &known, out.notices); err != nil {
 		return err
 	}
@@ -130,11 +132,11 @@ func (r *blockReconciler) tellGone(ref v1alpha1.PoolReference) {
 		}
 	}
 	if count == 0 {
-		delete(r.gone, ref)
+		r.gone.forget(ref)
 		return
 	}
-	if !r.gone[ref] && len(r.gone) < maxGone {
-		r.gone[ref] = true
+	if !r.gone.of(ref) && r.gone.len() < maxGone {
+		r.gone.set(ref, true)
 		r.events.gone(r.caches.namespace, ref, count)
 	}
 }
@@ -174,16 +176,15 @@ func blocks(obj *pool.Object, have []pool.Assignment, nodes []*corev1.Node, held
 		slices.ContainsFunc(use.Blocks, func(b pool.BlockUse) bool { return b.Earlier })
 	out.notices = slices.Concat(earlierSpec(obj, use), foreign(parsed, use), full(use), fullWhole(use, held))
 	out.news = slices.Concat(newlyFull(use), newlyOutside(use), newlyForeign(parsed, use))
-	active := use.Active()
 	switch {
 	case len(unserved) > 0:
 		out.ready = notReady(reasonNoFreeRanges, noRoom(unserved))
 	case len(selected) == 0 && parsed.SelectorText() != "":
-		out.ready = ready(reasonNoNodes, fmt.Sprintf("no node matches spec.nodeSelector (%s); nodes with a block: %d", parsed.SelectorText(), len(active)))
+		out.ready = ready(reasonNoNodes, fmt.Sprintf("no node matches spec.nodeSelector (%s); nodes with a block: %d", parsed.SelectorText(), len(use.Active())))
 	case parsed.Shared:
-		out.ready = ready(reasonNoBlocks, fmt.Sprintf("no blocks: any of %d nodes may use the whole subnet", len(selected)))
-	default:
-		out.ready = ready(reasonBlocksAssigned, fmt.Sprintf("nodes with a block: %d", len(active)))
+		out.ready = ready(reasonNoBlocks, "no blocks: every node that the pool selects may use the whole subnet")
+	default: // no count, which would be one more write for each node that joins
+		out.ready = ready(reasonBlocksAssigned, "every node that the pool selects has a block")
 	}
 	if obj.Disabled && out.ready.Status == metav1.ConditionTrue {
 		out.ready = ready(reasonDisabled, fmt.Sprintf("spec.disabled is true: the pool gives no addresses, and %d are held", len(held)))

@@ -8,16 +8,19 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/netip"
 	"path"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"go4.org/netipx"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -101,17 +104,17 @@ func TestBlocks(t *testing.T) {
 	}{
 		{name: "1 room for all", ref: ipRef, pool: ippool(nil), nodes: []string{"b", "a"},
 			want:   `[{"nodeName":"a","startIP":"192.168.0.1","endIP":"192.168.0.100"},{"nodeName":"b","startIP":"192.168.0.101","endIP":"192.168.0.200"}]`,
-			reason: reasonBlocksAssigned, message: "nodes with a block: 2"},
+			reason: reasonBlocksAssigned, message: "every node that the pool selects has a block"},
 		{name: "1 room for all", ref: cidrRef, pool: cidrpool(nil), nodes: []string{"b", "a"},
 			want:   `[{"nodeName":"a","prefix":"10.60.0.0/17"},{"nodeName":"b","prefix":"10.60.128.0/17"}]`,
-			reason: reasonBlocksAssigned, message: "nodes with a block: 2"},
-		{name: "1 no nodes", ref: ipRef, pool: ippool(nil), want: `[]`, reason: reasonBlocksAssigned, message: "nodes with a block: 0"},
+			reason: reasonBlocksAssigned, message: "every node that the pool selects has a block"},
+		{name: "1 no nodes", ref: ipRef, pool: ippool(nil), want: `[]`, reason: reasonBlocksAssigned, message: "every node that the pool selects has a block"},
 		{name: "1 a departed node holds addresses", ref: ipRef, pool: held, nodes: []string{"a"}, holds: holding("gone", "192.168.0.7"),
 			want:   `[{"nodeName":"gone","startIP":"192.168.0.1","endIP":"192.168.0.100"},{"nodeName":"a","startIP":"192.168.0.101","endIP":"192.168.0.200"}]`,
-			reason: reasonBlocksAssigned, message: "nodes with a block: 2"},
+			reason: reasonBlocksAssigned, message: "every node that the pool selects has a block"},
 		{name: "1 a departed node holds none", ref: ipRef, pool: held, nodes: []string{"a"},
 			want:   `[{"nodeName":"a","startIP":"192.168.0.1","endIP":"192.168.0.100"}]`,
-			reason: reasonBlocksAssigned, message: "nodes with a block: 1"},
+			reason: reasonBlocksAssigned, message: "every node that the pool selects has a block"},
 		{name: "2 no room for one", ref: ipRef, pool: ippool(nil), nodes: []string{"a", "b", "c"},
 			want:   `[{"nodeName":"a","startIP":"192.168.0.1","endIP":"192.168.0.100"},{"nodeName":"b","startIP":"192.168.0.101","endIP":"192.168.0.200"}]`,
 			reason: reasonNoFreeRanges, message: "no free ranges for 1 nodes: c", unserved: []string{"c"}},
@@ -545,5 +548,54 @@ func TestFullBlocksCount(t *testing.T) {
 		if got := out.summary(0, held).blocks.full; got != want {
 			t.Errorf("overflow %q: %d full blocks, want %d", overflow, got, want)
 		}
+	}
+}
+
+// The edits make of any blocks any others, whatever their order.
+func TestEdits(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	some := func() (out []pool.Assignment) {
+		for i := range 12 {
+			if random.IntN(2) == 0 {
+				addr := netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})
+				out = append(out, pool.Assignment{Node: string(rune('a' + random.IntN(3))), Range: netipx.IPRangeFrom(addr, addr)})
+			}
+		}
+		if random.IntN(4) == 0 {
+			random.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
+		}
+		return out
+	}
+	obj := pool.ObjectOf(ippool(nil))
+	patched := 0
+	for range 2000 {
+		have, want := some(), some()
+		edits := editsOf(obj, have, want)
+		if edits == nil {
+			continue
+		}
+		patched++
+		if edits[0].Path != "/metadata/resourceVersion" || edits[0].Value != obj.Meta.ResourceVersion {
+			t.Fatalf("no precondition: %+v", edits[0])
+		}
+		got := slices.Clone(have)
+		for _, e := range edits[1:] {
+			at, err := strconv.Atoi(strings.TrimPrefix(e.Path, "/status/allocations/"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.Op == "remove" {
+				got = slices.Delete(got, at, at+1)
+				continue
+			}
+			line := pool.ObjectOf(&v1alpha1.IPPool{Status: v1alpha1.IPPoolStatus{Allocations: []v1alpha1.Allocation{e.Value.(v1alpha1.Allocation)}}})
+			got = slices.Insert(got, at, line.Blocks()[0])
+		}
+		if !slices.Equal(got, want) {
+			t.Fatalf("%v edited by %+v is %v, want %v", have, edits, got, want)
+		}
+	}
+	if patched < 500 {
+		t.Errorf("%d of 2000 were patched", patched)
 	}
 }

@@ -37,6 +37,10 @@ const name = "ipam-controller"
 // reclaim waits for three calls.
 const reclaimWorkers = 4
 
+// poolWorkers reconcile pools in parallel: most of the time each waits for a write of an
+// object that may be half a megabyte.
+const poolWorkers = 4
+
 // Options are what an operator can set.
 type Options struct {
 	// Namespace of the pools and of their allocations.
@@ -186,7 +190,9 @@ func (c *Controller) Run(ctx context.Context) error {
 	klog.FromContext(ctx).Info("Controller started", "namespace", c.opts.Namespace, "reclaimGrace", c.opts.ReclaimGrace.String(), "reclaimGraceReadyNode", c.opts.ReclaimGraceReadyNode.String())
 
 	var workers sync.WaitGroup
-	workers.Go(func() { work(ctx, c.queues.pools, c.blocks.reconcile, c.metrics.errors.WithLabelValues(queuePools)) })
+	for range poolWorkers {
+		workers.Go(func() { work(ctx, c.queues.pools, c.blocks.reconcile, c.metrics.errors.WithLabelValues(queuePools)) })
+	}
 	workers.Go(func() { work(ctx, c.queues.nodes, c.locator.locate, c.metrics.errors.WithLabelValues(queueNodes)) })
 	for range reclaimWorkers {
 		workers.Go(func() {
@@ -213,10 +219,10 @@ func (c *Controller) assemble(recorder record.EventRecorder) ([]cache.DoneChecke
 		caches: &c.caches, memories: &c.memories,
 		status: &statusWriter{
 			pools: ledger.Pools{Client: client.RESTClient(), Namespace: c.opts.Namespace}, usage: c.opts.Usage,
-			later: c.queues.pools.AddAfter, lacks: map[v1alpha1.PoolKind]lacking{},
+			later: c.queues.pools.AddAfter,
 		},
-		events: &poolEvents{recorder, max(flapping, 2*c.opts.Resync)}, gone: map[v1alpha1.PoolReference]bool{},
-		former: formerBlocks{}, lossGrace: c.opts.LossGrace, later: c.queues.pools.AddAfter,
+		events:    &poolEvents{recorder, max(flapping, 2*c.opts.Resync)},
+		lossGrace: c.opts.LossGrace, later: c.queues.pools.AddAfter,
 	}
 	c.leaks = &leakReconciler{
 		caches: &c.caches, evidence: evidence, confirmation: confirmation, observations: &c.observations,
@@ -224,7 +230,10 @@ func (c *Controller) assemble(recorder record.EventRecorder) ([]cache.DoneChecke
 		grace: c.opts.ReclaimGrace, graceReadyNode: c.opts.ReclaimGraceReadyNode,
 		later: c.queues.allocations.AddAfter, locate: c.queues.nodes.Add,
 	}
-	c.triggers = &triggers{&c.caches, &c.queues, &c.memories, places, c.opts.Settle, c.opts.Usage}
+	c.triggers = &triggers{
+		caches: &c.caches, queues: &c.queues, memories: &c.memories, places: places,
+		settle: c.opts.Settle, usage: c.opts.Usage,
+	}
 	c.locator = &locator{
 		caches: &c.caches, evidence: evidence, confirmation: confirmation, places: places,
 		pods: c.clients.Metadata.Resource(podsResource), limit: flowcontrol.NewTokenBucketRateLimiter(placesPerSecond, placesPerSecond),

@@ -19,7 +19,7 @@
 // overlap.go; leaks in leaks.go, evidence.go, places.go and observations.go.
 //
 // One replica at a time does this (Lead). Everything is decided from informer
-// caches and settled by the API server: a status is applied over the resource
+// caches and settled by the API server: a status is written over the resource
 // version that it was computed from, and an allocation is deleted only after the API
 // server has confirmed that its pod is gone.
 package controller

@@ -27,7 +27,9 @@ const reasonRecordLost = "RecordLost"
 
 // formerBlocks are the blocks of pools as they were written last. They outlive the pool,
 // and are lost with a restart.
-type formerBlocks map[v1alpha1.PoolReference]former
+type formerBlocks struct {
+	table[v1alpha1.PoolReference, former]
+}
 
 type former struct {
 	uid     types.UID
@@ -37,29 +39,29 @@ type former struct {
 
 // remember notes the blocks of a pool. One that has lost its blocks and has no others
 // yet, for example because its specification is invalid, leaves the former ones.
-func (f formerBlocks) remember(obj *pool.Object) {
+func (f *formerBlocks) remember(obj *pool.Object) {
 	blocks := obj.Blocks()
 	if len(blocks) > 0 || !f.lost(obj) {
-		f[obj.Ref] = former{obj.Meta.UID, v1alpha1.VersionNumber(obj.Meta.ResourceVersion), blocks}
+		f.set(obj.Ref, former{obj.Meta.UID, v1alpha1.VersionNumber(obj.Meta.ResourceVersion), blocks})
 	}
 }
 
 // lost reports whether a pool is another one than was remembered, or an earlier state of
 // it.
-func (f formerBlocks) lost(obj *pool.Object) bool {
-	before, found := f[obj.Ref]
+func (f *formerBlocks) lost(obj *pool.Object) bool {
+	before, found := f.get(obj.Ref)
 	return found && (before.uid != obj.Meta.UID || before.version > v1alpha1.VersionNumber(obj.Meta.ResourceVersion))
 }
 
 // recall returns the blocks of a pool, and those remembered that it has lost. Which of
 // them fit the specification is up to the caller.
-func (f formerBlocks) recall(obj *pool.Object) []pool.Assignment {
+func (f *formerBlocks) recall(obj *pool.Object) []pool.Assignment {
 	have := obj.Blocks()
 	if !f.lost(obj) {
 		return have
 	}
 	out := slices.Clone(have)
-	for _, b := range f[obj.Ref].blocks {
+	for _, b := range f.of(obj.Ref).blocks {
 		if !slices.ContainsFunc(have, func(o pool.Assignment) bool { return o.Node == b.Node }) {
 			out = append(out, b)
 		}

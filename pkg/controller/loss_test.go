@@ -27,7 +27,7 @@ func TestFormerBlocks(t *testing.T) {
 		obj := pool.ObjectOf(&v1alpha1.IPPool{ObjectMeta: metav1.ObjectMeta{Name: name, UID: uid, ResourceVersion: version}})
 		return pool.ObjectOf(&v1alpha1.IPPool{ObjectMeta: *obj.Meta, Status: v1alpha1.IPPoolStatus{Allocations: obj.AllocationsFor(blocks).([]v1alpha1.Allocation)}})
 	}
-	f := formerBlocks{}
+	f := &formerBlocks{}
 	f.remember(p("p", "u1", "100", a, b))
 	for _, tc := range []struct {
 		what string

@@ -4,8 +4,6 @@
 package controller
 
 import (
-	"maps"
-	"sync"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -22,8 +20,10 @@ type memory struct {
 	summary summary
 	// kept is true if something is kept only as long as it is held.
 	kept bool
-	// counted is when status.used was last written.
+	// counted is when the counts in the status were last written.
 	counted time.Time
+	// written are the resource versions that the last reconciliation has made.
+	written []string
 	// events are what was last told in events.
 	events lastEvents
 }
@@ -57,37 +57,6 @@ type lastEvents struct {
 	nodes    map[string]time.Time // when a node's news were last the case, by reason/node
 }
 
-// memories are those of all pools. The worker that reconciles pools writes them;
-// metrics and the events of allocations read them.
-type memories struct {
-	mu  sync.Mutex
-	all map[v1alpha1.PoolReference]memory
-}
-
-// of returns what is known of a pool; nothing, if it is new.
-func (m *memories) of(ref v1alpha1.PoolReference) memory {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.all[ref]
-}
-
-func (m *memories) set(ref v1alpha1.PoolReference, known memory) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.all == nil {
-		m.all = map[v1alpha1.PoolReference]memory{}
-	}
-	m.all[ref] = known
-}
-
-func (m *memories) forget(ref v1alpha1.PoolReference) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.all, ref)
-}
-
-func (m *memories) copy() map[v1alpha1.PoolReference]memory {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return maps.Clone(m.all)
-}
+// memories are those of all pools. The workers that reconcile pools write them; metrics and
+// the events of watches read them.
+type memories = table[v1alpha1.PoolReference, memory]

@@ -7,7 +7,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -40,52 +39,19 @@ type place struct {
 
 // places are those of pods with an address, by the pods' UIDs in the API.
 type places struct {
-	mu    sync.Mutex
-	all   map[types.UID]place
-	asked map[string]time.Time // nodes: when their pods were last listed
-}
+	table[types.UID, place]
 
-func (p *places) get(uid types.UID) (place, bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	found, known := p.all[uid]
-	return found, known
-}
-
-func (p *places) set(uid types.UID, where place) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.all == nil {
-		p.all = map[types.UID]place{}
-	}
-	p.all[uid] = where
-}
-
-func (p *places) forget(uid types.UID) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.all, uid)
+	asked table[string, time.Time] // nodes: when their pods were last listed
 }
 
 // wait is how long a node must not be asked again, at most once per interval.
 func (p *places) wait(node string, now time.Time, interval time.Duration) time.Duration {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.asked[node].Add(interval).Sub(now)
+	return p.asked.of(node).Add(interval).Sub(now)
 }
 
 func (p *places) answered(node string, now time.Time, interval time.Duration) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for n, at := range p.asked { // nodes come and go
-		if now.Sub(at) > interval {
-			delete(p.asked, n)
-		}
-	}
-	if p.asked == nil {
-		p.asked = map[string]time.Time{}
-	}
-	p.asked[node] = now
+	p.asked.forgetAll(func(_ string, at time.Time) bool { return now.Sub(at) > interval }) // nodes come and go
+	p.asked.set(node, now)
 }
 
 // locator finds out where the pods are that allocations name.

@@ -24,8 +24,9 @@ import (
 
 // A pool's status is written in two parts, by two field managers.
 //
-//	allocations         applied by pool.BlocksManager: a plugin sees in the metadata
-//	                    when those of its node change
+//	allocations         written by pool.BlocksManager: a plugin sees in the metadata
+//	                    when those of its node change. All are applied, or, if a few
+//	                    have changed, these are patched
 //	the rest            patched by "ipam-controller": it changes more often, and
 //	                    plugins do not read it
 //
@@ -33,16 +34,17 @@ import (
 // resource version that they were computed from, so that a cache which is behind
 // never moves a block.
 
-// statusWriter writes the status of pools. One worker calls it.
+// statusWriter writes the status of pools. Several workers call it, but not two of them for
+// one pool at a time.
 type statusWriter struct {
 	pools ledger.Pools
-	// usage is how long the count of used addresses must have been written before it is
-	// written again, if nothing else has changed.
+	// usage is how long the counts must have been written before they are written again, if
+	// nothing else has changed, and longer in a large pool: see countsWait.
 	usage time.Duration
 	// later reconciles a pool again after a while.
 	later func(v1alpha1.PoolReference, time.Duration)
 	// lacks is what the installed CRDs do not have, as far as is known.
-	lacks map[v1alpha1.PoolKind]lacking
+	lacks table[v1alpha1.PoolKind, lacking]
 }
 
 // lacking is what the CRD of a kind of pool lacks, as nv-ipam's does: the API server
@@ -52,39 +54,84 @@ type lacking struct {
 	counts     bool // capacity and used
 }
 
-// writeAllocations applies status.allocations if they, or their manager, are not what
+// writeAllocations writes status.allocations if they, or their manager, are not what
 // they should be, and returns the pool as it is then.
 func (w *statusWriter) writeAllocations(ctx context.Context, obj *pool.Object, want []pool.Assignment) (*pool.Object, error) {
 	if want == nil {
 		return obj, nil
 	}
 	want = obj.Written(want)
-	manager := pool.BlocksManager(want)
-	if obj.Allocations != nil && slices.Equal(obj.Blocks(), want) && applied(obj.Meta.ManagedFields, manager) {
-		return obj, nil
+	opts := metav1.PatchOptions{FieldManager: pool.BlocksManager(want)}
+	var edits []edit
+	if have := obj.Blocks(); obj.Allocations != nil && written(obj.Meta.ManagedFields, pool.BlocksManager(have)) {
+		if slices.Equal(have, want) {
+			return obj, nil
+		}
+		edits = editsOf(obj, have, want)
 	}
-	apply, err := json.Marshal(map[string]any{
-		"apiVersion": v1alpha1.GroupVersion.String(),
-		"kind":       obj.Ref.Kind,
-		"metadata":   map[string]string{"name": obj.Meta.Name, "namespace": obj.Meta.Namespace, "resourceVersion": obj.Meta.ResourceVersion},
-		"status":     map[string]any{"allocations": obj.AllocationsFor(want)},
-	})
+	form, body := types.JSONPatchType, any(edits)
+	if edits == nil {
+		opts.Force = new(true)
+		form, body = types.ApplyPatchType, map[string]any{
+			"apiVersion": v1alpha1.GroupVersion.String(),
+			"kind":       obj.Ref.Kind,
+			"metadata":   map[string]string{"name": obj.Meta.Name, "namespace": obj.Meta.Namespace, "resourceVersion": obj.Meta.ResourceVersion},
+			"status":     map[string]any{"allocations": obj.AllocationsFor(want)},
+		}
+	}
+	data, err := json.Marshal(body)
 	if err != nil {
 		return nil, err
 	}
-	obj, err = w.pools.PatchStatus(ctx, obj.Ref, types.ApplyPatchType, apply, metav1.PatchOptions{FieldManager: manager, Force: new(true)})
+	obj, err = w.pools.PatchStatus(ctx, obj.Ref, form, data, opts)
 	if err != nil {
-		return nil, fmt.Errorf("apply status.allocations: %w", err)
+		return nil, fmt.Errorf("write status.allocations: %w", err)
 	}
 	klog.FromContext(ctx).Info("Blocks written", "pool", obj.Ref, "blocks", len(obj.Blocks()))
 	return obj, nil
 }
 
-// applied reports whether manager owns a part of the status.
-func applied(entries []metav1.ManagedFieldsEntry, manager string) bool {
+// written reports whether manager owns a part of the status.
+func written(entries []metav1.ManagedFieldsEntry, manager string) bool {
 	return slices.ContainsFunc(entries, func(e metav1.ManagedFieldsEntry) bool {
-		return e.Manager == manager && e.Operation == metav1.ManagedFieldsOperationApply && e.Subresource == "status"
+		return e.Manager == manager && e.Subresource == "status"
 	})
+}
+
+// edit is an operation of a JSON patch (RFC 6902).
+type edit struct {
+	Op    string `json:"op"`
+	Path  string `json:"path"`
+	Value any    `json:"value,omitempty"`
+}
+
+// maxEdits is how many blocks may have changed for a patch: for the API server that is a
+// third cheaper than to apply thousands.
+const maxEdits = 16
+
+// editsOf returns what makes of a pool's blocks the wanted ones; nil if that is more than
+// maxEdits. Both are in the order of their addresses.
+func editsOf(obj *pool.Object, have, want []pool.Assignment) []edit {
+	edits := []edit{{"replace", "/metadata/resourceVersion", obj.Meta.ResourceVersion}}
+	at := 0
+	for len(have) > 0 || at < len(want) {
+		path := fmt.Sprintf("/status/allocations/%d", at)
+		switch {
+		case len(have) > 0 && at < len(want) && have[0] == want[at]:
+			have, at = have[1:], at+1
+			continue
+		case at == len(want) || len(have) > 0 && !want[at].Range.From().Less(have[0].Range.From()):
+			have = have[1:]
+			edits = append(edits, edit{Op: "remove", Path: path})
+		default:
+			edits = append(edits, edit{"add", path, obj.AllocationFor(want[at])})
+			at++
+		}
+		if len(edits) > 1+maxEdits {
+			return nil
+		}
+	}
+	return edits
 }
 
 // maxMessage is how long the message of a condition may be, in bytes; the API allows
@@ -96,18 +143,17 @@ const maxMessage = 8192
 // nv-ipam's own CRDs have neither: nothing is written then after the first try.
 func (w *statusWriter) writeRest(ctx context.Context, obj *pool.Object, known *memory, notices []notice) error {
 	ref := obj.Ref
-	lacks := w.lacks[ref.Kind]
+	lacks := w.lacks.of(ref.Kind)
 	if lacks.conditions {
 		return nil
 	}
 	want := wantedStatus(obj, known.summary, notices)
 	now := time.Now()
 	if lacks.same(want, obj.Status, lasting) {
-		usedSame := lacks.counts || ptr.Equal(want.Used, obj.Status.Used) && equality.Semantic.DeepEqual(want.TopNodes, obj.Status.TopNodes)
-		if usedSame && lacks.same(want, obj.Status, slices.Clone) {
+		if (lacks.counts || sameCounts(want, obj.Status)) && lacks.same(want, obj.Status, slices.Clone) {
 			return nil
 		}
-		if wait := known.counted.Add(w.usage).Sub(now); wait > 0 {
+		if wait := known.counted.Add(w.countsWait(obj, want)).Sub(now); wait > 0 {
 			w.later(ref, wait)
 			return nil
 		}
@@ -124,8 +170,9 @@ func (w *statusWriter) writeRest(ctx context.Context, obj *pool.Object, known *m
 		return fmt.Errorf("patch the pool's conditions and counts: %w", err)
 	}
 	known.counted = now
+	known.written = append(known.written, obj.Meta.ResourceVersion)
 	lacks = lacking{conditions: len(obj.Status.Conditions) == 0, counts: obj.Status.Used == nil}
-	w.lacks[ref.Kind] = lacks
+	w.lacks.set(ref.Kind, lacks)
 	if lacks.conditions {
 		klog.FromContext(ctx).Info("The installed CRD has no status.conditions: see events and the log instead", "kind", ref.Kind)
 	}
@@ -176,9 +223,29 @@ func lasting(in []metav1.Condition) (out []metav1.Condition) {
 	return out
 }
 
-// same reports whether two statuses are equal but for the count of used addresses, as
-// far as the installed CRD has the fields; of their conditions it compares a part.
+// same reports whether two statuses are equal but for the counts, as far as the installed
+// CRD has the fields; of their conditions it compares a part.
 func (l lacking) same(a v1alpha1.PoolStatus, b *v1alpha1.PoolStatus, part func([]metav1.Condition) []metav1.Condition) bool {
-	return a.ObservedGeneration == b.ObservedGeneration && equality.Semantic.DeepEqual(part(a.Conditions), part(b.Conditions)) &&
-		(l.counts || ptr.Equal(a.Capacity, b.Capacity))
+	return a.ObservedGeneration == b.ObservedGeneration && equality.Semantic.DeepEqual(part(a.Conditions), part(b.Conditions))
+}
+
+func sameCounts(a v1alpha1.PoolStatus, b *v1alpha1.PoolStatus) bool {
+	return ptr.Equal(a.Capacity, b.Capacity) && ptr.Equal(a.Used, b.Used) && equality.Semantic.DeepEqual(a.TopNodes, b.TopNodes)
+}
+
+// largePool is the number of blocks from which on a pool's counts are written less often:
+// each write stores the whole object again, in 5,000 nodes half a megabyte.
+const largePool = 100
+
+// countsWait is how long the counts of a pool must have been written before these are
+// written. In a large pool that is so much longer as it is larger, unless they have changed
+// by a twentieth of its capacity. The metrics are exact.
+func (w *statusWriter) countsWait(obj *pool.Object, want v1alpha1.PoolStatus) time.Duration {
+	const matters = 20
+	change := ptr.Deref(want.Used, 0) - ptr.Deref(obj.Status.Used, 0)
+	grown := ptr.Deref(want.Capacity, 0) - ptr.Deref(obj.Status.Capacity, 0)
+	if max(change, -change, grown, -grown) >= ptr.Deref(want.Capacity, 0)/matters {
+		return w.usage
+	}
+	return w.usage * time.Duration(max(1, len(obj.Blocks())/largePool))
 }

@@ -4,6 +4,8 @@
 package controller
 
 import (
+	"slices"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -23,11 +25,11 @@ type triggers struct {
 	places   *places
 	// settle and usage are those of Options.
 	settle, usage time.Duration
+	// all is true while all pools wait to be reconciled.
+	all atomic.Bool
 }
 
-// onPool reconciles a pool that was changed, by its owner or by a writer of its
-// status: that is mostly this controller, and the second of its two writes should
-// be in the cache by then. If a pool comes, goes or is edited, other pools may overlap
+// onPool reconciles a pool that was changed by others than this controller. If a pool comes, goes or is edited, other pools may overlap
 // with it from now on, or no longer.
 func (t *triggers) onPool(kind v1alpha1.PoolKind) cache.ResourceEventHandler {
 	return cache.ResourceEventHandlerFuncs{
@@ -37,7 +39,9 @@ func (t *triggers) onPool(kind v1alpha1.PoolKind) cache.ResourceEventHandler {
 		},
 		UpdateFunc: func(before, after any) {
 			old, now := pool.ObjectOf(before), pool.ObjectOf(after)
-			t.queues.pools.AddAfter(now.Ref, t.settle)
+			if !slices.Contains(t.memories.of(now.Ref).written, now.Meta.ResourceVersion) {
+				t.queues.pools.AddAfter(now.Ref, t.settle)
+			}
 			if old.Meta.Generation != now.Meta.Generation {
 				t.reconcileAllPools()
 			}
@@ -162,8 +166,15 @@ func (t *triggers) examine(index, value string) {
 	}
 }
 
+// reconcileAllPools does so after a while, for all events until then.
 func (t *triggers) reconcileAllPools() {
-	for p := range t.caches.allPools() {
-		t.queues.pools.AddAfter(p.Ref, t.settle)
+	if t.all.Swap(true) {
+		return
 	}
+	time.AfterFunc(t.settle, func() {
+		t.all.Store(false)
+		for p := range t.caches.allPools() {
+			t.queues.pools.Add(p.Ref)
+		}
+	})
 }

@@ -59,6 +59,7 @@ func cidrObject(obj any) *Object {
 		parse:       func() (*Pool, field.ErrorList) { return fromCIDRPool(p) },
 		blocks:      sync.OnceValue(func() []Assignment { return cidrBlocks(p.Status.Allocations) }),
 		allocations: func(blocks []Assignment) any { return cidrAllocations(blocks) },
+		allocation:  func(block Assignment) any { return cidrAllocation(block) },
 		gateways:    true,
 	}
 	if p.Status.Allocations != nil {
@@ -164,14 +165,18 @@ func cidrBlocks(in []v1alpha1.CIDRPoolAllocation) []Assignment {
 func cidrAllocations(in []Assignment) []v1alpha1.CIDRPoolAllocation {
 	out := make([]v1alpha1.CIDRPoolAllocation, 0, len(in))
 	for _, a := range in {
-		e := v1alpha1.CIDRPoolAllocation{NodeName: a.Node}
-		if prefix, ok := a.Range.Prefix(); ok {
-			e.Prefix = prefix.String()
-		}
-		if a.Gateway.IsValid() {
-			e.Gateway = a.Gateway.String()
-		}
-		out = append(out, e)
+		out = append(out, cidrAllocation(a))
+	}
+	return out
+}
+
+func cidrAllocation(a Assignment) v1alpha1.CIDRPoolAllocation {
+	out := v1alpha1.CIDRPoolAllocation{NodeName: a.Node}
+	if prefix, ok := a.Range.Prefix(); ok {
+		out.Prefix = prefix.String()
+	}
+	if a.Gateway.IsValid() {
+		out.Gateway = a.Gateway.String()
 	}
 	return out
 }

@@ -43,6 +43,7 @@ func ipObject(obj any) *Object {
 		parse:       func() (*Pool, field.ErrorList) { return fromIPPool(p) },
 		blocks:      sync.OnceValue(func() []Assignment { return ipBlocks(p.Status.Allocations) }),
 		allocations: func(blocks []Assignment) any { return ipAllocations(blocks) },
+		allocation:  func(block Assignment) any { return ipAllocation(block) },
 	}
 	if p.Status.Allocations != nil {
 		o.Allocations = p.Status.Allocations
@@ -133,7 +134,11 @@ func ipBlocks(in []v1alpha1.Allocation) []Assignment {
 func ipAllocations(in []Assignment) []v1alpha1.Allocation {
 	out := make([]v1alpha1.Allocation, len(in))
 	for i, a := range in {
-		out[i] = v1alpha1.Allocation{NodeName: a.Node, StartIP: a.Range.From().String(), EndIP: a.Range.To().String()}
+		out[i] = ipAllocation(a)
 	}
 	return out
+}
+
+func ipAllocation(a Assignment) v1alpha1.Allocation {
+	return v1alpha1.Allocation{NodeName: a.Node, StartIP: a.Range.From().String(), EndIP: a.Range.To().String()}
 }

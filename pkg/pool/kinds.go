@@ -59,6 +59,7 @@ type Object struct {
 	parse       func() (*Pool, field.ErrorList)
 	blocks      func() []Assignment
 	allocations func([]Assignment) any
+	allocation  func(Assignment) any
 	gateways    bool // status.allocations has those of the blocks
 }
 
@@ -84,6 +85,9 @@ func (o *Object) Written(blocks []Assignment) []Assignment {
 // AllocationsFor returns blocks as status.allocations has them in this kind of pool;
 // never nil, since the API requires the field.
 func (o *Object) AllocationsFor(blocks []Assignment) any { return o.allocations(blocks) }
+
+// AllocationFor returns one block in the same way.
+func (o *Object) AllocationFor(block Assignment) any { return o.allocation(block) }
 
 // ObjectOf reads an object of the API, or of a cache; nil if it is no pool.
 func ObjectOf(obj any) *Object {
