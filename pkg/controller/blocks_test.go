@@ -599,3 +599,31 @@ func TestEdits(t *testing.T) {
 		t.Errorf("%d of 2000 were patched", patched)
 	}
 }
+
+// A large pool is seldom written only for its counts; for what matters, it is.
+func TestCountsOfLargePools(t *testing.T) {
+	w := &statusWriter{usage: time.Minute}
+	const capacity = 10_000
+	for _, tc := range []struct {
+		what         string
+		blocks       int
+		before, used int64
+		want         time.Duration
+	}{
+		{"small", 10, 100, 101, time.Minute},
+		{"large", 5000, 100, 101, 50 * time.Minute},
+		{"a twentieth", 5000, 100, 600, time.Minute},
+		{"a twentieth less", 5000, 600, 100, time.Minute},
+		{"the first", 5000, 0, 1, time.Minute},
+		{"the last", 5000, 1, 0, time.Minute},
+	} {
+		p := ippool(nil)
+		for i := range tc.blocks {
+			p.Status.Allocations = append(p.Status.Allocations, v1alpha1.Allocation{NodeName: fmt.Sprint(i), StartIP: "192.168.0.1", EndIP: "192.168.0.1"})
+		}
+		p.Status.Used, p.Status.Capacity = &tc.before, new(int64(capacity))
+		if got := w.countsWait(pool.ObjectOf(p), v1alpha1.PoolStatus{Used: &tc.used, Capacity: new(int64(capacity))}); got != tc.want {
+			t.Errorf("%s: %s, want %s", tc.what, got, tc.want)
+		}
+	}
+}

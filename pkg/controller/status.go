@@ -150,10 +150,14 @@ func (w *statusWriter) writeRest(ctx context.Context, obj *pool.Object, known *m
 	want := wantedStatus(obj, known.summary, notices)
 	now := time.Now()
 	if lacks.same(want, obj.Status, lasting) {
-		if (lacks.counts || sameCounts(want, obj.Status)) && lacks.same(want, obj.Status, slices.Clone) {
-			return nil
+		every := w.usage
+		if lacks.same(want, obj.Status, slices.Clone) {
+			if lacks.counts || sameCounts(want, obj.Status) {
+				return nil
+			}
+			every = w.countsWait(obj, want)
 		}
-		if wait := known.counted.Add(w.countsWait(obj, want)).Sub(now); wait > 0 {
+		if wait := known.counted.Add(every).Sub(now); wait > 0 {
 			w.later(ref, wait)
 			return nil
 		}
@@ -239,12 +243,13 @@ const largePool = 100
 
 // countsWait is how long the counts of a pool must have been written before these are
 // written. In a large pool that is so much longer as it is larger, unless they have changed
-// by a twentieth of its capacity. The metrics are exact.
+// by a twentieth of its capacity, or whether anything is held has: the policy that guards
+// pools from deletion asks that. The metrics are exact.
 func (w *statusWriter) countsWait(obj *pool.Object, want v1alpha1.PoolStatus) time.Duration {
 	const matters = 20
-	change := ptr.Deref(want.Used, 0) - ptr.Deref(obj.Status.Used, 0)
+	used, before := ptr.Deref(want.Used, 0), ptr.Deref(obj.Status.Used, 0)
 	grown := ptr.Deref(want.Capacity, 0) - ptr.Deref(obj.Status.Capacity, 0)
-	if max(change, -change, grown, -grown) >= ptr.Deref(want.Capacity, 0)/matters {
+	if (used == 0) != (before == 0) || max(used-before, before-used, grown, -grown) >= ptr.Deref(want.Capacity, 0)/matters {
 		return w.usage
 	}
 	return w.usage * time.Duration(max(1, len(obj.Blocks())/largePool))

@@ -24,9 +24,12 @@ import (
 
 const workerLabel = "node-role.kubernetes.io/worker"
 
-func workers() *corev1.NodeSelector {
+func workers() *corev1.NodeSelector { return labelled(workerLabel) }
+
+// labelled selects the nodes that have a label.
+func labelled(label string) *corev1.NodeSelector {
 	return &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
-		MatchExpressions: []corev1.NodeSelectorRequirement{{Key: workerLabel, Operator: corev1.NodeSelectorOpExists}},
+		MatchExpressions: []corev1.NodeSelectorRequirement{{Key: label, Operator: corev1.NodeSelectorOpExists}},
 	}}}
 }
 
@@ -272,21 +275,24 @@ func TestRest(t *testing.T) {
 	c := seedCluster(t)
 	w, _ := c.run(t, controller.Options{Resync: time.Second})
 	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
+	c.Pool(t, "other", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/16", PerNodeBlockSize: 10, NodeSelector: labelled("other")})
+	c.wantPool(t, "other", "NoMatchingNodes")
 	before := c.GetPool(t, "pool1").ResourceVersion
 	for i := range 50 {
 		c.patchNode(t, "kind-worker", fmt.Sprintf(`{"metadata":{"annotations":{"n":"%d"}}}`, i))
 		c.patchNode(t, "kind-worker", fmt.Sprintf(`{"status":{"conditions":[{"type":"Ready","status":"True","message":"%d"}]}}`, i), "status")
 	}
-	// One worker sees to all pools: when it has come to this one, it has seen
-	// to the other.
-	c.Pool(t, "last", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/16", PerNodeBlockSize: 10, NodeSelector: workers()})
-	c.wantPool(t, "last", "BlocksAssigned",
-		"kind-control-plane 10.0.0.1 10.0.0.10", "kind-worker 10.0.0.11 10.0.0.20", "kind-worker2 10.0.0.21 10.0.0.30")
+	// What concerns all pools is done for all of them at a time: when it is the second time
+	// that the other pool has changed, this one was looked at.
+	c.patchNode(t, "kind-worker", `{"metadata":{"labels":{"other":""}}}`)
+	c.wantPool(t, "other", "BlocksAssigned", "kind-worker 10.0.0.1 10.0.0.10")
+	c.patchNode(t, "kind-worker", `{"metadata":{"labels":{"other":null}}}`)
+	c.wantPool(t, "other", "NoMatchingNodes")
 	if after := c.GetPool(t, "pool1").ResourceVersion; after != before {
 		t.Errorf("resource version went from %s to %s", before, after)
 	}
-	if all := w.of("ippools"); len(all) != 4 {
-		t.Errorf("writes %q, want two for each pool", all)
+	if all := w.of("ippools/pool1"); len(all) != 2 {
+		t.Errorf("writes %q, want two", all)
 	}
 }
 
