@@ -32,7 +32,7 @@ say() { echo "parts: $*" >&2; }
 
 # version MODULE-DIR MODULE: the version that the module's go.mod pins.
 version() {
-	awk -v m="$2" '$1 == m {print $2; found = 1; exit} END {exit !found}' "$1/go.mod" ||
+	awk -v m="$2" '{sub("^require ", "")} $1 == m {print $2; found = 1; exit} END {exit !found}' "$1/go.mod" ||
 		{ say "$1/go.mod does not require $2"; return 1; }
 }
 
