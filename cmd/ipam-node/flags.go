@@ -53,6 +53,7 @@ func parse(args []string) (*options, error) {
 	o.migrate.AddFlags(fs)
 	fs.StringVar(&o.whereabouts.Do, "migrate-whereabouts", "", whereabouts.Usage+". An administrator runs it, anywhere")
 	fs.StringVar(&o.whereabouts.From, "whereabouts-namespace", "kube-system", "with --migrate-whereabouts: where whereabouts keeps its pools")
+	fs.DurationVar(&o.whereabouts.Settle, "whereabouts-settle", whereabouts.InFlight, "with --migrate-whereabouts: for how long a network must not have changed before its pool is enabled; whereabouts' own limit for an ADD")
 	o.log.Flags(fs, &o.accepted)
 	o.acceptedFlags(fs)
 	showVersion := fs.Bool("version", false, "print the version and exit")

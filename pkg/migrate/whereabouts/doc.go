@@ -16,7 +16,7 @@
 // disabled as long as
 //
 //  1. a network still uses whereabouts in a range that overlaps with it,
-//  2. such a network was changed less than inFlight ago: an ADD of whereabouts that has
+//  2. such a network was changed less than InFlight ago: an ADD of whereabouts that has
 //     read the network before may still be under way,
 //  3. something that whereabouts has given there is not claimed.
 //

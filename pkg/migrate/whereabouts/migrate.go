@@ -9,6 +9,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
@@ -38,12 +39,18 @@ type Migration struct {
 	Do string
 	// From is whereabouts' namespace, To that of the pools.
 	From, To string
+	// Settle is for how long a network must not have changed before a pool of its may give
+	// addresses; InFlight, unless nothing can be under way.
+	Settle time.Duration
 }
 
 // Check returns an error that names what cannot be.
 func (m *Migration) Check() error {
-	if !slices.Contains(actions, m.Do) {
+	switch {
+	case !slices.Contains(actions, m.Do):
 		return fmt.Errorf("must be one of %s, not %q", strings.Join(actions, ", "), m.Do)
+	case m.Settle < 0:
+		return fmt.Errorf("cannot settle for %v", m.Settle)
 	}
 	return nil
 }
@@ -59,6 +66,7 @@ func (m *Migration) Run(ctx context.Context, config *rest.Config, w io.Writer) e
 	if err != nil {
 		return err
 	}
+	s.settle = m.Settle
 	p := newPlan(s)
 	switch m.Do {
 	case doPools:

@@ -19,8 +19,8 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// inFlight is for how long an ADD of whereabouts may be under way: its own time limit.
-const inFlight = 2 * time.Minute
+// InFlight is for how long an ADD of whereabouts may be under way: its own time limit.
+const InFlight = 2 * time.Minute
 
 // annotationFrom marks what this package has made, pools and allocations. Its value on a
 // pool is whereabouts' network_name, a space, and the range.
@@ -236,7 +236,7 @@ func (p *plan) disable(used map[*config][]*target) {
 			}
 			if age := p.state.now.Sub(c.network.changed()); c.from {
 				t.held = append(t.held, "network "+c.network.String()+" still uses whereabouts")
-			} else if age < inFlight {
+			} else if age < p.state.settle {
 				t.held = append(t.held, fmt.Sprintf("network %s was changed %v ago: wait for %v", c.network, age.Round(time.Second), (inFlight-age).Round(time.Second)))
 			}
 		}

@@ -37,7 +37,7 @@ func in(container, name string) entry {
 
 // planOf plans for networks and ranges of a cluster whose pods are all on node-a.
 func planOf(s state) *plan {
-	s.now, s.namespace = now, "kube-system"
+	s.now, s.settle, s.namespace = now, InFlight, "kube-system"
 	if s.pods == nil {
 		s.pods = map[string]pod{}
 		for _, r := range s.ranges {

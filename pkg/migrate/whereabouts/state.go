@@ -26,7 +26,8 @@ import (
 
 // state is what the API server has, at one time.
 type state struct {
-	now time.Time
+	now    time.Time
+	settle time.Duration // see Migration
 
 	ranges       []rangePool
 	reservations []reservation
