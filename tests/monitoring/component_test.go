@@ -27,11 +27,17 @@ func TestComponent(t *testing.T) {
 		kubectl(t, "wait", "--for=condition=Established", "crd/"+plural+".monitoring.coreos.com")
 	}
 	c := rig.NewCluster(t, env)
-	dir := rig.Kustomization(t, map[string]any{
-		"namespace": c.NS, "resources": []string{"overlays/default"}, "components": []string{"components/monitoring"},
-		"labels": []any{map[string]any{"pairs": map[string]string{"release": "mine"}}},
-	})
-	kubectl(t, "apply", "--validate=strict", "-k", dir)
+	on := func(part string) string { // what a person writes
+		return rig.Kustomization(t, map[string]any{
+			"namespace": c.NS, "resources": []string{part}, "components": []string{"components/monitoring"},
+			"labels": []any{map[string]any{"pairs": map[string]string{"release": "mine"}}},
+		})
+	}
+	for _, overlay := range []string{"default", "k8s-1.30", "serviceaccount"} {
+		kubectl(t, "kustomize", on("overlays/"+overlay))
+	}
+	// The controller alone: the policies of an overlay are for the whole server.
+	kubectl(t, "apply", "--validate=strict", "-k", on("base/controller"))
 
 	var deployment appsv1.Deployment
 	get(t, c.NS, "deployment/nv-ipam-controller", &deployment)
