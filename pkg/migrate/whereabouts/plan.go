@@ -237,7 +237,7 @@ func (p *plan) disable(used map[*config][]*target) {
 			if age := p.state.now.Sub(c.network.changed()); c.from {
 				t.held = append(t.held, "network "+c.network.String()+" still uses whereabouts")
 			} else if age < p.state.settle {
-				t.held = append(t.held, fmt.Sprintf("network %s was changed %v ago: wait for %v", c.network, age.Round(time.Second), (inFlight-age).Round(time.Second)))
+				t.held = append(t.held, fmt.Sprintf("network %s was changed %v ago: wait for %v", c.network, age.Round(time.Second), (p.state.settle-age).Round(time.Second)))
 			}
 		}
 		var pending []string
