@@ -122,7 +122,7 @@ func (c *cluster) callWith(ctx context.Context, t testing.TB, verb string, a att
 	switch plugin {
 	case "whereabouts":
 		ipam["kubernetes"] = map[string]any{"kubeconfig": env.Kubeconfig}
-		ipam["configuration_path"] = c.config // has no file
+		ipam["configuration_path"] = c.flatFile(t)
 	case "nv-ipam":
 		path = rig.Binary(t, "nv-ipam")
 		ipam["confDir"] = c.confDir(t, a.node)
@@ -140,6 +140,21 @@ func (c *cluster) callWith(ctx context.Context, t testing.TB, verb string, a att
 	}
 	given, err := rig.Given(out)
 	return given, plugin, err
+}
+
+// flatFile is whereabouts' own configuration, without which it does nothing.
+func (c *cluster) flatFile(t testing.TB) string {
+	path := filepath.Join(c.config, "whereabouts.conf")
+	if _, err := os.Stat(path); err == nil {
+		return path
+	}
+	if err := os.WriteFile(path+".new", []byte(`{"kubernetes":{"kubeconfig":"`+env.Kubeconfig+`"}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil && !errors.Is(err, os.ErrNotExist) { // another call has
+		t.Fatal(err)
+	}
+	return path
 }
 
 // confDir is a node's, for this project's plugin.
