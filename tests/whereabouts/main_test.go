@@ -56,7 +56,10 @@ func newCluster(t *testing.T) *cluster {
 	}
 	c.kubectl(t, "apply", "--server-side", "-f", "testdata/network-attachment-definitions.yaml", "-f", filepath.Join(c.dir, "crds"))
 	c.kubectl(t, "wait", "--for=condition=Established", "crd", "--all")
-	t.Cleanup(func() { // whereabouts' pools are those of the cluster
+	t.Cleanup(func() { // the networks and whereabouts' pools are those of the cluster
+		if out, err := env.Kubectl(context.Background(), "-n", c.NS, "delete", "network-attachment-definitions", "--all"); err != nil {
+			t.Error(err, out)
+		}
 		for _, kind := range []string{"ippools", "overlappingrangeipreservations", "nodeslicepools"} {
 			if out, err := env.Kubectl(context.Background(), "-n", theirs, "delete", kind+".whereabouts.cni.cncf.io", "--all"); err != nil {
 				t.Error(err, out)
@@ -75,9 +78,11 @@ func (c *cluster) kubectl(t *testing.T, args ...string) string {
 	return out
 }
 
-// network makes a NetworkAttachmentDefinition.
+// network makes a NetworkAttachmentDefinition. Whereabouts' controller reads the file of
+// every one.
 func (c *cluster) network(t *testing.T, name, ipam string) {
 	t.Helper()
+	ipam = strings.Replace(ipam, "{", `{"configuration_path":"`+c.flatFile(t)+`",`, 1)
 	config := `{"cniVersion":"1.0.0","name":"` + name + `","type":"macvlan","ipam":` + ipam + `}`
 	u := &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
@@ -122,7 +127,6 @@ func (c *cluster) callWith(ctx context.Context, t testing.TB, verb string, a att
 	switch plugin {
 	case "whereabouts":
 		ipam["kubernetes"] = map[string]any{"kubeconfig": env.Kubeconfig}
-		ipam["configuration_path"] = c.flatFile(t)
 	case "nv-ipam":
 		path = rig.Binary(t, "nv-ipam")
 		ipam["confDir"] = c.confDir(t, a.node)

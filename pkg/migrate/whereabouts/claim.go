@@ -226,25 +226,28 @@ func (t *target) gives(address netip.Addr) bool {
 
 // compare looks at who has the allocation's name, and at what the pod has.
 func (p *plan) compare(c *claim) {
-	if held := p.byName[c.alloc.Name]; held != nil {
-		c.holder = held
-		switch {
-		case ledger.Same(&held.Spec, &c.alloc.Spec):
-			c.action = done
-		case migrated(held):
-			c.action, c.remark = replace, ledger.HeldBy(held)
-		case samePlace(&held.Spec, &c.alloc.Spec):
-			c.action, c.remark = obsolete, "container "+held.Spec.ContainerID+" of the pod has it"
-		default:
-			c.action, c.remark = conflict, ledger.HeldBy(held)
-		}
-		return
+	held := p.byName[c.alloc.Name]
+	c.holder = held
+	switch next := p.nextSandbox(c); {
+	case held != nil && ledger.Same(&held.Spec, &c.alloc.Spec):
+		c.action = done
+	case held != nil && migrated(held):
+		c.action, c.remark = replace, ledger.HeldBy(held)
+	case next != nil: // whereabouts has not heard that the pod's former one has ended
+		c.action, c.remark = obsolete, "container "+next.Spec.ContainerID+" of the pod has "+next.Spec.Address
+	case held != nil:
+		c.action, c.remark = conflict, ledger.HeldBy(held)
 	}
+}
+
+// nextSandbox is what this project's plugin has given to another sandbox of the pod.
+func (p *plan) nextSandbox(c *claim) *v1alpha1.IPAllocation {
 	for _, held := range p.byPod[podOf(c.alloc)] {
 		if !migrated(held) && samePlace(&held.Spec, &c.alloc.Spec) {
-			c.action, c.remark = obsolete, "container "+held.Spec.ContainerID+" of the pod has "+held.Spec.Address
+			return held
 		}
 	}
+	return nil
 }
 
 // migrated reports whether an earlier run has made an allocation.

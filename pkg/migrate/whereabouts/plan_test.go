@@ -267,6 +267,10 @@ func TestClaims(t *testing.T) {
 		"held by a pod of ours":                  {entries: map[string]entry{"5": in("c", "p")}, held: []v1alpha1.IPAllocation{held("d", "q", "10.0.0.5", false)}, want: []string{"10.0.0.5 CONFLICT"}},
 		"the pod's next sandbox has it":          {entries: map[string]entry{"5": in("c", "p")}, held: []v1alpha1.IPAllocation{held("d", "p", "10.0.0.5", false)}, want: []string{"10.0.0.5 none: the pod has another sandbox"}},
 		"the pod's next sandbox has another one": {entries: map[string]entry{"5": in("c", "p")}, held: []v1alpha1.IPAllocation{held("d", "p", "10.0.0.6", false)}, want: []string{"10.0.0.5 none: the pod has another sandbox"}},
+		"and somebody else has this one": {
+			entries: map[string]entry{"5": in("c", "p")}, held: []v1alpha1.IPAllocation{held("d", "p", "10.0.0.6", false), held("e", "q", "10.0.0.5", false)},
+			want: []string{"10.0.0.5 none: the pod has another sandbox"},
+		},
 		"an old entry, and the pod's status": {
 			entries: map[string]entry{"5": {ContainerID: "c", PodRef: "ml/p"}},
 			pods:    map[string]pod{"ml/p": {node: "node-a", status: `[{"name":"cbr0","interface":"eth0","ips":["10.244.0.9"]},{"name":"ml/a","interface":"net1","ips":["10.0.0.5"]}]`}},
