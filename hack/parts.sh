@@ -87,7 +87,7 @@ describe() {
 		module=$hack/parts/prometheus
 		dir=$cache/prometheus-$(version "$module" github.com/prometheus/prometheus)
 		packages=(github.com/prometheus/prometheus/cmd/{prometheus,promtool})
-		# Without the discovery of any cloud: a third of what there is to compile.
+		# Without the discovery of any cloud: there is less to compile.
 		flags+=(-tags remove_all_sd)
 		;;
 	prometheus-operator)
