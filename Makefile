@@ -43,6 +43,10 @@ export GOWORK := off
 with_parts = KUBEBUILDER_ASSETS=$$(hack/parts.sh assets); CNI_PLUGINS=$$(hack/parts.sh cni); export KUBEBUILDER_ASSETS CNI_PLUGINS; \
 	echo "API server: $$KUBEBUILDER_ASSETS/kube-apiserver"; cd tests;
 
+# What the tests run beside that.
+with_tests = PROMETHEUS=$$(hack/parts.sh prometheus); PROMETHEUS_OPERATOR=$$(hack/parts.sh prometheus-operator); \
+	WHEREABOUTS=$$(hack/parts.sh whereabouts); export PROMETHEUS PROMETHEUS_OPERATOR WHEREABOUTS; $(with_parts)
+
 # What a cluster is made of: see docs/cluster.md.
 CLUSTER_PARTS := etcd kube-apiserver kube-controller-manager kube-scheduler kubectl kubelet cni containerd multus network-operator pause debian
 with_cluster = CLUSTER_PATH=$$(hack/parts.sh $(CLUSTER_PARTS) | sort -u | paste -sd:); export CLUSTER_PATH; cd tests;
@@ -66,7 +70,7 @@ manifests: ## Write bin/manifests, which installs OVERLAY in NAMESPACE with IMAG
 .PHONY: test
 test: build ## Run tests of all packages against the newest API server, in a few minutes; TEST=-race for all of each, as CI does
 	go test $(TEST) $(TESTFLAGS) ./...
-	@$(with_parts) set -x; go test $(TEST) -count=1 -timeout 20m $(TESTFLAGS) ./...
+	@$(with_tests) set -x; go test $(TEST) -count=1 -timeout 20m $(TESTFLAGS) ./...
 
 .PHONY: test-oldest
 test-oldest: KUBE := $(KUBE_OLDEST)

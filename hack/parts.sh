@@ -12,6 +12,9 @@
 #   containerd      containerd, its shim and ctr
 #   multus          multus, the thin plugin
 #   network-operator    the controller of MacvlanNetwork, with its manifests
+#   prometheus      prometheus, without its web pages, and promtool
+#   prometheus-operator    its CRDs, nothing else
+#   whereabouts     whereabouts' plugin and node slice controller, with its CRDs
 #   pause           the sandbox container's program; needs gcc
 #   debian          runc, bash-static and busybox-static, unpacked, not installed;
 #                   needs apt-get and dpkg-deb
@@ -29,7 +32,7 @@ say() { echo "parts: $*" >&2; }
 
 # version MODULE-DIR MODULE: the version that the module's go.mod pins.
 version() {
-	awk -v m="$2" '$1 == m {print $2; found = 1; exit} END {exit !found}' "$1/go.mod" ||
+	awk -v m="$2" '{sub("^require ", "")} $1 == m {print $2; found = 1; exit} END {exit !found}' "$1/go.mod" ||
 		{ say "$1/go.mod does not require $2"; return 1; }
 }
 
@@ -80,6 +83,25 @@ describe() {
 		packages=(github.com/crd-ipam/crd-ipam/hack/parts/network-operator)
 		make=network_operator
 		;;
+	prometheus)
+		module=$hack/parts/prometheus
+		dir=$cache/prometheus-$(version "$module" github.com/prometheus/prometheus)
+		packages=(github.com/prometheus/prometheus/cmd/{prometheus,promtool})
+		# Without the discovery of any cloud: there is less to compile.
+		flags+=(-tags remove_all_sd)
+		;;
+	prometheus-operator)
+		module=$hack/parts/prometheus-operator
+		dir=$cache/prometheus-operator-$(version "$module" github.com/prometheus-operator/prometheus-operator)
+		packages=(crds)
+		make=prometheus_operator
+		;;
+	whereabouts)
+		module=$hack/parts/whereabouts
+		dir=$cache/whereabouts-$(version "$module" github.com/k8snetworkplumbingwg/whereabouts)
+		packages=(github.com/k8snetworkplumbingwg/whereabouts/cmd{,/nodeslicecontroller})
+		make=whereabouts
+		;;
 	pause)
 		module=$hack/parts/kube-$KUBE
 		dir=$cache/pause-$(version "$module" k8s.io/kubernetes)
@@ -102,7 +124,9 @@ describe() {
 		return 1
 		;;
 	esac
-	[ "$1" = etcd ] && binaries=(etcd) || binaries=("${packages[@]##*/}")
+	binaries=("${packages[@]##*/}")
+	# The names of these packages do not say what they are.
+	case $1 in etcd | whereabouts) binaries[0]=$1 ;; esac
 }
 
 # kube_version PACKAGE VERSION: linker flags that set the version. Without them an API
@@ -165,6 +189,22 @@ network_operator() {
 	local source
 	source=$(source_of github.com/Mellanox/network-operator)
 	cp -r --no-preserve=mode "$source/manifests" "$source/deployment/network-operator/crds" "$1"
+}
+
+# prometheus_operator TO: the CRDs.
+prometheus_operator() {
+	local source
+	source=$(source_of github.com/prometheus-operator/prometheus-operator)
+	cp -r --no-preserve=mode "$source/example/prometheus-operator-crd" "$1/crds"
+}
+
+# whereabouts TO: the programs, with the CRDs.
+whereabouts() {
+	go_build "$1"
+	local source
+	source=$(source_of github.com/k8snetworkplumbingwg/whereabouts)
+	mkdir "$1/crds"
+	cp --no-preserve=mode "$source"/doc/crds/whereabouts.cni.cncf.io_*.yaml "$1/crds"
 }
 
 pause() {

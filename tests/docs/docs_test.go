@@ -25,6 +25,34 @@ func TestReliabilityDocument(t *testing.T) { checkRows(t, "reliability.md", 40) 
 // So is every right and every threat.
 func TestSecurityDocument(t *testing.T) { checkRows(t, "security.md", 18) }
 
+// So is every comparison, and each says where it was reported.
+func TestComparisonDocument(t *testing.T) {
+	checkRows(t, "comparison.md", 15)
+	root, err := testenv.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := os.ReadFile(filepath.Join(root, "docs", "comparison.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	thread := regexp.MustCompile(`\[#([0-9]+)\]\(https://github.com/[^/]+/[^/]+/(?:issues|pull)/([0-9]+)\)`)
+	for i, line := range strings.Split(string(doc), "\n") {
+		if !strings.HasPrefix(line, "| ") || strings.HasSuffix(line, " test |") {
+			continue
+		}
+		threads := thread.FindAllStringSubmatch(line, -1)
+		if len(threads) == 0 {
+			t.Errorf("line %d names no thread: %s", i+1, line)
+		}
+		for _, m := range threads {
+			if m[1] != m[2] {
+				t.Errorf("line %d: #%s leads to %s", i+1, m[1], m[2])
+			}
+		}
+	}
+}
+
 // checkRows checks the tests in the last column of a document's tables.
 func checkRows(t *testing.T, document string, atLeast int) {
 	t.Helper()

@@ -29,6 +29,13 @@ func Binary(t testing.TB, name string) string {
 	return must(testenv.Binary(name))(t)
 }
 
+// Part is the directory of a part that hack/parts.sh builds, which an environment
+// variable has.
+func Part(t testing.TB, variable, part string) string {
+	t.Helper()
+	return must(testenv.Part(variable, part))(t)
+}
+
 // Kustomization writes one on top of parts of manifests/, as a person would, and
 // returns its directory. It has fields, such as namespace; in the lists resources and
 // components, paths below manifests.

@@ -45,10 +45,14 @@ func Binary(name string) (string, error) {
 }
 
 // CNIPlugins is the directory of the standard CNI plugins (macvlan, host-local).
-func CNIPlugins() (string, error) {
-	dir := os.Getenv("CNI_PLUGINS")
+func CNIPlugins() (string, error) { return Part("CNI_PLUGINS", "cni") }
+
+// Part is the directory of a part that hack/parts.sh builds, which an environment
+// variable has.
+func Part(variable, part string) (string, error) {
+	dir := os.Getenv(variable)
 	if dir == "" {
-		return "", errors.New("CNI_PLUGINS is not set: run make test, or export CNI_PLUGINS=$(hack/parts.sh cni)")
+		return "", fmt.Errorf("%[1]s is not set: run make test, or export %[1]s=$(hack/parts.sh %[2]s)", variable, part)
 	}
 	return dir, nil
 }
