@@ -293,3 +293,14 @@ func (c *cluster) testLargeLists(t *testing.T) {
 		})
 	}
 }
+
+// kubectl get shows how full a pool is, and whether it is ready, without -o wide.
+func TestColumns(t *testing.T) {
+	for _, kind := range []string{"ippools", "cidrpools"} {
+		crd, err := env.Kubectl(t.Context(), "get", "crd", kind+".nv-ipam.nvidia.com",
+			"-o", `jsonpath={range .spec.versions[0].additionalPrinterColumns[*]}{.name}={.priority},{end}`)
+		if err != nil || !strings.Contains(crd, ",Capacity=,Used=,Ready=,") {
+			t.Errorf("%s: the columns are %q, %v", kind, crd, err)
+		}
+	}
+}

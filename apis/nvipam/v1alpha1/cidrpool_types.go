@@ -22,9 +22,9 @@ import (
 // +kubebuilder:printcolumn:name="CIDR",type="string",JSONPath=`.spec.cidr`
 // +kubebuilder:printcolumn:name="Gateway index",type="string",JSONPath=`.spec.gatewayIndex`
 // +kubebuilder:printcolumn:name="Per Node Network Prefix",type="integer",JSONPath=`.spec.perNodeNetworkPrefix`
-// +kubebuilder:printcolumn:name="Capacity",type="integer",JSONPath=`.status.capacity`,priority=1
-// +kubebuilder:printcolumn:name="Used",type="integer",JSONPath=`.status.used`,priority=1
-// +kubebuilder:printcolumn:name="Ready",type="string",JSONPath=`.status.conditions[?(@.type=="Ready")].status`,priority=1
+// +kubebuilder:printcolumn:name="Capacity",type="integer",JSONPath=`.status.capacity`
+// +kubebuilder:printcolumn:name="Used",type="integer",JSONPath=`.status.used`
+// +kubebuilder:printcolumn:name="Ready",type="string",JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Domain",type="string",JSONPath=`.spec.domain`,priority=1
 // +kubebuilder:validation:XValidation:rule="oldSelf.hasValue() || size(self.metadata.name) <= 213",optionalOldSelf=true,message="metadata.name must have at most 213 characters, since an allocation's name contains it"
 // +kubebuilder:validation:XValidation:rule="!oldSelf.hasValue() || (has(self.spec.domain) ? self.spec.domain : self.metadata.name) == (has(oldSelf.value().spec.domain) ? oldSelf.value().spec.domain : self.metadata.name)",optionalOldSelf=true,message="is immutable, since the names of allocations contain it: apply another pool with that domain, and delete this one",fieldPath=".spec.domain"
