@@ -15,6 +15,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
+	"github.com/crd-ipam/crd-ipam/pkg/reclaim"
 )
 
 // caches are what the informers have seen of the cluster. They may be behind the API
@@ -86,22 +87,12 @@ func (c *caches) allPools() iter.Seq[*pool.Object] {
 func (c *caches) optOutOf(domain string) string {
 	for _, kind := range c.pools {
 		for _, obj := range kind.by(byDomain, domain) {
-			if out := optOut(obj.GetAnnotations()); out != "" {
+			if out := reclaim.OptOutOf(obj.GetAnnotations()); out != "" {
 				return out
 			}
 		}
 	}
 	return ""
-}
-
-// optOut is the annotation by which a pool's owner disables reclaim, "" if there
-// is none. A value that is not known disables it as well.
-func optOut(annotations map[string]string) string {
-	value, found := annotations[v1alpha1.AnnotationReclaim]
-	if !found || value == v1alpha1.ReclaimEnabled {
-		return ""
-	}
-	return v1alpha1.AnnotationReclaim + "=" + value
 }
 
 // domains returns the domains of all pools.
@@ -189,13 +180,6 @@ func podKey(a *v1alpha1.IPAllocation) string {
 	return a.Spec.PodRef.Namespace + "/" + a.Spec.PodRef.Name
 }
 
-// Annotations that the kubelet puts on the mirror of a static pod. The mirror
-// has a UID of its own; the pod's, which the runtime tells CNI, is in the hash.
-const (
-	annotationConfigMirror = "kubernetes.io/config.mirror"
-	annotationConfigHash   = "kubernetes.io/config.hash"
-)
-
 // thin drops what the controller does not read before an object is cached: most of a
 // large cluster's pods and nodes. It may be called twice on one object.
 func thin(obj any) (any, error) {
@@ -211,7 +195,7 @@ func thin(obj any) (any, error) {
 			TypeMeta: o.TypeMeta,
 			ObjectMeta: metav1.ObjectMeta{
 				Namespace: o.Namespace, Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion,
-				CreationTimestamp: o.CreationTimestamp, DeletionTimestamp: o.DeletionTimestamp, Annotations: only(o.Annotations, annotationConfigMirror, annotationConfigHash),
+				CreationTimestamp: o.CreationTimestamp, DeletionTimestamp: o.DeletionTimestamp, Annotations: only(o.Annotations, reclaim.AnnotationConfigMirror, reclaim.AnnotationConfigHash),
 			},
 		}, nil
 	case *v1alpha1.IPAllocation:

@@ -17,6 +17,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
+	"github.com/crd-ipam/crd-ipam/pkg/reclaim"
 )
 
 // reasonReclaimUnknown is the reason of an event about an annotation that is not known.
@@ -39,7 +40,7 @@ func (p *poolEvents) tell(obj *pool.Object, before []metav1.Condition, out outco
 	if !known {
 		last = lastEvents{uid: obj.Meta.UID, nodes: map[string]time.Time{}}
 	}
-	next := lastEvents{uid: last.uid, ready: out.ready, unserved: out.unserved, optOut: optOut(obj.Meta.Annotations), notices: map[string]string{}, nodes: last.nodes}
+	next := lastEvents{uid: last.uid, ready: out.ready, unserved: out.unserved, optOut: reclaim.OptOutOf(obj.Meta.Annotations), notices: map[string]string{}, nodes: last.nodes}
 	p.tellOptOut(obj, last.optOut)
 	p.tellNotices(obj, before, out.notices, last.notices, next.notices)
 	p.tellNodes(obj, before, out.news, last.nodes, known)
@@ -69,7 +70,7 @@ func (p *poolEvents) tellReady(obj *pool.Object, out outcome, last lastEvents) {
 
 func (p *poolEvents) tellOptOut(obj *pool.Object, last string) {
 	value := obj.Meta.Annotations[v1alpha1.AnnotationReclaim]
-	if now := optOut(obj.Meta.Annotations); now == last || now == "" || value == v1alpha1.ReclaimDisabled {
+	if now := reclaim.OptOutOf(obj.Meta.Annotations); now == last || now == "" || value == v1alpha1.ReclaimDisabled {
 		return
 	}
 	p.warn(obj, reasonReclaimUnknown, fmt.Sprintf("no address is reclaimed: annotation %s is %q, want %q or %q",

@@ -10,7 +10,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
@@ -42,7 +41,7 @@ func (e *evidence) pod(a *v1alpha1.IPAllocation) *reclaim.Pod {
 	if !found {
 		return nil
 	}
-	pod := podEvidence(obj)
+	pod := reclaim.PodOf(obj)
 	if p, known := e.places.get(pod.UID); known {
 		pod.Placed, pod.Node, pod.Ended = true, p.node, p.ended
 	}
@@ -87,7 +86,7 @@ func (c *confirmation) of(ctx context.Context, a *v1alpha1.IPAllocation, others 
 			return e, fmt.Errorf("confirm that the pool allows it: %w", err)
 		}
 		if object != nil && e.OptOut == "" {
-			e.OptOut = optOut(object.Annotations)
+			e.OptOut = reclaim.OptOutOf(object.Annotations)
 		}
 	}
 	return e, nil
@@ -103,7 +102,7 @@ func (c *confirmation) pod(ctx context.Context, ref v1alpha1.PodReference) (*rec
 	if pod == nil || err != nil {
 		return nil, err
 	}
-	p := podEvidence(pod)
+	p := reclaim.PodOf(pod)
 	p.Placed, p.Node = true, pod.Spec.NodeName
 	p.Ended = pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
 	return p, nil
@@ -139,43 +138,20 @@ func (c *confirmation) later(ctx context.Context, a *v1alpha1.IPAllocation, e *r
 	return nil
 }
 
-func podEvidence(pod metav1.Object) *reclaim.Pod {
-	p := &reclaim.Pod{UID: pod.GetUID(), Created: pod.GetCreationTimestamp(), Deleting: pod.GetDeletionTimestamp() != nil}
-	annotations := pod.GetAnnotations()
-	if _, mirror := annotations[annotationConfigMirror]; mirror {
-		p.Mirrors = types.UID(annotations[annotationConfigHash])
-	}
-	return p
-}
-
 func nodeEvidence(node *corev1.Node) *reclaim.Node {
 	return &reclaim.Node{Created: node.CreationTimestamp, State: nodeState(node)}
 }
 
-// nodeState says what is known of the containers on a node. A node that has never
-// reported counts as one that answers: nothing can have run there.
 func nodeState(node *corev1.Node) reclaim.NodeState {
-	state := reclaim.Answers
-	for _, condition := range node.Status.Conditions {
-		switch {
-		case condition.Type != corev1.NodeReady:
-		case condition.Status == corev1.ConditionFalse:
-			state = reclaim.NotReady
-		case condition.Status != corev1.ConditionTrue:
-			state = reclaim.Unreachable
-		}
+	ready := ""
+	for _, condition := range readiness(node) {
+		ready = string(condition.Status)
 	}
-	switch {
-	case tainted(node, corev1.TaintNodeOutOfService):
-		return reclaim.OutOfService
-	case tainted(node, corev1.TaintNodeUnreachable):
-		return reclaim.Unreachable
+	var taints []string
+	for _, t := range node.Spec.Taints {
+		taints = append(taints, t.Key)
 	}
-	return state
-}
-
-func tainted(node *corev1.Node, key string) bool {
-	return slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool { return t.Key == key })
+	return reclaim.StateOf(ready, taints)
 }
 
 // existing turns "not found" into nil without an error, if it is the API server's own

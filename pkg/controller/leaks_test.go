@@ -90,11 +90,11 @@ func TestOptOut(t *testing.T) {
 	for value, want := range map[string]string{
 		"enabled": "", "disabled": "nv-ipam.nvidia.com/reclaim=disabled", "": "nv-ipam.nvidia.com/reclaim=", "Enabled": "nv-ipam.nvidia.com/reclaim=Enabled",
 	} {
-		if got := optOut(map[string]string{v1alpha1.AnnotationReclaim: value}); got != want {
+		if got := reclaim.OptOutOf(map[string]string{v1alpha1.AnnotationReclaim: value}); got != want {
 			t.Errorf("%q: got %q, want %q", value, got, want)
 		}
 	}
-	if got := optOut(map[string]string{"other": "disabled"}); got != "" {
+	if got := reclaim.OptOutOf(map[string]string{"other": "disabled"}); got != "" {
 		t.Errorf("without the annotation: %q", got)
 	}
 }
@@ -137,12 +137,12 @@ func TestPodEvidence(t *testing.T) {
 	}{
 		"pod":                   {pod(podUID, claimed, nil), reclaim.Pod{UID: podUID, Created: now}},
 		"deleted":               {deleting, reclaim.Pod{UID: podUID, Created: now, Deleting: true}},
-		"mirror":                {pod("m", claimed, map[string]string{annotationConfigMirror: staticUID, annotationConfigHash: staticUID}), reclaim.Pod{UID: "m", Created: now, Mirrors: staticUID}},
-		"hash without a mirror": {pod("m", claimed, map[string]string{annotationConfigHash: staticUID}), reclaim.Pod{UID: "m", Created: now}},
-		"mirror without a hash": {pod("m", claimed, map[string]string{annotationConfigMirror: ""}), reclaim.Pod{UID: "m", Created: now}},
+		"mirror":                {pod("m", claimed, map[string]string{reclaim.AnnotationConfigMirror: staticUID, reclaim.AnnotationConfigHash: staticUID}), reclaim.Pod{UID: "m", Created: now, Mirrors: staticUID}},
+		"hash without a mirror": {pod("m", claimed, map[string]string{reclaim.AnnotationConfigHash: staticUID}), reclaim.Pod{UID: "m", Created: now}},
+		"mirror without a hash": {pod("m", claimed, map[string]string{reclaim.AnnotationConfigMirror: ""}), reclaim.Pod{UID: "m", Created: now}},
 	} {
 		obj, _ := thin(tc.pod)
-		if got, cached := podEvidence(tc.pod), podEvidence(obj.(metav1.Object)); *got != tc.want || *cached != tc.want {
+		if got, cached := reclaim.PodOf(tc.pod), reclaim.PodOf(obj.(metav1.Object)); *got != tc.want || *cached != tc.want {
 			t.Errorf("%s: %+v, from the cache %+v, want %+v", name, got, cached, tc.want)
 		}
 	}

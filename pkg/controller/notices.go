@@ -212,15 +212,7 @@ func enumerate(names []string) string {
 
 // countBlocks counts blocks that nodes hand out addresses from.
 func countBlocks(use *pool.Use) *blockCount {
-	n := &blockCount{full: len(fullBlocks(use))}
-	for _, b := range use.Active() {
-		n.nodes++
-		n.capacity = min(n.capacity+b.Size, pool.MaxSize)
-	}
-	if use.Whole != nil {
-		n.capacity = use.Whole.Size
-	}
-	return n
+	return &blockCount{nodes: len(use.Active()), full: len(fullBlocks(use)), capacity: use.Capacity()}
 }
 
 // fullBlocks are the blocks without a free address whose nodes cannot go on elsewhere.
@@ -228,17 +220,13 @@ func fullBlocks(use *pool.Use) []pool.BlockUse {
 	if use.Whole != nil {
 		return nil
 	}
-	return slices.DeleteFunc(use.Active(), func(b pool.BlockUse) bool { return !isFull(b) })
+	return slices.DeleteFunc(use.Active(), func(b pool.BlockUse) bool { return !b.Full() })
 }
-
-// isFull reports whether a block has no free address. A block without any usable
-// address is not full: pods request the addresses of its pool, or ask by index.
-func isFull(b pool.BlockUse) bool { return b.Size > 0 && b.Held >= b.Size }
 
 // fullWhole says that a pool of which any node may use the whole subnet has no free
 // address, and who holds most.
 func fullWhole(use *pool.Use, held []pool.Held) []notice {
-	if use.Whole == nil || !isFull(*use.Whole) {
+	if use.Whole == nil || !use.Whole.Full() {
 		return nil
 	}
 	var most []string

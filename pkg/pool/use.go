@@ -83,6 +83,22 @@ func (u *Use) Active() []BlockUse {
 	return out
 }
 
+// Capacity returns how many addresses nodes hand out automatically, at most MaxSize.
+func (u *Use) Capacity() int64 {
+	if u.Whole != nil {
+		return u.Whole.Size
+	}
+	sum := int64(0)
+	for _, b := range u.Active() {
+		sum = min(sum+b.Size, MaxSize)
+	}
+	return sum
+}
+
+// Full reports whether a block has no free address. A block without any usable address
+// is not full: pods request the addresses of its pool, or ask by index.
+func (b BlockUse) Full() bool { return b.Size > 0 && b.Held >= b.Size }
+
 // blockAt returns the block that a lies in, nil where there is none.
 func (u *Use) blockAt(a netip.Addr) *BlockUse {
 	i, _ := slices.BinarySearchFunc(u.Blocks, a, func(b BlockUse, a netip.Addr) int { return b.Range.To().Compare(a) })
