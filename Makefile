@@ -11,7 +11,7 @@ KUBE ?= 1.37.2
 # KUBE_OLDEST is the oldest supported version, and API_TESTS are the tests that must
 # pass on both.
 KUBE_OLDEST ?= 1.30.14
-API_TESTS ?= ./internal/testenv/... ./attack/... ./claim/... ./controller/... ./crd/... ./identity/... ./manifests/...
+API_TESTS ?= ./internal/testenv/... ./attack/... ./claim/... ./controller/... ./crd/... ./identity/... ./inspect/... ./manifests/...
 # TEST is how much is tested: -short takes a sample of what is enumerated (kills,
 # random histories, many nodes) and does not build images; TEST=-race takes all of it,
 # with the race detector.

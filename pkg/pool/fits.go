@@ -70,6 +70,14 @@ func (p *Pool) sharedBlock(r netipx.IPRange, node string) *Block {
 	return b
 }
 
+// Whole returns the whole subnet as a block, if any node may use all of it; else nil.
+func (p *Pool) Whole() *Block {
+	if !p.Shared && !p.Overflow {
+		return nil
+	}
+	return p.block(Assignment{Range: p.whole()})
+}
+
 // maxFreeRanges bounds what a node keeps on its disk of the space that is nobody's block.
 // What is beyond is in the whole subnet.
 const maxFreeRanges = 16

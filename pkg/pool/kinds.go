@@ -20,8 +20,8 @@ import (
 // kinds has one row for each kind of pool. No other package names a kind
 // (hack/check-imports.sh), so a new kind is a row here and a file beside ippool.go.
 var kinds = []kind{
-	{v1alpha1.PoolKindIPPool, "ippools", func() runtime.Object { return &v1alpha1.IPPool{} }, ipObject},
-	{v1alpha1.PoolKindCIDRPool, "cidrpools", func() runtime.Object { return &v1alpha1.CIDRPool{} }, cidrObject},
+	{v1alpha1.PoolKindIPPool, "ippools", func() runtime.Object { return &v1alpha1.IPPool{} }, func() runtime.Object { return &v1alpha1.IPPoolList{} }, ipObject},
+	{v1alpha1.PoolKindCIDRPool, "cidrpools", func() runtime.Object { return &v1alpha1.CIDRPool{} }, func() runtime.Object { return &v1alpha1.CIDRPoolList{} }, cidrObject},
 }
 
 // DefaultKind is the kind that is meant if a configuration, or nv-ipam's store, names
@@ -33,6 +33,7 @@ type kind struct {
 	name     v1alpha1.PoolKind
 	resource string // as it stands in the API's paths
 	empty    func() runtime.Object
+	list     func() runtime.Object
 	// object reads an object; nil if it is of another kind.
 	object func(obj any) *Object
 }
@@ -132,6 +133,9 @@ func Resource(kind v1alpha1.PoolKind) schema.GroupVersionResource {
 
 // New returns an empty object of a known kind, to read an answer of the API into.
 func New(kind v1alpha1.PoolKind) runtime.Object { return rowOf(kind).empty() }
+
+// NewList returns an empty list of a known kind, likewise.
+func NewList(kind v1alpha1.PoolKind) runtime.Object { return rowOf(kind).list() }
 
 func rowOf(name v1alpha1.PoolKind) kind {
 	for _, k := range kinds {

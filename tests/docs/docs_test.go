@@ -53,6 +53,9 @@ func TestComparisonDocument(t *testing.T) {
 	}
 }
 
+// So is every symptom.
+func TestTroubleshootingDocument(t *testing.T) { checkRows(t, "troubleshooting.md", 40) }
+
 // checkRows checks the tests in the last column of a document's tables.
 func checkRows(t *testing.T, document string, atLeast int) {
 	t.Helper()
@@ -163,7 +166,14 @@ func declares(t *testing.T, dir, name string) bool {
 }
 
 // What the reliability document quotes as seen by the operator is what a program says.
-func TestReliabilityQuotes(t *testing.T) {
+func TestReliabilityQuotes(t *testing.T) { checkQuotes(t, "reliability.md", 5, 2, 10) }
+
+// So is what the troubleshooting document quotes.
+func TestTroubleshootingQuotes(t *testing.T) { checkQuotes(t, "troubleshooting.md", 4, 0, 30) }
+
+// checkQuotes checks what is in quotation marks in a column of a document's tables.
+func checkQuotes(t *testing.T, document string, columns, column, atLeast int) {
+	t.Helper()
 	root, err := testenv.Root()
 	if err != nil {
 		t.Fatal(err)
@@ -171,24 +181,24 @@ func TestReliabilityQuotes(t *testing.T) {
 	sources := sourcesOf(t, root, func(path string) bool {
 		return strings.HasSuffix(path, ".go") && !strings.HasSuffix(path, "_test.go") && !strings.HasPrefix(path, filepath.Join(root, "tests"))
 	})
-	doc, err := os.ReadFile(filepath.Join(root, "docs", "reliability.md"))
+	doc, err := os.ReadFile(filepath.Join(root, "docs", document))
 	if err != nil {
 		t.Fatal(err)
 	}
 	quotes := 0
 	for i, line := range strings.Split(string(doc), "\n") {
-		cells := strings.Split(line, " | ")
-		if !strings.HasPrefix(line, "| ") || len(cells) < 5 {
+		cells := strings.Split(strings.TrimPrefix(line, "| "), " | ")
+		if !strings.HasPrefix(line, "| ") || len(cells) < columns {
 			continue
 		}
-		for _, m := range regexp.MustCompile(`(?:^|[ (])"([^"]{6,})"`).FindAllStringSubmatch(cells[2], -1) {
+		for _, m := range regexp.MustCompile(`(?:^|[ (])"([^"]{6,})"`).FindAllStringSubmatch(cells[column], -1) {
 			quotes++
 			if !backedBy(sources, m[1]) {
 				t.Errorf("line %d: no program says %q", i+1, m[1])
 			}
 		}
 	}
-	if quotes < 10 {
+	if quotes < atLeast {
 		t.Errorf("only %d quotes were read", quotes)
 	}
 }

@@ -42,6 +42,42 @@ func (e *Env) Rewrite(t *testing.T, namespace, name string, change func(spec map
 	}, &struct{}{})
 }
 
+// Copy writes n copies of an allocation where it is stored, behind the API server's back:
+// so many creates would take minutes. change makes the i-th differ; it has to change the
+// name and the UID.
+func (e *Env) Copy(t testing.TB, namespace, name string, n int, change func(i int, metadata, spec map[string]any)) {
+	t.Helper()
+	prefix := "/registry/" + v1alpha1.GroupName + "/ipallocations/" + namespace + "/"
+	var found struct {
+		Kvs []struct {
+			Value []byte `json:"value"`
+		} `json:"kvs"`
+	}
+	e.etcd(t, "range", map[string]string{"key": base64.StdEncoding.EncodeToString([]byte(prefix + name))}, &found)
+	if len(found.Kvs) != 1 {
+		t.Fatalf("%d objects in etcd of name %s", len(found.Kvs), name)
+	}
+	const most = 128 // that etcd takes in one transaction
+	var puts []any
+	for i := range n {
+		var object map[string]any
+		if err := json.Unmarshal(found.Kvs[0].Value, &object); err != nil {
+			t.Fatal(err)
+		}
+		metadata := object["metadata"].(map[string]any)
+		change(i, metadata, object["spec"].(map[string]any))
+		data, err := json.Marshal(object)
+		if err != nil {
+			t.Fatal(err)
+		}
+		puts = append(puts, map[string]any{"requestPut": map[string]any{"key": []byte(prefix + metadata["name"].(string)), "value": data}})
+		if len(puts) == most || i == n-1 {
+			e.etcd(t, "txn", map[string]any{"success": puts}, &struct{}{})
+			puts = nil
+		}
+	}
+}
+
 // etcd asks etcd by its JSON gateway.
 func (e *Env) etcd(t testing.TB, verb string, request, answer any) {
 	t.Helper()

@@ -1,0 +1,114 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/crd-ipam/crd-ipam/pkg/inspect"
+)
+
+func (o *options) plan() *cobra.Command {
+	file := ""
+	cmd := &cobra.Command{
+		Use: "plan -f FILE", Short: "Show what applying a pool would strand; nothing is written", Args: cobra.NoArgs,
+		Example: "  kubectl get ippool -n kube-system pool1 -o yaml > pool1.yaml   # edit it\n  kubectl ipam plan -f pool1.yaml",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			in, err := o.open(file)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = in.Close() }()
+			pools, err := inspect.ParsePools(in)
+			if err != nil {
+				return fmt.Errorf("%s: %w", file, err)
+			}
+			c, err := o.connect(false)
+			if err != nil {
+				return err
+			}
+			plans, err := c.Plan(cmd.Context(), pools)
+			if err != nil {
+				return err
+			}
+			if err := o.print("PlanList", plans, nil, func(p *printer) { p.plans(plans) }); err != nil {
+				return err
+			}
+			for _, p := range plans {
+				if p.Harms() {
+					return exit(exitFindings)
+				}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVarP(&file, "filename", "f", "", "File with pools, in YAML or JSON; - is standard input")
+	_ = cmd.MarkFlagRequired("filename") // fails for unknown flags only
+	return cmd
+}
+
+func (o *options) open(file string) (io.ReadCloser, error) {
+	if file == "-" {
+		return io.NopCloser(o.in), nil
+	}
+	return os.Open(file)
+}
+
+func (o *options) release() *cobra.Command {
+	yes, force := false, false
+	cmd := &cobra.Command{
+		Use: "release ADDRESS|ALLOCATION", Short: "Release an address that no pod uses any more", Args: cobra.ExactArgs(1),
+		Long: `Release an address that no pod uses any more. It is refused if a pod uses the address. It
+asks before it does anything, unless --yes is set. What may still be in use, as "leaks" says
+with the state Held, is only released with --force: do it if you know that the container is
+gone.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := o.connect(false)
+			if err != nil {
+				return err
+			}
+			r, err := c.Releasable(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if r.Refusal != "" {
+				fmt.Fprintf(o.err, "%s is not released: %s\n", r.Allocation, r.Refusal)
+				return exit(exitFindings)
+			}
+			if r.Doubt != "" && !force {
+				fmt.Fprintf(o.err, "%s is not released: %s. If you know that the container is gone: --force\n", r.Allocation, r.Doubt)
+				return exit(exitFindings)
+			}
+			if !yes {
+				if err := o.ask(r); err != nil {
+					return err
+				}
+			}
+			if err := c.Release(cmd.Context(), r); err != nil {
+				return fmt.Errorf("%s is not released: %w", r.Allocation, err)
+			}
+			return o.print("Released", []inspect.Holder{r.Holder}, nil, func(p *printer) { fmt.Fprintf(p.out, "%s is released\n", r.Allocation) })
+		},
+	}
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "Do not ask")
+	cmd.Flags().BoolVar(&force, "force", false, "Release it although a container may still use it")
+	return cmd
+}
+
+// ask returns an error unless the user says yes.
+func (o *options) ask(r *inspect.Releasable) error {
+	fmt.Fprintf(o.err, "%s of pod %s/%s on node %s: %s %s\nRelease it? [y/N] ", r.Address, r.Pod.Namespace, r.Pod.Name, r.Node, r.Verdict.State, r.Verdict.Message)
+	line, _ := bufio.NewReader(o.in).ReadString('\n') // an end of the input is no
+	if answer := strings.ToLower(strings.TrimSpace(line)); answer != "y" && answer != "yes" {
+		return errors.New("not released: say y, or set --yes")
+	}
+	return nil
+}

@@ -1,0 +1,286 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package inspect
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
+)
+
+// The classes of findings.
+const (
+	classNoPool        = "AllocationWithoutPool"
+	classNoPod         = "AllocationWithoutPod"
+	classNotRecorded   = "AddressNotRecorded"
+	classTwoPods       = "AddressOnTwoPods"
+	classTwoOfOne      = "AttachmentHoldsTwo"
+	className          = "NameDisagrees"
+	classLabels        = "WrongLabels"
+	classBlocks        = "BlocksOverlap"
+	classDomains       = "DomainsOverlap"
+	classOtherManager  = "HeldByOtherManager"
+	classOtherInstance = "PoolsOfTwoNamespaces"
+)
+
+// Classes are the classes of findings, in the order in which they are reported.
+var Classes = []string{
+	classTwoPods, classNotRecorded, classOtherManager, classBlocks, classDomains, classOtherInstance,
+	className, classTwoOfOne, classNoPool, classNoPod, classLabels,
+}
+
+// Finding is something that is wrong.
+type Finding struct {
+	Class     string `json:"class"`
+	Namespace string `json:"namespace"`
+	// Subject is what it is about: an allocation, an address, a pool, a domain.
+	Subject string `json:"subject"`
+	// Message says what is wrong, Proof by which objects that can be seen.
+	Message string `json:"message"`
+	Proof   string `json:"proof"`
+	// Mend is the command that mends it, or what to do.
+	Mend string `json:"mend"`
+	// Verdict of reclaim, for AllocationWithoutPod.
+	Verdict *Verdict `json:"verdict,omitempty"`
+}
+
+func (f Finding) compare(o Finding) int {
+	return cmp.Or(cmp.Compare(slices.Index(Classes, f.Class), slices.Index(Classes, o.Class)),
+		strings.Compare(f.Namespace, o.Namespace), strings.Compare(f.Subject, o.Subject), strings.Compare(f.Message, o.Message))
+}
+
+// Report is the result of Check.
+type Report struct {
+	Findings []Finding `json:"findings"`
+	// Allocations, Pods and Pools is how many were looked at.
+	Allocations int `json:"allocations"`
+	Pods        int `json:"pods"`
+	Pools       int `json:"pools"`
+	// Skipped is what could not be looked at, and why.
+	Skipped []string `json:"skipped,omitempty"`
+}
+
+// Check looks for whatever is wrong with pools, allocations and pods.
+func (c *Cluster) Check(ctx context.Context) (*Report, error) {
+	r, err := c.read(ctx, parts{allocations: true, nodes: true, pods: true})
+	if err != nil {
+		return nil, err
+	}
+	k := &checking{record: r, report: &Report{Pods: len(r.pods)}}
+	for _, s := range r.sites {
+		k.report.Allocations += len(s.allocations)
+		k.report.Pools += len(s.pools)
+		k.allocations(s)
+		k.attachments(s)
+		k.blocks(s)
+		k.domains(s)
+	}
+	k.namespaces()
+	k.pods(k.networks(ctx, c))
+	k.others(ctx, c)
+	slices.SortFunc(k.report.Findings, Finding.compare)
+	return k.report, nil
+}
+
+// checking is one Check.
+type checking struct {
+	*record
+
+	report *Report
+}
+
+func (k *checking) find(class, namespace, subject, message, proof, mend string) {
+	k.report.Findings = append(k.report.Findings, Finding{Class: class, Namespace: namespace, Subject: subject, Message: message, Proof: proof, Mend: mend})
+}
+
+func (k *checking) skip(what string, err error) {
+	k.report.Skipped = append(k.report.Skipped, fmt.Sprintf("%s: %s", what, err))
+}
+
+// allocations looks at each allocation by itself, and at its pool and pod.
+func (k *checking) allocations(s *site) {
+	orphans := map[string][]*v1alpha1.IPAllocation{}
+	for _, a := range s.allocations {
+		if problem := nameProblem(a); problem != "" {
+			k.find(className, s.namespace, a.Name, problem, proofOf(a), "kubectl get ipa -n "+a.Namespace+" "+a.Name+" -o yaml; if no pod has the address: "+releaseCommand(a))
+		}
+		if wrong := wrongLabels(a); a.Labels != nil && len(wrong) > 0 { // see thin
+			k.find(classLabels, s.namespace, a.Name, "selectors do not find it: "+strings.Join(wrong, ", "), proofOf(a), relabel(a))
+		}
+		if len(s.inDomain(a.DomainOf())) == 0 {
+			orphans[a.DomainOf()] = append(orphans[a.DomainOf()], a)
+		}
+		if v := k.verdict(s, a); v.State == stateHeld || v.State == stateLeaked {
+			k.withoutPod(s, a, v)
+		}
+	}
+	for domain, all := range orphans {
+		slices.SortFunc(all, func(a, b *v1alpha1.IPAllocation) int { return strings.Compare(a.Name, b.Name) })
+		ref := all[0].Spec.PoolRef
+		k.find(classNoPool, s.namespace, domain, fmt.Sprintf("%d addresses are held in a domain that no pool has; no other pod gets one there", len(all)),
+			fmt.Sprintf("ipallocation %s names %s %s, which does not exist", all[0].Name, ref.Kind, ref.Name),
+			fmt.Sprintf("apply %s %s of namespace %s again, or another pool with spec.domain %s", ref.Kind, ref.Name, s.namespace, domain))
+	}
+}
+
+func (k *checking) withoutPod(s *site, a *v1alpha1.IPAllocation, v Verdict) {
+	mend := v.Until + "; or at once: " + releaseCommand(a)
+	if v.State == stateHeld {
+		mend = "wait until " + v.Until
+		if force := releaseCommand(a) + " --force"; !strings.Contains(mend, force) {
+			mend += "; if you know that the container is gone: " + force
+		}
+	}
+	k.find(classNoPod, s.namespace, a.Name, v.Reason+": "+v.Message, proofOf(a), mend)
+	k.report.Findings[len(k.report.Findings)-1].Verdict = &v
+}
+
+// proofOf names the object that shows it.
+func proofOf(a *v1alpha1.IPAllocation) string {
+	return fmt.Sprintf("ipallocation %s (uid %s): address %s, pod %s, node %s, container %s", a.Name, a.UID, a.Spec.Address, podKey(a.Spec.PodRef), a.Spec.NodeName, a.Spec.ContainerID)
+}
+
+// nameProblem says how an allocation's name and address disagree; "" if they agree.
+func nameProblem(a *v1alpha1.IPAllocation) string {
+	addr, err := pool.ParseAddr(a.Spec.Address)
+	if err != nil {
+		return fmt.Sprintf("spec.address %q is not an address", a.Spec.Address)
+	}
+	domain := cmp.Or(a.Spec.Domain, a.Spec.PoolRef.Name)
+	if want := v1alpha1.AllocationName(domain, addr); want != a.Name {
+		return fmt.Sprintf("spec.domain and spec.address make the name %s: the name protects another address than the pod has", want)
+	}
+	return ""
+}
+
+// rightLabels returns the labels that an allocation should have, as far as it has to.
+func rightLabels(a *v1alpha1.IPAllocation) map[string]string {
+	out := map[string]string{v1alpha1.LabelPool: v1alpha1.LabelValue(a.Spec.PoolRef.Name)}
+	if a.Spec.NodeName != "" {
+		out[v1alpha1.LabelNode] = v1alpha1.LabelValue(a.Spec.NodeName)
+	}
+	if a.Spec.ContainerID != "" {
+		out[v1alpha1.LabelContainer] = v1alpha1.ContainerLabel(a.Spec.ContainerID)
+	}
+	if addr, err := pool.ParseAddr(a.Spec.Address); err == nil && a.Labels[v1alpha1.LabelWindow] != "" {
+		out[v1alpha1.LabelWindow] = v1alpha1.WindowLabel(addr)
+	}
+	return out
+}
+
+// wrongLabels says which labels are wrong. A reservation needs none.
+func wrongLabels(a *v1alpha1.IPAllocation) (out []string) {
+	for key, want := range rightLabels(a) {
+		have, found := a.Labels[key]
+		if have != want && (found || a.Spec.ContainerID != "") {
+			out = append(out, fmt.Sprintf("label %s is %q, want %q", key, have, want))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func relabel(a *v1alpha1.IPAllocation) string {
+	out := "kubectl label --overwrite ipa -n " + a.Namespace + " " + a.Name
+	var labels []string
+	for key, want := range rightLabels(a) {
+		labels = append(labels, key+"="+want)
+	}
+	slices.Sort(labels)
+	return out + " " + strings.Join(labels, " ")
+}
+
+// attachments looks for two allocations of one attachment in one pool.
+func (k *checking) attachments(s *site) {
+	type key struct {
+		node, container, iface string
+		pool                   v1alpha1.PoolReference
+	}
+	seen := map[key]*v1alpha1.IPAllocation{}
+	for _, a := range s.allocations {
+		if a.Spec.ContainerID == "" {
+			continue
+		}
+		at := key{a.Spec.NodeName, a.Spec.ContainerID, a.Spec.InterfaceName, a.Spec.PoolRef}
+		first := seen[at]
+		if first == nil {
+			seen[at] = a
+			continue
+		}
+		k.find(classTwoOfOne, s.namespace, a.Name, fmt.Sprintf("interface %s of pod %s has %s of the same pool as well: it uses one of them", a.Spec.InterfaceName, podKey(a.Spec.PodRef), first.Name),
+			proofOf(first)+"; "+proofOf(a), "see which one the pod has (kubectl ipam why "+podName(a.Spec.PodRef)+"), then release the other: "+releaseCommand(a))
+	}
+}
+
+func podName(ref v1alpha1.PodReference) string { return "-n " + ref.Namespace + " " + ref.Name }
+
+// blocks looks for blocks of a pool that overlap.
+func (k *checking) blocks(s *site) {
+	for _, p := range s.pools {
+		all := sorted(p.Blocks())
+		for i := 1; i < len(all); i++ {
+			if a, b := all[i-1], all[i]; a.Range.Overlaps(b.Range) && a.Node != b.Node {
+				k.find(classBlocks, s.namespace, p.Ref.Name, fmt.Sprintf("the blocks of nodes %s and %s overlap: they take addresses from each other", a.Node, b.Node),
+					fmt.Sprintf("status.allocations of %s %s: %s has %s, %s has %s", p.Ref.Kind, p.Ref.Name, a.Node, a.Range, b.Node, b.Range),
+					"only the controller should write status.allocations: see who does with "+showManagers(p)+"; the controller corrects it when the pool changes")
+			}
+		}
+	}
+}
+
+func showManagers(p *pool.Object) string {
+	return fmt.Sprintf("kubectl get %s -n %s %s -o yaml --show-managed-fields", pool.Resource(p.Ref.Kind).Resource, p.Meta.Namespace, p.Ref.Name)
+}
+
+// domains looks for pools of other domains with addresses in common.
+func (k *checking) domains(s *site) {
+	for i, p := range s.pools {
+		for _, q := range s.pools[i+1:] {
+			if p.Domain != q.Domain && overlap(p, q) {
+				k.find(classDomains, s.namespace, p.Ref.Name+", "+q.Ref.Name,
+					fmt.Sprintf("%s (%s) and %s (%s) have addresses in common and are of different domains: if both are one network, an address is given twice", p.Ref.Name, p.Subnet, q.Ref.Name, q.Subnet),
+					fmt.Sprintf("spec.domain of %s %s is %s, of %s %s is %s", p.Ref.Kind, p.Ref.Name, p.Domain, q.Ref.Kind, q.Ref.Name, q.Domain),
+					"make one of them again with the other's spec.domain, which is immutable; or change a subnet; nothing if the networks never meet")
+			}
+		}
+	}
+}
+
+func overlap(p, q *pool.Object) bool {
+	a, errA := netip.ParsePrefix(p.Subnet)
+	b, errB := netip.ParsePrefix(q.Subnet)
+	return errA == nil && errB == nil && a.Overlaps(b)
+}
+
+// namespaces looks for pools in other namespaces that have addresses in common and give
+// some: each namespace is a record of its own. That is also what NVIDIA's nv-ipam looks
+// like, which has its reservations on the nodes.
+func (k *checking) namespaces() {
+	for i, s := range k.sites {
+		for _, t := range k.sites[i+1:] {
+			for _, p := range s.pools {
+				for _, q := range t.pools {
+					if overlap(p, q) && gives(p) && gives(q) {
+						k.find(classOtherInstance, s.namespace, p.Ref.Name+", "+t.namespace+"/"+q.Ref.Name,
+							fmt.Sprintf("%s/%s (%s) and %s/%s (%s) have addresses in common, and nodes take addresses from both: two records, so an address is given twice", s.namespace, p.Ref.Name, p.Subnet, t.namespace, q.Ref.Name, q.Subnet),
+							fmt.Sprintf("both have blocks in their status; namespace %s has %d allocations, %s has %d (none: its reservations are nv-ipam's, on the nodes)", s.namespace, len(s.allocations), t.namespace, len(t.allocations)),
+							"stop one of the two controllers, and keep the pools of one namespace: docs/migration.md")
+					}
+				}
+			}
+		}
+	}
+}
+
+// gives reports whether some node may take addresses from a pool.
+func gives(p *pool.Object) bool {
+	parsed, errs := p.Parse()
+	return len(p.Blocks()) > 0 || len(errs) == 0 && parsed.Shared
+}

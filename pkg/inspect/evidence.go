@@ -1,0 +1,228 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package inspect
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
+	"github.com/crd-ipam/crd-ipam/pkg/reclaim"
+)
+
+// The states of a held address, as reclaim decides.
+const (
+	stateInUse    = "InUse"
+	stateReserved = "Reserved"
+	stateLeaked   = "LooksLeaked"
+	stateHeld     = "Held" // it may be leaked, and is not reclaimed
+	stateUnknown  = "Unknown"
+)
+
+// Verdict is what reclaim says about an allocation.
+type Verdict struct {
+	State string `json:"state"`
+	// Reason is one of those of docs/metrics.md, "in_use" where nothing is wrong.
+	Reason string `json:"reason,omitempty"`
+	// Message says why.
+	Message string `json:"message,omitempty"`
+	// Until says what ends it, if it is not in use.
+	Until string `json:"until,omitempty"`
+	// Since is when it cannot have begun before.
+	Since metav1.Time `json:"since"`
+}
+
+func verdictOn(a *v1alpha1.IPAllocation, e reclaim.Evidence, node *corev1.Node) Verdict {
+	d := reclaim.Decide(a, e)
+	v := Verdict{State: stateInUse, Reason: d.Reason, Message: d.Message, Since: a.CreationTimestamp}
+	switch {
+	case a.Spec.ContainerID == "":
+		v.State = stateReserved
+	case d.Action == reclaim.Hold:
+		v.State, v.Until = stateHeld, strings.ReplaceAll(reclaim.Until(d.Reason), "kubectl delete ipa NAME", releaseCommand(a)+" --force")
+	case d.Action == reclaim.Candidate:
+		v.State, v.Until = stateLeaked, "the controller reclaims it, after its --reclaim-grace, or --reclaim-grace-ready-node if the node is ready"
+	}
+	if v.State == stateHeld || v.State == stateLeaked {
+		v.Since = latest(v.Since, began(a, e, node))
+	}
+	return v
+}
+
+// began returns when something happened without which the verdict would be another one;
+// zero if the API server does not say when.
+func began(a *v1alpha1.IPAllocation, e reclaim.Evidence, node *corev1.Node) metav1.Time {
+	if later := e.LaterSandbox(a); later != nil {
+		return later.CreationTimestamp
+	}
+	if e.Node != nil && (e.Node.State == reclaim.Unreachable || e.Node.State == reclaim.NotReady) {
+		for _, condition := range readiness(node) {
+			return condition.LastTransitionTime
+		}
+	}
+	return metav1.Time{}
+}
+
+func latest(a, b metav1.Time) metav1.Time {
+	if a.Before(&b) {
+		return b
+	}
+	return a
+}
+
+// releaseCommand frees one allocation.
+func releaseCommand(a *v1alpha1.IPAllocation) string {
+	return fmt.Sprintf("kubectl ipam release -n %s %s", a.Namespace, a.Name)
+}
+
+// verdict decides about an allocation by the record.
+func (r *record) verdict(s *site, a *v1alpha1.IPAllocation) Verdict {
+	e := reclaim.Evidence{Others: s.byPod[podKey(a.Spec.PodRef)], OptOut: optOut(s.inDomain(a.DomainOf()))}
+	if p := r.pods[podKey(a.Spec.PodRef)]; p != nil {
+		e.Pod = &p.Pod
+	}
+	node := r.nodes[a.Spec.NodeName]
+	e.Node = nodeEvidence(node)
+	return verdictOn(a, e, node)
+}
+
+func optOut(pools []*pool.Object) string {
+	for _, p := range pools {
+		if out := reclaim.OptOutOf(p.Meta.Annotations); out != "" {
+			return out
+		}
+	}
+	return ""
+}
+
+// nodeEvidence returns nil where there is no node.
+func nodeEvidence(n *corev1.Node) *reclaim.Node {
+	if n == nil {
+		return nil
+	}
+	ready := ""
+	for _, condition := range readiness(n) {
+		ready = string(condition.Status)
+	}
+	var taints []string
+	for _, t := range n.Spec.Taints {
+		taints = append(taints, t.Key)
+	}
+	return &reclaim.Node{Created: n.CreationTimestamp, State: reclaim.StateOf(ready, taints)}
+}
+
+// readiness returns the condition Ready of a node, if it has one.
+func readiness(n *corev1.Node) []corev1.NodeCondition {
+	for _, condition := range n.Status.Conditions {
+		if condition.Type == corev1.NodeReady {
+			return []corev1.NodeCondition{condition}
+		}
+	}
+	return nil
+}
+
+// live decides about single allocations by asking for what the verdict rests on.
+type live struct {
+	*Cluster
+
+	pools  []*pool.Object
+	pods   map[string]*pod
+	nodes  map[string]*corev1.Node
+	others map[string][]*v1alpha1.IPAllocation // by the pod that they name
+}
+
+func (c *Cluster) live(pools []*pool.Object) *live {
+	return &live{Cluster: c, pools: pools, pods: map[string]*pod{}, nodes: map[string]*corev1.Node{}, others: map[string][]*v1alpha1.IPAllocation{}}
+}
+
+func (l *live) verdict(ctx context.Context, a *v1alpha1.IPAllocation) (Verdict, error) {
+	p, err := l.pod(ctx, a.Spec.PodRef)
+	if err != nil {
+		return Verdict{}, err
+	}
+	node, err := l.node(ctx, a.Spec.NodeName)
+	if err != nil {
+		return Verdict{}, err
+	}
+	e := reclaim.Evidence{Node: nodeEvidence(node)}
+	if p != nil {
+		e.Pod = &p.Pod
+	}
+	all, err := l.ofPod(ctx, a.Spec.PodRef)
+	for _, o := range all {
+		if o.Namespace == a.Namespace {
+			e.Others = append(e.Others, o)
+		}
+	}
+	var domain []*pool.Object
+	for _, p := range l.pools {
+		if p.Domain == a.DomainOf() && p.Meta.Namespace == a.Namespace {
+			domain = append(domain, p)
+		}
+	}
+	e.OptOut = optOut(domain)
+	return verdictOn(a, e, node), err
+}
+
+// tell is verdict for whoever may not see pods or nodes: it says so.
+func (l *live) tell(ctx context.Context, a *v1alpha1.IPAllocation) Verdict {
+	v, err := l.verdict(ctx, a)
+	if err != nil {
+		return Verdict{State: stateUnknown, Message: err.Error(), Since: a.CreationTimestamp}
+	}
+	return v
+}
+
+// ofPod returns the allocations that name a pod.
+func (l *live) ofPod(ctx context.Context, ref v1alpha1.PodReference) ([]*v1alpha1.IPAllocation, error) {
+	if known, found := l.others[podKey(ref)]; found {
+		return known, nil
+	}
+	var all []*v1alpha1.IPAllocation
+	err := l.allocations(ctx, fields.Set{fieldPodNamespace: ref.Namespace, fieldPod: ref.Name}, func(o *v1alpha1.IPAllocation) { all = append(all, o) })
+	if err == nil {
+		l.others[podKey(ref)] = all
+	}
+	return all, err
+}
+
+func (l *live) pod(ctx context.Context, ref v1alpha1.PodReference) (*pod, error) {
+	if known, found := l.pods[podKey(ref)]; found {
+		return known, nil
+	}
+	if !reclaim.Possible(ref) { // the API server would refuse the question
+		return nil, nil
+	}
+	p, err := existing(l.kube.CoreV1().Pods(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}))
+	if err != nil {
+		return nil, fmt.Errorf("reading pod %s: %w", podKey(ref), err)
+	}
+	if l.pods[podKey(ref)] = nil; p != nil {
+		l.pods[podKey(ref)] = podOf(p)
+	}
+	return l.pods[podKey(ref)], nil
+}
+
+func (l *live) node(ctx context.Context, name string) (*corev1.Node, error) {
+	if known, found := l.nodes[name]; found || len(validation.IsDNS1123Subdomain(name)) > 0 {
+		return known, nil
+	}
+	n, err := existing(l.kube.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{}))
+	if err != nil {
+		return nil, fmt.Errorf("reading node %s: %w", name, err)
+	}
+	l.nodes[name] = n
+	return n, nil
+}
+
+// refused reports whether whoever asks may not.
+func refused(err error) bool { return apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) }

@@ -1,0 +1,221 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package inspect
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/yaml"
+
+	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned/scheme"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
+)
+
+// Plan is what would happen if a pool were applied.
+type Plan struct {
+	PoolRef
+
+	// Refused says why the API server or the controller would refuse it; "" if it would not.
+	Refused string `json:"refused,omitempty"`
+	// New is true if there is no such pool yet.
+	New bool `json:"new,omitempty"`
+	// CapacityBefore and CapacityAfter are how many addresses can be given automatically;
+	// BlocksBefore and BlocksAfter how many nodes have a block.
+	CapacityBefore int64 `json:"capacityBefore"`
+	CapacityAfter  int64 `json:"capacityAfter"`
+	BlocksBefore   int   `json:"blocksBefore"`
+	BlocksAfter    int   `json:"blocksAfter"`
+	// Lose are nodes that have a block and would have none, some of them only when they have
+	// given back its addresses.
+	Lose []string `json:"lose,omitempty"`
+	// Move are nodes whose block would be another one.
+	Move []string `json:"move,omitempty"`
+	// Keep are nodes that keep a block of the present specification until its addresses are
+	// given back.
+	Keep []string `json:"keep,omitempty"`
+	// Without are nodes that the pool selects and has no room for.
+	Without []string `json:"without,omitempty"`
+	// Stranded are addresses that are held and that the pool would not give any more. Pods
+	// keep them until they end.
+	Stranded []Stranded `json:"stranded,omitempty"`
+	// Overlaps are pools of other domains that it would have addresses in common with.
+	Overlaps []string `json:"overlaps,omitempty"`
+}
+
+// Stranded is an address that does not fit.
+type Stranded struct {
+	Address string `json:"address"`
+	Node    string `json:"node"`
+	Why     string `json:"why"`
+}
+
+// Harms reports whether somebody is worse off than before.
+func (p *Plan) Harms() bool {
+	return p.Refused != "" || len(p.Lose)+len(p.Without)+len(p.Stranded)+len(p.Overlaps) > 0
+}
+
+// ParsePools reads the pools in a stream of YAML documents or JSON. What is no pool is an
+// error: it would not be looked at.
+func ParsePools(in io.Reader) (out []*pool.Object, err error) {
+	documents := yaml.NewYAMLReader(bufio.NewReader(in))
+	for {
+		document, err := documents.Read()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		if len(bytes.TrimSpace(document)) == 0 {
+			continue
+		}
+		data, err := yaml.ToJSON(document)
+		if err != nil {
+			return nil, err
+		}
+		if string(data) == "null" {
+			continue
+		}
+		obj, err := runtime.Decode(scheme.Codecs.UniversalDeserializer(), data)
+		if err != nil {
+			return nil, fmt.Errorf("not a pool: %w", err)
+		}
+		o := pool.ObjectOf(obj)
+		if o == nil {
+			return nil, fmt.Errorf("%s is not a pool", obj.GetObjectKind().GroupVersionKind().Kind)
+		}
+		out = append(out, o)
+	}
+	if len(out) == 0 {
+		return nil, errors.New("there is no pool in it")
+	}
+	return out, nil
+}
+
+// Plan says what would happen if pools were applied, each by itself. A pool without a
+// namespace is one of Cluster.Namespace, or of where a pool of the name is. It writes
+// nothing.
+func (c *Cluster) Plan(ctx context.Context, pools []*pool.Object) ([]Plan, error) {
+	r, err := c.read(ctx, parts{allocations: true, nodes: true})
+	if err != nil {
+		return nil, err
+	}
+	var out []Plan
+	for _, o := range pools {
+		if o.Meta.Namespace == "" {
+			if o.Meta.Namespace, err = c.namespaceOf(r, o); err != nil {
+				return nil, err
+			}
+		}
+		out = append(out, r.plan(o))
+	}
+	return out, nil
+}
+
+func (c *Cluster) namespaceOf(r *record, o *pool.Object) (string, error) {
+	if c.Namespace != "" {
+		return c.Namespace, nil
+	}
+	found, err := r.find(o.Ref.Name)
+	if err == nil && len(found) == 1 {
+		return found[0].Meta.Namespace, nil
+	}
+	if err != nil && len(r.sites) == 1 {
+		return r.sites[0].namespace, nil
+	}
+	return "", fmt.Errorf("%s %s has no metadata.namespace: say it with -n", o.Ref.Kind, o.Ref.Name)
+}
+
+func (r *record) plan(o *pool.Object) Plan {
+	s := r.site(o.Meta.Namespace)
+	out := Plan{PoolRef: refOf(o)}
+	var before *pool.Object
+	for _, p := range s.pools {
+		switch {
+		case p.Ref == o.Ref:
+			before = p
+		case p.Domain != o.Domain && overlap(p, o):
+			out.Overlaps = append(out.Overlaps, fmt.Sprintf("%s %s (%s, domain %s)", p.Ref.Kind, p.Ref.Name, p.Subnet, p.Domain))
+		}
+	}
+	parsed, errs := o.Parse()
+	switch {
+	case len(errs) > 0:
+		out.Refused = pool.Explain(errs)
+	case before != nil && before.Domain != o.Domain:
+		out.Refused = fmt.Sprintf("spec.domain is immutable: it is %s, not %s", before.Domain, o.Domain)
+	}
+	out.New = before == nil
+	have := map[string]string{} // what nodes take addresses from now
+	var blocks []pool.Assignment
+	if before != nil {
+		blocks = sorted(before.Blocks())
+		if p, errs := before.Parse(); len(errs) == 0 {
+			use := p.Use(blocks, nil)
+			out.CapacityBefore, out.BlocksBefore = use.Capacity(), len(use.Active())
+			have = rangesOf(use)
+		}
+	}
+	if out.Refused != "" {
+		out.CapacityAfter, out.BlocksAfter = out.CapacityBefore, out.BlocksBefore // an invalid edit changes nothing
+		return out
+	}
+	held := s.heldIn(o)
+	if before != nil {
+		held = s.heldIn(before)
+		for _, h := range s.heldIn(o) {
+			if !slices.Contains(held, h) {
+				held = append(held, h)
+			}
+		}
+	}
+	selected := r.selected(parsed)
+	assigned, without := parsed.Carve(blocks, selected, held)
+	use := parsed.Use(assigned, held)
+	out.CapacityAfter, out.BlocksAfter, out.Without = use.Capacity(), len(use.Active()), without
+	for _, b := range use.Blocks {
+		if _, selected := slices.BinarySearch(selected, b.Node); b.Earlier || !selected {
+			out.Keep = append(out.Keep, fmt.Sprintf("%s (%s)", b.Node, b.Range))
+		}
+	}
+	will := rangesOf(use)
+	for _, node := range slices.Sorted(maps.Keys(have)) {
+		switch now, kept := will[node]; {
+		case !kept && !parsed.Shared, !slices.Contains(selected, node):
+			out.Lose = append(out.Lose, node)
+		case kept && now != have[node]:
+			out.Move = append(out.Move, fmt.Sprintf("%s (%s, then %s)", node, have[node], now))
+		}
+	}
+	out.strand("would be a gateway", use.Gateways)
+	out.strand("the pool would not give it", use.Unfit)
+	out.strand("would be in no block of its node", use.Outside)
+	out.strand("would not be in the subnet", use.Foreign)
+	return out
+}
+
+func rangesOf(use *pool.Use) map[string]string {
+	out := map[string]string{}
+	for _, b := range use.Active() {
+		out[b.Node] = b.Range.String()
+	}
+	return out
+}
+
+func (p *Plan) strand(why string, held []pool.Held) {
+	held = slices.SortedFunc(slices.Values(held), func(a, b pool.Held) int { return a.Addr.Compare(b.Addr) })
+	for _, h := range held {
+		if !slices.ContainsFunc(p.Stranded, func(s Stranded) bool { return s.Address == h.Addr.String() }) {
+			p.Stranded = append(p.Stranded, Stranded{h.Addr.String(), h.Node, why})
+		}
+	}
+}

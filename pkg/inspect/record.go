@@ -1,0 +1,307 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package inspect
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned/scheme"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
+	"github.com/crd-ipam/crd-ipam/pkg/reclaim"
+)
+
+// record is what the API server has, read at about one time.
+type record struct {
+	sites []*site // by namespace
+	nodes map[string]*corev1.Node
+	pods  map[string]*pod // by podKey
+}
+
+// site is a namespace with pools or allocations. What is held in one has nothing to do
+// with another: each has a controller of its own, or none.
+type site struct {
+	namespace   string
+	pools       []*pool.Object // by name
+	allocations []*v1alpha1.IPAllocation
+	byPod       map[string][]*v1alpha1.IPAllocation
+	byDomain    map[string][]*v1alpha1.IPAllocation
+}
+
+// pod is what is read of a pod.
+type pod struct {
+	reclaim.Pod
+
+	status string // the annotation that says which addresses it has
+}
+
+// parts says what of the record is read.
+type parts struct{ allocations, nodes, pods bool }
+
+func (c *Cluster) read(ctx context.Context, want parts) (*record, error) {
+	r := &record{nodes: map[string]*corev1.Node{}, pods: map[string]*pod{}}
+	sites := map[string]*site{}
+	at := func(namespace string) *site {
+		if sites[namespace] == nil {
+			sites[namespace] = &site{namespace: namespace, byPod: map[string][]*v1alpha1.IPAllocation{}, byDomain: map[string][]*v1alpha1.IPAllocation{}}
+		}
+		return sites[namespace]
+	}
+	pools, err := c.pools(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range pools {
+		s := at(p.Meta.Namespace)
+		s.pools = append(s.pools, p)
+	}
+	if want.allocations {
+		err = c.allocations(ctx, nil, func(a *v1alpha1.IPAllocation) { at(a.Namespace).add(a) })
+	}
+	if err == nil && want.nodes {
+		err = c.readNodes(ctx, r.nodes)
+	}
+	if err == nil && want.pods {
+		err = c.readPods(ctx, r.pods)
+	}
+	for _, s := range sites {
+		r.sites = append(r.sites, s)
+	}
+	slices.SortFunc(r.sites, func(a, b *site) int { return strings.Compare(a.namespace, b.namespace) })
+	return r, err
+}
+
+// pools lists the pools of all kinds. If nobody may list those of all namespaces, it goes on
+// in the fallback.
+func (c *Cluster) pools(ctx context.Context) (all []*pool.Object, err error) {
+	for _, kind := range pool.Kinds() {
+		err := c.poolsOf(ctx, kind, func(p *pool.Object) { all = append(all, p) })
+		if apierrors.IsForbidden(err) && c.Namespace == "" && c.Fallback != "" {
+			c.Namespace = c.Fallback
+			return c.pools(ctx)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	slices.SortFunc(all, func(a, b *pool.Object) int {
+		return cmp.Or(strings.Compare(a.Meta.Namespace, b.Meta.Namespace), strings.Compare(a.Ref.Name, b.Ref.Name), strings.Compare(string(a.Ref.Kind), string(b.Ref.Kind)))
+	})
+	return all, nil
+}
+
+func (c *Cluster) poolsOf(ctx context.Context, kind v1alpha1.PoolKind, f func(*pool.Object)) error {
+	resource := pool.Resource(kind).Resource
+	return c.each(ctx, "pools", metav1.ListOptions{}, func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
+		list := pool.NewList(kind)
+		err := c.ipam.RESTClient().Get().NamespaceIfScoped(c.Namespace, c.Namespace != "").Resource(resource).
+			VersionedParams(&opts, scheme.ParameterCodec).Do(ctx).Into(list)
+		return list, err
+	}, func(obj runtime.Object) {
+		o := pool.ObjectOf(obj)
+		o.Meta.ManagedFields = nil
+		f(o)
+	})
+}
+
+// allocations calls f with each allocation that has the values of all the fields.
+func (c *Cluster) allocations(ctx context.Context, where fields.Set, f func(*v1alpha1.IPAllocation)) error {
+	list := func(selector string) error {
+		same := interner{}
+		return c.pages(ctx, "allocations", func() *rest.Request {
+			request := c.ipam.RESTClient().Get().NamespaceIfScoped(c.Namespace, c.Namespace != "").Resource("ipallocations")
+			if selector != "" {
+				request = request.Param("fieldSelector", selector)
+			}
+			return request
+		}, func(data []byte) (int, error) {
+			var page struct {
+				Items []item `json:"items"`
+			}
+			err := json.Unmarshal(data, &page)
+			for i := range page.Items {
+				if a := same.thin(&page.Items[i]); where == nil || where.AsSelector().Matches(fieldsOf(a)) {
+					f(a)
+				}
+			}
+			return len(page.Items), err
+		})
+	}
+	err := list(where.String())
+	if apierrors.IsBadRequest(err) && len(where) > 0 { // Kubernetes 1.30 has no such selectors
+		err = list("")
+	}
+	return err
+}
+
+// item is what is read of an allocation: the rest of its metadata is longer than all of it.
+type item struct {
+	Metadata struct {
+		Namespace         string            `json:"namespace"`
+		Name              string            `json:"name"`
+		UID               types.UID         `json:"uid"`
+		ResourceVersion   string            `json:"resourceVersion"`
+		CreationTimestamp metav1.Time       `json:"creationTimestamp"`
+		Labels            map[string]string `json:"labels"`
+	} `json:"metadata"`
+	Spec v1alpha1.IPAllocationSpec `json:"spec"`
+}
+
+// Fields that allocations are selected by.
+const (
+	fieldName         = "metadata.name"
+	fieldAddress      = "spec.address"
+	fieldNode         = "spec.nodeName"
+	fieldPodNamespace = "spec.podRef.namespace"
+	fieldPod          = "spec.podRef.name"
+)
+
+func fieldsOf(a *v1alpha1.IPAllocation) fields.Set {
+	return fields.Set{
+		fieldName: a.Name, fieldAddress: a.Spec.Address, fieldNode: a.Spec.NodeName,
+		fieldPodNamespace: a.Spec.PodRef.Namespace, fieldPod: a.Spec.PodRef.Name,
+	}
+}
+
+// interner keeps one copy of a text that many objects have.
+type interner map[string]string
+
+func (i interner) of(text string) string {
+	if known, found := i[text]; found {
+		return known
+	}
+	i[text] = text
+	return text
+}
+
+// thin returns an allocation as it is kept: with its labels only if they are wrong, and
+// then they are not nil.
+func (i interner) thin(in *item) *v1alpha1.IPAllocation {
+	m := &in.Metadata
+	out := &v1alpha1.IPAllocation{ObjectMeta: metav1.ObjectMeta{
+		Namespace: i.of(m.Namespace), Name: m.Name, UID: m.UID, ResourceVersion: m.ResourceVersion, CreationTimestamp: m.CreationTimestamp, Labels: m.Labels,
+	}, Spec: in.Spec}
+	switch {
+	case len(wrongLabels(out)) == 0:
+		out.Labels = nil
+	case out.Labels == nil:
+		out.Labels = map[string]string{}
+	}
+	s := &out.Spec
+	for _, text := range []*string{&s.NodeName, &s.PoolRef.Name, &s.Domain, &s.PodRef.Namespace, &s.InterfaceName, &s.NetworkName} {
+		*text = i.of(*text)
+	}
+	return out
+}
+
+func (s *site) add(a *v1alpha1.IPAllocation) {
+	s.allocations = append(s.allocations, a)
+	s.byPod[podKey(a.Spec.PodRef)] = append(s.byPod[podKey(a.Spec.PodRef)], a)
+	domain := a.DomainOf()
+	s.byDomain[domain] = append(s.byDomain[domain], a)
+}
+
+func podKey(ref v1alpha1.PodReference) string { return ref.Namespace + "/" + ref.Name }
+
+// inDomain returns the pools of a domain.
+func (s *site) inDomain(domain string) (out []*pool.Object) {
+	for _, p := range s.pools {
+		if p.Domain == domain {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// heldIn returns the addresses of a pool that are held: those that were taken from it, and
+// those of its domain in its subnet that were taken from other pools.
+func (s *site) heldIn(p *pool.Object) (held []pool.Held) {
+	subnet, _ := netip.ParsePrefix(p.Subnet) // an invalid one contains nothing
+	for _, a := range s.byDomain[p.Domain] {
+		addr, err := pool.ParseAddr(a.Spec.Address)
+		if err == nil && (a.Spec.PoolRef == p.Ref || subnet.Contains(addr)) {
+			held = append(held, pool.Held{Node: a.Spec.NodeName, Addr: addr, Requested: a.Spec.Requested, Elsewhere: a.Spec.PoolRef != p.Ref})
+		}
+	}
+	return held
+}
+
+func (c *Cluster) readNodes(ctx context.Context, into map[string]*corev1.Node) error {
+	list := func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
+		return c.kube.CoreV1().Nodes().List(ctx, opts)
+	}
+	return c.each(ctx, "nodes", metav1.ListOptions{}, list, func(obj runtime.Object) {
+		n := obj.(*corev1.Node)
+		into[n.Name] = &corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: n.Name, UID: n.UID, CreationTimestamp: n.CreationTimestamp, Labels: n.Labels},
+			Spec:       corev1.NodeSpec{Taints: n.Spec.Taints}, Status: corev1.NodeStatus{Conditions: readiness(n)},
+		}
+	})
+}
+
+func (c *Cluster) readPods(ctx context.Context, into map[string]*pod) error {
+	list := func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
+		return c.kube.CoreV1().Pods("").List(ctx, opts)
+	}
+	return c.each(ctx, "pods", metav1.ListOptions{}, list, func(obj runtime.Object) {
+		p := obj.(*corev1.Pod)
+		into[p.Namespace+"/"+p.Name] = podOf(p)
+	})
+}
+
+func podOf(p *corev1.Pod) *pod {
+	out := &pod{Pod: *reclaim.PodOf(p), status: p.Annotations[annotationStatus]}
+	out.Placed, out.Node = true, p.Spec.NodeName
+	out.Ended = p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+	return out
+}
+
+// selected returns the names of the nodes that a pool selects.
+func (r *record) selected(p *pool.Pool) (names []string) {
+	for name, node := range r.nodes {
+		if p.Selects(node) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// find returns the pools of a name, of all kinds and namespaces.
+func (r *record) find(name string) (found []*pool.Object, err error) {
+	for _, s := range r.sites {
+		for _, p := range s.pools {
+			if p.Ref.Name == name {
+				found = append(found, p)
+			}
+		}
+	}
+	if len(found) == 0 {
+		return nil, fmt.Errorf("there is no pool %q: kubectl ipam show lists all", name)
+	}
+	return found, nil
+}
+
+func (r *record) site(namespace string) *site {
+	for _, s := range r.sites {
+		if s.namespace == namespace {
+			return s
+		}
+	}
+	return &site{namespace: namespace}
+}

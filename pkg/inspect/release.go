@@ -1,0 +1,92 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package inspect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
+)
+
+// Releasable is an allocation that may be released, and what speaks for and against it.
+type Releasable struct {
+	Holder
+
+	// Refusal says why it must not be; "" if it may.
+	Refusal string `json:"refusal,omitempty"`
+	// Doubt says why a container may still use it; "" if none is known.
+	Doubt string `json:"doubt,omitempty"`
+
+	version string
+}
+
+// Releasable looks an allocation up, by its name or its address, and asks whether somebody
+// uses it.
+func (c *Cluster) Releasable(ctx context.Context, text string) (*Releasable, error) {
+	pools, err := c.pools(ctx)
+	if err != nil {
+		return nil, err
+	}
+	found, err := c.named(ctx, text)
+	switch {
+	case err != nil:
+		return nil, err
+	case len(found) == 0:
+		return nil, fmt.Errorf("no allocation has the name or the address %q: it is free, or of another namespace", text)
+	case len(found) > 1:
+		var names []string
+		for _, a := range found {
+			names = append(names, a.Namespace+"/"+a.Name)
+		}
+		slices.Sort(names)
+		return nil, fmt.Errorf("%s is held %d times, in different domains or namespaces: name one of %q, with -n", text, len(found), names)
+	}
+	a := found[0]
+	v, err := c.live(pools).verdict(ctx, a)
+	if err != nil {
+		return nil, fmt.Errorf("cannot say whether a pod uses it: %w", err)
+	}
+	out := &Releasable{Holder: holderOf(a, v), version: a.ResourceVersion}
+	switch v.State {
+	case stateInUse:
+		out.Refusal = fmt.Sprintf("pod %s uses it (%s): if it were free, it would be given to another pod as well; end the pod: kubectl delete pod %s", podKey(a.Spec.PodRef), v.Message, podName(a.Spec.PodRef))
+	case stateHeld:
+		out.Doubt = v.Reason + ": " + v.Message + "; a container may still use it"
+	}
+	return out, nil
+}
+
+// named returns the allocations of a name or an address.
+func (c *Cluster) named(ctx context.Context, text string) (found []*v1alpha1.IPAllocation, err error) {
+	where := fields.Set{fieldName: text}
+	if a, err := pool.ParseAddr(text); err == nil {
+		where = fields.Set{fieldAddress: a.String()}
+	} else if _, _, err := v1alpha1.ParseAllocationName(text); err != nil {
+		return nil, err
+	}
+	err = c.allocations(ctx, where, func(a *v1alpha1.IPAllocation) { found = append(found, a) })
+	return found, err
+}
+
+// Release deletes the allocation, if nobody has changed it since it was looked up.
+func (c *Cluster) Release(ctx context.Context, r *Releasable) error {
+	if r.Refusal != "" {
+		return errors.New(r.Refusal)
+	}
+	err := c.ipam.IPAllocations(r.Namespace).Delete(ctx, r.Allocation, metav1.DeleteOptions{
+		Preconditions: &metav1.Preconditions{UID: &r.AllocationID, ResourceVersion: &r.version},
+	})
+	if ledger.NotFound(err) {
+		return nil // somebody else has released it
+	}
+	return err
+}

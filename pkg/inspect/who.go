@@ -1,0 +1,151 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package inspect
+
+import (
+	"cmp"
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
+)
+
+// Holder is one address that is held, and by whom.
+type Holder struct {
+	Address      string                `json:"address"`
+	Namespace    string                `json:"namespace"`
+	Allocation   string                `json:"allocation"`
+	Pool         PoolRef               `json:"pool"`
+	Domain       string                `json:"domain"`
+	Node         string                `json:"node,omitempty"`
+	Pod          v1alpha1.PodReference `json:"pod"`
+	Interface    string                `json:"interface,omitempty"`
+	Network      string                `json:"network,omitempty"`
+	Container    string                `json:"container,omitempty"`
+	AllocationID types.UID             `json:"uid"`
+	Requested    bool                  `json:"requested,omitempty"`
+	Restored     bool                  `json:"restored,omitempty"`
+	HeldSince    metav1.Time           `json:"heldSince"`
+	Verdict      Verdict               `json:"verdict"`
+}
+
+func holderOf(a *v1alpha1.IPAllocation, v Verdict) Holder {
+	s := a.Spec
+	return Holder{
+		Address: s.Address, Namespace: a.Namespace, Allocation: a.Name, Domain: a.DomainOf(), AllocationID: a.UID,
+		Pool: PoolRef{a.Namespace, s.PoolRef.Kind, s.PoolRef.Name}, Node: s.NodeName, Pod: s.PodRef, Interface: s.InterfaceName,
+		Network: s.NetworkName, Container: s.ContainerID, Requested: s.Requested, Restored: s.Restored, HeldSince: a.CreationTimestamp, Verdict: v,
+	}
+}
+
+// Who is whom the question is about; one of its fields is set, or Pod and Node if a name
+// may be either.
+type Who struct {
+	Address netip.Addr
+	// Pod is NAMESPACE/NAME.
+	Pod  string
+	Node string
+}
+
+// ParseWho reads an address, POD, NAMESPACE/POD, pod/POD, NODE or node/NODE. namespace is
+// that of a pod without one.
+func ParseWho(text, namespace string) Who {
+	if a, err := pool.ParseAddr(text); err == nil {
+		return Who{Address: a}
+	}
+	kind, name, found := strings.Cut(text, "/")
+	switch {
+	case !found:
+		return Who{Pod: namespace + "/" + text, Node: text}
+	case kind == "node" || kind == "nodes":
+		return Who{Node: name}
+	case kind == "pod" || kind == "pods" || kind == "po":
+		return Who{Pod: namespace + "/" + name}
+	}
+	return Who{Pod: text}
+}
+
+// maxVerdicts is for how many holders the pods and nodes are looked at.
+const maxVerdicts = 200
+
+// Who returns the addresses that somebody holds, or who holds an address.
+func (c *Cluster) Who(ctx context.Context, who Who) ([]Holder, error) {
+	pools, err := c.pools(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var wanted []fields.Set
+	if who.Address.IsValid() {
+		wanted = append(wanted, fields.Set{fieldAddress: who.Address.String()})
+	}
+	if namespace, name, found := strings.Cut(who.Pod, "/"); found {
+		wanted = append(wanted, fields.Set{fieldPodNamespace: namespace, fieldPod: name})
+	}
+	if who.Node != "" {
+		wanted = append(wanted, fields.Set{fieldNode: who.Node})
+	}
+	found := map[types.UID]*v1alpha1.IPAllocation{}
+	for _, where := range wanted {
+		if err := c.allocations(ctx, where, func(a *v1alpha1.IPAllocation) { found[a.UID] = a }); err != nil {
+			return nil, err
+		}
+	}
+	l := c.live(pools)
+	out := make([]Holder, 0, len(found))
+	for _, a := range found {
+		v := Verdict{State: stateUnknown, Message: "too many to look at each pod", Since: a.CreationTimestamp}
+		if len(out) < maxVerdicts {
+			v = l.tell(ctx, a)
+		}
+		out = append(out, holderOf(a, v))
+	}
+	slices.SortFunc(out, Holder.compare)
+	return out, nil
+}
+
+// compare sorts by namespace, domain and address.
+func (h Holder) compare(o Holder) int {
+	a, _ := pool.ParseAddr(h.Address)
+	b, _ := pool.ParseAddr(o.Address)
+	return cmp.Or(strings.Compare(h.Namespace, o.Namespace), strings.Compare(h.Domain, o.Domain), a.Compare(b), strings.Compare(h.Allocation, o.Allocation))
+}
+
+// PoolsOf returns the pools whose subnet contains an address.
+func (c *Cluster) PoolsOf(ctx context.Context, a netip.Addr) (out []PoolRef, err error) {
+	pools, err := c.pools(ctx)
+	for _, p := range pools {
+		if subnet, err := netip.ParsePrefix(p.Subnet); err == nil && subnet.Contains(a) {
+			out = append(out, refOf(p))
+		}
+	}
+	return out, err
+}
+
+// Leaks returns the addresses that look leaked or may be, of the pools of a name; "" is all.
+func (c *Cluster) Leaks(ctx context.Context, name string) ([]Holder, error) {
+	r, err := c.read(ctx, parts{allocations: true, nodes: true, pods: true})
+	if err != nil {
+		return nil, err
+	}
+	var out []Holder
+	for _, s := range r.sites {
+		for _, a := range s.allocations {
+			if name != "" && a.Spec.PoolRef.Name != name {
+				continue
+			}
+			if v := r.verdict(s, a); v.State == stateHeld || v.State == stateLeaked {
+				out = append(out, holderOf(a, v))
+			}
+		}
+	}
+	slices.SortFunc(out, Holder.compare)
+	return out, nil
+}

@@ -1,0 +1,149 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package inspect
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/inspect"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
+)
+
+func TestCheck(t *testing.T) {
+	tested := map[string]bool{}
+	for _, tc := range []struct {
+		name  string
+		plant func(*testing.T, *house)
+		class string // "" is no finding
+		also  []string
+		says  []string
+	}{
+		{name: "nothing is wrong", plant: func(t *testing.T, h *house) {
+			h.network(t, "rail1", map[string]any{"poolName": "rail1"})
+			p := h.pod(t, "a", "worker-1", networkStatus, h.has("rail1", "10.1.0.2"))
+			h.claim(t, "10.1.0.2", "worker-1", p)
+		}, says: []string{"0 findings in 1 pools, 1 allocations"}},
+		{name: "pool deleted under a live pod", class: "AllocationWithoutPool", plant: func(t *testing.T, h *house) {
+			h.claim(t, "10.1.0.2", "worker-1", h.pod(t, "a", "worker-1"))
+			if err := h.IPAM.IPPools(h.NS).Delete(t.Context(), "rail1", metav1.DeleteOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}, says: []string{"1 addresses are held in a domain that no pool has", "ipallocation rail1.10.1.0.2 names IPPool rail1, which does not exist", "apply IPPool rail1"}},
+		{name: "pod is gone", class: "AllocationWithoutPod", plant: func(t *testing.T, h *house) {
+			h.claim(t, "10.1.0.2", "worker-1", h.gone("a"))
+		}, says: []string{"pod_gone: pod is gone", "or at once: kubectl ipam release -n", "rail1.10.1.0.2"}},
+		{name: "pod is gone, node does not answer", class: "AllocationWithoutPod", plant: func(t *testing.T, h *house) {
+			h.taint(t, "worker-1", "node.kubernetes.io/unreachable")
+			h.claim(t, "10.1.0.2", "worker-1", h.gone("a"))
+		}, says: []string{"node_unreachable: pod is gone, but its node does not answer", "wait until the node is ready", "node.kubernetes.io/out-of-service"}},
+		{name: "pod has a later sandbox", class: "AllocationWithoutPod", plant: func(t *testing.T, h *house) {
+			p := h.pod(t, "a", "worker-1")
+			h.claim(t, "10.1.0.2", "worker-1", p)
+			h.nextSecond(t)
+			h.Claim(t, h.IPAM, rig.Allocation("rail1", "10.1.0.3", "worker-1", p, "sandbox-later"))
+		}, says: []string{"sandbox_replaced: pod has a later sandbox, sandbox-later"}},
+		{name: "pod has an address that no allocation has", class: "AddressNotRecorded", plant: func(t *testing.T, h *house) {
+			h.network(t, "rail1", map[string]any{"poolName": "rail1"})
+			h.pod(t, "a", "worker-1", networkStatus, h.has("rail1", "10.1.0.2/24"))
+		}, says: []string{"10.1.0.2", "and no allocation: it may be given to another pod", "interface net1 of network", "there is no ipallocation rail1.10.1.0.2", "kubectl delete pod"}},
+		{name: "pod has an address of another pod's allocation", class: "AddressNotRecorded", plant: func(t *testing.T, h *house) {
+			h.network(t, "rail1", map[string]any{"poolName": "rail1"})
+			h.pod(t, "a", "worker-1", networkStatus, h.has("rail1", "10.1.0.2"))
+			h.claim(t, "10.1.0.2", "worker-1", h.pod(t, "b", "worker-1"))
+		}, says: []string{"/b's", "has 10.1.0.2"}},
+		{name: "the pool is named by a label of the node", class: "AddressNotRecorded", plant: func(t *testing.T, h *house) {
+			rig.IPPool(t, h.IPAM, h.NS, "rack-r1", v1alpha1.IPPoolSpec{Subnet: "10.2.0.0/24", PerNodeBlockSize: 16}, "worker-1")
+			h.network(t, "racks", map[string]any{"poolName": "rack-{rack}"})
+			h.pod(t, "a", "worker-1", networkStatus, h.has("racks", "10.2.0.2"))
+		}, says: []string{"there is no ipallocation rack-r1.10.2.0.2"}},
+		{name: "two pods with one address", class: "AddressOnTwoPods", plant: func(t *testing.T, h *house) {
+			h.network(t, "rail1", map[string]any{"poolName": "rail1"})
+			h.claim(t, "10.1.0.2", "worker-1", h.pod(t, "a", "worker-1", networkStatus, h.has("rail1", "10.1.0.2")))
+			h.pod(t, "b", "worker-2", networkStatus, h.has("rail1", "10.1.0.2"))
+		}, says: []string{"2 pods answer on it", "by allocation rail1.10.1.0.2 it is pod", "/a's", "kubectl delete pod -n ", " b"}},
+		{name: "two allocations of one attachment", class: "AttachmentHoldsTwo", plant: func(t *testing.T, h *house) {
+			p := h.pod(t, "a", "worker-1")
+			h.claim(t, "10.1.0.2", "worker-1", p)
+			h.claim(t, "10.1.0.3", "worker-1", p)
+		}, says: []string{"interface net1 of pod", "has rail1.10.1.0.2 of the same pool as well", "kubectl ipam release -n", "rail1.10.1.0.3"}},
+		{name: "name and address disagree", class: "NameDisagrees", plant: func(t *testing.T, h *house) {
+			h.claim(t, "10.1.0.2", "worker-1", h.pod(t, "a", "worker-1"))
+			env.Rewrite(t, h.NS, "rail1.10.1.0.2", func(spec map[string]any) { spec["address"] = "10.1.0.9" })
+		}, says: []string{"make the name rail1.10.1.0.9: the name protects another address than the pod has"}},
+		{name: "wrong labels", class: "WrongLabels", plant: func(t *testing.T, h *house) {
+			h.claim(t, "10.1.0.2", "worker-1", h.pod(t, "a", "worker-1"))
+			_, err := h.IPAM.IPAllocations(h.NS).Patch(t.Context(), "rail1.10.1.0.2", types.MergePatchType, []byte(`{"metadata":{"labels":{"nv-ipam.nvidia.com/pool":"evil"}}}`), metav1.PatchOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}, says: []string{`label nv-ipam.nvidia.com/pool is "evil", want "rail1"`, "kubectl label --overwrite ipa -n"}},
+		{name: "blocks overlap", class: "BlocksOverlap", plant: func(t *testing.T, h *house) {
+			rig.ApplyBlocks(t, h.IPAM, h.NS, "rail1", []v1alpha1.Allocation{
+				{NodeName: "worker-1", StartIP: "10.1.0.1", EndIP: "10.1.0.16"}, {NodeName: "worker-2", StartIP: "10.1.0.9", EndIP: "10.1.0.24"},
+			})
+		}, says: []string{"the blocks of nodes worker-1 and worker-2 overlap", "worker-1 has 10.1.0.1-10.1.0.16, worker-2 has 10.1.0.9-10.1.0.24", "--show-managed-fields"}},
+		{name: "pools of two domains overlap", class: "DomainsOverlap", plant: func(t *testing.T, h *house) {
+			rig.IPPool(t, h.IPAM, h.NS, "rail2", v1alpha1.IPPoolSpec{Subnet: "10.1.0.0/25", PerNodeBlockSize: 16}, "worker-1")
+		}, says: []string{"rail1 (10.1.0.0/24) and rail2 (10.1.0.0/25) have addresses in common and are of different domains", "spec.domain"}},
+		{name: "whereabouts' pool holds the address", class: "HeldByOtherManager", plant: func(t *testing.T, h *house) {
+			h.claim(t, "10.1.0.2", "worker-1", h.pod(t, "a", "worker-1"))
+			h.foreign(t, "whereabouts.cni.cncf.io/v1alpha1", "IPPool", "ippools", "10.1.0.0-24", map[string]any{
+				"range": "10.1.0.0/24", "allocations": map[string]any{"2": map[string]any{"id": "x", "podref": "default/other", "ifname": "net1"}},
+			})
+		}, says: []string{"whereabouts has given the address as well", "allocation 2 of pod default/other"}},
+		{name: "whereabouts' reservation holds the address", class: "HeldByOtherManager", plant: func(t *testing.T, h *house) {
+			h.claim(t, "10.1.0.2", "worker-1", h.pod(t, "a", "worker-1"))
+			h.foreign(t, "whereabouts.cni.cncf.io/v1alpha1", "OverlappingRangeIPReservation", "overlappingrangeipreservations", "net-10.1.0.2", map[string]any{"podref": "default/other"})
+		}, says: []string{"overlappingrangeipreservation", "of pod default/other"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			h := newHouse(t)
+			tc.plant(t, h)
+			code := 0
+			if tc.class != "" {
+				code = 1
+			}
+			h.ipam(t, "check", "-n", h.NS).want(t, code, tc.says...)
+			found := []string{}
+			for _, item := range h.ipam(t, "check", "-n", h.NS, "-o", "json").items(t) {
+				found = append(found, item["class"].(string))
+				for _, key := range []string{"message", "proof", "mend"} {
+					if item[key] == "" {
+						t.Errorf("no %s in %v", key, item)
+					}
+				}
+			}
+			want := slices.DeleteFunc([]string{tc.class}, func(s string) bool { return s == "" })
+			if !slices.Equal(found, append(want, tc.also...)) {
+				t.Errorf("found %q, want %q", found, want)
+			}
+			tested[tc.class] = true
+		})
+	}
+	t.Run("nv-ipam in another namespace", func(t *testing.T) {
+		h, other := newHouse(t), newHouseBeside(t)
+		h.ipam(t, "check").want(t, 1, "PoolsOfTwoNamespaces", "have addresses in common, and nodes take addresses from both", "docs/migration.md", other.NS)
+		tested["PoolsOfTwoNamespaces"] = true
+	})
+	t.Run("a user who may see pools and pods, and no networks", func(t *testing.T) {
+		h := newHouse(t)
+		kubeconfig := h.user(t, "half", `{"rules": [{"apiGroups": ["nv-ipam.nvidia.com"], "resources": ["*"], "verbs": ["list"]}, {"apiGroups": [""], "resources": ["pods", "nodes"], "verbs": ["list"]}]}`)
+		ipamAs(t, kubeconfig, "", "check", "-n", h.NS).want(t, 3, "not looked at: addresses in the pods' network-status", "whereabouts", "is forbidden")
+	})
+	t.Run("a user who may see nothing", func(t *testing.T) {
+		h := newHouse(t)
+		ipamAs(t, h.user(t, "nobody", `{}`), "", "check", "-n", h.NS).want(t, 2, "error: listing pools", "is forbidden")
+	})
+	for _, class := range inspect.Classes {
+		if !tested[class] && !strings.Contains(strings.Join(flagsOfTest(), " "), "-test.run") {
+			t.Errorf("no test finds %s", class)
+		}
+	}
+}

@@ -1,0 +1,220 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package inspect
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
+)
+
+func TestShow(t *testing.T) {
+	h := newHouse(t)
+	rig.CIDRPool(t, h.IPAM, h.NS, "loop", v1alpha1.CIDRPoolSpec{CIDR: "10.3.0.0/24", PerNodeNetworkPrefix: 31}, "worker-1")
+	rig.IPPool(t, h.IPAM, h.NS, "flat", v1alpha1.IPPoolSpec{Subnet: "10.4.0.0/29"})
+	h.Pool(t, "bad", v1alpha1.IPPoolSpec{Subnet: "10.9.0.0/24", PerNodeBlockSize: 16, Gateway: "10.8.0.1"})
+	for i, a := range []string{"10.1.0.2", "10.1.0.3", "10.1.0.200"} {
+		h.claim(t, a, "worker-1", h.pod(t, string(rune('a'+i)), "worker-1"))
+	}
+	got := map[string]map[string]any{}
+	for _, item := range h.ipam(t, "show", "-n", h.NS, "--blocks", "-o", "json").items(t) {
+		got[item["name"].(string)] = item
+	}
+	for _, tc := range []struct{ pool, path, want string }{
+		{"rail1", "capacity", "31"}, {"rail1", "used", "3"}, {"rail1", "blockCount", "2"}, {"rail1", "fullBlocks", "0"}, {"rail1", "ready", "True"}, {"rail1", "reason", "BlocksAssigned"},
+		{"loop", "capacity", "2"}, {"loop", "ready", "False"}, {"loop", "reason", "NoFreeRanges"}, // worker-2 has no block, and no controller says so
+		{"flat", "capacity", "6"}, {"flat", "reason", "NoBlocks"},
+		{"bad", "capacity", "<nil>"}, {"bad", "ready", "False"}, {"bad", "reason", "InvalidSpec"},
+	} {
+		if have := field(got[tc.pool], tc.path); have != tc.want {
+			t.Errorf("%s of %s is %s, want %s", tc.path, tc.pool, have, tc.want)
+		}
+	}
+	blocks := got["rail1"]["blocks"].([]any)
+	if first := blocks[0].(map[string]any); len(blocks) != 2 || field(first, "node") != "worker-1" || field(first, "used") != "2" || field(first, "size") != "15" {
+		t.Errorf("blocks are %v", blocks)
+	}
+	h.ipam(t, "show", "-n", h.NS, "rail1").want(t, 0, "CAPACITY", "rail1", "31", "9%")
+	h.ipam(t, "show", "-n", h.NS, "rial1").want(t, 2, `error: there is no pool "rial1"`)
+	h.ipam(t, "show", "-n", h.NS, "-o", "yaml").want(t, 0, "apiVersion: ipam.cli/v1\n", "kind: PoolList\n", "  name: rail1\n")
+	h.ipam(t, "show", "-n", h.NS, "-o", "xml").want(t, 2, "-o xml is not known: json or yaml")
+	h.ipam(t, "show").want(t, 0, h.NS) // all namespaces
+	h.ipam(t, "__complete", "show", "-n", h.NS, "ra").want(t, 0, "rail1\n")
+	if out := h.ipam(t, "show", "-n", h.NS).out; strings.Contains(out, "\033") {
+		t.Errorf("colours, and no terminal: %q", out)
+	}
+	only := h.user(t, "pools", `{}`)
+	ipamAs(t, only, "", "show", "-A").want(t, 2, "error: listing pools", "is forbidden")
+}
+
+func TestWho(t *testing.T) {
+	h := newHouse(t)
+	h.claim(t, "10.1.0.2", "worker-1", h.pod(t, "a", "worker-1"))
+	h.claim(t, "10.1.0.3", "worker-1", h.gone("b"))
+	h.claim(t, "10.1.0.33", "worker-2", h.pod(t, "c", "worker-2"))
+	for _, tc := range []struct {
+		who  string
+		want []string // addresses
+		code int
+		says []string
+	}{
+		{who: "10.1.0.2", want: []string{"10.1.0.2"}, says: []string{"worker-1", "InUse", "pod exists", "/a"}},
+		{who: "10.1.0.3", want: []string{"10.1.0.3"}, says: []string{"LooksLeaked", "pod is gone"}},
+		{who: "::ffff:10.1.0.2", want: []string{"10.1.0.2"}},
+		{who: "10.1.0.4", code: 1, says: []string{"nobody holds 10.1.0.4; it is in ", "/rail1"}},
+		{who: "10.77.0.4", code: 1, says: []string{"no pool has it"}},
+		{who: "a", want: []string{"10.1.0.2"}},
+		{who: "pod/a", want: []string{"10.1.0.2"}},
+		{who: h.NS + "/a", want: []string{"10.1.0.2"}},
+		{who: "worker-1", want: []string{"10.1.0.2", "10.1.0.3"}},
+		{who: "node/worker-2", want: []string{"10.1.0.33"}},
+		{who: "node/worker-3", code: 1, says: []string{"holds no address"}},
+	} {
+		h.ipam(t, "who", "-n", h.NS, tc.who).want(t, tc.code, tc.says...)
+		if tc.code != 0 {
+			continue
+		}
+		var got []string
+		for _, item := range h.ipam(t, "who", "-n", h.NS, tc.who, "-o", "json").items(t) {
+			got = append(got, item["address"].(string))
+		}
+		if !slices.Equal(got, tc.want) {
+			t.Errorf("who %s: %v, want %v", tc.who, got, tc.want)
+		}
+	}
+	blind := h.user(t, "blind", `{"rules": [{"apiGroups": ["nv-ipam.nvidia.com"], "resources": ["*"], "verbs": ["get", "list"]}]}`)
+	ipamAs(t, blind, "", "who", "10.1.0.2").want(t, 0, "10.1.0.2", "Unknown", "reading pod", "is forbidden")
+}
+
+func TestFree(t *testing.T) {
+	h := newHouse(t)
+	for _, a := range []string{"10.1.0.2", "10.1.0.5"} {
+		h.claim(t, a, "worker-1", h.gone("p"+a[len(a)-1:]))
+	}
+	h.ipam(t, "free", "-n", h.NS, "rail1").want(t, 0, "10.1.0.3-10.1.0.4, 10.1.0.6-10.1.0.16", "10.1.0.17-10.1.0.32")
+	item := h.ipam(t, "free", "-n", h.NS, "rail1", "-o", "json").items(t)[0]
+	if field(item, "free") != "13" || field(item, "size") != "15" || field(item, "node") != "worker-1" {
+		t.Errorf("free is %v", item)
+	}
+	rig.IPPool(t, h.IPAM, h.NS, "six", v1alpha1.IPPoolSpec{Subnet: "fd00::/64"})
+	h.ipam(t, "free", "-n", h.NS, "six").want(t, 0, "fd00::1-fd00::ffff:ffff:ffff:ffff", "9007199254740991")
+	h.ipam(t, "free", "-n", h.NS, "none").want(t, 2, `there is no pool "none"`)
+}
+
+func TestLeaks(t *testing.T) {
+	h := newHouse(t)
+	h.ipam(t, "leaks", "-n", h.NS).want(t, 0, "Nothing looks leaked.")
+	h.claim(t, "10.1.0.2", "worker-1", h.pod(t, "a", "worker-1"))
+	h.claim(t, "10.1.0.3", "worker-1", h.gone("b"))
+	h.taint(t, "worker-2", "node.kubernetes.io/unreachable")
+	h.claim(t, "10.1.0.33", "worker-2", h.gone("c"))
+	a := h.ipam(t, "leaks", "-n", h.NS)
+	a.want(t, 1, "LooksLeaked", "pod_gone", "ends when the controller reclaims it", "Held", "node_unreachable", "its Node object is deleted")
+	items := h.ipam(t, "leaks", "-n", h.NS, "-o", "json").items(t)
+	if len(items) != 2 || field(items[1], "verdict.until") == "" || field(items[1], "verdict.since") == "" {
+		t.Errorf("leaks are %v", items)
+	}
+	h.ipam(t, "leaks", "-n", h.NS, "rail2").want(t, 0, "Nothing looks leaked.")
+}
+
+func TestRelease(t *testing.T) {
+	h := newHouse(t)
+	h.claim(t, "10.1.0.2", "worker-1", h.pod(t, "a", "worker-1"))
+	h.claim(t, "10.1.0.3", "worker-1", h.gone("b"))
+	h.claim(t, "10.1.0.4", "worker-1", h.gone("c"))
+	h.taint(t, "worker-2", "node.kubernetes.io/unreachable")
+	h.claim(t, "10.1.0.33", "worker-2", h.gone("d"))
+	held := func(address string) bool {
+		t.Helper()
+		_, err := h.IPAM.IPAllocations(h.NS).Get(t.Context(), "rail1."+address, metav1.GetOptions{})
+		if err != nil && !apierrors.IsNotFound(err) {
+			t.Fatal(err)
+		}
+		return err == nil
+	}
+	for _, tc := range []struct {
+		name  string
+		args  []string
+		stdin string
+		code  int
+		says  []string
+		still string // an address that is held after it
+		gone  string // one that is not
+	}{
+		{name: "a live pod's", args: []string{"10.1.0.2", "--yes", "--force"}, code: 1, says: []string{"is not released: pod", "/a uses it (pod exists)", "kubectl delete pod -n"}, still: "10.1.0.2"},
+		{name: "nobody says yes", args: []string{"10.1.0.3"}, code: 2, says: []string{"Release it? [y/N]", "say y, or set --yes"}, still: "10.1.0.3"},
+		{name: "no", args: []string{"10.1.0.3"}, stdin: "n\n", code: 2, still: "10.1.0.3"},
+		{name: "yes", args: []string{"10.1.0.3"}, stdin: "y\n", says: []string{"LooksLeaked pod is gone", "rail1.10.1.0.3 is released"}, gone: "10.1.0.3"},
+		{name: "by its name", args: []string{"rail1.10.1.0.4", "-y"}, says: []string{"rail1.10.1.0.4 is released"}, gone: "10.1.0.4"},
+		{name: "held", args: []string{"10.1.0.33", "-y"}, code: 1, says: []string{"node_unreachable", "a container may still use it", "--force"}, still: "10.1.0.33"},
+		{name: "held, by force", args: []string{"10.1.0.33", "-y", "--force"}, gone: "10.1.0.33"},
+		{name: "free", args: []string{"10.1.0.9", "-y"}, code: 2, says: []string{`no allocation has the name or the address "10.1.0.9"`}},
+		{name: "neither", args: []string{"nonsense", "-y"}, code: 2, says: []string{`"nonsense" is not the name of an IPAllocation`}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			ipamAs(t, env.Kubeconfig, tc.stdin, append([]string{"release", "-n", h.NS}, tc.args...)...).want(t, tc.code, tc.says...)
+			if tc.still != "" && !held(tc.still) || tc.gone != "" && held(tc.gone) {
+				t.Errorf("held are %v", h.Held(t))
+			}
+		})
+	}
+}
+
+func TestPlan(t *testing.T) {
+	h := newHouse(t)
+	h.claim(t, "10.1.0.2", "worker-1", h.pod(t, "a", "worker-1"))
+	h.claim(t, "10.1.0.20", "worker-2", h.pod(t, "b", "worker-2"))
+	rig.IPPool(t, h.IPAM, h.NS, "rail9", v1alpha1.IPPoolSpec{Subnet: "10.9.0.0/24", PerNodeBlockSize: 16}, "worker-1")
+	for _, tc := range []struct {
+		name, spec string
+		code       int
+		says       []string
+		fields     map[string]string
+	}{
+		{name: "nothing changes", spec: "subnet: 10.1.0.0/24, perNodeBlockSize: 16, gateway: 10.1.0.1", says: []string{"capacity 31, now 31", "blocks   2, now 2"}},
+		{name: "larger subnet", spec: "subnet: 10.1.0.0/16, perNodeBlockSize: 16, gateway: 10.1.0.1", says: []string{"capacity 31, now 31"}},
+		{name: "a node is not selected any more", spec: `subnet: 10.1.0.0/24, perNodeBlockSize: 16, nodeSelector: {nodeSelectorTerms: [{matchExpressions: [{key: rack, operator: Exists}]}]}`, code: 1, says: []string{"nodes that lose their block: 1: worker-2", "keep their present block until its addresses are given back: 1: worker-2 (10.1.0.17-10.1.0.32)"}},
+		{name: "gateway onto a held address", spec: "subnet: 10.1.0.0/24, perNodeBlockSize: 16, gateway: 10.1.0.2", code: 1, says: []string{"addresses that pods keep, and that the pool would not give any more: 1: 10.1.0.2 on node worker-1 (would be a gateway)"}, fields: map[string]string{"capacityAfter": "31"}},
+		{name: "exclusion over a held address", spec: "subnet: 10.1.0.0/24, perNodeBlockSize: 16, exclusions: [{startIP: 10.1.0.17, endIP: 10.1.0.24}]", code: 1, says: []string{"10.1.0.20 on node worker-2 (the pool would not give it)", "capacity 24, now 31"}},
+		{name: "another subnet", spec: "subnet: 10.2.0.0/24, perNodeBlockSize: 16", code: 1, says: []string{"nodes that keep their present block until its addresses are given back: 2: worker-1 (10.1.0.1-10.1.0.16)", "nodes with another block: 2: worker-1 (10.1.0.1-10.1.0.16, then 10.2.0.1-10.2.0.16)", "10.1.0.2 on node worker-1"}},
+		{name: "no room for a node", spec: "subnet: 10.1.0.0/27, perNodeBlockSize: 30", code: 1, says: []string{"nodes without a block, for lack of room"}},
+		{name: "no blocks", spec: "subnet: 10.1.0.0/24", says: []string{"capacity 254, now 31", "blocks   0, now 2"}},
+		{name: "overlaps with another domain", spec: "subnet: 10.0.0.0/8, perNodeBlockSize: 16", code: 1, says: []string{"overlaps with: 1: IPPool rail9 (10.9.0.0/24, domain rail9)"}},
+		{name: "invalid", spec: "subnet: 10.1.0.0/24, perNodeBlockSize: 16, gateway: 10.7.0.1", code: 1, says: []string{"REFUSED  spec.gateway: Invalid value", "capacity 31, now 31"}},
+		{name: "another domain", spec: "subnet: 10.1.0.0/24, perNodeBlockSize: 16, domain: other", code: 1, says: []string{"spec.domain is immutable: it is rail1, not other"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			before := h.GetPool(t, "rail1").ResourceVersion
+			file := filepath.Join(t.TempDir(), "pool.yaml")
+			if err := os.WriteFile(file, []byte("apiVersion: nv-ipam.nvidia.com/v1alpha1\nkind: IPPool\nmetadata: {name: rail1}\nspec: {"+tc.spec+"}\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			h.ipam(t, "plan", "-n", h.NS, "-f", file).want(t, tc.code, tc.says...)
+			item := h.ipam(t, "plan", "-n", h.NS, "-f", file, "-o", "json").items(t)[0]
+			for path, want := range tc.fields {
+				if field(item, path) != want {
+					t.Errorf("%s is %s, want %s", path, field(item, path), want)
+				}
+			}
+			if after := h.GetPool(t, "rail1").ResourceVersion; after != before {
+				t.Error("the pool was written")
+			}
+		})
+	}
+	for stdin, says := range map[string]string{
+		"": "there is no pool in it", "apiVersion: v1\nkind: ConfigMap\n": "not a pool", "kind: [": "error",
+		"apiVersion: nv-ipam.nvidia.com/v1alpha1\nkind: IPAllocation\nmetadata: {name: x}\n": "IPAllocation is not a pool",
+	} {
+		ipamAs(t, env.Kubeconfig, stdin, "plan", "-f", "-").want(t, 2, says)
+	}
+	ipamAs(t, env.Kubeconfig, "", "plan", "-f", "/nonexistent").want(t, 2, "no such file")
+}

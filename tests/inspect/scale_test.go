@@ -1,0 +1,84 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package inspect
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
+	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
+)
+
+// In a large namespace each command answers within 300 MiB. How long that takes is logged:
+// the machine may be busy.
+func TestScale(t *testing.T) {
+	total := 20_000
+	if testing.Short() {
+		total = 5_000
+	}
+	own, err := testenv.Start(testenv.Options{}) // to delete them takes longer than to stop it
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := own.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	h := newHouseOn(t, own)
+	rig.IPPool(t, h.IPAM, h.NS, "big", v1alpha1.IPPoolSpec{Subnet: "10.64.0.0/12", PerNodeBlockSize: 1 << 16}, "worker-1", "worker-2")
+	pods := make([]v1alpha1.PodReference, total/200) // with 200 addresses each
+	for i := range pods {
+		pods[i] = h.pod(t, fmt.Sprint("pod-", i), "worker-1")
+	}
+	h.Claim(t, h.IPAM, rig.Allocation("big", "10.64.0.1", "worker-1", pods[0], "sandbox-0"))
+	addr := netip.MustParseAddr("10.64.0.2")
+	own.Copy(t, h.NS, "big.10.64.0.1", total-1, func(i int, metadata, spec map[string]any) {
+		pod := pods[i%len(pods)]
+		if i < 100 {
+			pod = h.gone(fmt.Sprint("gone-", i))
+		}
+		container := "sandbox-" + pod.Name
+		metadata["name"], metadata["uid"] = "big."+addr.String(), fmt.Sprintf("22222222-2a5c-4f0e-8a53-%012d", i)
+		metadata["labels"].(map[string]any)[v1alpha1.LabelContainer] = v1alpha1.ContainerLabel(container)
+		spec["address"], spec["containerID"], spec["interfaceName"], spec["podRef"] = addr.String(), container, fmt.Sprint("n", i), pod
+		addr = addr.Next()
+	})
+	rig.Until(t, func() string { // in its memory
+		list, err := h.IPAM.IPAllocations(h.NS).List(t.Context(), metav1.ListOptions{Limit: 1})
+		if err != nil || list.RemainingItemCount == nil || *list.RemainingItemCount != int64(total-1) {
+			return fmt.Sprintf("the API server has not seen the allocations: %v, %v", list.ListMeta, err)
+		}
+		return ""
+	})
+	for _, args := range []string{"show", "who 10.64.9.9", "who -n " + h.NS + " pod/pod-7", "free big", "leaks", "check", "release big.10.64.1.1"} {
+		if !strings.Contains(args, "-n") {
+			args += " -n " + h.NS
+		}
+		cmd := exec.CommandContext(t.Context(), rig.Binary(t, "kubectl-ipam"), strings.Fields(args)...)
+		cmd.Env = append(os.Environ(), "KUBECONFIG="+own.Kubeconfig, "HOME="+own.Dir)
+		var out bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &out
+		start := time.Now()
+		_ = cmd.Run() // findings
+		took := time.Since(start)
+		usage := cmd.ProcessState.SysUsage().(*syscall.Rusage)
+		mib := usage.Maxrss >> 10
+		t.Logf("%-40s %6d ms, %6d ms CPU, %4d MiB, exit code %d, %d bytes", args, took.Milliseconds(), (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Milliseconds(), mib, cmd.ProcessState.ExitCode(), out.Len())
+		if mib > 300 || cmd.ProcessState.ExitCode() > 1 {
+			t.Errorf("%s: %d MiB, %s: %.400s", args, mib, took, out.String())
+		}
+	}
+}
