@@ -97,7 +97,7 @@ func (r *blockReconciler) reconcile(ctx context.Context, ref v1alpha1.PoolRefere
 	have := r.former.recall(obj)
 	out := blocks(obj, have, nodes, held)
 	if wait := tooEarly(obj.Meta, have, r.caches.allocations.all, time.Now(), r.lossGrace); wait > 0 && out.use != nil && len(out.use.Blocks) > 0 { // 8
-		out = waiting(obj, obj.Meta.CreationTimestamp.Add(r.lossGrace))
+		out = waiting(obj.Meta.CreationTimestamp.Add(r.lossGrace))
 		r.later(ref, wait)
 	}
 	out.notices = append(out.notices, overlapping(obj, append(others, r.caches.outlived(obj)...))...)

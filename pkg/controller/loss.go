@@ -85,7 +85,7 @@ func tooEarly(meta *metav1.ObjectMeta, blocks []pool.Assignment, allocations fun
 }
 
 // waiting is the outcome of a pool for which it is too early.
-func waiting(obj *pool.Object, until time.Time) outcome {
+func waiting(until time.Time) outcome {
 	return outcome{
 		assigned: []pool.Assignment{},
 		ready: notReady(reasonRecordLost, fmt.Sprintf("allocations were lost, and the nodes are writing them again: "+

@@ -44,7 +44,7 @@ type summary struct {
 type blockCount struct {
 	nodes    int   // that have a block
 	full     int   // of these, without a free address in it or elsewhere
-	capacity int64 // addresses that all nodes may hand out, at most pool.MaxSize
+	capacity int64 // addresses that all nodes may hand out, bounded
 }
 
 // lastEvents are what was last told about a pool in events.

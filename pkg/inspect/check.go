@@ -36,8 +36,8 @@ var Classes = []string{
 	className, classTwoOfOne, classNoPool, classNoPod, classLabels,
 }
 
-// Finding is something that is wrong.
-type Finding struct {
+// finding is something that is wrong.
+type finding struct {
 	Class     string `json:"class"`
 	Namespace string `json:"namespace"`
 	// Subject is what it is about: an allocation, an address, a pool, a domain.
@@ -47,18 +47,18 @@ type Finding struct {
 	Proof   string `json:"proof"`
 	// Mend is the command that mends it, or what to do.
 	Mend string `json:"mend"`
-	// Verdict of reclaim, for AllocationWithoutPod.
-	Verdict *Verdict `json:"verdict,omitempty"`
+	// judgement of reclaim, for AllocationWithoutPod.
+	Verdict *judgement `json:"verdict,omitempty"`
 }
 
-func (f Finding) compare(o Finding) int {
+func (f finding) compare(o finding) int {
 	return cmp.Or(cmp.Compare(slices.Index(Classes, f.Class), slices.Index(Classes, o.Class)),
 		strings.Compare(f.Namespace, o.Namespace), strings.Compare(f.Subject, o.Subject), strings.Compare(f.Message, o.Message))
 }
 
 // Report is the result of Check.
 type Report struct {
-	Findings []Finding `json:"findings"`
+	Findings []finding `json:"findings"`
 	// Allocations, Pods and Pools is how many were looked at.
 	Allocations int `json:"allocations"`
 	Pods        int `json:"pods"`
@@ -85,7 +85,7 @@ func (c *Cluster) Check(ctx context.Context) (*Report, error) {
 	k.namespaces()
 	k.pods(k.networks(ctx, c))
 	k.others(ctx, c)
-	slices.SortFunc(k.report.Findings, Finding.compare)
+	slices.SortFunc(k.report.Findings, finding.compare)
 	return k.report, nil
 }
 
@@ -97,7 +97,7 @@ type checking struct {
 }
 
 func (k *checking) find(class, namespace, subject, message, proof, mend string) {
-	k.report.Findings = append(k.report.Findings, Finding{Class: class, Namespace: namespace, Subject: subject, Message: message, Proof: proof, Mend: mend})
+	k.report.Findings = append(k.report.Findings, finding{Class: class, Namespace: namespace, Subject: subject, Message: message, Proof: proof, Mend: mend})
 }
 
 func (k *checking) skip(what string, err error) {
@@ -130,7 +130,7 @@ func (k *checking) allocations(s *site) {
 	}
 }
 
-func (k *checking) withoutPod(s *site, a *v1alpha1.IPAllocation, v Verdict) {
+func (k *checking) withoutPod(s *site, a *v1alpha1.IPAllocation, v judgement) {
 	mend := v.Until + "; or at once: " + releaseCommand(a)
 	if v.State == stateHeld {
 		mend = "wait until " + v.Until

@@ -28,8 +28,8 @@ const (
 	stateUnknown  = "Unknown"
 )
 
-// Verdict is what reclaim says about an allocation.
-type Verdict struct {
+// judgement is what reclaim says about an allocation.
+type judgement struct {
 	State string `json:"state"`
 	// Reason is one of those of docs/metrics.md, "in_use" where nothing is wrong.
 	Reason string `json:"reason,omitempty"`
@@ -41,9 +41,9 @@ type Verdict struct {
 	Since metav1.Time `json:"since"`
 }
 
-func verdictOn(a *v1alpha1.IPAllocation, e reclaim.Evidence, node *corev1.Node) Verdict {
+func verdictOn(a *v1alpha1.IPAllocation, e reclaim.Evidence, node *corev1.Node) judgement {
 	d := reclaim.Decide(a, e)
-	v := Verdict{State: stateInUse, Reason: d.Reason, Message: d.Message, Since: a.CreationTimestamp}
+	v := judgement{State: stateInUse, Reason: d.Reason, Message: d.Message, Since: a.CreationTimestamp}
 	switch {
 	case a.Spec.ContainerID == "":
 		v.State = stateReserved
@@ -85,7 +85,7 @@ func releaseCommand(a *v1alpha1.IPAllocation) string {
 }
 
 // verdict decides about an allocation by the record.
-func (r *record) verdict(s *site, a *v1alpha1.IPAllocation) Verdict {
+func (r *record) verdict(s *site, a *v1alpha1.IPAllocation) judgement {
 	e := reclaim.Evidence{Others: s.byPod[podKey(a.Spec.PodRef)], OptOut: optOut(s.inDomain(a.DomainOf()))}
 	if p := r.pods[podKey(a.Spec.PodRef)]; p != nil {
 		e.Pod = &p.Pod
@@ -144,14 +144,14 @@ func (c *Cluster) live(pools []*pool.Object) *live {
 	return &live{Cluster: c, pools: pools, pods: map[string]*pod{}, nodes: map[string]*corev1.Node{}, others: map[string][]*v1alpha1.IPAllocation{}}
 }
 
-func (l *live) verdict(ctx context.Context, a *v1alpha1.IPAllocation) (Verdict, error) {
+func (l *live) verdict(ctx context.Context, a *v1alpha1.IPAllocation) (judgement, error) {
 	p, err := l.pod(ctx, a.Spec.PodRef)
 	if err != nil {
-		return Verdict{}, err
+		return judgement{}, err
 	}
 	node, err := l.node(ctx, a.Spec.NodeName)
 	if err != nil {
-		return Verdict{}, err
+		return judgement{}, err
 	}
 	e := reclaim.Evidence{Node: nodeEvidence(node)}
 	if p != nil {
@@ -174,10 +174,10 @@ func (l *live) verdict(ctx context.Context, a *v1alpha1.IPAllocation) (Verdict, 
 }
 
 // tell is verdict for whoever may not see pods or nodes: it says so.
-func (l *live) tell(ctx context.Context, a *v1alpha1.IPAllocation) Verdict {
+func (l *live) tell(ctx context.Context, a *v1alpha1.IPAllocation) judgement {
 	v, err := l.verdict(ctx, a)
 	if err != nil {
-		return Verdict{State: stateUnknown, Message: err.Error(), Since: a.CreationTimestamp}
+		return judgement{State: stateUnknown, Message: err.Error(), Since: a.CreationTimestamp}
 	}
 	return v
 }

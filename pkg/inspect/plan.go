@@ -44,15 +44,15 @@ type Plan struct {
 	Keep []string `json:"keep,omitempty"`
 	// Without are nodes that the pool selects and has no room for.
 	Without []string `json:"without,omitempty"`
-	// Stranded are addresses that are held and that the pool would not give any more. Pods
+	// stranded are addresses that are held and that the pool would not give any more. Pods
 	// keep them until they end.
-	Stranded []Stranded `json:"stranded,omitempty"`
+	Stranded []stranded `json:"stranded,omitempty"`
 	// Overlaps are pools of other domains that it would have addresses in common with.
 	Overlaps []string `json:"overlaps,omitempty"`
 }
 
-// Stranded is an address that does not fit.
-type Stranded struct {
+// stranded is an address that does not fit.
+type stranded struct {
 	Address string `json:"address"`
 	Node    string `json:"node"`
 	Why     string `json:"why"`
@@ -169,15 +169,7 @@ func (r *record) plan(o *pool.Object) Plan {
 		out.CapacityAfter, out.BlocksAfter = out.CapacityBefore, out.BlocksBefore // an invalid edit changes nothing
 		return out
 	}
-	held := s.heldIn(o)
-	if before != nil {
-		held = s.heldIn(before)
-		for _, h := range s.heldIn(o) {
-			if !slices.Contains(held, h) {
-				held = append(held, h)
-			}
-		}
-	}
+	held := s.heldInEither(before, o)
 	selected := r.selected(parsed)
 	assigned, without := parsed.Carve(blocks, selected, held)
 	use := parsed.Use(assigned, held)
@@ -203,6 +195,20 @@ func (r *record) plan(o *pool.Object) Plan {
 	return out
 }
 
+// heldInEither returns what is held in a pool before an edit, which may be nil, or after it.
+func (s *site) heldInEither(before, after *pool.Object) []pool.Held {
+	held := s.heldIn(after)
+	if before == nil {
+		return held
+	}
+	for _, h := range s.heldIn(before) {
+		if !slices.Contains(held, h) {
+			held = append(held, h)
+		}
+	}
+	return held
+}
+
 func rangesOf(use *pool.Use) map[string]string {
 	out := map[string]string{}
 	for _, b := range use.Active() {
@@ -214,8 +220,8 @@ func rangesOf(use *pool.Use) map[string]string {
 func (p *Plan) strand(why string, held []pool.Held) {
 	held = slices.SortedFunc(slices.Values(held), func(a, b pool.Held) int { return a.Addr.Compare(b.Addr) })
 	for _, h := range held {
-		if !slices.ContainsFunc(p.Stranded, func(s Stranded) bool { return s.Address == h.Addr.String() }) {
-			p.Stranded = append(p.Stranded, Stranded{h.Addr.String(), h.Node, why})
+		if !slices.ContainsFunc(p.Stranded, func(s stranded) bool { return s.Address == h.Addr.String() }) {
+			p.Stranded = append(p.Stranded, stranded{h.Addr.String(), h.Node, why})
 		}
 	}
 }

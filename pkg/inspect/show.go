@@ -46,19 +46,19 @@ type Pool struct {
 	Reason  string `json:"reason"`
 	Message string `json:"message,omitempty"`
 	// Notices are the other conditions that are true.
-	Notices []Notice `json:"notices,omitempty"`
+	Notices []notice `json:"notices,omitempty"`
 	// Blocks are only there if they were asked for.
-	Blocks []Block `json:"blocks,omitempty"`
+	Blocks []blockUse `json:"blocks,omitempty"`
 }
 
-// Notice is a condition of a pool.
-type Notice struct {
+// notice is a condition of a pool.
+type notice struct {
 	Type    string `json:"type"`
 	Message string `json:"message"`
 }
 
-// Block is how full a block is.
-type Block struct {
+// blockUse is how full a block is.
+type blockUse struct {
 	Node  string `json:"node"`
 	Range string `json:"range"`
 	Size  int64  `json:"size"`
@@ -122,13 +122,13 @@ func sorted(blocks []pool.Assignment) []pool.Assignment {
 	return blocks
 }
 
-func blocksOf(use *pool.Use) []Block {
-	var out []Block
+func blocksOf(use *pool.Use) []blockUse {
+	var out []blockUse
 	for _, b := range use.Blocks {
-		out = append(out, Block{Node: b.Node, Range: b.Range.String(), Size: b.Size, Used: b.Held, Earlier: b.Earlier})
+		out = append(out, blockUse{Node: b.Node, Range: b.Range.String(), Size: b.Size, Used: b.Held, Earlier: b.Earlier})
 	}
 	if use.Whole != nil {
-		out = append(out, Block{Node: "*", Range: use.Whole.Range.String(), Size: use.Whole.Size, Used: use.Whole.Held})
+		out = append(out, blockUse{Node: "*", Range: use.Whole.Range.String(), Size: use.Whole.Size, Used: use.Whole.Held})
 	}
 	return out
 }
@@ -159,10 +159,10 @@ func (r *record) readiness(o *pool.Object, p *pool.Pool) (ready, reason, message
 	return "True", "BlocksAssigned", ""
 }
 
-func noticesOf(o *pool.Object) (out []Notice) {
+func noticesOf(o *pool.Object) (out []notice) {
 	for _, c := range o.Status.Conditions {
 		if c.Type != v1alpha1.ConditionReady && c.Status == "True" {
-			out = append(out, Notice{c.Type, c.Message})
+			out = append(out, notice{c.Type, c.Message})
 		}
 	}
 	return out
@@ -177,13 +177,13 @@ type Free struct {
 	Range string `json:"range"`
 	Size  int64  `json:"size"`
 	Free  int64  `json:"free"`
-	// Ranges are the first free ranges, at most MaxRanges; More counts the others.
+	// Ranges are the first free ranges, at most maxRanges; More counts the others.
 	Ranges []string `json:"ranges,omitempty"`
 	More   int      `json:"more,omitempty"`
 }
 
-// MaxRanges is how many free ranges of a block are named.
-const MaxRanges = 16
+// maxRanges is how many free ranges of a block are named.
+const maxRanges = 16
 
 // Free returns which addresses of the pools of a name are free.
 func (c *Cluster) Free(ctx context.Context, name string) ([]Free, error) {
@@ -247,7 +247,7 @@ func freeIn(ref PoolRef, node string, b *pool.Block, held map[netip.Addr]bool) F
 	free, _ := set.IPSet() // fails on invalid ranges only, and there are none
 	out := Free{PoolRef: ref, Node: node, Range: b.Range.String(), Size: b.Size(), Free: b.Size() - used}
 	ranges := free.Ranges()
-	for _, r := range ranges[:min(len(ranges), MaxRanges)] {
+	for _, r := range ranges[:min(len(ranges), maxRanges)] {
 		text := r.String()
 		if r.From() == r.To() {
 			text = r.From().String()

@@ -34,10 +34,10 @@ type Holder struct {
 	Requested    bool                  `json:"requested,omitempty"`
 	Restored     bool                  `json:"restored,omitempty"`
 	HeldSince    metav1.Time           `json:"heldSince"`
-	Verdict      Verdict               `json:"verdict"`
+	Verdict      judgement             `json:"verdict"`
 }
 
-func holderOf(a *v1alpha1.IPAllocation, v Verdict) Holder {
+func holderOf(a *v1alpha1.IPAllocation, v judgement) Holder {
 	s := a.Spec
 	return Holder{
 		Address: s.Address, Namespace: a.Namespace, Allocation: a.Name, Domain: a.DomainOf(), AllocationID: a.UID,
@@ -101,7 +101,7 @@ func (c *Cluster) Who(ctx context.Context, who Who) ([]Holder, error) {
 	l := c.live(pools)
 	out := make([]Holder, 0, len(found))
 	for _, a := range found {
-		v := Verdict{State: stateUnknown, Message: "too many to look at each pod", Since: a.CreationTimestamp}
+		v := judgement{State: stateUnknown, Message: "too many to look at each pod", Since: a.CreationTimestamp}
 		if len(out) < maxVerdicts {
 			v = l.tell(ctx, a)
 		}

@@ -50,13 +50,13 @@ type Chain struct {
 	Network   string `json:"network,omitempty"`
 	Interface string `json:"interface,omitempty"`
 	Links     []Link `json:"links"`
-	// Event is what the runtime said last about the pod's sandbox, and with it the plugin
+	// event is what the runtime said last about the pod's sandbox, and with it the plugin
 	// and the API server.
-	Event *Event `json:"event,omitempty"`
+	Event *event `json:"event,omitempty"`
 }
 
-// Event is the last of its kind.
-type Event struct {
+// event is the last of its kind.
+type event struct {
 	Message string      `json:"message"`
 	Count   int32       `json:"count"`
 	Last    metav1.Time `json:"last"`
@@ -123,21 +123,21 @@ func (c *Cluster) Why(ctx context.Context, namespace, name string) ([]Chain, err
 }
 
 // sandboxEvent returns what was said last about the pod's sandbox.
-func (c *Cluster) sandboxEvent(ctx context.Context, p *corev1.Pod) (*Event, error) {
+func (c *Cluster) sandboxEvent(ctx context.Context, p *corev1.Pod) (*event, error) {
 	list, err := c.kube.CoreV1().Events(p.Namespace).List(ctx, metav1.ListOptions{FieldSelector: fields.Set{
 		"involvedObject.uid": string(p.UID), "reason": "FailedCreatePodSandBox",
 	}.String()})
 	if err != nil {
 		return nil, fmt.Errorf("listing the events of pod %s/%s: %w", p.Namespace, p.Name, err)
 	}
-	var out *Event
+	var out *event
 	for _, e := range list.Items {
 		last := e.LastTimestamp
 		if last.IsZero() {
 			last = metav1.Time{Time: cmp.Or(e.EventTime.Time, e.CreationTimestamp.Time)}
 		}
 		if out == nil || out.Last.Before(&last) {
-			out = &Event{Message: e.Message, Count: max(e.Count, 1), Last: last}
+			out = &event{Message: e.Message, Count: max(e.Count, 1), Last: last}
 		}
 	}
 	return out, nil
@@ -208,7 +208,7 @@ func (w *why) follow(ctx context.Context, c *Chain, s selection) error {
 	if !ok {
 		return nil
 	}
-	blocks, ok, err := w.blocks(ctx, c, objects)
+	blocks, ok, err := w.blocks(c, objects)
 	if !ok || err != nil {
 		return err
 	}
@@ -291,7 +291,7 @@ func (w *why) poolsNamespace(n *cni.Network) string {
 			return s.namespace
 		}
 	}
-	return w.Cluster.Namespace
+	return w.Namespace
 }
 
 // pools finds the pools that a network names.
@@ -340,7 +340,7 @@ func (w *why) noPool(c *Chain, ref v1alpha1.PoolReference, namespace string) {
 }
 
 // blocks returns the node's block of each pool, if the pod may use it.
-func (w *why) blocks(ctx context.Context, c *Chain, objects []*pool.Object) (blocks []*pool.Block, ok bool, err error) {
+func (w *why) blocks(c *Chain, objects []*pool.Object) (blocks []*pool.Block, ok bool, err error) {
 	for _, o := range objects {
 		parsed, errs := o.Parse()
 		if err := pool.Invalid(o.Ref, errs); err != nil {
@@ -424,7 +424,7 @@ func (w *why) allocation(ctx context.Context, c *Chain, o *pool.Object, b *pool.
 }
 
 // freeing says how a held address becomes free.
-func (w *why) freeing(a *v1alpha1.IPAllocation, v Verdict) string {
+func (w *why) freeing(a *v1alpha1.IPAllocation, v judgement) string {
 	if v.State == stateInUse {
 		return fmt.Sprintf("ask for another address, or end the pod that has it: kubectl delete pod %s", podName(a.Spec.PodRef))
 	}

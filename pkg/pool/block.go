@@ -74,18 +74,18 @@ func (p *Pool) block(a Assignment) *Block {
 	return &Block{Pool: p.Ref, Domain: p.Domain, Subnet: subnet, Range: r, Usable: usable.Ranges(), Gateway: a.Gateway, Routes: p.routes, access: p.access}
 }
 
-// MaxSize is the greatest size that is told: every JSON reader knows integers up
+// greatest is the largest size that is told: every JSON reader knows integers up
 // to it, and an int64 has room for the sum of many.
-const MaxSize = 1<<53 - 1
+const greatest = 1<<53 - 1
 
-// Size returns how many addresses are usable, at most MaxSize.
+// Size returns how many addresses are usable, at most greatest.
 func (b *Block) Size() int64 {
 	sum := new(big.Int)
 	for _, r := range b.Usable {
 		sum.Add(sum, distance(r.From(), r.To())).Add(sum, one)
 	}
-	if sum.Cmp(big.NewInt(MaxSize)) > 0 {
-		return MaxSize
+	if sum.Cmp(big.NewInt(greatest)) > 0 {
+		return greatest
 	}
 	return sum.Int64()
 }

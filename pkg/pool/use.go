@@ -36,7 +36,7 @@ type BlockUse struct {
 
 	// Earlier is true where the block is of an earlier specification.
 	Earlier bool
-	// Size is how many addresses are usable, at most MaxSize; Held is how many of
+	// Size is how many addresses are usable, at most greatest; Held is how many of
 	// these anybody holds.
 	Size, Held int64
 
@@ -83,14 +83,14 @@ func (u *Use) Active() []BlockUse {
 	return out
 }
 
-// Capacity returns how many addresses nodes hand out automatically, at most MaxSize.
+// Capacity returns how many addresses nodes hand out automatically, at most greatest.
 func (u *Use) Capacity() int64 {
 	if u.Whole != nil {
 		return u.Whole.Size
 	}
 	sum := int64(0)
 	for _, b := range u.Active() {
-		sum = min(sum+b.Size, MaxSize)
+		sum = min(sum+b.Size, greatest)
 	}
 	return sum
 }

@@ -70,7 +70,8 @@ func TestExamples(t *testing.T) {
 			got := exampleAdd(t, env, c, file, pod.Name, exampleAdds[name].args)
 			for i, want := range exampleAdds[name].want {
 				_, subnet, within := strings.Cut(want, "in ")
-				if i >= len(got) || !within && got[i] != want || within && !strings.HasSuffix(got[i], subnet[strings.Index(subnet, "/"):]) {
+				_, length, _ := strings.Cut(subnet, "/")
+				if i >= len(got) || !within && got[i] != want || within && !strings.HasSuffix(got[i], "/"+length) {
 					t.Errorf("the container has %q, want %q", got, exampleAdds[name].want)
 				}
 			}

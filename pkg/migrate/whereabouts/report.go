@@ -29,7 +29,7 @@ func (p *plan) toApply() (out []*target) {
 func (p *plan) writePools(w io.Writer) error {
 	for _, t := range p.toApply() {
 		data, err := yaml.Marshal(map[string]any{
-			"apiVersion": v1alpha1.SchemeGroupVersion.String(), "kind": t.ref().Kind, "spec": t.pool.Spec,
+			"apiVersion": v1alpha1.GroupVersion.String(), "kind": t.ref().Kind, "spec": t.pool.Spec,
 			"metadata": map[string]any{"name": t.pool.Name, "namespace": t.pool.Namespace, "annotations": map[string]string{annotationFrom: t.scope.String()}},
 		})
 		if err != nil {
