@@ -296,6 +296,23 @@ func TestRest(t *testing.T) {
 	}
 }
 
+// A node that joins or leaves is one write of the pool, of its line.
+func TestJoinIsOneWrite(t *testing.T) {
+	c := seedCluster(t)
+	w, _ := c.run(t, controller.Options{Usage: time.Hour})
+	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
+	before := len(w.of("ippools/pool1"))
+	c.Node(t, "kind-worker3", map[string]string{workerLabel: ""})
+	c.wantPool(t, "pool1", "BlocksAssigned", append(slices.Clone(seedBlocks), "kind-worker3 192.168.1.45 192.168.1.144")...)
+	if err := c.Kube.CoreV1().Nodes().Delete(t.Context(), "kind-worker3", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
+	if all := w.of("ippools/pool1")[before:]; len(all) != 2 {
+		t.Errorf("writes %q, want one for the node that joins and one for the node that leaves", all)
+	}
+}
+
 // Nodes that join at once are few writes.
 func TestManyNodes(t *testing.T) {
 	nodes := 5000
