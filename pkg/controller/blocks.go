@@ -127,7 +127,7 @@ func (r *blockReconciler) reconcile(ctx context.Context, ref v1alpha1.PoolRefere
 func (r *blockReconciler) tellGone(ref v1alpha1.PoolReference) {
 	count := 0
 	for _, a := range r.caches.allocations.by(byPool, poolKey(ref)) {
-		if len(r.caches.inDomain(a.DomainOf())) == 0 {
+		if !rests(a) && len(r.caches.inDomain(a.DomainOf())) == 0 {
 			count++
 		}
 	}
@@ -141,17 +141,29 @@ func (r *blockReconciler) tellGone(ref v1alpha1.PoolReference) {
 	}
 }
 
-// heldIn returns the addresses of a pool that are held.
+// rests reports whether an allocation is released, and nobody keeps it.
+func rests(a *v1alpha1.IPAllocation) bool { return a.Spec.Released() && a.Spec.Owner == nil }
+
+// withoutResting returns the addresses that are held, without those that rest.
+func withoutResting(held []pool.Held) []pool.Held {
+	if !slices.ContainsFunc(held, func(h pool.Held) bool { return h.Rests }) {
+		return held
+	}
+	return slices.DeleteFunc(slices.Clone(held), func(h pool.Held) bool { return h.Rests })
+}
+
+// heldIn returns the addresses of a pool that are held, or rest.
 func (r *blockReconciler) heldIn(obj *pool.Object) (held []pool.Held) {
 	for a, addr := range r.caches.heldIn(obj) {
-		held = append(held, pool.Held{Node: a.Spec.NodeName, Addr: addr, Requested: a.Spec.Requested, Elsewhere: a.Spec.PoolRef != obj.Ref})
+		held = append(held, pool.Held{Node: a.Spec.NodeName, Addr: addr, Requested: a.Spec.Requested, Elsewhere: a.Spec.PoolRef != obj.Ref, Rests: rests(a)})
 	}
 	return held
 }
 
 // blocks decides which node gets which block of a pool, and what there is to tell. have
 // are the blocks so far.
-func blocks(obj *pool.Object, have []pool.Assignment, nodes []*corev1.Node, held []pool.Held) outcome {
+func blocks(obj *pool.Object, have []pool.Assignment, nodes []*corev1.Node, heldOrResting []pool.Held) outcome {
+	held := withoutResting(heldOrResting)
 	parsed, errs := obj.Parse()
 	if len(errs) > 0 {
 		out := outcome{ready: notReady(reasonInvalidSpec, pool.Explain(errs))}
@@ -167,7 +179,7 @@ func blocks(obj *pool.Object, have []pool.Assignment, nodes []*corev1.Node, held
 		}
 	}
 	assigned, unserved := parsed.Carve(have, selected, held)
-	use := parsed.Use(assigned, held)
+	use := parsed.Use(assigned, heldOrResting)
 	if assigned == nil {
 		assigned = []pool.Assignment{}
 	}
@@ -192,8 +204,9 @@ func blocks(obj *pool.Object, have []pool.Assignment, nodes []*corev1.Node, held
 	return out
 }
 
-func (out *outcome) summary(overlaps int, held []pool.Held) summary {
-	s := summary{ready: out.ready, overlaps: overlaps, unserved: len(out.unserved), held: int64(len(held))}
+func (out *outcome) summary(overlaps int, heldOrResting []pool.Held) summary {
+	held := withoutResting(heldOrResting)
+	s := summary{ready: out.ready, overlaps: overlaps, unserved: len(out.unserved), held: int64(len(held)), resting: int64(len(heldOrResting) - len(held))}
 	if out.use != nil && out.use.Whole != nil {
 		s.topNodes = topNodes(held)
 	}

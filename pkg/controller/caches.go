@@ -159,7 +159,13 @@ var poolIndexers = cache.Indexers{
 }
 
 var allocationIndexers = cache.Indexers{
-	byHolder: indexAllocation(func(a *v1alpha1.IPAllocation) string { return holderKey(a.DomainOf(), a.Spec.NodeName) }),
+	byHolder: func(obj any) ([]string, error) {
+		a := obj.(*v1alpha1.IPAllocation)
+		if rests(a) {
+			return nil, nil
+		}
+		return []string{holderKey(a.DomainOf(), a.Spec.NodeName)}, nil
+	},
 	byPod:    indexAllocation(podKey),
 	byNode:   indexAllocation(func(a *v1alpha1.IPAllocation) string { return a.Spec.NodeName }),
 	byPool:   indexAllocation(func(a *v1alpha1.IPAllocation) string { return poolKey(a.Spec.PoolRef) }),

@@ -9,6 +9,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/reclaim"
 )
 
@@ -33,6 +34,35 @@ func (o observation) continues(before observation) bool {
 type observations struct {
 	mu  sync.Mutex
 	all map[string]observation
+	// resting are the allocations that were seen to be released and to rest.
+	resting map[string]seenRelease
+}
+
+// seenRelease is when a release was first seen, by this process's clock.
+type seenRelease struct {
+	uid       types.UID
+	at, since time.Time
+}
+
+// cooling returns how long an allocation still rests; 0 if it does not, or not any more. A
+// node's clock may have been ahead when it released the address, so the cooldown counts at
+// most from when the release was first seen here.
+func (all *observations) cooling(key string, a *v1alpha1.IPAllocation, now time.Time) time.Duration {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	if !rests(a) || a.Spec.ReleaseCooldown == nil {
+		delete(all.resting, key)
+		return 0
+	}
+	seen := all.resting[key]
+	if seen.uid != a.UID || !seen.at.Equal(a.Spec.ReleasedAt.Time) {
+		seen = seenRelease{a.UID, a.Spec.ReleasedAt.Time, now}
+		if all.resting == nil {
+			all.resting = map[string]seenRelease{}
+		}
+		all.resting[key] = seen
+	}
+	return max(0, min(a.Spec.ReusableAt().Sub(now), seen.since.Add(a.Spec.ReleaseCooldown.Duration).Sub(now)))
 }
 
 // note keeps o, which is of now, and returns what was known before and since when
@@ -61,6 +91,7 @@ func (all *observations) forget(key string) {
 	all.mu.Lock()
 	defer all.mu.Unlock()
 	delete(all.all, key)
+	delete(all.resting, key)
 }
 
 // finding is an action and its reason, to be counted.

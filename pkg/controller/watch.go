@@ -139,23 +139,37 @@ func (t *triggers) onAllocation() cache.ResourceEventHandler {
 				t.queues.pools.AddAfter(ref, t.usage)
 			}
 		},
-		UpdateFunc: func(_, obj any) { examine(obj) },
+		UpdateFunc: func(old, obj any) {
+			examine(obj)
+			before, a := old.(*v1alpha1.IPAllocation), obj.(*v1alpha1.IPAllocation)
+			if before.Spec.ContainerID != a.Spec.ContainerID && a.Spec.PodRef.Name != "" { // taken over
+				t.examine(byPod, podKey(a))
+			}
+			if rests(before) != rests(a) || before.Spec.NodeName != a.Spec.NodeName {
+				t.usedLess(before)
+			}
+		},
 		DeleteFunc: func(obj any) {
 			examine(obj) // forgets it
 			a, ok := lastState(obj).(*v1alpha1.IPAllocation)
 			if !ok {
 				return
 			}
-			for _, ref := range t.caches.concerned(a) {
-				t.queues.pools.AddAfter(ref, t.usage)
-				if t.memories.of(ref).kept || !t.caches.holds(a.DomainOf(), a.Spec.NodeName) {
-					t.queues.pools.AddAfter(ref, t.settle)
-				}
-			}
+			t.usedLess(a)
 			if len(t.caches.inDomain(a.DomainOf())) == 0 { // it has outlived its pool, and others may have said so
 				t.reconcileAllPools()
 			}
 		},
+	}
+}
+
+// usedLess reconciles the pools that an allocation counted in before it was released.
+func (t *triggers) usedLess(a *v1alpha1.IPAllocation) {
+	for _, ref := range t.caches.concerned(a) {
+		t.queues.pools.AddAfter(ref, t.usage)
+		if t.memories.of(ref).kept || !t.caches.holds(a.DomainOf(), a.Spec.NodeName) {
+			t.queues.pools.AddAfter(ref, t.settle)
+		}
 	}
 }
 

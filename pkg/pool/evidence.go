@@ -19,6 +19,9 @@ type Held struct {
 	Requested bool
 	// Elsewhere is true if the address was taken from another pool of the domain.
 	Elsewhere bool
+	// Rests is true if nobody holds the address: it was released, and its cooldown is not
+	// over. It is a reason for no block.
+	Rests bool
 }
 
 // evidence is a block and how many addresses its node holds in it.
