@@ -109,7 +109,7 @@ func foreign(p *pool.Pool, use *pool.Use) []notice {
 // full says which nodes have no free address in their block.
 func full(use *pool.Use) []notice {
 	var names []string
-	for _, b := range fullBlocks(use) {
+	for _, b := range use.FullBlocks() {
 		names = append(names, fmt.Sprintf("%s (%d of %d held)", b.Node, b.Held, b.Size))
 	}
 	if len(names) == 0 {
@@ -121,7 +121,7 @@ func full(use *pool.Use) []notice {
 }
 
 func newlyFull(use *pool.Use) (news []nodeNews) {
-	for _, b := range fullBlocks(use) {
+	for _, b := range use.FullBlocks() {
 		news = append(news, nodeNews{reasonBlockFull, b.Node, fmt.Sprintf("no free address in the block %s of node %s: %d of %d are held", b.Range, b.Node, b.Held, b.Size)})
 	}
 	return news
@@ -212,15 +212,7 @@ func enumerate(names []string) string {
 
 // countBlocks counts blocks that nodes hand out addresses from.
 func countBlocks(use *pool.Use) *blockCount {
-	return &blockCount{nodes: len(use.Active()), full: len(fullBlocks(use)), capacity: use.Capacity()}
-}
-
-// fullBlocks are the blocks without a free address whose nodes cannot go on elsewhere.
-func fullBlocks(use *pool.Use) []pool.BlockUse {
-	if use.Whole != nil {
-		return nil
-	}
-	return slices.DeleteFunc(use.Active(), func(b pool.BlockUse) bool { return !b.Full() })
+	return &blockCount{nodes: len(use.Active()), full: len(use.FullBlocks()), capacity: use.Capacity()}
 }
 
 // fullWhole says that a pool of which any node may use the whole subnet has no free

@@ -62,9 +62,14 @@ func (w *statusWriter) writeAllocations(ctx context.Context, obj *pool.Object, w
 	}
 	want = obj.Written(want)
 	opts := metav1.PatchOptions{FieldManager: pool.BlocksManager(want)}
+	have, before := obj.Blocks(), opts.FieldManager
+	same := obj.Allocations != nil && slices.Equal(have, want)
+	if !same {
+		before = pool.BlocksManager(have)
+	}
 	var edits []edit
-	if have := obj.Blocks(); obj.Allocations != nil && written(obj.Meta.ManagedFields, pool.BlocksManager(have)) {
-		if slices.Equal(have, want) {
+	if obj.Allocations != nil && written(obj.Meta.ManagedFields, before) {
+		if same {
 			return obj, nil
 		}
 		edits = editsOf(obj, have, want)
@@ -149,9 +154,9 @@ func (w *statusWriter) writeRest(ctx context.Context, obj *pool.Object, known *m
 	}
 	want := wantedStatus(obj, known.summary, notices)
 	now := time.Now()
-	if lacks.same(want, obj.Status, lasting) {
+	if sameConditions(want, obj.Status, lasting) {
 		every := w.usage
-		if lacks.same(want, obj.Status, slices.Clone) {
+		if sameConditions(want, obj.Status, slices.Clone) {
 			if lacks.counts || sameCounts(want, obj.Status) {
 				return nil
 			}
@@ -227,9 +232,9 @@ func lasting(in []metav1.Condition) (out []metav1.Condition) {
 	return out
 }
 
-// same reports whether two statuses are equal but for the counts, as far as the installed
-// CRD has the fields; of their conditions it compares a part.
-func (l lacking) same(a v1alpha1.PoolStatus, b *v1alpha1.PoolStatus, part func([]metav1.Condition) []metav1.Condition) bool {
+// sameConditions reports whether two statuses are equal but for the counts; of their
+// conditions it compares a part.
+func sameConditions(a v1alpha1.PoolStatus, b *v1alpha1.PoolStatus, part func([]metav1.Condition) []metav1.Condition) bool {
 	return a.ObservedGeneration == b.ObservedGeneration && equality.Semantic.DeepEqual(part(a.Conditions), part(b.Conditions))
 }
 

@@ -44,7 +44,7 @@ type Plan struct {
 	Keep []string `json:"keep,omitempty"`
 	// Without are nodes that the pool selects and has no room for.
 	Without []string `json:"without,omitempty"`
-	// stranded are addresses that are held and that the pool would not give any more. Pods
+	// Stranded are addresses that are held and that the pool would not give any more. Pods
 	// keep them until they end.
 	Stranded []stranded `json:"stranded,omitempty"`
 	// Overlaps are pools of other domains that it would have addresses in common with.

@@ -101,12 +101,7 @@ func (r *record) pool(s *site, o *pool.Object, blocks bool) Pool {
 	}
 	use := parsed.Use(sorted(o.Blocks()), held)
 	capacity := use.Capacity()
-	out.Capacity, out.BlockCount = &capacity, len(use.Active())
-	for _, b := range use.Active() {
-		if b.Full() && use.Whole == nil {
-			out.FullBlocks++
-		}
-	}
+	out.Capacity, out.BlockCount, out.FullBlocks = &capacity, len(use.Active()), len(use.FullBlocks())
 	if blocks {
 		out.Blocks = blocksOf(use)
 	}

@@ -50,7 +50,7 @@ type Chain struct {
 	Network   string `json:"network,omitempty"`
 	Interface string `json:"interface,omitempty"`
 	Links     []Link `json:"links"`
-	// event is what the runtime said last about the pod's sandbox, and with it the plugin
+	// Event is what the runtime said last about the pod's sandbox, and with it the plugin
 	// and the API server.
 	Event *event `json:"event,omitempty"`
 }

@@ -33,7 +33,8 @@ func (p Pools) Get(ctx context.Context, ref v1alpha1.PoolReference) (*pool.Objec
 	return p.GetSince(ctx, ref, "")
 }
 
-// GetSince reads a pool from the API server's watch cache, not older than a resource version.
+// GetSince reads a pool from the API server's watch cache, not older than a resource version;
+// if that is "", it is Get.
 func (p Pools) GetSince(ctx context.Context, ref v1alpha1.PoolReference, version string) (*pool.Object, error) {
 	request := p.named(p.Client.Get(), ref)
 	if version != "" {

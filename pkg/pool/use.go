@@ -99,6 +99,15 @@ func (u *Use) Capacity() int64 {
 // is not full: pods request the addresses of its pool, or ask by index.
 func (b BlockUse) Full() bool { return b.Size > 0 && b.Held >= b.Size }
 
+// FullBlocks returns the active blocks without a free address whose nodes cannot go on
+// elsewhere.
+func (u *Use) FullBlocks() []BlockUse {
+	if u.Whole != nil {
+		return nil
+	}
+	return slices.DeleteFunc(u.Active(), func(b BlockUse) bool { return !b.Full() })
+}
+
 // blockAt returns the block that a lies in, nil where there is none.
 func (u *Use) blockAt(a netip.Addr) *BlockUse {
 	i, _ := slices.BinarySearchFunc(u.Blocks, a, func(b BlockUse, a netip.Addr) int { return b.Range.To().Compare(a) })

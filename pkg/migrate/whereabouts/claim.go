@@ -184,8 +184,8 @@ func (p *plan) claim(targets []*target, address netip.Addr, e entry, node string
 func (t *target) ref() v1alpha1.PoolReference { return pool.ObjectOf(t.pool).Ref }
 
 // targetOf is the first pool that gives an address itself, or else the first one: then
-// the address counts as requested, as it does if nodes have blocks, since those are cut
-// anew.
+// the address counts as requested. It does so as well if nodes have blocks: these are not
+// whereabouts' slices.
 func targetOf(targets []*target, address netip.Addr) (t *target, requested bool) {
 	for _, t := range targets {
 		if t.gives(address) {
