@@ -70,11 +70,7 @@ func (o *options) release() *cobra.Command {
 asks before it does anything, unless --yes is set. What may still be in use, as "leaks" says
 with the state Held, is only released with --force: do it if you know that the container is
 gone.`,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := o.connect(false)
-			if err != nil {
-				return err
-			}
+		RunE: o.asks(func(cmd *cobra.Command, c *inspect.Cluster, args []string) error {
 			r, err := c.Releasable(cmd.Context(), args[0])
 			if err != nil {
 				return err
@@ -96,7 +92,7 @@ gone.`,
 				return fmt.Errorf("%s is not released: %w", r.Allocation, err)
 			}
 			return o.print("Released", []inspect.Holder{r.Holder}, nil, func(p *printer) { fmt.Fprintf(p.out, "%s is released\n", r.Allocation) })
-		},
+		}),
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "Do not ask")
 	cmd.Flags().BoolVar(&force, "force", false, "Release it although a container may still use it")

@@ -12,21 +12,44 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/inspect"
 )
 
+// asks returns what a command runs that asks about pools.
+func (o *options) asks(question func(*cobra.Command, *inspect.Cluster, []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		c, err := o.connect(false)
+		if err != nil {
+			return err
+		}
+		return question(cmd, c, args)
+	}
+}
+
+// asksOfPod is asks for a command that may ask about a pod, which is in this namespace if
+// nothing else is said.
+func (o *options) asksOfPod(question func(cmd *cobra.Command, c *inspect.Cluster, namespace string, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		c, err := o.connect(true)
+		if err != nil {
+			return err
+		}
+		namespace, _, err := o.namespace()
+		if err != nil {
+			return err
+		}
+		return question(cmd, c, namespace, args)
+	}
+}
+
 func (o *options) show() *cobra.Command {
 	blocks := false
 	cmd := &cobra.Command{
 		Use: "show [POOL]", Short: "Show how full the pools are", Args: cobra.MaximumNArgs(1), ValidArgsFunction: o.completePools,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := o.connect(false)
-			if err != nil {
-				return err
-			}
+		RunE: o.asks(func(cmd *cobra.Command, c *inspect.Cluster, args []string) error {
 			pools, err := c.Show(cmd.Context(), strings.Join(args, ""), blocks)
 			if err != nil {
 				return err
 			}
 			return o.print("PoolList", pools, nil, func(p *printer) { p.pools(pools, blocks, len(args) > 0) })
-		},
+		}),
 	}
 	cmd.Flags().BoolVar(&blocks, "blocks", false, "Show the block of each node, and how full it is")
 	return cmd
@@ -36,15 +59,7 @@ func (o *options) who() *cobra.Command {
 	return &cobra.Command{
 		Use: "who ADDRESS|POD|NODE", Short: "Show who holds an address, or what a pod or a node holds", Args: cobra.ExactArgs(1),
 		Example: "  kubectl ipam who 192.168.0.5\n  kubectl ipam who -n default first\n  kubectl ipam who node/worker-1",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := o.connect(true)
-			if err != nil {
-				return err
-			}
-			namespace, _, err := o.namespace()
-			if err != nil {
-				return err
-			}
+		RunE: o.asksOfPod(func(cmd *cobra.Command, c *inspect.Cluster, namespace string, args []string) error {
 			who := inspect.ParseWho(args[0], namespace)
 			holders, err := c.Who(cmd.Context(), who)
 			if err != nil {
@@ -54,7 +69,7 @@ func (o *options) who() *cobra.Command {
 				return err
 			}
 			return o.nobody(cmd, c, who, args[0])
-		},
+		}),
 	}
 }
 
@@ -83,28 +98,20 @@ func (o *options) nobody(cmd *cobra.Command, c *inspect.Cluster, who inspect.Who
 func (o *options) free() *cobra.Command {
 	return &cobra.Command{
 		Use: "free POOL", Short: "Show which addresses of a pool are free", Args: cobra.ExactArgs(1), ValidArgsFunction: o.completePools,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := o.connect(false)
-			if err != nil {
-				return err
-			}
+		RunE: o.asks(func(cmd *cobra.Command, c *inspect.Cluster, args []string) error {
 			free, err := c.Free(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
 			return o.print("FreeList", free, nil, func(p *printer) { p.free(free) })
-		},
+		}),
 	}
 }
 
 func (o *options) leaks() *cobra.Command {
 	return &cobra.Command{
 		Use: "leaks [POOL]", Short: "Show addresses that look leaked or are held, why, since when, and what ends it", Args: cobra.MaximumNArgs(1), ValidArgsFunction: o.completePools,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := o.connect(false)
-			if err != nil {
-				return err
-			}
+		RunE: o.asks(func(cmd *cobra.Command, c *inspect.Cluster, args []string) error {
 			leaks, err := c.Leaks(cmd.Context(), strings.Join(args, ""))
 			if err != nil {
 				return err
@@ -113,7 +120,7 @@ func (o *options) leaks() *cobra.Command {
 				return err
 			}
 			return exit(exitFindings)
-		},
+		}),
 	}
 }
 
@@ -121,11 +128,7 @@ func (o *options) check() *cobra.Command {
 	return &cobra.Command{
 		Use: "check", Short: "Look for whatever is wrong, what proves it, and the command that mends it", Args: cobra.NoArgs,
 		Long: "Look for whatever is wrong. The classes of findings:\n\n  " + strings.Join(inspect.Classes, "\n  "),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := o.connect(false)
-			if err != nil {
-				return err
-			}
+		RunE: o.asks(func(cmd *cobra.Command, c *inspect.Cluster, _ []string) error {
 			report, err := c.Check(cmd.Context())
 			if err != nil {
 				return err
@@ -140,7 +143,7 @@ func (o *options) check() *cobra.Command {
 				return exit(exitIncomplete)
 			}
 			return nil
-		},
+		}),
 	}
 }
 
@@ -148,15 +151,7 @@ func (o *options) why() *cobra.Command {
 	return &cobra.Command{
 		Use: "why POD", Short: "Follow the chain from a pod to its addresses, and say where it is broken", Args: cobra.ExactArgs(1),
 		Example: "  kubectl ipam why -n default first",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := o.connect(true)
-			if err != nil {
-				return err
-			}
-			namespace, _, err := o.namespace()
-			if err != nil {
-				return err
-			}
+		RunE: o.asksOfPod(func(cmd *cobra.Command, c *inspect.Cluster, namespace string, args []string) error {
 			name := strings.TrimPrefix(strings.TrimPrefix(args[0], "pods/"), "pod/")
 			if ns, rest, found := strings.Cut(name, "/"); found {
 				namespace, name = ns, rest
@@ -174,7 +169,7 @@ func (o *options) why() *cobra.Command {
 				}
 			}
 			return nil
-		},
+		}),
 	}
 }
 

@@ -81,7 +81,7 @@ func (c *confirmation) of(ctx context.Context, a *v1alpha1.IPAllocation, others 
 		pools = append(pools, a.Spec.PoolRef)
 	}
 	for _, ref := range pools {
-		object, err := existing(c.meta.Resource(pool.Resource(ref.Kind)).Namespace(a.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}))
+		object, err := ledger.Existing(c.meta.Resource(pool.Resource(ref.Kind)).Namespace(a.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}))
 		if err != nil {
 			return e, fmt.Errorf("confirm that the pool allows it: %w", err)
 		}
@@ -98,7 +98,7 @@ func (c *confirmation) pod(ctx context.Context, ref v1alpha1.PodReference) (*rec
 	if !reclaim.Possible(ref) { // the API server would refuse the question
 		return nil, nil
 	}
-	pod, err := existing(c.kube.CoreV1().Pods(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}))
+	pod, err := ledger.Existing(c.kube.CoreV1().Pods(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}))
 	if pod == nil || err != nil {
 		return nil, err
 	}
@@ -112,7 +112,7 @@ func (c *confirmation) node(ctx context.Context, name string) (*reclaim.Node, er
 	if len(validation.IsDNS1123Subdomain(name)) > 0 { // likewise
 		return nil, nil
 	}
-	node, err := existing(c.kube.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{}))
+	node, err := ledger.Existing(c.kube.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{}))
 	if node == nil || err != nil {
 		return nil, err
 	}
@@ -125,7 +125,7 @@ func (c *confirmation) node(ctx context.Context, name string) (*reclaim.Node, er
 func (c *confirmation) later(ctx context.Context, a *v1alpha1.IPAllocation, e *reclaim.Evidence) error {
 	confirmed := map[*v1alpha1.IPAllocation]bool{}
 	for later := e.LaterSandbox(a); later != nil && !confirmed[later]; later = e.LaterSandbox(a) {
-		now, err := existing(c.ipam.Get(ctx, later.Name, metav1.GetOptions{}))
+		now, err := ledger.Existing(c.ipam.Get(ctx, later.Name, metav1.GetOptions{}))
 		if err != nil {
 			return err
 		}
@@ -152,16 +152,4 @@ func nodeState(node *corev1.Node) reclaim.NodeState {
 		taints = append(taints, t.Key)
 	}
 	return reclaim.StateOf(ready, taints)
-}
-
-// existing turns "not found" into nil without an error, if it is the API server's own
-// answer: nothing else proves that something is gone.
-func existing[T any](obj *T, err error) (*T, error) {
-	if ledger.NotFound(err) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	return obj, nil
 }

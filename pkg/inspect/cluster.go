@@ -19,7 +19,6 @@ import (
 	"k8s.io/client-go/tools/pager"
 
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 )
 
 // Cluster is what is asked.
@@ -182,15 +181,4 @@ func foreignPath(resource, namespace string) string {
 		group += "/namespaces/" + namespace
 	}
 	return "/apis/" + group + "/" + name
-}
-
-// existing turns "not found" into nil without an error, if it is the API server's answer.
-func existing[T any](obj *T, err error) (*T, error) {
-	if ledger.NotFound(err) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	return obj, nil
 }

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 	"github.com/crd-ipam/crd-ipam/pkg/reclaim"
 )
@@ -202,7 +203,7 @@ func (l *live) pod(ctx context.Context, ref v1alpha1.PodReference) (*pod, error)
 	if !reclaim.Possible(ref) { // the API server would refuse the question
 		return nil, nil
 	}
-	p, err := existing(l.kube.CoreV1().Pods(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}))
+	p, err := ledger.Existing(l.kube.CoreV1().Pods(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}))
 	if err != nil {
 		return nil, fmt.Errorf("reading pod %s: %w", podKey(ref), err)
 	}
@@ -216,7 +217,7 @@ func (l *live) node(ctx context.Context, name string) (*corev1.Node, error) {
 	if known, found := l.nodes[name]; found || len(validation.IsDNS1123Subdomain(name)) > 0 {
 		return known, nil
 	}
-	n, err := existing(l.kube.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{}))
+	n, err := ledger.Existing(l.kube.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{}))
 	if err != nil {
 		return nil, fmt.Errorf("reading node %s: %w", name, err)
 	}

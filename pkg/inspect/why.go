@@ -18,6 +18,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/cni"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
@@ -81,7 +82,7 @@ func (c *Chain) broken(link, message, mend string) {
 // Why follows the chain of each network of a pod to its address, and stops at the link that
 // is broken. Cluster.Namespace is that of the pools; if it is "", it is found.
 func (c *Cluster) Why(ctx context.Context, namespace, name string) ([]Chain, error) {
-	p, err := existing(c.kube.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{}))
+	p, err := ledger.Existing(c.kube.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{}))
 	if err != nil {
 		return nil, fmt.Errorf("reading pod %s/%s: %w", namespace, name, err)
 	}
@@ -104,7 +105,7 @@ func (c *Cluster) Why(ctx context.Context, namespace, name string) ([]Chain, err
 	if w.record, err = c.read(ctx, parts{}); err != nil {
 		return nil, err
 	}
-	if w.node, err = existing(c.kube.CoreV1().Nodes().Get(ctx, p.Spec.NodeName, metav1.GetOptions{})); err != nil {
+	if w.node, err = ledger.Existing(c.kube.CoreV1().Nodes().Get(ctx, p.Spec.NodeName, metav1.GetOptions{})); err != nil {
 		return nil, fmt.Errorf("reading node %s: %w", p.Spec.NodeName, err)
 	}
 	if err := w.held(ctx); err != nil {
@@ -409,7 +410,7 @@ func (w *why) allocation(ctx context.Context, c *Chain, o *pool.Object, b *pool.
 		c.ok(linkBlock, "%s", b.Range)
 		return false, w.anyAddress(ctx, c, o, b)
 	}
-	holder, err := existing(w.ipam.IPAllocations(o.Meta.Namespace).Get(ctx, v1alpha1.AllocationName(o.Domain, wanted), metav1.GetOptions{}))
+	holder, err := ledger.Existing(w.ipam.IPAllocations(o.Meta.Namespace).Get(ctx, v1alpha1.AllocationName(o.Domain, wanted), metav1.GetOptions{}))
 	if err != nil {
 		return false, err
 	}

@@ -70,6 +70,18 @@ func NotFound(err error) bool {
 	return apierrors.IsNotFound(err) && !apierrors.IsUnexpectedServerError(err)
 }
 
+// Existing turns NotFound into nil without an error: nothing else proves that something is
+// gone.
+func Existing[T any](obj *T, err error) (*T, error) {
+	if NotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return obj, nil
+}
+
 // Refused reports whether the API server says that it has not carried out the request
 // and will not. With any other error it may have.
 func Refused(err error) bool {

@@ -114,13 +114,7 @@ func (l *Ledger) Get(ctx context.Context, name string) (*v1alpha1.IPAllocation, 
 		alloc, err = l.Client.IPAllocations(l.Namespace).Get(ctx, name, metav1.GetOptions{})
 		return err
 	})
-	switch {
-	case NotFound(err):
-		return nil, nil
-	case err != nil:
-		return nil, err
-	}
-	return alloc, nil
+	return Existing(alloc, err)
 }
 
 // Delete deletes the allocation if it still has that UID: a late release never frees
