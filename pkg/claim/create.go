@@ -127,18 +127,8 @@ func (c *Claimer) named(name string, spec v1alpha1.IPAllocationSpec) *v1alpha1.I
 		ObjectMeta: metav1.ObjectMeta{
 			Name:      name,
 			Namespace: c.Namespace,
-			Labels: map[string]string{
-				v1alpha1.LabelPool:      v1alpha1.LabelValue(spec.PoolRef.Name),
-				v1alpha1.LabelNode:      v1alpha1.LabelValue(c.Node),
-				v1alpha1.LabelContainer: v1alpha1.ContainerLabel(spec.ContainerID),
-				v1alpha1.LabelWindow:    windowOf(spec.Address),
-			},
+			Labels:    v1alpha1.AllocationLabels(&spec),
 		},
 		Spec: spec,
 	}
-}
-
-func windowOf(address string) string {
-	addr, _ := netip.ParseAddr(address) // never fails: it was written from an address
-	return v1alpha1.WindowLabel(addr)
 }

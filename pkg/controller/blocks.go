@@ -16,17 +16,6 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// Reasons of a pool's Ready condition, and of events. InvalidSpec and NoFreeRanges are
-// nv-ipam's words.
-const (
-	reasonBlocksAssigned = "BlocksAssigned"
-	reasonNoNodes        = "NoMatchingNodes"
-	reasonInvalidSpec    = "InvalidSpec"
-	reasonNoFreeRanges   = "NoFreeRanges"
-	reasonNoBlocks       = "NoBlocks"
-	reasonDisabled       = "Disabled"
-)
-
 // reasonPoolGone is the reason of the event about a pool that does not exist while
 // addresses of it are held.
 const reasonPoolGone = "PoolGone"
@@ -93,7 +82,7 @@ func (r *blockReconciler) reconcile(ctx context.Context, ref v1alpha1.PoolRefere
 	r.gone.forget(ref)
 	before := obj.Status.Conditions
 	nodes, others := r.caches.nodes.all(), overlapsWith(obj, r.caches.allPools())
-	held := r.heldIn(obj)
+	held := slices.Collect(r.caches.heldIn(obj))
 	have := r.former.recall(obj)
 	out := blocks(obj, have, nodes, held)
 	if wait := tooEarly(obj.Meta, have, r.caches.allocations.all, time.Now(), r.lossGrace); wait > 0 && out.use != nil && len(out.use.Blocks) > 0 { // 8
@@ -141,20 +130,12 @@ func (r *blockReconciler) tellGone(ref v1alpha1.PoolReference) {
 	}
 }
 
-// heldIn returns the addresses of a pool that are held.
-func (r *blockReconciler) heldIn(obj *pool.Object) (held []pool.Held) {
-	for a, addr := range r.caches.heldIn(obj) {
-		held = append(held, pool.Held{Node: a.Spec.NodeName, Addr: addr, Requested: a.Spec.Requested, Elsewhere: a.Spec.PoolRef != obj.Ref})
-	}
-	return held
-}
-
 // blocks decides which node gets which block of a pool, and what there is to tell. have
 // are the blocks so far.
 func blocks(obj *pool.Object, have []pool.Assignment, nodes []*corev1.Node, held []pool.Held) outcome {
 	parsed, errs := obj.Parse()
 	if len(errs) > 0 {
-		out := outcome{ready: notReady(reasonInvalidSpec, pool.Explain(errs))}
+		out := outcome{ready: notReady(v1alpha1.ReasonInvalidSpec, pool.Explain(errs))}
 		if obj.Allocations == nil {
 			out.assigned = []pool.Assignment{}
 		}
@@ -178,16 +159,16 @@ func blocks(obj *pool.Object, have []pool.Assignment, nodes []*corev1.Node, held
 	out.news = slices.Concat(newlyFull(use), newlyOutside(use), newlyForeign(parsed, use))
 	switch {
 	case len(unserved) > 0:
-		out.ready = notReady(reasonNoFreeRanges, noRoom(unserved))
+		out.ready = notReady(v1alpha1.ReasonNoFreeRanges, noRoom(unserved))
 	case len(selected) == 0 && parsed.SelectorText() != "":
-		out.ready = ready(reasonNoNodes, fmt.Sprintf("no node matches spec.nodeSelector (%s); nodes with a block: %d", parsed.SelectorText(), len(use.Active())))
+		out.ready = ready(v1alpha1.ReasonNoMatchingNodes, fmt.Sprintf("no node matches spec.nodeSelector (%s); nodes with a block: %d", parsed.SelectorText(), len(use.Active())))
 	case parsed.Shared:
-		out.ready = ready(reasonNoBlocks, "no blocks: every node that the pool selects may use the whole subnet")
+		out.ready = ready(v1alpha1.ReasonNoBlocks, "no blocks: every node that the pool selects may use the whole subnet")
 	default: // no count, which would be one more write for each node that joins
-		out.ready = ready(reasonBlocksAssigned, "every node that the pool selects has a block")
+		out.ready = ready(v1alpha1.ReasonBlocksAssigned, "every node that the pool selects has a block")
 	}
 	if obj.Disabled && out.ready.Status == metav1.ConditionTrue {
-		out.ready = ready(reasonDisabled, fmt.Sprintf("spec.disabled is true: the pool gives no addresses, and %d are held", len(held)))
+		out.ready = ready(v1alpha1.ReasonDisabled, fmt.Sprintf("spec.disabled is true: the pool gives no addresses, and %d are held", len(held)))
 	}
 	return out
 }

@@ -104,27 +104,27 @@ func TestBlocks(t *testing.T) {
 	}{
 		{name: "1 room for all", ref: ipRef, pool: ippool(nil), nodes: []string{"b", "a"},
 			want:   `[{"nodeName":"a","startIP":"192.168.0.1","endIP":"192.168.0.100"},{"nodeName":"b","startIP":"192.168.0.101","endIP":"192.168.0.200"}]`,
-			reason: reasonBlocksAssigned, message: "every node that the pool selects has a block"},
+			reason: v1alpha1.ReasonBlocksAssigned, message: "every node that the pool selects has a block"},
 		{name: "1 room for all", ref: cidrRef, pool: cidrpool(nil), nodes: []string{"b", "a"},
 			want:   `[{"nodeName":"a","prefix":"10.60.0.0/17"},{"nodeName":"b","prefix":"10.60.128.0/17"}]`,
-			reason: reasonBlocksAssigned, message: "every node that the pool selects has a block"},
-		{name: "1 no nodes", ref: ipRef, pool: ippool(nil), want: `[]`, reason: reasonBlocksAssigned, message: "every node that the pool selects has a block"},
+			reason: v1alpha1.ReasonBlocksAssigned, message: "every node that the pool selects has a block"},
+		{name: "1 no nodes", ref: ipRef, pool: ippool(nil), want: `[]`, reason: v1alpha1.ReasonBlocksAssigned, message: "every node that the pool selects has a block"},
 		{name: "1 a departed node holds addresses", ref: ipRef, pool: held, nodes: []string{"a"}, holds: holding("gone", "192.168.0.7"),
 			want:   `[{"nodeName":"gone","startIP":"192.168.0.1","endIP":"192.168.0.100"},{"nodeName":"a","startIP":"192.168.0.101","endIP":"192.168.0.200"}]`,
-			reason: reasonBlocksAssigned, message: "every node that the pool selects has a block"},
+			reason: v1alpha1.ReasonBlocksAssigned, message: "every node that the pool selects has a block"},
 		{name: "1 a departed node holds none", ref: ipRef, pool: held, nodes: []string{"a"},
 			want:   `[{"nodeName":"a","startIP":"192.168.0.1","endIP":"192.168.0.100"}]`,
-			reason: reasonBlocksAssigned, message: "every node that the pool selects has a block"},
+			reason: v1alpha1.ReasonBlocksAssigned, message: "every node that the pool selects has a block"},
 		{name: "2 no room for one", ref: ipRef, pool: ippool(nil), nodes: []string{"a", "b", "c"},
 			want:   `[{"nodeName":"a","startIP":"192.168.0.1","endIP":"192.168.0.100"},{"nodeName":"b","startIP":"192.168.0.101","endIP":"192.168.0.200"}]`,
-			reason: reasonNoFreeRanges, message: "no free ranges for 1 nodes: c", unserved: []string{"c"}},
+			reason: v1alpha1.ReasonNoFreeRanges, message: "no free ranges for 1 nodes: c", unserved: []string{"c"}},
 		{name: "2 no room for one", ref: cidrRef, pool: cidrpool(nil), nodes: []string{"a", "b", "c"},
 			want:   `[{"nodeName":"a","prefix":"10.60.0.0/17"},{"nodeName":"b","prefix":"10.60.128.0/17"}]`,
-			reason: reasonNoFreeRanges, message: "no free ranges for 1 nodes: c", unserved: []string{"c"}},
-		{name: "3 invalid, with blocks", ref: ipRef, pool: kept, nodes: []string{"b"}, want: `null`, reason: reasonInvalidSpec, message: "spec.gateway"},
-		{name: "3 invalid, with blocks", ref: cidrRef, pool: keptCIDR, nodes: []string{"b"}, want: `null`, reason: reasonInvalidSpec, message: "spec.perNodeNetworkPrefix"},
-		{name: "4 invalid from the start", ref: ipRef, pool: badIP, nodes: []string{"b"}, want: `[]`, reason: reasonInvalidSpec, message: "spec.gateway"},
-		{name: "4 invalid from the start", ref: cidrRef, pool: badCIDR, nodes: []string{"b"}, want: `[]`, reason: reasonInvalidSpec, message: "spec.perNodeNetworkPrefix"},
+			reason: v1alpha1.ReasonNoFreeRanges, message: "no free ranges for 1 nodes: c", unserved: []string{"c"}},
+		{name: "3 invalid, with blocks", ref: ipRef, pool: kept, nodes: []string{"b"}, want: `null`, reason: v1alpha1.ReasonInvalidSpec, message: "spec.gateway"},
+		{name: "3 invalid, with blocks", ref: cidrRef, pool: keptCIDR, nodes: []string{"b"}, want: `null`, reason: v1alpha1.ReasonInvalidSpec, message: "spec.perNodeNetworkPrefix"},
+		{name: "4 invalid from the start", ref: ipRef, pool: badIP, nodes: []string{"b"}, want: `[]`, reason: v1alpha1.ReasonInvalidSpec, message: "spec.gateway"},
+		{name: "4 invalid from the start", ref: cidrRef, pool: badCIDR, nodes: []string{"b"}, want: `[]`, reason: v1alpha1.ReasonInvalidSpec, message: "spec.perNodeNetworkPrefix"},
 	} {
 		t.Run(string(tc.ref.Kind)+" "+tc.name, func(t *testing.T) {
 			w := newWorld(t, Options{})
@@ -141,7 +141,7 @@ func TestBlocks(t *testing.T) {
 			if out.ready.Reason != tc.reason || !strings.Contains(out.ready.Message, tc.message) {
 				t.Errorf("condition %+v, want %s: %s", out.ready, tc.reason, tc.message)
 			}
-			if (out.ready.Status == metav1.ConditionTrue) != (tc.reason == reasonBlocksAssigned) {
+			if (out.ready.Status == metav1.ConditionTrue) != (tc.reason == v1alpha1.ReasonBlocksAssigned) {
 				t.Errorf("Ready is %s with reason %s", out.ready.Status, tc.reason)
 			}
 			if !slices.Equal(out.unserved, tc.unserved) {

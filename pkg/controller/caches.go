@@ -6,7 +6,6 @@ package controller
 import (
 	"encoding/json"
 	"iter"
-	"net/netip"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -125,18 +124,9 @@ func (c *caches) concerned(a *v1alpha1.IPAllocation) []v1alpha1.PoolReference {
 	return []v1alpha1.PoolReference{a.Spec.PoolRef}
 }
 
-// heldIn yields the allocations of a pool: those that were taken from it, and those of its
-// domain in its subnet that were taken from other pools.
-func (c *caches) heldIn(obj *pool.Object) iter.Seq2[*v1alpha1.IPAllocation, netip.Addr] {
-	subnet, _ := netip.ParsePrefix(obj.Subnet) // an invalid one contains nothing
-	return func(yield func(*v1alpha1.IPAllocation, netip.Addr) bool) {
-		for _, a := range c.allocations.by(byDomain, obj.Domain) {
-			addr, err := pool.ParseAddr(a.Spec.Address)
-			if err == nil && (a.Spec.PoolRef == obj.Ref || subnet.Contains(addr)) && !yield(a, addr) {
-				return
-			}
-		}
-	}
+// heldIn yields the addresses of a pool that are held.
+func (c *caches) heldIn(obj *pool.Object) iter.Seq[pool.Held] {
+	return obj.Held(c.allocations.by(byDomain, obj.Domain))
 }
 
 // holds reports whether a node holds addresses of a domain.

@@ -52,18 +52,18 @@ func (p *poolEvents) tell(obj *pool.Object, before []metav1.Condition, out outco
 
 func (p *poolEvents) tellReady(obj *pool.Object, out outcome, last lastEvents) {
 	switch out.ready.Reason {
-	case reasonInvalidSpec:
+	case v1alpha1.ReasonInvalidSpec:
 		if !same(last.ready, out.ready) {
-			p.warn(obj, reasonInvalidSpec, out.ready.Message)
+			p.warn(obj, v1alpha1.ReasonInvalidSpec, out.ready.Message)
 		}
-	case reasonNoNodes, reasonRecordLost:
+	case v1alpha1.ReasonNoMatchingNodes, v1alpha1.ReasonRecordLost:
 		if last.ready.Reason != out.ready.Reason {
 			p.warn(obj, out.ready.Reason, out.ready.Message)
 		}
 	}
 	for _, node := range out.unserved {
 		if _, told := slices.BinarySearch(last.unserved, node); !told {
-			p.warn(obj, reasonNoFreeRanges, "failed to allocate IPs on Node: "+node)
+			p.warn(obj, v1alpha1.ReasonNoFreeRanges, "failed to allocate IPs on Node: "+node)
 		}
 	}
 }

@@ -23,7 +23,6 @@ import (
 //     another one or an earlier state of it;
 //  2. gives no blocks of a new pool for a while (Options.LossGrace), if it remembers
 //     nothing and allocations in the namespace were written again just now.
-const reasonRecordLost = "RecordLost"
 
 // formerBlocks are the blocks of pools as they were written last. They outlive the pool,
 // and are lost with a restart.
@@ -88,7 +87,7 @@ func tooEarly(meta *metav1.ObjectMeta, blocks []pool.Assignment, allocations fun
 func waiting(until time.Time) outcome {
 	return outcome{
 		assigned: []pool.Assignment{},
-		ready: notReady(reasonRecordLost, fmt.Sprintf("allocations were lost, and the nodes are writing them again: "+
+		ready: notReady(v1alpha1.ReasonRecordLost, fmt.Sprintf("allocations were lost, and the nodes are writing them again: "+
 			"blocks are given at %s, when it is known who holds what", until.UTC().Format(time.RFC3339))),
 	}
 }

@@ -17,7 +17,7 @@ import (
 func overlapsWith(this *pool.Object, all iter.Seq[*pool.Object]) (others []string) {
 	for other := range all {
 		// In one domain an address is given once, whatever pool it is taken from.
-		if other.Domain != this.Domain && overlaps(this.Subnet, other.Subnet) {
+		if other.Domain != this.Domain && this.Overlaps(other) {
 			others = append(others, fmt.Sprintf("%s %s (%s)", other.Ref.Kind, other.Ref.Name, other.Subnet))
 		}
 	}
@@ -63,12 +63,4 @@ func overlapping(obj *pool.Object, others []string) []notice {
 	n := newNotice(v1alpha1.ConditionOverlapping, reasonOverlap, fmt.Sprintf("%s overlaps with %s", obj.Subnet, enumerate(others)))
 	n.event = n.condition.Message
 	return []notice{n}
-}
-
-// overlaps reports whether two subnets, as specifications have them, share an
-// address; one that cannot be read shares none.
-func overlaps(a, b string) bool {
-	p, errA := netip.ParsePrefix(a)
-	q, errB := netip.ParsePrefix(b)
-	return errA == nil && errB == nil && p.Overlaps(q)
 }

@@ -7,7 +7,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -162,15 +161,15 @@ func nameProblem(a *v1alpha1.IPAllocation) string {
 
 // rightLabels returns the labels that an allocation should have, as far as it has to.
 func rightLabels(a *v1alpha1.IPAllocation) map[string]string {
-	out := map[string]string{v1alpha1.LabelPool: v1alpha1.LabelValue(a.Spec.PoolRef.Name)}
-	if a.Spec.NodeName != "" {
-		out[v1alpha1.LabelNode] = v1alpha1.LabelValue(a.Spec.NodeName)
+	out := v1alpha1.AllocationLabels(&a.Spec)
+	if a.Spec.NodeName == "" {
+		delete(out, v1alpha1.LabelNode)
 	}
-	if a.Spec.ContainerID != "" {
-		out[v1alpha1.LabelContainer] = v1alpha1.ContainerLabel(a.Spec.ContainerID)
+	if a.Spec.ContainerID == "" {
+		delete(out, v1alpha1.LabelContainer)
 	}
-	if addr, err := pool.ParseAddr(a.Spec.Address); err == nil && a.Labels[v1alpha1.LabelWindow] != "" {
-		out[v1alpha1.LabelWindow] = v1alpha1.WindowLabel(addr)
+	if a.Labels[v1alpha1.LabelWindow] == "" || out[v1alpha1.LabelWindow] == "" {
+		delete(out, v1alpha1.LabelWindow)
 	}
 	return out
 }
@@ -243,7 +242,7 @@ func showManagers(p *pool.Object) string {
 func (k *checking) domains(s *site) {
 	for i, p := range s.pools {
 		for _, q := range s.pools[i+1:] {
-			if p.Domain != q.Domain && overlap(p, q) {
+			if p.Domain != q.Domain && p.Overlaps(q) {
 				k.find(classDomains, s.namespace, p.Ref.Name+", "+q.Ref.Name,
 					fmt.Sprintf("%s (%s) and %s (%s) have addresses in common and are of different domains: if both are one network, an address is given twice", p.Ref.Name, p.Subnet, q.Ref.Name, q.Subnet),
 					fmt.Sprintf("spec.domain of %s %s is %s, of %s %s is %s", p.Ref.Kind, p.Ref.Name, p.Domain, q.Ref.Kind, q.Ref.Name, q.Domain),
@@ -251,12 +250,6 @@ func (k *checking) domains(s *site) {
 			}
 		}
 	}
-}
-
-func overlap(p, q *pool.Object) bool {
-	a, errA := netip.ParsePrefix(p.Subnet)
-	b, errB := netip.ParsePrefix(q.Subnet)
-	return errA == nil && errB == nil && a.Overlaps(b)
 }
 
 // namespaces looks for pools in other namespaces that have addresses in common and give
@@ -267,7 +260,7 @@ func (k *checking) namespaces() {
 		for _, t := range k.sites[i+1:] {
 			for _, p := range s.pools {
 				for _, q := range t.pools {
-					if overlap(p, q) && gives(p) && gives(q) {
+					if p.Overlaps(q) && gives(p) && gives(q) {
 						k.find(classOtherInstance, s.namespace, p.Ref.Name+", "+t.namespace+"/"+q.Ref.Name,
 							fmt.Sprintf("%s/%s (%s) and %s/%s (%s) have addresses in common, and nodes take addresses from both: two records, so an address is given twice", s.namespace, p.Ref.Name, p.Subnet, t.namespace, q.Ref.Name, q.Subnet),
 							fmt.Sprintf("both have blocks in their status; namespace %s has %d allocations, %s has %d (none: its reservations are nv-ipam's, on the nodes)", s.namespace, len(s.allocations), t.namespace, len(t.allocations)),

@@ -143,7 +143,7 @@ func (r *record) plan(o *pool.Object) Plan {
 		switch {
 		case p.Ref == o.Ref:
 			before = p
-		case p.Domain != o.Domain && overlap(p, o):
+		case p.Domain != o.Domain && p.Overlaps(o):
 			out.Overlaps = append(out.Overlaps, fmt.Sprintf("%s %s (%s, domain %s)", p.Ref.Kind, p.Ref.Name, p.Subnet, p.Domain))
 		}
 	}

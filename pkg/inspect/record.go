@@ -8,7 +8,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -228,17 +227,9 @@ func (s *site) inDomain(domain string) (out []*pool.Object) {
 	return out
 }
 
-// heldIn returns the addresses of a pool that are held: those that were taken from it, and
-// those of its domain in its subnet that were taken from other pools.
-func (s *site) heldIn(p *pool.Object) (held []pool.Held) {
-	subnet, _ := netip.ParsePrefix(p.Subnet) // an invalid one contains nothing
-	for _, a := range s.byDomain[p.Domain] {
-		addr, err := pool.ParseAddr(a.Spec.Address)
-		if err == nil && (a.Spec.PoolRef == p.Ref || subnet.Contains(addr)) {
-			held = append(held, pool.Held{Node: a.Spec.NodeName, Addr: addr, Requested: a.Spec.Requested, Elsewhere: a.Spec.PoolRef != p.Ref})
-		}
-	}
-	return held
+// heldIn returns the addresses of a pool that are held.
+func (s *site) heldIn(p *pool.Object) []pool.Held {
+	return slices.Collect(p.Held(s.byDomain[p.Domain]))
 }
 
 func (c *Cluster) readNodes(ctx context.Context, into map[string]*corev1.Node) error {

@@ -95,7 +95,7 @@ func (r *record) pool(s *site, o *pool.Object, blocks bool) Pool {
 	out := Pool{PoolRef: refOf(o), Domain: o.Domain, Subnet: o.Subnet, Used: int64(len(held))}
 	parsed, errs := o.Parse()
 	if len(errs) > 0 {
-		out.Ready, out.Reason, out.Message = "False", "InvalidSpec", pool.Explain(errs)
+		out.Ready, out.Reason, out.Message = "False", v1alpha1.ReasonInvalidSpec, pool.Explain(errs)
 		out.Notices = noticesOf(o)
 		return out
 	}
@@ -145,13 +145,13 @@ func (r *record) readiness(o *pool.Object, p *pool.Pool) (ready, reason, message
 	}
 	switch {
 	case without > 0:
-		return "False", "NoFreeRanges", fmt.Sprintf("%d nodes have no block", without)
+		return "False", v1alpha1.ReasonNoFreeRanges, fmt.Sprintf("%d nodes have no block", without)
 	case o.Disabled:
-		return "True", "Disabled", "spec.disabled is true: the pool gives no addresses"
+		return "True", v1alpha1.ReasonDisabled, "spec.disabled is true: the pool gives no addresses"
 	case p.Shared:
-		return "True", "NoBlocks", "any node may use the whole subnet"
+		return "True", v1alpha1.ReasonNoBlocks, "any node may use the whole subnet"
 	}
-	return "True", "BlocksAssigned", ""
+	return "True", v1alpha1.ReasonBlocksAssigned, ""
 }
 
 func noticesOf(o *pool.Object) (out []notice) {

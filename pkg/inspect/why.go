@@ -386,7 +386,7 @@ func (w *why) noBlock(o *pool.Object, p *pool.Pool, selected bool) (message, men
 	for _, condition := range o.Status.Conditions {
 		if condition.Type == v1alpha1.ConditionReady && condition.Status == metav1.ConditionFalse {
 			mend = "larger subnet or smaller blocks: " + edit(o)
-			if condition.Reason == "RecordLost" {
+			if condition.Reason == v1alpha1.ReasonRecordLost {
 				mend = "wait"
 			}
 			return message + ": " + condition.Reason + ": " + condition.Message, mend

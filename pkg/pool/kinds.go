@@ -5,6 +5,7 @@ package pool
 
 import (
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 	"strings"
@@ -81,6 +82,31 @@ func (o *Object) Written(blocks []Assignment) []Assignment {
 		blocks[i].Gateway = netip.Addr{}
 	}
 	return blocks
+}
+
+// Overlaps reports whether two pools have an address in common; one whose subnet cannot be
+// read has none.
+func (o *Object) Overlaps(other *Object) bool {
+	a, errA := netip.ParsePrefix(o.Subnet)
+	b, errB := netip.ParsePrefix(other.Subnet)
+	return errA == nil && errB == nil && a.Overlaps(b)
+}
+
+// Held yields which of the allocations of the pool's domain count in the pool: those that
+// were taken from it, and those in its subnet that were taken from other pools.
+func (o *Object) Held(inDomain []*v1alpha1.IPAllocation) iter.Seq[Held] {
+	subnet, _ := netip.ParsePrefix(o.Subnet) // an invalid one contains nothing
+	return func(yield func(Held) bool) {
+		for _, a := range inDomain {
+			addr, err := ParseAddr(a.Spec.Address)
+			if err != nil || a.Spec.PoolRef != o.Ref && !subnet.Contains(addr) {
+				continue
+			}
+			if !yield(Held{Node: a.Spec.NodeName, Addr: addr, Requested: a.Spec.Requested, Elsewhere: a.Spec.PoolRef != o.Ref}) {
+				return
+			}
+		}
+	}
 }
 
 // AllocationsFor returns blocks as status.allocations has them in this kind of pool;

@@ -431,8 +431,11 @@ func TestFailedADDsLeaveBoundedNotes(t *testing.T) {
 				}
 				p.Fail(nil)
 				h.settle(t)
-				h.mustRun(t, call{verb: "STATUS"})
-				h.mustRun(t, call{verb: "STATUS"})
+				for range 10 { // each for a while: on a busy machine two do not suffice
+					if h.mustRun(t, call{verb: "STATUS"}); c.held(t) == "[]" {
+						break
+					}
+				}
 				if got := c.held(t); got != "[]" {
 					t.Errorf("held %s", got)
 				}

@@ -26,6 +26,18 @@ const MaxPoolName = 253 - 1 - 39
 // is valid and every node that its selector matches has a block.
 const ConditionReady = "Ready"
 
+// Reasons of ConditionReady, and of events. InvalidSpec and NoFreeRanges are nv-ipam's
+// words.
+const (
+	ReasonBlocksAssigned  = "BlocksAssigned"
+	ReasonNoBlocks        = "NoBlocks"
+	ReasonDisabled        = "Disabled"
+	ReasonNoMatchingNodes = "NoMatchingNodes"
+	ReasonNoFreeRanges    = "NoFreeRanges"
+	ReasonInvalidSpec     = "InvalidSpec"
+	ReasonRecordLost      = "RecordLost"
+)
+
 // Conditions of a pool that are True if they apply, and absent otherwise. None of them
 // changes Ready.
 const (

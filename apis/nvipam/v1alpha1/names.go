@@ -97,6 +97,17 @@ func WindowLabel(addr netip.Addr) string {
 	return fmt.Sprintf("%s-%d", name[1:], w.Bits())
 }
 
+// AllocationLabels returns the labels of an allocation, by which it is found.
+func AllocationLabels(spec *IPAllocationSpec) map[string]string {
+	addr, _ := netip.ParseAddr(spec.Address) // one that is invalid has no window
+	return map[string]string{
+		LabelPool:      LabelValue(spec.PoolRef.Name),
+		LabelNode:      LabelValue(spec.NodeName),
+		LabelContainer: ContainerLabel(spec.ContainerID),
+		LabelWindow:    WindowLabel(addr),
+	}
+}
+
 // hash returns 40 hex digits.
 func hash(s string) string {
 	sum := sha256.Sum256([]byte(s))

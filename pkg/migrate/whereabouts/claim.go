@@ -158,10 +158,6 @@ func (p *plan) claim(targets []*target, address netip.Addr, e entry, node string
 		ObjectMeta: metav1.ObjectMeta{
 			Name: v1alpha1.AllocationName(t.domain(), address), Namespace: p.state.namespace,
 			Annotations: map[string]string{annotationFrom: ""},
-			Labels: map[string]string{
-				v1alpha1.LabelPool: v1alpha1.LabelValue(ref.Name), v1alpha1.LabelNode: v1alpha1.LabelValue(node),
-				v1alpha1.LabelContainer: v1alpha1.ContainerLabel(e.ContainerID), v1alpha1.LabelWindow: v1alpha1.WindowLabel(address),
-			},
 		},
 		Spec: v1alpha1.IPAllocationSpec{
 			PoolRef: ref, Domain: t.pool.Spec.Domain, Address: address.String(), NodeName: node,
@@ -176,6 +172,7 @@ func (p *plan) claim(targets []*target, address netip.Addr, e entry, node string
 	if c.alloc.Spec.Domain == ref.Name {
 		c.alloc.Spec.Domain = ""
 	}
+	c.alloc.Labels = v1alpha1.AllocationLabels(&c.alloc.Spec)
 	p.compare(c)
 	p.claims = append(p.claims, c)
 	return ""
