@@ -30,8 +30,9 @@ CHAOS ?= -attachments 1000 -rounds 3
 IMAGE ?= crd-ipam.invalid/crd-ipam:dev
 # OVERLAY is the directory of manifests/overlays that make manifests uses.
 OVERLAY ?= default
-# NAMESPACE is where that installs, and where the pools are.
-NAMESPACE ?= kube-system
+# NAMESPACE is where that installs, and where the pools are. Nothing stands for the
+# overlay's own: kube-system, except for openshift and network-operator.
+NAMESPACE ?=
 # IMAGE_USER is the user of a container whose manifest names none.
 IMAGE_USER ?= 65532:65532
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
