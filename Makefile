@@ -35,6 +35,8 @@ OVERLAY ?= default
 NAMESPACE ?=
 # IMAGE_USER is the user of a container whose manifest names none.
 IMAGE_USER ?= 65532:65532
+# URL is where the files of a release are: see docs/release.md.
+URL ?=
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
 export KUBE
@@ -46,7 +48,7 @@ with_parts = KUBEBUILDER_ASSETS=$$(hack/parts.sh assets); CNI_PLUGINS=$$(hack/pa
 
 # What the tests run beside that.
 with_tests = PROMETHEUS=$$(hack/parts.sh prometheus); PROMETHEUS_OPERATOR=$$(hack/parts.sh prometheus-operator); \
-	WHEREABOUTS=$$(hack/parts.sh whereabouts); export PROMETHEUS PROMETHEUS_OPERATOR WHEREABOUTS; $(with_parts)
+	WHEREABOUTS=$$(hack/parts.sh whereabouts); KREW=$$(hack/parts.sh krew); export PROMETHEUS PROMETHEUS_OPERATOR WHEREABOUTS KREW; $(with_parts)
 
 # What a cluster is made of: see docs/cluster.md.
 CLUSTER_PARTS := etcd kube-apiserver kube-controller-manager kube-scheduler kubectl kubelet cni containerd multus network-operator pause debian
@@ -67,6 +69,15 @@ image: ## Build the container image for amd64 and arm64 into bin/image.tar, with
 .PHONY: manifests
 manifests: ## Write bin/manifests, which installs OVERLAY in NAMESPACE with IMAGE, pinned by its digest, and bin/manifests/crds
 	@IMAGE='$(IMAGE)' OVERLAY='$(OVERLAY)' NAMESPACE='$(NAMESPACE)' hack/manifests.sh
+
+.PHONY: release
+release: IMAGE :=
+release: ## Write dist/, what a user downloads of VERSION, reproducibly; IMAGE and URL are where you put it: docs/release.md
+	@VERSION='$(VERSION)' IMAGE='$(IMAGE)' URL='$(URL)' hack/release.sh
+
+.PHONY: test-release
+test-release: build ## Make the release twice, compare the two, and try what is in it
+	@KREW=$$(hack/parts.sh krew); export KREW; $(with_parts) set -x; go test -count=1 -timeout 20m $(TESTFLAGS) ./release
 
 .PHONY: test
 test: build ## Run tests of all packages against the newest API server, in a few minutes; TEST=-race for all of each
@@ -167,5 +178,5 @@ vulncheck: ## Check what ships against Go's vulnerability database (GOVULNDB); f
 	hack/vulncheck.sh
 
 .PHONY: clean
-clean: ## Remove bin/; the real components stay in the cache
-	rm -rf bin
+clean: ## Remove bin/ and dist/; the real components stay in the cache
+	rm -rf bin dist

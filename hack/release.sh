@@ -8,6 +8,7 @@
 # SOURCE_DATE_EPOCH is the time that files in the archives have: by default the commit's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export LC_ALL=C # in which files are sorted
 
 homepage=https://github.com/crd-ipam/crd-ipam
 VERSION=${VERSION:-dev}
@@ -44,11 +45,11 @@ image() {
 }
 
 manifests() {
-	local kubectl overlay
+	local kubectl overlay says
 	kubectl=$(KUBE='' hack/parts.sh kubectl)/kubectl
 	for overlay in manifests/overlays/*/; do
 		overlay=$(basename "$overlay")
-		IMAGE=$IMAGE OVERLAY=$overlay OUT=$stage hack/manifests.sh 2>/dev/null
+		says=$(IMAGE=$IMAGE OVERLAY=$overlay NAMESPACE='' OUT=$stage hack/manifests.sh 2>&1) || fail "$says"
 		"$kubectl" kustomize "$stage/manifests" >"$to/crd-ipam-$overlay.yaml"
 	done
 	# For those who write kustomizations of their own, with components.
@@ -105,7 +106,7 @@ image
 manifests
 plugin
 krew >"$to/ipam.yaml"
-(cd "$to" && LC_ALL=C sha256sum -- * >SHA256SUMS)
+(cd "$to" && sha256sum -- * >SHA256SUMS)
 rm -rf "$OUT"
 mkdir -p "$(dirname "$OUT")"
 mv "$to" "$OUT"
