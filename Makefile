@@ -30,10 +30,13 @@ CHAOS ?= -attachments 1000 -rounds 3
 IMAGE ?= crd-ipam.invalid/crd-ipam:dev
 # OVERLAY is the directory of manifests/overlays that make manifests uses.
 OVERLAY ?= default
-# NAMESPACE is where that installs, and where the pools are.
-NAMESPACE ?= kube-system
+# NAMESPACE is where that installs, and where the pools are. Nothing stands for the
+# overlay's own: kube-system, except for openshift and network-operator.
+NAMESPACE ?=
 # IMAGE_USER is the user of a container whose manifest names none.
 IMAGE_USER ?= 65532:65532
+# URL is where the files of a release are: see docs/release.md.
+URL ?=
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
 export KUBE
@@ -45,7 +48,7 @@ with_parts = KUBEBUILDER_ASSETS=$$(hack/parts.sh assets); CNI_PLUGINS=$$(hack/pa
 
 # What the tests run beside that.
 with_tests = PROMETHEUS=$$(hack/parts.sh prometheus); PROMETHEUS_OPERATOR=$$(hack/parts.sh prometheus-operator); \
-	WHEREABOUTS=$$(hack/parts.sh whereabouts); export PROMETHEUS PROMETHEUS_OPERATOR WHEREABOUTS; $(with_parts)
+	WHEREABOUTS=$$(hack/parts.sh whereabouts); KREW=$$(hack/parts.sh krew); export PROMETHEUS PROMETHEUS_OPERATOR WHEREABOUTS KREW; $(with_parts)
 
 # What a cluster is made of: see docs/cluster.md.
 CLUSTER_PARTS := etcd kube-apiserver kube-controller-manager kube-scheduler kubectl kubelet cni containerd multus network-operator pause debian
@@ -66,6 +69,15 @@ image: ## Build the container image for amd64 and arm64 into bin/image.tar, with
 .PHONY: manifests
 manifests: ## Write bin/manifests, which installs OVERLAY in NAMESPACE with IMAGE, pinned by its digest, and bin/manifests/crds
 	@IMAGE='$(IMAGE)' OVERLAY='$(OVERLAY)' NAMESPACE='$(NAMESPACE)' hack/manifests.sh
+
+.PHONY: release
+release: IMAGE :=
+release: ## Write dist/, what a user downloads of VERSION, reproducibly; IMAGE and URL are where you put it: docs/release.md
+	@VERSION='$(VERSION)' IMAGE='$(IMAGE)' URL='$(URL)' hack/release.sh
+
+.PHONY: test-release
+test-release: build ## Make the release twice, compare the two, and try what is in it
+	@KREW=$$(hack/parts.sh krew); export KREW; $(with_parts) set -x; go test -count=1 -timeout 20m $(TESTFLAGS) ./release
 
 .PHONY: test
 test: build ## Run tests of all packages against the newest API server, in a few minutes; TEST=-race for all of each
@@ -166,5 +178,5 @@ vulncheck: ## Check what ships against Go's vulnerability database (GOVULNDB); f
 	hack/vulncheck.sh
 
 .PHONY: clean
-clean: ## Remove bin/; the real components stay in the cache
-	rm -rf bin
+clean: ## Remove bin/ and dist/; the real components stay in the cache
+	rm -rf bin dist

@@ -15,18 +15,15 @@ IMAGE=${IMAGE:-crd-ipam.invalid/crd-ipam:dev}
 IMAGE_USER=${IMAGE_USER:-65532:65532}
 OUT=${OUT:-bin}
 arches=(amd64 arm64)
-# The caller's environment must not change the binaries.
-export GOWORK=off CGO_ENABLED=0 GOFLAGS= GOEXPERIMENT= GOAMD64=v1 GOARM64=v8.0
+# The caller's environment must not change what comes out; hack/build.sh has its own.
+export GOWORK=off CGO_ENABLED=0 GOFLAGS=
 
 say() { echo "image: $*" >&2; }
 
 mkdir -p "$OUT"
 for arch in "${arches[@]}"; do
-	say "building the commands for linux/$arch"
 	rm -rf "$OUT/image/$arch"
-	mkdir -p "$OUT/image/$arch"
-	GOOS=linux GOARCH=$arch go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$VERSION" \
-		-o "$OUT/image/$arch/" ./cmd/...
+	VERSION=$VERSION GOOS=linux GOARCH=$arch hack/build.sh "$OUT/image/$arch" ./cmd/...
 done
 
 say "putting together $IMAGE, version $VERSION, built by $(go env GOVERSION)"

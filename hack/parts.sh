@@ -14,6 +14,7 @@
 #   network-operator    the controller of MacvlanNetwork, with its manifests
 #   prometheus      prometheus, without its web pages, and promtool
 #   prometheus-operator    its CRDs, nothing else
+#   krew            kubectl's plugin manager
 #   whereabouts     whereabouts' plugin and node slice controller, with its CRDs
 #   pause           the sandbox container's program; needs gcc
 #   debian          runc, bash-static and busybox-static, unpacked, not installed;
@@ -95,6 +96,11 @@ describe() {
 		dir=$cache/prometheus-operator-$(version "$module" github.com/prometheus-operator/prometheus-operator)
 		packages=(crds)
 		make=prometheus_operator
+		;;
+	krew)
+		module=$hack/parts/krew
+		dir=$cache/krew-$(version "$module" sigs.k8s.io/krew)
+		packages=(sigs.k8s.io/krew/cmd/krew)
 		;;
 	whereabouts)
 		module=$hack/parts/whereabouts

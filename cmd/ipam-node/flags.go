@@ -15,14 +15,11 @@ import (
 	"github.com/crd-ipam/crd-ipam/cmd/internal/program"
 	"github.com/crd-ipam/crd-ipam/pkg/install"
 	"github.com/crd-ipam/crd-ipam/pkg/migrate"
-	"github.com/crd-ipam/crd-ipam/pkg/migrate/whereabouts"
 )
 
 type options struct {
 	install install.Options
 	migrate migrate.Options
-	// whereabouts is a run of its own; Do is empty if there is none.
-	whereabouts whereabouts.Migration
 
 	once, uninstall, restoreOnly, stay bool
 
@@ -51,9 +48,6 @@ func parse(args []string) (*options, error) {
 	fs.BoolVar(&o.restoreOnly, "restore-only", false, "write again the allocations of this node that the API server has lost, and exit")
 	o.install.AddFlags(fs)
 	o.migrate.AddFlags(fs)
-	fs.StringVar(&o.whereabouts.Do, "migrate-whereabouts", "", whereabouts.Usage+". An administrator runs it, anywhere")
-	fs.StringVar(&o.whereabouts.From, "whereabouts-namespace", "kube-system", "with --migrate-whereabouts: where whereabouts keeps its pools")
-	fs.DurationVar(&o.whereabouts.Settle, "whereabouts-settle", whereabouts.InFlight, "with --migrate-whereabouts: for how long a network must not have changed before its pool is enabled; whereabouts' own limit for an ADD")
 	o.log.Flags(fs, &o.accepted)
 	o.acceptedFlags(fs)
 	showVersion := fs.Bool("version", false, "print the version and exit")
@@ -100,7 +94,7 @@ func (o *options) say(log *slog.Logger) {
 
 func (o *options) check(args []string) error {
 	once := 0
-	for _, mode := range []bool{o.once, o.uninstall, o.migrate.DryRun, o.restoreOnly, o.whereabouts.Do != ""} {
+	for _, mode := range []bool{o.once, o.uninstall, o.migrate.DryRun, o.restoreOnly} {
 		if mode {
 			once++
 		}
@@ -109,7 +103,7 @@ func (o *options) check(args []string) error {
 	case len(args) > 0:
 		return fmt.Errorf("unexpected arguments: %q", args)
 	case once > 1:
-		return errors.New("--once, --uninstall, --migrate-dry-run, --migrate-whereabouts and --restore-only exclude each other")
+		return errors.New("--once, --uninstall, --migrate-dry-run and --restore-only exclude each other")
 	case o.stay && !o.uninstall && !o.migrate.DryRun && !o.migrate.Only():
 		return errors.New("--stay is for --uninstall, --migrate-dry-run and --migrate=only: without these this program stays anyway")
 	case o.cooldown < 0:
@@ -119,18 +113,7 @@ func (o *options) check(args []string) error {
 	case o.interval <= 0:
 		return fmt.Errorf("--check-interval must be positive: %v", o.interval)
 	}
-	return errors.Join(o.checkRecord(), o.checkWhereabouts(), o.install.Check(), o.migrate.Check(o.install.CallTimeout), o.log.Check())
-}
-
-func (o *options) checkWhereabouts() error {
-	if o.whereabouts.Do == "" {
-		return nil
-	}
-	o.whereabouts.To = o.install.Namespace
-	if err := o.whereabouts.Check(); err != nil {
-		return fmt.Errorf("--migrate-whereabouts %w", err)
-	}
-	return nil
+	return errors.Join(o.checkRecord(), o.install.Check(), o.migrate.Check(o.install.CallTimeout), o.log.Check())
 }
 
 // checkRecord refuses an interval after which a node finds a loss too late. Jitter and the

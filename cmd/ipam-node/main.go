@@ -56,13 +56,6 @@ func main() {
 }
 
 func run(ctx context.Context, o *options, log *slog.Logger) error {
-	if o.whereabouts.Do != "" {
-		config, err := o.clientConfig()
-		if err != nil {
-			return err
-		}
-		return o.whereabouts.Run(ctx, config, os.Stdout)
-	}
 	host := o.install.NewHost()
 	m := &migrate.Node{
 		Options: &o.migrate, Namespace: o.install.Namespace, Name: o.install.Node, DataDir: o.install.DataDir,

@@ -35,7 +35,7 @@ func newRoot(in io.Reader, out, stderr io.Writer) *cobra.Command {
 		Long: `Answer questions about the addresses of secondary networks: who has an address, what is
 full, what leaks, what is wrong, why a pod does not start, what an edit of a pool would do.
 
-It works with your rights, and writes only in "release".
+It works with your rights, and writes only in "release" and "migrate".
 
 Exit codes: 0 all is well, 1 there are findings, 2 there is no answer, 3 nothing was found
 and a part could not be looked at.`,
@@ -61,7 +61,7 @@ and a part could not be looked at.`,
 	flags.StringVarP(&o.output, "output", "o", "", "Output format: json or yaml; columns without it")
 	flags.StringVar(&o.poolsNamespace, "pools-namespace", "", "Namespace of the pools, if -n is the pod's")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"json", "yaml"}, cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
-	root.AddCommand(o.show(), o.who(), o.free(), o.leaks(), o.check(), o.why(), o.plan(), o.release())
+	root.AddCommand(o.show(), o.who(), o.free(), o.leaks(), o.check(), o.why(), o.plan(), o.release(), o.migrate())
 	return root
 }
 

@@ -12,7 +12,8 @@
 //	image-ARCH.docker.tar   one platform, as docker save would write it
 //	image-ARCH.spdx.json    what the image's binaries are made of; also in the image
 //
-// and prints the digest of the whole on stdout.
+// and prints the digest of the whole on stdout. With -bill-of DIR it prints of what the
+// commands in that directory are made, and makes no image.
 package main
 
 import (
@@ -42,11 +43,16 @@ type options struct {
 	version  string
 	user     string
 	out      string
+	billOf   string
 }
 
 func main() {
 	o, err := parse()
-	if err == nil {
+	switch {
+	case err != nil:
+	case o.billOf != "":
+		err = printBill(o)
+	default:
 		err = run(o)
 	}
 	if err != nil {
@@ -62,13 +68,33 @@ func parse() (o options, err error) {
 	flag.StringVar(&o.version, "version", "dev", "the version that the image's label gives")
 	flag.StringVar(&o.user, "user", "65532:65532", "the user that a container runs as when its manifest does not say")
 	flag.StringVar(&o.out, "out", "bin", "directory to write into")
+	flag.StringVar(&o.billOf, "bill-of", "", "a directory: print the bill of materials of the commands in it, and make no image")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		return o, fmt.Errorf("unexpected arguments: %q", flag.Args())
 	}
+	if o.billOf != "" {
+		return o, nil
+	}
 	o.arches = strings.Split(*arches, ",")
 	o.tag, err = name.NewTag(*tag)
 	return o, err
+}
+
+func printBill(o options) error {
+	entries, err := os.ReadDir(o.billOf)
+	if err != nil {
+		return err
+	}
+	var commands []string
+	for _, e := range entries {
+		commands = append(commands, e.Name())
+	}
+	bill, err := billOfMaterials(o.billOf, "", commands, o.version)
+	if err == nil {
+		_, err = os.Stdout.Write(bill)
+	}
+	return err
 }
 
 func run(o options) error {
@@ -101,7 +127,7 @@ func run(o options) error {
 // materials beside it.
 func (o options) platform(arch string) (v1.Image, error) {
 	dir := filepath.Join(o.binaries, arch)
-	bill, err := billOfMaterials(dir, o.version)
+	bill, err := billOfMaterials(dir, "/", commands, o.version)
 	if err != nil {
 		return nil, err
 	}

@@ -61,13 +61,13 @@ type (
 	}
 )
 
-// billOfMaterials returns an SPDX document of the commands in dir: each with its
-// checksum and the Go modules that its build recorded in it. They are read from
+// billOfMaterials returns an SPDX document of the commands in dir, which lie below root in
+// the package: each with its checksum and the Go modules that its build recorded in it. They are read from
 // the binaries that ship, so they are what was linked, not what go.mod allows.
-func billOfMaterials(dir, version string) ([]byte, error) {
+func billOfMaterials(dir, root string, commands []string, version string) ([]byte, error) {
 	doc := spdxDocument{
 		Version: "SPDX-2.3", DataLicense: "CC0-1.0", ID: "SPDXRef-DOCUMENT", Name: "crd-ipam-" + version,
-		// The image has no time of its own; neither has this.
+		// What it describes has no time of its own; neither has this.
 		CreationInfo: spdxCreation{Created: "1970-01-01T00:00:00Z", Creators: []string{"Tool: crd-ipam-hack-image"}},
 	}
 	modules := map[string]spdxPackage{}
@@ -83,7 +83,7 @@ func billOfMaterials(dir, version string) ([]byte, error) {
 		}
 		sum := sha256.Sum256(data)
 		command := spdxPackage{
-			ID: spdxID("command", c), Name: c, Version: version, DownloadLocation: "NOASSERTION", FileName: "/" + c,
+			ID: spdxID("command", c), Name: c, Version: version, DownloadLocation: "NOASSERTION", FileName: root + c,
 			LicenseDeclared: "Apache-2.0", Checksums: []spdxChecksum{{"SHA256", hex.EncodeToString(sum[:])}},
 		}
 		doc.Packages = append(doc.Packages, command)

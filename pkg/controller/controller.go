@@ -191,14 +191,14 @@ func (c *Controller) Run(ctx context.Context) error {
 
 	var workers sync.WaitGroup
 	for range poolWorkers {
-		workers.Go(func() { work(ctx, c.queues.pools, c.blocks.reconcile, c.metrics.errors.WithLabelValues(queuePools)) })
+		workers.Go(func() { work(ctx, c.queues.pools, c.blocks.reconcile, c.metrics.of(queuePools)) })
 	}
-	workers.Go(func() { work(ctx, c.queues.nodes, c.locator.locate, c.metrics.errors.WithLabelValues(queueNodes)) })
+	workers.Go(func() { work(ctx, c.queues.nodes, c.locator.locate, c.metrics.of(queueNodes)) })
 	for range reclaimWorkers {
-		workers.Go(func() {
-			work(ctx, c.queues.allocations, c.leaks.examine, c.metrics.errors.WithLabelValues(queueAllocations))
-		})
+		workers.Go(func() { work(ctx, c.queues.allocations, c.leaks.examine, c.metrics.of(queueAllocations)) })
 	}
+	failures := &failures{total: c.metrics.failed, exists: func(ref v1alpha1.PoolReference) bool { return c.caches.pool(ref) != nil }}
+	workers.Go(func() { failures.run(ctx, c.clients.Kube) })
 	<-ctx.Done()
 	c.queues.shutDown()
 	workers.Wait()
@@ -287,24 +287,28 @@ func newQueue[T comparable](name string, m workqueue.MetricsProvider) workqueue.
 
 // work handles the items of queue one after the other until ctx ends or the
 // queue is shut down. An item that failed comes back later, and later each time.
-func work[T comparable](ctx context.Context, queue workqueue.TypedRateLimitingInterface[T], handle func(context.Context, T) error, errors prometheus.Counter) {
+func work[T comparable](ctx context.Context, queue workqueue.TypedRateLimitingInterface[T], handle func(context.Context, T) error, failed failed) {
 	for ctx.Err() == nil {
 		item, shutdown := queue.Get()
 		if shutdown {
 			return
 		}
 		err := handle(ctx, item)
+		again := func() {
+			failed.retries.Inc()
+			queue.AddRateLimited(item)
+		}
 		switch {
 		case err == nil:
 			queue.Forget(item)
 		case ctx.Err() != nil: // not this item's fault
 		case apierrors.IsConflict(err), apierrors.IsNotFound(err): // the cache is behind
 			klog.FromContext(ctx).V(2).Info("Object has changed or gone meanwhile, will retry", "item", item, "err", err)
-			queue.AddRateLimited(item)
+			again()
 		default:
-			errors.Inc()
+			failed.errors.Inc()
 			klog.FromContext(ctx).Error(err, "Failed, will retry", "item", item)
-			queue.AddRateLimited(item)
+			again()
 		}
 		queue.Done(item)
 	}

@@ -354,8 +354,8 @@ func TestLocate(t *testing.T) {
 				w.triggers.onAllocation().OnAdd(obj, false)
 			}
 		}
-		go work(ctx, w.queues.allocations, w.leaks.examine, w.metrics.errors.WithLabelValues(queueAllocations))
-		go work(ctx, w.queues.nodes, w.locator.locate, w.metrics.errors.WithLabelValues(queueNodes))
+		go work(ctx, w.queues.allocations, w.leaks.examine, w.metrics.of(queueAllocations))
+		go work(ctx, w.queues.nodes, w.locator.locate, w.metrics.of(queueNodes))
 		first, second := pod(podUID, claimed, nil), pod(laterUID, claimed, nil)
 		second.Name = "second"
 		add := func(p *metav1.PartialObjectMetadata) {
@@ -411,7 +411,7 @@ func TestReclaimComesBack(t *testing.T) {
 		defer w.queues.allocations.ShutDown()
 		defer w.queues.nodes.ShutDown()
 		w.leak(t)
-		go work(ctx, w.queues.allocations, w.leaks.examine, w.metrics.errors.WithLabelValues(queueAllocations))
+		go work(ctx, w.queues.allocations, w.leaks.examine, w.metrics.of(queueAllocations))
 		w.triggers.onAllocation().OnAdd(allocation(), false)
 		time.Sleep(59 * time.Second)
 		synctest.Wait()

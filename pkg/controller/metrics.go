@@ -52,6 +52,7 @@ type metrics struct {
 	reclaimed *prometheus.CounterVec
 	spared    prometheus.Counter
 	errors    *prometheus.CounterVec
+	failed    *prometheus.CounterVec
 
 	// Of workqueues, by name.
 	depth, unfinished, longest *prometheus.GaugeVec
@@ -74,6 +75,7 @@ func newMetrics() *metrics {
 	m.reclaimed = counter("reclaimed_total", "Reclaimed allocations, by reason.", "reason")
 	m.spared = counter("leak_candidates_spared_total", "Leak candidates that were not reclaimed, since the API server said otherwise than the cache.").WithLabelValues()
 	m.errors = counter("errors_total", "Failed examinations and reconciliations, which are retried, by workqueue.", "queue")
+	m.failed = counter("failed_adds_total", "ADDs of pods that failed, at least: the kubelets' events of them, by pool and reason.", append(poolLabels, "reason")...)
 
 	m.depth = gauge("workqueue_depth", "Items that are waiting.")
 	m.adds = counter("workqueue_adds_total", "Items that were added.", "name")
@@ -86,7 +88,20 @@ func newMetrics() *metrics {
 	for _, reason := range reclaim.CandidateReasons {
 		m.reclaimed.WithLabelValues(reason)
 	}
+	for _, f := range failureReasons {
+		m.failed.WithLabelValues("", "", f.reason)
+	}
 	return m
+}
+
+// failed counts the work of a queue that failed.
+type failed struct {
+	errors  prometheus.Counter
+	retries prometheus.Counter // of these, and where only a cache was behind
+}
+
+func (m *metrics) of(queue string) failed {
+	return failed{m.errors.WithLabelValues(queue), m.retries.WithLabelValues(queue)}
 }
 
 func add[T prometheus.Collector](m *metrics, c T) T {
@@ -120,9 +135,14 @@ func (m *metrics) NewLongestRunningProcessorSecondsMetric(name string) workqueue
 	return m.longest.WithLabelValues(name)
 }
 
-func (m *metrics) NewRetriesMetric(name string) workqueue.CounterMetric {
-	return m.retries.WithLabelValues(name)
-}
+// NewRetriesMetric counts nothing: a queue takes every delay for a retry, and most are looks
+// that are not due yet. work counts the retries.
+func (m *metrics) NewRetriesMetric(string) workqueue.CounterMetric { return ignored{} }
+
+// ignored is a counter that does not count.
+type ignored struct{}
+
+func (ignored) Inc() {}
 
 // counts are the metrics that are counted from the caches when they are asked for.
 type counts struct {

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	authorizationv1 "k8s.io/api/authorization/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
@@ -46,6 +48,9 @@ func TestOverlays(t *testing.T) {
 			t.Run("rights", func(t *testing.T) { exactRights(t, env, o) })
 			t.Run("pool elsewhere", func(t *testing.T) { warnsOfPoolElsewhere(t, env, o) })
 			t.Run("installer", func(t *testing.T) { installerClaims(t, env, o) })
+			if o.name == "openshift" {
+				t.Run("constraints", func(t *testing.T) { usesConstraints(t, env, o) })
+			}
 			if o.name == "serviceaccount" {
 				t.Run("queues", func(t *testing.T) { pluginQueues(t, env, o) })
 				t.Run("token", func(t *testing.T) { pluginTokens(t, env, o) })
@@ -153,9 +158,45 @@ func removeAll(t *testing.T, env *testenv.Env, o overlay) {
 			return ""
 		})
 	}
-	kubectl(t, env, "delete", "-k", o.dir(t))
+	kubectl(t, env, "delete", "-k", o.dir(t), "--wait=false")
+	for _, u := range render(t, o.dir(t)) {
+		if u.GetKind() == "Namespace" {
+			finalize(t, env, u.GetName())
+		}
+	}
+	kubectl(t, env, "delete", "-k", o.dir(t), "--ignore-not-found") // waits
 	if left := kubectl(t, env, "get", "-k", o.dir(t), "--ignore-not-found"); left != "" {
 		t.Errorf("left after kubectl delete -k:\n%s", left)
+	}
+}
+
+// usesConstraints checks whose pods OpenShift's security context constraints admit: the
+// installer's by the privileged ones, in its namespace, and nobody else's by any.
+func usesConstraints(t *testing.T, env *testenv.Env, o overlay) {
+	client := rig.Kube(t, env.Config)
+	for _, name := range []string{"privileged", "anyuid"} {
+		for _, namespace := range []string{o.namespace, "default"} {
+			for _, who := range []string{installer, account} {
+				use := authorizationv1.ResourceAttributes{Verb: "use", Group: "security.openshift.io", Resource: "securitycontextconstraints", Name: name}
+				want := name == "privileged" && namespace == o.namespace && who == installer
+				if got := ask(t, client, "system:serviceaccount:"+o.namespace+":"+who, use, namespace); got != want {
+					t.Errorf("%s may use %s in %s: %v", who, name, namespace, got)
+				}
+			}
+		}
+	}
+}
+
+// finalize ends a namespace that was deleted, which takes a controller that is not here.
+func finalize(t *testing.T, env *testenv.Env, name string) {
+	namespaces := rig.Kube(t, env.Config).CoreV1().Namespaces()
+	ns, err := namespaces.Get(t.Context(), name, metav1.GetOptions{})
+	if err == nil {
+		ns.Spec.Finalizers = nil
+		_, err = namespaces.Finalize(t.Context(), ns, metav1.UpdateOptions{})
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -148,7 +148,7 @@ var (
 		"nodes get*", "nodes list*", "nodes watch*",
 		"ippools get", "ippools list", "ippools watch", "ippools/status patch",
 		"cidrpools get", "cidrpools list", "cidrpools watch", "cidrpools/status patch",
-		"events create", "events patch", "leases create",
+		"events create", "events patch", "events list*", "events watch*", "leases create",
 		"pods get*", "pods list*", "pods watch*",
 		"ipallocations get", "ipallocations list", "ipallocations watch", "ipallocations delete",
 	}
@@ -162,7 +162,7 @@ var (
 		"ippools/status get*", "ippools/status update*", "ippools/status patch*",
 		"cidrpools get*", "cidrpools list*", "cidrpools watch*", "cidrpools create*",
 		"cidrpools/status get*", "cidrpools/status update*", "cidrpools/status patch*",
-		"events create*", "events patch*",
+		"events create*", "events patch*", "events list*", "events watch*",
 		"leases get*", "leases list*", "leases watch*", "leases create*", "leases update*", "leases patch*", "leases delete*",
 		"configmaps get*", "configmaps list*", "configmaps watch*", "configmaps delete*",
 		"pods get*", "pods list*", "pods watch*",

@@ -34,7 +34,7 @@ func TestImage(t *testing.T) {
 	first, second := t.TempDir(), t.TempDir()
 	digest := buildImage(t, rig.Root(t), first)
 	elsewhere := filepath.Join(t.TempDir(), "copy")
-	copyTree(t, rig.Root(t), elsewhere)
+	rig.CopyTree(t, elsewhere, "go.mod", "go.sum", "apis", "cmd", "generated", "hack", "pkg")
 	again := buildImage(t, elsewhere, second, "TZ=Asia/Tokyo", "LANG=C", "GOFLAGS=-tags=other", "GOAMD64=v3")
 	if digest != again {
 		t.Errorf("digests %s and %s", digest, again)
@@ -73,19 +73,6 @@ func buildImage(t *testing.T, tree, out string, env ...string) string {
 		t.Fatalf("hack/image.sh: %v\n%s", err, &stderr)
 	}
 	return strings.TrimSpace(string(stdout))
-}
-
-// copyTree copies what an image is built from.
-func copyTree(t *testing.T, from, to string) {
-	t.Helper()
-	for _, part := range []string{"go.mod", "go.sum", "apis", "cmd", "generated", "hack", "pkg"} {
-		if err := os.MkdirAll(to, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if out, err := exec.CommandContext(t.Context(), "cp", "-r", filepath.Join(from, part), to).CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
-	}
 }
 
 type descriptor struct {

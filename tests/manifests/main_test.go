@@ -38,6 +38,7 @@ var overlays = []overlay{
 	{"default", "crds", "kube-system", 31, 99},
 	{"k8s-1.30", "crds-k8s-1.30", "kube-system", 30, 99}, // what 1.30 lacks is left out; a newer server misses nothing
 	{"serviceaccount", "crds", "kube-system", 31, 99},
+	{"openshift", "crds-openshift", "crd-ipam", 31, 99},
 	{"network-operator", "crds-network-operator", "nvidia-network-operator", 31, 99},
 }
 

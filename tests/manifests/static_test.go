@@ -61,8 +61,14 @@ func expand(c corev1.Container, o overlay) []string {
 // What runs once on each node, in a DaemonSet.
 func TestOnceOnEachNode(t *testing.T) {
 	image := makefileValue(t, "IMAGE")
-	for overlayName, name := range map[string]string{"uninstall": "nv-ipam-node", "migrate-dry-run": "crd-ipam-migration", "migrate-only": "crd-ipam-migration"} {
+	for overlayName, name := range map[string]string{
+		"uninstall": "nv-ipam-node", "migrate-dry-run": "crd-ipam-migration", "migrate-only": "crd-ipam-migration",
+		"uninstall-openshift": "nv-ipam-node", "migrate-dry-run-openshift": "crd-ipam-migration", "migrate-only-openshift": "crd-ipam-migration",
+	} {
 		o := overlay{name: overlayName, namespace: "kube-system"}
+		if strings.HasSuffix(overlayName, "-openshift") {
+			o.namespace = "crd-ipam"
+		}
 		found := 0
 		for _, u := range render(t, o.dir(t)) {
 			if spec := podSpec(t, u); spec != nil {
@@ -233,6 +239,7 @@ func TestPinnedImage(t *testing.T) {
 		{"registry.example.com:5000/a/b:v1@" + digest, "k8s-1.30", built, "registry.example.com:5000/a/b@" + digest},
 		{"registry.example.com:5000/a/b", "serviceaccount", built, "registry.example.com:5000/a/b@" + built},
 		{"registry.example.com/crd-ipam:v1", "default", built, "registry.example.com/crd-ipam@" + built},
+		{"registry.example.com/crd-ipam:v1", "openshift", built, "registry.example.com/crd-ipam@" + built},
 		{"registry.example.com/crd-ipam:v1", "default", "", "no digest"},
 		{"registry.example.com/crd-ipam@sha256:12", "default", built, "is not a digest"},
 		{"registry.example.com/crd-ipam:v1", "none", built, "there is no manifests/overlays/none"},
@@ -275,6 +282,92 @@ func TestPinnedImage(t *testing.T) {
 				t.Errorf("%d containers", found)
 			}
 		})
+	}
+}
+
+// make manifests puts everything into one namespace, which is among the CRDs unless the
+// cluster has it: the overlay's own, or the one that was asked for.
+func TestNamespaceOfManifests(t *testing.T) {
+	const cluster, theirs = "kube-system", "nvidia-network-operator"
+	for _, tc := range []struct{ overlay, asked, want, complaint string }{
+		{"default", "", cluster, ""},
+		{"default", cluster, cluster, ""},
+		{"serviceaccount", "ml", "ml", ""},
+		{"openshift", "", "crd-ipam", ""},
+		{"openshift", "ml", "ml", ""},
+		{"network-operator", "ml", theirs, ""},
+		{"openshift", cluster, "", "security context constraints do not count there"},
+		{"default", "Ml", "", "is no name of a namespace"},
+		{"default", "-ml", "", "is no name of a namespace"},
+	} {
+		t.Run(tc.overlay+" "+tc.asked, func(t *testing.T) {
+			out := t.TempDir()
+			cmd := exec.CommandContext(t.Context(), filepath.Join(rig.Root(t), "hack", "manifests.sh"))
+			cmd.Env = append(os.Environ(), "IMAGE=registry.example.com/crd-ipam@sha256:"+strings.Repeat("0123456789abcdef", 4), "OVERLAY="+tc.overlay, "NAMESPACE="+tc.asked, "OUT="+out)
+			says, err := cmd.CombinedOutput()
+			if tc.complaint != "" {
+				if err == nil || !strings.Contains(string(says), tc.complaint) {
+					t.Errorf("%v: %s", err, says)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatalf("%v: %s", err, says)
+			}
+			parts := []string{"", "uninstall", "migrate-dry-run", "migrate-only"}
+			if tc.overlay == "network-operator" { // which has no installer of ours
+				parts = parts[:1]
+			}
+			for _, part := range parts {
+				for _, u := range render(t, filepath.Join(out, "manifests", part)) {
+					if got := u.GetNamespace(); got != "" && got != tc.want {
+						t.Errorf("%s/%s in %q is in %s", u.GetKind(), u.GetName(), part, got)
+					}
+				}
+			}
+			var made []string
+			for _, u := range render(t, filepath.Join(out, "manifests", "crds")) {
+				if u.GetKind() == "Namespace" {
+					made = append(made, u.GetName())
+					if u.GetLabels()["pod-security.kubernetes.io/enforce"] != "privileged" || u.GetLabels()["nv-ipam.nvidia.com/protected"] != "" {
+						t.Errorf("labels %v", u.GetLabels())
+					}
+				}
+			}
+			if want := []string{tc.want}; tc.want != cluster && tc.want != theirs && !slices.Equal(made, want) || (tc.want == cluster || tc.want == theirs) && made != nil {
+				t.Errorf("the namespaces %q are made", made)
+			}
+		})
+	}
+}
+
+// On OpenShift the plugin is where CRI-O and multus look for it, on the host as in the
+// installer, and pods ask for nothing that their security context constraints refuse.
+func TestOpenShift(t *testing.T) {
+	const theirs = "/var/lib/cni/bin"
+	for _, name := range []string{"openshift", "uninstall-openshift", "migrate-dry-run-openshift", "migrate-only-openshift"} {
+		for _, u := range render(t, overlay{name: name}.dir(t)) {
+			spec := podSpec(t, u)
+			if spec == nil {
+				continue
+			}
+			constraints, _, _ := unstructured.NestedString(u.Object, "spec", "template", "metadata", "annotations", "openshift.io/required-scc")
+			c := spec.Containers[0]
+			if u.GetKind() == "Deployment" {
+				// A user of the namespace's range, whatever that is.
+				if s := spec.SecurityContext; constraints != "restricted-v2" || s.RunAsUser != nil || s.RunAsGroup != nil || s.RunAsNonRoot == nil || !*s.RunAsNonRoot {
+					t.Errorf("%s: %s is admitted by %q, as %+v", name, u.GetName(), constraints, s)
+				}
+				continue
+			}
+			if constraints != "privileged" {
+				t.Errorf("%s: %s is admitted by %q", name, u.GetName(), constraints)
+			}
+			if !slices.Contains(c.Args, "--cni-bin-dir="+theirs) || !slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == "cnibin" && m.MountPath == theirs }) ||
+				!slices.ContainsFunc(spec.Volumes, func(v corev1.Volume) bool { return v.Name == "cnibin" && v.HostPath.Path == theirs }) {
+				t.Errorf("%s: %s installs elsewhere: %q, %+v, %+v", name, u.GetName(), c.Args, c.VolumeMounts, spec.Volumes)
+			}
+		}
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
@@ -43,8 +44,12 @@ func TestPrometheus(t *testing.T) {
 	rules, alerts := rulesFile(t)
 	p := startPrometheus(t, rules, controller)
 
-	series := p.await(t, "crd_ipam_pool_blocks_full == 1", "crd_ipam_leader == 1", `crd_ipam_pool_top_node_used`, `crd_ipam_held{reason="pod_unknown"} == 1`,
-		"crd_ipam_allocations_without_pool == 1", "rate(process_cpu_seconds_total[1m])")
+	p.await(t, "crd_ipam_pool_blocks_full == 1", "crd_ipam_leader == 1", `crd_ipam_pool_top_node_used`, `crd_ipam_held{reason="pod_unknown"} == 1`,
+		"crd_ipam_allocations_without_pool == 1", "rate(process_cpu_seconds_total[1m])", `crd_ipam_failed_adds_total{pool="", reason="exhausted"} == 0`)
+	fail(t, c, 1)
+	p.await(t, `crd_ipam_failed_adds_total{pool="small", reason="exhausted"} == 1`)
+	fail(t, c, 2)
+	series := p.await(t, `increase(crd_ipam_failed_adds_total{pool="small"}[1m]) > 0`)
 	documentedLabels(t, series)
 
 	for _, a := range alerts {
@@ -68,7 +73,7 @@ func TestPrometheus(t *testing.T) {
 	}
 	p.wantAlerts(t, map[string]string{
 		"IPAMPoolsOverlap {small}": "firing", // at once
-		"IPAMBlockFull {small}":    "pending", "IPAMNodeWithoutBlock {small}": "pending", "IPAMPoolNotReady {wrong}": "pending", "IPAMPoolNearlyFull {small}": "pending",
+		"IPAMBlockFull {small}":    "pending", "IPAMAddsFail {small}": "pending", "IPAMNodeWithoutBlock {small}": "pending", "IPAMPoolNotReady {wrong}": "pending", "IPAMPoolNearlyFull {small}": "pending",
 		"IPAMAddressesOutsideBlocks {small}": "pending", "IPAMPoolGone {}": "pending", "IPAMLeaksHeld {}": "pending", "IPAMPoolSelectsNoNode {nowhere}": "pending",
 	}, alerts)
 }
@@ -102,6 +107,26 @@ func populate(t *testing.T, c *rig.Cluster) {
 	hold("shared", "10.20.0.9", "node-a", live)
 	hold("deleted", "10.9.9.9", "node-a", live)
 	hold("shared", "10.20.0.10", "node-a", v1alpha1.PodReference{Namespace: c.NS, Name: "unknown", UID: rig.StaticUID})
+}
+
+// fail is the kubelet's event of a pod that gets no address in pool small.
+func fail(t *testing.T, c *rig.Cluster, times int32) {
+	t.Helper()
+	e := &corev1.Event{
+		ObjectMeta:     metav1.ObjectMeta{Name: "live.1", Namespace: c.NS},
+		InvolvedObject: corev1.ObjectReference{Kind: "Pod", Namespace: c.NS, Name: "live"},
+		Reason:         "FailedCreatePodSandBox", Count: times, Type: corev1.EventTypeWarning,
+		Message: `Failed to create pod sandbox: no free addresses in the pool "small", poolType "ippool": block 192.168.9.1-192.168.9.1 of node node-a is full`,
+	}
+	events, err := c.Kube.CoreV1().Events(c.NS), error(nil)
+	if times == 1 {
+		_, err = events.Create(t.Context(), e, metav1.CreateOptions{})
+	} else {
+		_, err = events.Update(t.Context(), e, metav1.UpdateOptions{})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // start starts a program that listens on an address until the end of the test.

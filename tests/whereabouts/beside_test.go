@@ -76,13 +76,13 @@ func TestBesideEachOther(t *testing.T) {
 		rig.Eventually(t, fmt.Sprintf("%d ADDs of %s", n, plugin), func() bool { return l.count(plugin) >= n })
 	}
 
-	const settle = "--whereabouts-settle=21s" // longer than churn lets an ADD take
+	const settle = "--settle=21s" // longer than churn lets an ADD take
 	await("whereabouts", 12)
 	c.applyPools(t, settle)
 	_, _ = c.tryMigrate(t, "apply", settle) // pods come and go: a conflict now is none later
 	c.patchNetworks(t, "one")
 	await("whereabouts", 4) // still gives in network two
-	if out := c.migrate(t, "pools", "--whereabouts-settle=1ns"); out != "" {
+	if out := c.migrate(t, "pools", "--settle=1ns"); out != "" {
 		t.Errorf("a pool is enabled while whereabouts gives in the other range:\n%s", out)
 	}
 	c.patchNetworks(t, "two")

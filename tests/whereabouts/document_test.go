@@ -28,14 +28,14 @@ func TestDocument(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, chapter, found := strings.Cut(string(doc), "\n# From whereabouts ")
-	commands := regexp.MustCompile(`(?m)^       ((?:ipam-node|kubectl|bash) .*)$`).FindAllStringSubmatch(chapter, -1)
+	commands := regexp.MustCompile(`(?m)^       ((?:kubectl|bash) .*)$`).FindAllStringSubmatch(chapter, -1)
 	if !found || len(commands) != 9 {
 		t.Fatalf("%d commands were found", len(commands))
 	}
 	dir := t.TempDir()
 	for _, m := range commands {
 		// Nothing is under way here, so that nobody has to wait for it.
-		command := strings.ReplaceAll(m[1], "NAMESPACE", c.NS+" --whereabouts-settle=1ns")
+		command := strings.ReplaceAll(m[1], "NAMESPACE", c.NS+" --settle=1ns")
 		cmd := exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c", command)
 		cmd.Dir = dir
 		cmd.Env = append(os.Environ(), "KUBECONFIG="+env.Kubeconfig, "PATH="+filepath.Join(rig.Root(t), "bin")+":"+os.Getenv("KUBEBUILDER_ASSETS")+":"+os.Getenv("PATH"))

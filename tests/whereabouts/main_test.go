@@ -205,8 +205,8 @@ func (c *cluster) migrate(t *testing.T, do string, flags ...string) string {
 }
 
 func (c *cluster) tryMigrate(t *testing.T, do string, flags ...string) (string, error) {
-	args := append([]string{"--migrate-whereabouts=" + do, "--kubeconfig=" + env.Kubeconfig, "--ippools-namespace=" + c.NS}, flags...)
-	cmd := exec.CommandContext(t.Context(), rig.Binary(t, "ipam-node"), args...)
+	args := append([]string{"migrate", "whereabouts", do, "--kubeconfig=" + env.Kubeconfig, "-n", c.NS}, flags...)
+	cmd := exec.CommandContext(t.Context(), rig.Binary(t, "kubectl-ipam"), args...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

@@ -4,6 +4,7 @@
 package whereabouts
 
 import (
+	"errors"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -15,7 +16,7 @@ import (
 )
 
 // settled is an inFlight that is over at once: nothing is under way in these tests.
-const settled = "--whereabouts-settle=1ns"
+const settled = "--settle=1ns"
 
 // All that whereabouts can have, step by step, as docs/migration.md says it.
 func TestMigration(t *testing.T) {
@@ -135,6 +136,44 @@ func TestMigration(t *testing.T) {
 		}
 		return ""
 	})
+}
+
+// An address that somebody else has by now is a finding, and everything else about the other
+// pods is done.
+func TestConflict(t *testing.T) {
+	c := newCluster(t)
+	c.Node(t, "node-a", nil)
+	c.network(t, "plain", `{"type":"whereabouts","range":"10.9.0.0/24"}`)
+	first, second := c.add(t, "plain", "node-a", "first"), c.add(t, "plain", "node-a", "second")
+	c.applyPools(t, settled)
+	address := strings.TrimSuffix(first[0], "/24")
+	a := rig.Allocation("10.9.0.0-24", address, "node-a", rig.Pod(t, c.Kube, c.NS, "other", "node-a"), "c-other")
+	a.Name, a.Spec.Domain = "whereabouts."+address, "whereabouts"
+	c.Claim(t, c.IPAM, a)
+
+	out, err := c.tryMigrate(t, "apply", settled)
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(err.Error(), "addresses are held twice: 1 of them") || !strings.Contains(out, "CONFLICT") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if held := c.held(t); !slices.Contains(held, "whereabouts "+strings.TrimSuffix(second[0], "/24")+" 10.9.0.0-24 node-a second") {
+		t.Errorf("held %q, the second pod has %q", held, second)
+	}
+}
+
+// What cannot be is refused, in words that name it.
+func TestRefusals(t *testing.T) {
+	for want, args := range map[string][]string{
+		"-n has to name the namespace of the pools":                             {},
+		`the step must be one of plan, pools, patches, apply, not "everything"`: {"-n", "ml", "everything"},
+		"--settle must not be negative: -1s":                                    {"-n", "ml", "--settle=-1s"},
+		"-o json is not for migrate":                                            {"-n", "ml", "-o", "json"},
+	} {
+		cmd := exec.CommandContext(t.Context(), rig.Binary(t, "kubectl-ipam"), append([]string{"migrate", "whereabouts", "--kubeconfig=" + env.Kubeconfig}, args...)...)
+		if out, err := cmd.CombinedOutput(); cmd.ProcessState.ExitCode() != 2 || !strings.Contains(string(out), want) {
+			t.Errorf("%q: %v: %s, want %q", args, err, out, want)
+		}
+	}
 }
 
 // startSlices runs whereabouts' controller of node slices until the end of the test.

@@ -5,6 +5,7 @@ package whereabouts
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -18,6 +19,9 @@ import (
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
 )
 
+// ErrConflicts: addresses are held twice.
+var ErrConflicts = errors.New("addresses are held twice")
+
 // What Migration.Do may be.
 const (
 	doPlan    = "plan"
@@ -26,16 +30,12 @@ const (
 	doApply   = "apply"
 )
 
-// actions are the values of Migration.Do.
-var actions = []string{doPlan, doPools, doPatches, doApply}
-
-// Usage of Migration.Do.
-const Usage = "take over what whereabouts has given in the cluster. plan: print all that would be done; pools: print the pools, for kubectl apply; " +
-	"patches: print the commands that switch the networks; apply: create the allocations. Nothing else is ever written"
+// Steps are the values of Migration.Do.
+var Steps = []string{doPlan, doPools, doPatches, doApply}
 
 // Migration is a run.
 type Migration struct {
-	// Do is plan, pools, patches or apply.
+	// Do is one of Steps. "" stands for plan, the dry run.
 	Do string
 	// From is whereabouts' namespace, To that of the pools.
 	From, To string
@@ -47,16 +47,16 @@ type Migration struct {
 // Check returns an error that names what cannot be.
 func (m *Migration) Check() error {
 	switch {
-	case !slices.Contains(actions, m.Do):
-		return fmt.Errorf("must be one of %s, not %q", strings.Join(actions, ", "), m.Do)
+	case m.Do != "" && !slices.Contains(Steps, m.Do):
+		return fmt.Errorf("the step must be one of %s, not %q", strings.Join(Steps, ", "), m.Do)
 	case m.Settle < 0:
-		return fmt.Errorf("cannot settle for %v", m.Settle)
+		return fmt.Errorf("--settle must not be negative: %v", m.Settle)
 	}
 	return nil
 }
 
-// Run does it with an administrator's rights, and prints what it does. It fails if
-// addresses have been given twice, or cannot be claimed.
+// Run does it with an administrator's rights, and prints what it does. It returns
+// ErrConflicts if addresses have been given twice.
 func (m *Migration) Run(ctx context.Context, config *rest.Config, w io.Writer) error {
 	c, err := clientsOf(config)
 	if err != nil {
@@ -73,7 +73,7 @@ func (m *Migration) Run(ctx context.Context, config *rest.Config, w io.Writer) e
 		return p.writePools(w)
 	case doPatches:
 		return p.writePatches(w)
-	case doPlan:
+	case doPlan, "":
 		return p.writeAll(w)
 	}
 	err = p.apply(ctx, c)
@@ -85,7 +85,7 @@ func (m *Migration) Run(ctx context.Context, config *rest.Config, w io.Writer) e
 		return err
 	}
 	if n := p.conflicts(); n > 0 {
-		return fmt.Errorf("%d addresses are held twice, see CONFLICT above: delete one of the two pods, and run this again", n)
+		return fmt.Errorf("%w: %d of them, see CONFLICT above: delete one of the two pods, and run this again", ErrConflicts, n)
 	}
 	return nil
 }
@@ -100,6 +100,8 @@ func (p *plan) conflicts() (n int) {
 }
 
 func clientsOf(config *rest.Config) (*clients, error) {
+	config = rest.CopyConfig(config)
+	config.QPS = -1 // one request at a time: the API server says if it is too much
 	ipam, err := clientv1alpha1.NewForConfig(config)
 	if err != nil {
 		return nil, err

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -34,6 +35,20 @@ func Binary(t testing.TB, name string) string {
 func Part(t testing.TB, variable, part string) string {
 	t.Helper()
 	return must(testenv.Part(variable, part))(t)
+}
+
+// CopyTree copies parts of the root module into a new directory, which builds there what they
+// are enough for.
+func CopyTree(t testing.TB, to string, parts ...string) {
+	t.Helper()
+	if err := os.MkdirAll(to, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range parts {
+		if out, err := exec.CommandContext(t.Context(), "cp", "-r", filepath.Join(Root(t), part), to).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
 }
 
 // Kustomization writes one on top of parts of manifests/, as a person would, and
