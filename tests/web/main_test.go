@@ -47,6 +47,8 @@ func serve(t *testing.T, kubeconfig string, args ...string) string {
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("kubectl ipam web: %v: %s", err, stderr)
 		}
+		used := cmd.ProcessState
+		t.Logf("kubectl ipam web needed %d MiB and %s", used.SysUsage().(*syscall.Rusage).Maxrss>>10, used.UserTime()+used.SystemTime())
 	})
 	url, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
@@ -110,9 +112,9 @@ func (p *page) do(t *testing.T, steps ...chromedp.Action[chromedp.Void]) {
 }
 
 // eval returns the value of an expression.
-func eval[T any](t *testing.T, p *page, expression string) T {
+func eval[T any](t *testing.T, p *page, expression string, opts ...chromedp.EvaluateOption) T {
 	t.Helper()
-	v, err := chromedp.Run(p.ctx, chromedp.Evaluate[T](expression))
+	v, err := chromedp.Run(p.ctx, chromedp.Evaluate[T](expression, opts...))
 	if err != nil {
 		t.Fatalf("%s: %v", expression, err)
 	}

@@ -131,4 +131,6 @@ func (s *scene) condition(t *testing.T, pool, kind string, status metav1.Conditi
 }
 
 // link is the address of a pool's view in the page.
-func (s *scene) link(kind, name string) string { return fmt.Sprintf("#/pool/%s/%s/%s", s.NS, kind, name) }
+func (s *scene) link(kind, name string) string {
+	return fmt.Sprintf("#/pool/%s/%s/%s", s.NS, kind, name)
+}
