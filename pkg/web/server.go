@@ -60,13 +60,10 @@ func New(record *inspect.Copy, addr net.Addr, cluster string) (*Server, error) {
 // URL is what the user opens. It has the token.
 func (s *Server) URL() string { return "http://" + s.addr.String() + "/?token=" + s.guard.token }
 
-// ServeHTTP answers a request.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.guard.ServeHTTP(w, r) }
-
 // Serve serves until the context ends.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	server := &http.Server{
-		Handler: s, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 1 << 16, ErrorLog: log.New(io.Discard, "", 0),
+		Handler: s.guard, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 1 << 16, ErrorLog: log.New(io.Discard, "", 0),
 		BaseContext: func(net.Listener) context.Context { return ctx }, // ends the streams
 	}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() }) // nobody has anything to lose

@@ -43,7 +43,7 @@ func ask(s *Server, method, path string, headers ...string) *http.Response {
 		}
 	}
 	w := httptest.NewRecorder()
-	s.ServeHTTP(w, r)
+	s.guard.ServeHTTP(w, r)
 	return w.Result()
 }
 
