@@ -18,7 +18,7 @@
 #   pause           the sandbox container's program; needs gcc
 #   debian          runc, bash-static and busybox-static, unpacked, not installed;
 #                   needs apt-get and dpkg-deb
-#   chromium        Debian's chromium and a font, with the libraries that this machine
+#   chromium        Debian's chromium and two fonts, with the libraries that this machine
 #                   lacks, unpacked, not installed; needs apt-get and dpkg-deb
 #   golangci-lint   the linter
 # Prints the directory of each PART on stdout, and nothing else; progress goes to
@@ -243,10 +243,10 @@ unpack() {
 }
 
 # chromium TO: the browser as TO/root, and TO/browser, which starts it. Its libraries are
-# those that an installation would add here. The font is the only one that it sees, so that
-# pictures do not depend on the machine.
+# those that an installation would add here. It sees no fonts of the machine's, on which
+# pictures would depend.
 chromium() {
-	local wanted=(chromium chromium-common fonts-inter) missing
+	local wanted=(chromium chromium-common fonts-dejavu-core fonts-inter) missing
 	missing=$(added "${wanted[@]}") || { # no lists of packages yet
 		apt-get update >&2
 		missing=$(added "${wanted[@]}")
@@ -255,7 +255,8 @@ chromium() {
 	unpack "$1" "${wanted[@]}" $(comm -13 <(printf '%s\n' "${wanted[@]}" | sort) <(printf '%s\n' "${missing[@]}" | sort))
 	cat >"$1/root/fonts.conf" <<-END
 		<?xml version="1.0"?>
-		<fontconfig><dir prefix="relative">usr/share/fonts</dir><dir>/usr/share/fonts</dir><cachedir prefix="relative">cache</cachedir>
+		<fontconfig><dir prefix="relative">usr/share/fonts</dir><cachedir prefix="xdg">crd-ipam/fontconfig</cachedir>
+		<alias binding="strong"><family>monospace</family><prefer><family>DejaVu Sans Mono</family></prefer></alias>
 		<alias binding="strong"><family>sans-serif</family><prefer><family>Inter</family></prefer></alias>
 		<alias binding="strong"><family>system-ui</family><prefer><family>Inter</family></prefer></alias></fontconfig>
 	END
