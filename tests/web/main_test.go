@@ -17,7 +17,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
@@ -133,7 +136,7 @@ func (p *page) until(t *testing.T, expression string) {
 func (p *page) says(t *testing.T, selector string, texts ...string) {
 	t.Helper()
 	for _, text := range texts {
-		p.until(t, fmt.Sprintf("document.querySelector(%s)?.innerText.includes(%s)", quoted(selector), quoted(text)))
+		p.until(t, fmt.Sprintf("%s.includes(%s)", said(selector), quoted(text)))
 	}
 }
 
@@ -147,9 +150,14 @@ func (p *page) saysNot(t *testing.T, selector string, texts ...string) {
 	}
 }
 
+// said is the expression for what an element says, on one line.
+func said(selector string) string {
+	return fmt.Sprintf(`(document.querySelector(%s)?.innerText ?? "").replace(/\s+/g, " ")`, quoted(selector))
+}
+
 func (p *page) text(t *testing.T, selector string) string {
 	t.Helper()
-	return eval[string](t, p, fmt.Sprintf("document.querySelector(%s)?.innerText ?? ''", quoted(selector)))
+	return eval[string](t, p, said(selector))
 }
 
 // open goes to a view, and waits until it is drawn.
@@ -165,6 +173,16 @@ func (p *page) press(t *testing.T, keys ...string) {
 	for _, k := range keys {
 		p.do(t, chromedp.KeyEvent(k))
 	}
+}
+
+// slash presses the key "/". press would send the character by itself as well, which a
+// keyboard does not do if a page has used the key.
+func (p *page) slash(t *testing.T) {
+	t.Helper()
+	p.do(t, chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
+		_, err := cdp.Call(ctx, target, input.DispatchKeyEvent, input.DispatchKeyEventParams{Type: kb.KeyRawDown, Key: "/", Code: "Slash"})
+		return err
+	}))
 }
 
 // hover points at the middle of the item of the map that begins at an address.

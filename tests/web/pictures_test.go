@@ -51,7 +51,7 @@ func TestPictures(t *testing.T) {
 	s := newLargeScene(t, own)
 	p := browse(t, serve(t, named(t, own, "gpu-cluster-1")), 1280, 800)
 	p.says(t, "#live", "live")
-	p.says(t, "main", "rail1", "storage", "mgmt-v6")
+	p.says(t, "main", "rail1", "storage", "mgmt-v6", " 61 of ")
 	p.picture(t, "web-pools", 1280)
 
 	p.open(t, s.link("IPPool", "fabric"))
@@ -66,7 +66,7 @@ func TestPictures(t *testing.T) {
 	p.says(t, "#details", "kubectl ipam release")
 	p.picture(t, "web-block", 1280)
 
-	p.open(t, s.link("IPPool", "mgmt-v6"))
+	p.open(t, s.link("CIDRPool", "mgmt-v6"))
 	p.says(t, ".legend", "in use")
 	p.picture(t, "web-ipv6", 1280)
 
@@ -83,7 +83,7 @@ func TestPictures(t *testing.T) {
 
 	n := browse(t, serve(t, named(t, own, "gpu-cluster-1")), 390, 844)
 	n.says(t, "#live", "live")
-	n.says(t, "main", "rail1", "storage", "mgmt-v6")
+	n.says(t, "main", "rail1", "storage", "mgmt-v6", " 61 of ")
 	n.picture(t, "web-narrow", 390)
 	n.open(t, s.link("IPPool", "rail1")+"/@10.1.0.5")
 	n.says(t, "#details", "kubectl ipam release")
@@ -93,6 +93,7 @@ func TestPictures(t *testing.T) {
 // picture writes what the window would show if it were high enough.
 func (p *page) picture(t *testing.T, name string, width int64) {
 	t.Helper()
+	eval[chromedp.Void](t, p, "scrollTo(0, 0)")
 	height := min(eval[int64](t, p, "document.documentElement.scrollHeight"), pictureTop)
 	p.do(t, chromedp.EmulateViewport(width, height))
 	eval[bool](t, p, "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))", chromedp.EvalAwaitPromise)
@@ -172,7 +173,7 @@ func newLargeScene(t *testing.T, on *testenv.Env) *scene {
 	s.claim(t, "rail2", "10.2.0.190", "worker-6", gone("train-old-5"))
 	static := gone("kube-router")
 	static.UID = rig.StaticUID
-	s.claim(t, "rail3", "10.3.0.70", "worker-3", static)
+	s.claim(t, "rail3", "10.3.0.95", "worker-3", static)
 
 	s.large(t)
 	rig.CIDRPool(t, s.IPAM, namespace, "mgmt-v6", v1alpha1.CIDRPoolSpec{CIDR: "fd00:10::/48", PerNodeNetworkPrefix: 121}, workers...)

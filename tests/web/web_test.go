@@ -88,7 +88,8 @@ func TestKeys(t *testing.T) {
 		p.until(t, "decodeURIComponent(location.hash) === "+quoted(want))
 	}
 
-	p.press(t, "/", "10.1.0.3", kb.Enter)
+	p.slash(t)
+	p.press(t, "10.1.0.3", kb.Enter)
 	hash("#/search/10.1.0.3")
 	p.says(t, "main", "train-7")
 	eval[chromedp.Void](t, p, "document.querySelector('.holders a').focus()")

@@ -94,10 +94,10 @@ async function refresh() {
     const updated = view;
     try {
       await updated.update();
-      updated.element.removeAttribute("aria-busy");
     } catch (err) {
       if (updated === view && !lost && err.name !== "TypeError") updated.failed?.(err);
     }
+    updated.element.removeAttribute("aria-busy");
   } while (again);
   busy = false;
   main.dataset.version = (Number(main.dataset.version) || 0) + 1;
@@ -169,8 +169,8 @@ function poolRow(p) {
     el("tr", {},
       el("th", { scope: "row" }, el("a", { href: poolLink(p) }, p.name), el("span", { class: "faint" }, `${p.namespace} · ${p.kind}`)),
       el("td", { "data-label": "Subnet", class: "address" }, p.subnet),
-      el("td", { "data-label": "Use", class: "use" }, meter(p), el("span", { class: "percent" }, p.capacity === undefined ? "" : `${percent(p)} %`)),
-      el("td", { "data-label": "Held", class: "n" }, number(p.used), el("span", { class: "faint" }, p.capacity === undefined ? " of ?" : ` of ${number(p.capacity)}`)),
+      el("td", { "data-label": "Use", class: "use" }, meter(p), el("span", { class: "percent" }, p.capacity === undefined || !p.known ? "" : `${percent(p)} %`)),
+      el("td", { "data-label": "Held", class: "n" }, p.known ? number(p.used) : "?", el("span", { class: "faint" }, p.capacity === undefined ? " of ?" : ` of ${number(p.capacity)}`)),
       el("td", { "data-label": "Blocks", class: "n" }, number(p.blockCount), p.fullBlocks ? el("span", { class: "warn" }, ` ${number(p.fullBlocks)} full`) : ""),
       el("td", { "data-label": "Ready" }, readiness(p))),
     said.length > 0 && el("tr", { class: "remarks" }, el("td", { colspan: 6 }, el("ul", {}, said))));
@@ -186,9 +186,9 @@ function poolsView() {
     title: () => "Pools",
     async update() {
       const pools = await get("api/pools");
-      keyedBodies(table, pools);
-      const held = state?.summary.allocations ?? 0;
-      summary.textContent = `${number(pools.length)} pools, ${number(held)} addresses held`;
+      const known = Boolean(state?.sources.find((s) => s.resource === "ipallocations")?.read);
+      keyedBodies(table, pools.map((p) => ({ ...p, known })));
+      summary.textContent = `${number(pools.length)} pools` + (known ? `, ${number(state.summary.allocations)} addresses held` : "; who holds addresses has not been read");
       rows.hidden = pools.length === 0;
       body.replaceChildren(...(pools.length === 0 && state?.sources.every((s) => s.read) ? [empty("There are no pools.")] : []));
     },
@@ -212,8 +212,7 @@ const verdicts = { InUse: "h", Reserved: "r", LooksLeaked: "l", Held: "d" };
 
 function stateOf(f) {
   const s = STATES[verdicts[f.verdict.state]];
-  if (!s) return badge("", "·", "not known");
-  return badge({ h: "", r: "", l: "bad", d: "warn" }[verdicts[f.verdict.state]], s.sign ?? "■", s.name);
+  return s ? badge(s.colour, s.sign ?? "\u00a0", s.name) : badge("unknown", "·", "not known");
 }
 
 const podName = (f) => (f.pod.name ? `${f.pod.namespace}/${f.pod.name}` : "");
@@ -338,6 +337,7 @@ function poolView(pool, rest) {
     },
     describe,
   });
+  const columns = el("div", { class: "columns" }, el("div", {}, map.element, marks, hint, table.element), panel);
   panel.addEventListener("keydown", (e) => {
     if (e.key === "Escape") map.canvas.focus();
   });
@@ -375,8 +375,8 @@ function poolView(pool, rest) {
       panel.replaceChildren(...[el("h3", {}, partTitle(item)), el("p", { class: "address" }, rangeText(item)),
         el("p", {}, `${number(item.held)} held of ${number(item.size)}`),
         item.earlier && el("p", {}, "A block of an earlier specification of the pool."),
-        item.leaked && el("p", {}, badge("bad", "!", `${number(item.leaked)} look leaked`)),
-        item.doubtful && el("p", {}, badge("warn", "?", `${number(item.doubtful)} held back`)),
+        item.leaked && el("p", {}, badge("leaked", "!", `${number(item.leaked)} look leaked`)),
+        item.doubtful && el("p", {}, badge("doubtful", "?", `${number(item.doubtful)} held back`)),
         el("p", {}, el("a", { href: rangeLink(pool, item) }, "Show its addresses"))].filter(Boolean));
       return;
     }
@@ -415,7 +415,7 @@ function poolView(pool, rest) {
   };
 
   return {
-    element: el("section", { class: "view pool" }, crumbs, title, facts, said, problem, el("div", { class: "columns" }, el("div", {}, map.element, marks, hint, table.element), panel)),
+    element: el("section", { class: "view pool" }, crumbs, title, facts, said, problem, columns),
     title: () => pool.name,
     reuse(name, args) {
       if (name !== "pool" || args[0] !== pool.namespace || args[1] !== pool.kind || args[2] !== pool.name) return false;
@@ -432,6 +432,7 @@ function poolView(pool, rest) {
       problem.replaceChildren();
       this.element.classList.remove("gone");
       held = new Map(list.items.map((f) => [parse(f.address), f]));
+      columns.classList.toggle("wide", Boolean(data.parts));
       map.element.hidden = !data.from || data.parts?.length === 0;
       map.canvas.setAttribute("aria-label", `${pool.name}, ${data.from ?? ""} to ${data.to ?? ""}: arrow keys move, Enter opens, Escape goes back`);
       const before = map.data;

@@ -10,7 +10,7 @@ export function el(name, attributes = {}, ...children) {
     if (typeof value === "function") e.addEventListener(key, value);
     else e.setAttribute(key, value === true ? "" : String(value));
   }
-  e.append(...children.flat().filter((c) => c !== undefined && c !== null && c !== false));
+  e.append(...children.flat(Infinity).filter((c) => c !== undefined && c !== null && c !== false));
   return e;
 }
 
@@ -94,6 +94,6 @@ export function command(text) {
     }
     setTimeout(() => { button.textContent = "Copy"; said.textContent = ""; }, 2000);
   } }, "Copy");
-  const code = el("code", {}, text);
+  const code = el("code", {}, text.split(" ").map((word, i) => [i > 0 && " ", el("span", {}, word)])); // no line ends inside of "-n"
   return el("div", { class: "command" }, code, button, said);
 }

@@ -178,8 +178,8 @@ export class AddressMap {
     const down = Math.ceil(longest / across);
     let best;
     for (const size of [14, 12, 10, 8, 6, 5, 4, 3]) {
-      const w = Math.max(across * size, blocks ? 58 : 46) + 10;
-      const h = down * size + LABEL + 8;
+      const w = Math.max(across * size, blocks ? 48 : 44) + 8;
+      const h = down * size + LABEL + 9;
       let columns = Math.max(1, Math.floor((width + 8) / w));
       if (!blocks) columns = [32, 16, 8, 4, 2].find((c) => c <= columns) ?? 1; // rows begin at round addresses
       best = { left: 0, columns, w, h, size, across, height: Math.ceil(n / columns) * h + 2 };
@@ -212,7 +212,7 @@ export class AddressMap {
     this.ctx.clearRect(x - 1, y - 1, w, h);
     if (this.whole) drawCell(this.ctx, this.colours, x, y, size, item.letter);
     else if (compact) this.drawLevel(item, x, y, w - 3);
-    else this.drawPart(item, x, y, w - 10, h - 8);
+    else this.drawPart(item, x + 1, y + 1, w - 9, h - 9);
     if (i === this.current) this.ring(i);
   }
 
