@@ -66,7 +66,7 @@ func TestPictures(t *testing.T) {
 	p.says(t, "#details", "kubectl ipam release")
 	p.picture(t, "web-block", 1280)
 
-	p.open(t, s.link("CIDRPool", "mgmt-v6"))
+	p.open(t, s.link("CIDRPool", "mgmt-v6")+"/fd00:10:0:4::-fd00:10:0:4:ffff:ffff:ffff:ffff")
 	p.says(t, ".legend", "in use")
 	p.picture(t, "web-ipv6", 1280)
 
@@ -93,6 +93,7 @@ func TestPictures(t *testing.T) {
 // picture writes what the window would show if it were high enough.
 func (p *page) picture(t *testing.T, name string, width int64) {
 	t.Helper()
+	p.do(t, chromedp.EmulateViewport(width, 200))
 	eval[chromedp.Void](t, p, "scrollTo(0, 0)")
 	height := min(eval[int64](t, p, "document.documentElement.scrollHeight"), pictureTop)
 	p.do(t, chromedp.EmulateViewport(width, height))
@@ -176,14 +177,11 @@ func newLargeScene(t *testing.T, on *testenv.Env) *scene {
 	s.claim(t, "rail3", "10.3.0.95", "worker-3", static)
 
 	s.large(t)
-	rig.CIDRPool(t, s.IPAM, namespace, "mgmt-v6", v1alpha1.CIDRPoolSpec{CIDR: "fd00:10::/48", PerNodeNetworkPrefix: 121}, workers...)
+	rig.CIDRPool(t, s.IPAM, namespace, "mgmt-v6", v1alpha1.CIDRPoolSpec{CIDR: "fd00:10::/48", PerNodeNetworkPrefix: 64}, workers...)
 	for w, node := range workers {
-		base := netip.MustParseAddr("fd00:10::").As16()
-		base[15] = byte(w % 2 * 128)
-		base[14] = byte(w / 2)
-		for n := range 3 + 9*w {
-			base[15] = byte(w%2*128 + 2 + n + n/4)
-			s.claimPrefix(t, "mgmt-v6", netip.AddrFrom16(base).String(), node, pod(fmt.Sprintf("mgmt-%d-%d", w, n), node))
+		for n := range 6 + 9*w { // in a few runs
+			addr := netip.AddrFrom16([16]byte{0xfd, 0, 0, 0x10, 7: byte(w), 13: byte(1 + n%5), 15: byte(2 + n + n/4)})
+			s.claimPrefix(t, "mgmt-v6", addr.String(), node, pod(fmt.Sprintf("mgmt-%d-%d", w, n), node))
 		}
 	}
 	good(rails...)
@@ -218,7 +216,7 @@ func (s *scene) large(t *testing.T) {
 		use := 0.1 + 0.85*random.Float64()
 		for range perNode {
 			if random.Float64() < use*(0.6+0.4*random.Float64()) && next != netip.MustParseAddr("10.64.0.1") {
-				fabric = append(fabric, held{next, node, random.IntN(3000) == 0})
+				fabric = append(fabric, held{next, node, random.IntN(9000) == 0})
 			}
 			next = next.Next()
 		}
@@ -227,7 +225,7 @@ func (s *scene) large(t *testing.T) {
 		first := netip.AddrFrom4([4]byte{10, 4, byte(random.IntN(200)), byte(16 * random.IntN(16))})
 		for n := range 16 {
 			if n > 0 && random.IntN(4) > 0 {
-				storage = append(storage, held{first.Next(), names[run%nodes], random.IntN(4000) == 0})
+				storage = append(storage, held{first.Next(), names[run%nodes], false})
 			}
 			first = first.Next()
 		}

@@ -260,7 +260,7 @@ function details(f) {
 function leakCard(f) {
   return el("article", { class: "leak" },
     el("header", {}, el("a", { class: "address", href: addressLink(f.pool, f.address) }, f.address), stateOf(f), el("span", { class: "faint" }, `pool ${f.pool.name} · ${f.verdict.reason}`)),
-    el("p", {}, f.verdict.message, ". Pod ", link(podName(f)), f.node ? " on node " : "", link(f.node), ", held for ", when(f.heldSince), ", like this for ", when(f.verdict.since), "."),
+    el("p", {}, f.verdict.message.charAt(0).toUpperCase() + f.verdict.message.slice(1), ". Pod ", link(podName(f)), f.node ? " on node " : "", link(f.node), ", held for ", when(f.heldSince), ", like this for ", when(f.verdict.since), "."),
     el("p", {}, f.verdict.until && `It ends when ${f.verdict.until}.`),
     el("p", { class: "faint" }, f.verdict.state === "Held" ? "If you know that the container is gone:" : "To release it now:"),
     command(f.command));
@@ -337,7 +337,7 @@ function poolView(pool, rest) {
     },
     describe,
   });
-  const columns = el("div", { class: "columns" }, el("div", {}, map.element, marks, hint, table.element), panel);
+  const columns = el("div", { class: "columns" }, el("div", { class: "chart" }, map.element, marks, hint, table.element), panel);
   panel.addEventListener("keydown", (e) => {
     if (e.key === "Escape") map.canvas.focus();
   });
@@ -352,7 +352,7 @@ function poolView(pool, rest) {
 
   function describe(item) {
     if (item.to) {
-      const lines = [partTitle(item), rangeText(item), `${number(item.held)} held of ${number(item.size)}`];
+      const lines = [...new Set([partTitle(item), rangeText(item)]), `${number(item.held)} held of ${number(item.size)}`];
       if (item.leaked) lines.push(`! ${number(item.leaked)} look leaked`);
       if (item.doubtful) lines.push(`? ${number(item.doubtful)} held back`);
       return lines;
@@ -372,7 +372,7 @@ function poolView(pool, rest) {
     if (panel.dataset.shown === text) return;
     panel.dataset.shown = text;
     if (item.to) {
-      panel.replaceChildren(...[el("h3", {}, partTitle(item)), el("p", { class: "address" }, rangeText(item)),
+      panel.replaceChildren(...[el("h3", {}, partTitle(item)), partTitle(item) !== rangeText(item) && el("p", { class: "address" }, rangeText(item)),
         el("p", {}, `${number(item.held)} held of ${number(item.size)}`),
         item.earlier && el("p", {}, "A block of an earlier specification of the pool."),
         item.leaked && el("p", {}, badge("leaked", "!", `${number(item.leaked)} look leaked`)),

@@ -180,8 +180,7 @@ export class AddressMap {
     for (const size of [14, 12, 10, 8, 6, 5, 4, 3]) {
       const w = Math.max(across * size, blocks ? 48 : 44) + 8;
       const h = down * size + LABEL + 9;
-      let columns = Math.max(1, Math.floor((width + 8) / w));
-      if (!blocks) columns = [32, 16, 8, 4, 2].find((c) => c <= columns) ?? 1; // rows begin at round addresses
+      const columns = Math.max(1, Math.floor((width + 8) / w));
       best = { left: 0, columns, w, h, size, across, height: Math.ceil(n / columns) * h + 2 };
       if (best.height <= 820) break;
     }
@@ -230,7 +229,7 @@ export class AddressMap {
       room -= ctx.measureText(sign + n).width + 4;
     }
     ctx.textAlign = "left";
-    ctx.font = `${p.node ? "" : "italic "}10px ${FONT}`;
+    ctx.font = `${p.unassigned ? "italic " : ""}10px ${FONT}`;
     ctx.fillStyle = p.node || !p.unassigned ? c.text : c.faint;
     ctx.fillText(this.fit(this.label(p), room), x, y + 10);
     const top = y + LABEL;
