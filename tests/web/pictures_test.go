@@ -84,10 +84,9 @@ func TestPictures(t *testing.T) {
 	n := browse(t, serve(t, named(t, own, "gpu-cluster-1")), 390, 844)
 	n.says(t, "#live", "live")
 	n.says(t, "main", "rail1", "storage", "mgmt-v6", " 61 of ")
-	n.picture(t, "web-narrow", 390)
 	n.open(t, s.link("IPPool", "rail1")+"/@10.1.0.5")
 	n.says(t, "#details", "kubectl ipam release")
-	n.picture(t, "web-narrow-block", 390)
+	n.picture(t, "web-narrow", 390)
 }
 
 // picture writes what the window would show if it were high enough.

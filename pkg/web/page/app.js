@@ -215,6 +215,9 @@ function stateOf(f) {
   return s ? badge(s.colour, s.sign ?? "\u00a0", s.name) : badge("unknown", "·", "not known");
 }
 
+// until is what ends it, without the command, which is shown by itself.
+const until = (f) => f.verdict.until?.split("; if you know")[0];
+
 const podName = (f) => (f.pod.name ? `${f.pod.namespace}/${f.pod.name}` : "");
 const link = (text) => (text ? el("a", { href: searchLink(text) }, text) : "");
 
@@ -246,7 +249,7 @@ function details(f) {
     ["Pod", link(podName(f))], ["Node", link(f.node)], ["Interface", f.interface], ["Network", f.network], ["Container", f.container && el("code", {}, f.container)],
     ["Allocation", el("code", {}, `${f.namespace}/${f.allocation}`)], ["Held for", when(f.heldSince)],
     ["", [f.requested && "requested by the pod", f.restored && "written again after a loss"].filter(Boolean).join(", ")],
-    ["Why", f.verdict.message], ["Since", f.command ? when(f.verdict.since) : ""], ["Ends when", f.verdict.until],
+    ["Why", f.verdict.message], ["Since", f.command ? when(f.verdict.since) : ""], ["Ends when", until(f)],
   ];
   return [
     el("dl", {}, facts.filter(([, value]) => value).map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])),
@@ -261,7 +264,7 @@ function leakCard(f) {
   return el("article", { class: "leak" },
     el("header", {}, el("a", { class: "address", href: addressLink(f.pool, f.address) }, f.address), stateOf(f), el("span", { class: "faint" }, `pool ${f.pool.name} · ${f.verdict.reason}`)),
     el("p", {}, f.verdict.message.charAt(0).toUpperCase() + f.verdict.message.slice(1), ". Pod ", link(podName(f)), f.node ? " on node " : "", link(f.node), ", held for ", when(f.heldSince), ", like this for ", when(f.verdict.since), "."),
-    el("p", {}, f.verdict.until && `It ends when ${f.verdict.until}.`),
+    el("p", {}, until(f) && `It ends when ${until(f)}.`),
     el("p", { class: "faint" }, f.verdict.state === "Held" ? "If you know that the container is gone:" : "To release it now:"),
     command(f.command));
 }
