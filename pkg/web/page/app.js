@@ -335,7 +335,7 @@ function poolView(pool, rest) {
       panel.querySelector("a, button")?.focus();
     },
     back: () => {
-      if (rest === "") location.hash = "#/pools";
+      if (location.hash === poolLink(pool)) location.hash = "#/pools"; // rest may not have followed yet
       else up();
     },
     describe,
