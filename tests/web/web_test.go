@@ -131,7 +131,7 @@ func TestKeys(t *testing.T) {
 	hash("#/pools")
 
 	// With Tab, each thing that can be done is reached.
-	p.says(t, "main h2", "Pools")
+	p.says(t, "main", "rail1", "wrong")
 	eval[chromedp.Void](t, p, "document.activeElement.blur()")
 	seen := map[string]bool{}
 	for range 12 {
