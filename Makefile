@@ -48,7 +48,8 @@ with_parts = KUBEBUILDER_ASSETS=$$(hack/parts.sh assets); CNI_PLUGINS=$$(hack/pa
 
 # What the tests run beside that.
 with_tests = PROMETHEUS=$$(hack/parts.sh prometheus); PROMETHEUS_OPERATOR=$$(hack/parts.sh prometheus-operator); \
-	WHEREABOUTS=$$(hack/parts.sh whereabouts); KREW=$$(hack/parts.sh krew); export PROMETHEUS PROMETHEUS_OPERATOR WHEREABOUTS KREW; $(with_parts)
+	WHEREABOUTS=$$(hack/parts.sh whereabouts); KREW=$$(hack/parts.sh krew); CHROMIUM=$$(hack/parts.sh chromium); \
+	export PROMETHEUS PROMETHEUS_OPERATOR WHEREABOUTS KREW CHROMIUM; $(with_parts)
 
 # What a cluster is made of: see docs/cluster.md.
 CLUSTER_PARTS := etcd kube-apiserver kube-controller-manager kube-scheduler kubectl kubelet cni containerd multus network-operator pause debian

@@ -46,10 +46,12 @@ never pkg/controller "$ours/(pkg/cni|cmd)"
 never pkg/migrate/whereabouts "$ours/(pkg/(claim|hint|cni|controller|install)|cmd)"
 never pkg/inspect "$ours/(pkg/(controller|install|migrate)|cmd)"
 never_itself pkg/inspect '^(os|log)(/|$)' # it returns what it has to say
+never pkg/web "$ours/(pkg/(controller|install|migrate)|cmd)"
+never_itself pkg/web '^os(/|$)|^k8s.io/client-go/' # it asks inspect
 never cmd/internal/program "$ours/(generated|pkg)"
 # The typed clients of Kubernetes alone would double the plugin's start-up time and size;
 # what fakes and OpenAPI need would add a quarter.
-never cmd/nv-ipam "$ours/pkg/(controller|inspect)|^github.com/spf13/cobra|^k8s.io/cli-runtime|^k8s.io/client-go/(kubernetes|testing|gentype|informers)(/|$)|^k8s.io/kube-openapi/pkg/validation|^github.com/(prometheus|google/gnostic-models)/"
+never cmd/nv-ipam "$ours/pkg/(controller|inspect|web)|^github.com/spf13/cobra|^k8s.io/cli-runtime|^k8s.io/client-go/(kubernetes|testing|gentype|informers)(/|$)|^k8s.io/kube-openapi/pkg/validation|^github.com/(prometheus|google/gnostic-models)/"
 
 # A new kind of pool is a row of the table in pkg/pool/kinds.go, and nothing elsewhere.
 # The migration from whereabouts is about its kinds, and makes one of ours.

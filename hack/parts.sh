@@ -19,6 +19,8 @@
 #   pause           the sandbox container's program; needs gcc
 #   debian          runc, bash-static and busybox-static, unpacked, not installed;
 #                   needs apt-get and dpkg-deb
+#   chromium        Debian's chromium and two fonts, with the libraries that this machine
+#                   lacks, unpacked, not installed; needs apt-get and dpkg-deb
 #   golangci-lint   the linter
 # Prints the directory of each PART on stdout, and nothing else; progress goes to
 # stderr.
@@ -119,6 +121,11 @@ describe() {
 		dir=$cache/debian-$(. /etc/os-release && echo "$VERSION_ID")
 		packages=(runc bash-static busybox)
 		make=debian
+		;;
+	chromium)
+		dir=$cache/chromium-debian-$(. /etc/os-release && echo "$VERSION_ID")
+		packages=(browser)
+		make=chromium
 		;;
 	golangci-lint)
 		module=$hack/lint
@@ -221,17 +228,56 @@ pause() {
 
 # debian TO: programs that are not Go modules, from Debian's packages.
 debian() {
-	local deb b
+	local b
+	unpack "$1" runc bash-static busybox-static
+	for b in "${packages[@]}"; do find "$1/root" -type f -path "*bin/$b" -exec mv {} "$1" \;; done
+	rm -r "$1/root"
+}
+
+# unpack TO PACKAGE...: the files of Debian's packages, in TO/root.
+unpack() {
+	local deb
 	(
 		cd "$1"
-		apt-get download runc bash-static busybox-static >&2 || { # no lists of packages yet
+		apt-get download "${@:2}" >&2 || { # no lists of packages yet, or old ones
 			apt-get update >&2
-			apt-get download runc bash-static busybox-static >&2
+			apt-get download "${@:2}" >&2
 		}
 		for deb in *.deb; do dpkg-deb -x "$deb" root; done
-		for b in "${packages[@]}"; do find root -type f -path "*bin/$b" -exec mv {} . \;; done
-		rm -r root ./*.deb
+		rm ./*.deb
 	)
+}
+
+# chromium TO: the browser as TO/root, and TO/browser, which starts it. Its libraries are
+# those that an installation would add here. It sees no fonts of the machine's, on which
+# pictures would depend.
+chromium() {
+	local wanted=(chromium chromium-common fonts-dejavu-core fonts-inter) missing
+	missing=$(added "${wanted[@]}") || { # no lists of packages yet
+		apt-get update >&2
+		missing=$(added "${wanted[@]}")
+	}
+	mapfile -t missing <<<"$missing"
+	unpack "$1" "${wanted[@]}" $(comm -13 <(printf '%s\n' "${wanted[@]}" | sort) <(printf '%s\n' "${missing[@]}" | sort))
+	cat >"$1/root/fonts.conf" <<-END
+		<?xml version="1.0"?>
+		<fontconfig><dir prefix="relative">usr/share/fonts</dir><cachedir prefix="xdg">crd-ipam/fontconfig</cachedir>
+		<alias binding="strong"><family>monospace</family><prefer><family>DejaVu Sans Mono</family></prefer></alias>
+		<alias binding="strong"><family>sans-serif</family><prefer><family>Inter</family></prefer></alias>
+		<alias binding="strong"><family>system-ui</family><prefer><family>Inter</family></prefer></alias></fontconfig>
+	END
+	cat >"$1/browser" <<-'END'
+		#!/bin/sh
+		root=$(dirname "$(readlink -f "$0")")/root
+		lib=$root/usr/lib/$(uname -m)-linux-gnu
+		LD_LIBRARY_PATH=$lib:$lib/pulseaudio FONTCONFIG_FILE=$root/fonts.conf exec "$root/usr/lib/chromium/chromium" "$@"
+	END
+	chmod +x "$1/browser"
+}
+
+# added PACKAGE...: what an installation of the packages would add, one a line.
+added() {
+	apt-get --simulate --no-install-recommends install "$@" | awk '/^Inst / {print $2}'
 }
 
 # heartbeat PART says every 30 s that PART is still being built. It ends with this script,

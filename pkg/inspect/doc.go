@@ -8,5 +8,9 @@
 // prints nothing and returns data: cmd/kubectl-ipam shows it. What is leaked is decided in
 // pkg/reclaim, what a pool gives to whom in pkg/pool.
 //
-// All that it returns can be written as JSON; docs/kubectl-ipam.md has the schema.
+// Cluster asks the API server at each question. Copy follows it, and answers from memory
+// for pkg/web.
+//
+// All that it returns can be written as JSON; docs/kubectl-ipam.md has the schema of what
+// the commands write.
 package inspect

@@ -32,6 +32,8 @@ type record struct {
 	pods  map[string]*pod // by podKey
 }
 
+func newRecord() *record { return &record{nodes: map[string]*corev1.Node{}, pods: map[string]*pod{}} }
+
 // site is a namespace with pools or allocations. What is held in one has nothing to do
 // with another: each has a controller of its own, or none.
 type site struct {
@@ -53,24 +55,17 @@ type pod struct {
 type parts struct{ allocations, nodes, pods bool }
 
 func (c *Cluster) read(ctx context.Context, want parts) (*record, error) {
-	r := &record{nodes: map[string]*corev1.Node{}, pods: map[string]*pod{}}
-	sites := map[string]*site{}
-	at := func(namespace string) *site {
-		if sites[namespace] == nil {
-			sites[namespace] = &site{namespace: namespace, byPod: map[string][]*v1alpha1.IPAllocation{}, byDomain: map[string][]*v1alpha1.IPAllocation{}}
-		}
-		return sites[namespace]
-	}
+	r := newRecord()
 	pools, err := c.pools(ctx)
 	if err != nil {
 		return nil, err
 	}
 	for _, p := range pools {
-		s := at(p.Meta.Namespace)
+		s := r.at(p.Meta.Namespace)
 		s.pools = append(s.pools, p)
 	}
 	if want.allocations {
-		err = c.allocations(ctx, nil, func(a *v1alpha1.IPAllocation) { at(a.Namespace).add(a) })
+		err = c.allocations(ctx, nil, func(a *v1alpha1.IPAllocation) { r.at(a.Namespace).add(a) })
 	}
 	if err == nil && want.nodes {
 		err = c.readNodes(ctx, r.nodes)
@@ -78,11 +73,16 @@ func (c *Cluster) read(ctx context.Context, want parts) (*record, error) {
 	if err == nil && want.pods {
 		err = c.readPods(ctx, r.pods)
 	}
-	for _, s := range sites {
-		r.sites = append(r.sites, s)
-	}
-	slices.SortFunc(r.sites, func(a, b *site) int { return strings.Compare(a.namespace, b.namespace) })
 	return r, err
+}
+
+// at returns the site of a namespace, which it makes if there is none.
+func (r *record) at(namespace string) *site {
+	i, found := slices.BinarySearchFunc(r.sites, namespace, func(s *site, namespace string) int { return strings.Compare(s.namespace, namespace) })
+	if !found {
+		r.sites = slices.Insert(r.sites, i, &site{namespace: namespace, byPod: map[string][]*v1alpha1.IPAllocation{}, byDomain: map[string][]*v1alpha1.IPAllocation{}})
+	}
+	return r.sites[i]
 }
 
 // pools lists the pools of all kinds. If nobody may list those of all namespaces, it goes on
@@ -98,10 +98,14 @@ func (c *Cluster) pools(ctx context.Context) (all []*pool.Object, err error) {
 			return nil, err
 		}
 	}
+	sortPools(all)
+	return all, nil
+}
+
+func sortPools(all []*pool.Object) {
 	slices.SortFunc(all, func(a, b *pool.Object) int {
 		return cmp.Or(strings.Compare(a.Meta.Namespace, b.Meta.Namespace), strings.Compare(a.Ref.Name, b.Ref.Name), strings.Compare(string(a.Ref.Kind), string(b.Ref.Kind)))
 	})
-	return all, nil
 }
 
 func (c *Cluster) poolsOf(ctx context.Context, kind v1alpha1.PoolKind, f func(*pool.Object)) error {
@@ -123,7 +127,7 @@ func (c *Cluster) allocations(ctx context.Context, where fields.Set, f func(*v1a
 	list := func(selector string) error {
 		same := interner{}
 		return c.pages(ctx, "allocations", func() *rest.Request {
-			request := c.ipam.RESTClient().Get().NamespaceIfScoped(c.Namespace, c.Namespace != "").Resource("ipallocations")
+			request := c.ipam.RESTClient().Get().NamespaceIfScoped(c.Namespace, c.Namespace != "").Resource(resourceAllocations)
 			if selector != "" {
 				request = request.Param("fieldSelector", selector)
 			}
@@ -238,11 +242,20 @@ func (c *Cluster) readNodes(ctx context.Context, into map[string]*corev1.Node) e
 	}
 	return c.each(ctx, "nodes", metav1.ListOptions{}, list, func(obj runtime.Object) {
 		n := obj.(*corev1.Node)
-		into[n.Name] = &corev1.Node{
-			ObjectMeta: metav1.ObjectMeta{Name: n.Name, UID: n.UID, CreationTimestamp: n.CreationTimestamp, Labels: n.Labels},
-			Spec:       corev1.NodeSpec{Taints: n.Spec.Taints}, Status: corev1.NodeStatus{Conditions: readiness(n)},
-		}
+		into[n.Name] = nodeOf(n)
 	})
+}
+
+// nodeOf returns what is kept of a node.
+func nodeOf(n *corev1.Node) *corev1.Node {
+	ready := readiness(n)
+	for i := range ready {
+		ready[i].LastHeartbeatTime = metav1.Time{} // it changes all the time
+	}
+	return &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: n.Name, UID: n.UID, CreationTimestamp: n.CreationTimestamp, Labels: n.Labels},
+		Spec:       corev1.NodeSpec{Taints: n.Spec.Taints}, Status: corev1.NodeStatus{Conditions: ready},
+	}
 }
 
 func (c *Cluster) readPods(ctx context.Context, into map[string]*pod) error {
