@@ -86,12 +86,12 @@ test: build ## Run tests of all packages against the newest API server, in a few
 	@$(with_tests) set -x; go test $(TEST) -count=1 -timeout 20m $(TESTFLAGS) ./...
 
 # What runs the code in the process of the test; the others start commands.
-RACE_TESTS := ./chaos/... ./claim/... ./controller/... ./loss/...
+RACE_TESTS ?= ./chaos/... ./claim/... ./controller/... ./loss/...
 
 .PHONY: race
-race: build ## Run all of the tests with the race detector that it can see anything in
+race: build ## Run the tests with the race detector that it can see anything in; RACE_TESTS chooses packages
 	go test -race $(TESTFLAGS) ./...
-	@$(with_parts) set -x; go test -race -count=1 -timeout 20m $(TESTFLAGS) $(RACE_TESTS)
+	@$(with_parts) set -x; go test -race $(filter -short,$(TEST)) -count=1 -timeout 20m $(TESTFLAGS) $(RACE_TESTS)
 
 .PHONY: test-oldest
 test-oldest: KUBE := $(KUBE_OLDEST)

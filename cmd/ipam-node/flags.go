@@ -28,7 +28,6 @@ type options struct {
 	probe          string
 	interval       time.Duration
 	recordInterval time.Duration
-	cooldown       time.Duration
 	log            program.Log
 	accepted       program.Accepted
 }
@@ -81,15 +80,11 @@ func (o *options) acceptedFlags(fs *flag.FlagSet) {
 		_, err := strconv.ParseUint(value, 10, 31)
 		return err
 	})
-	fs.DurationVar(&o.cooldown, "released-ip-cooldown", 0, "how long an address that was released is not given again; accepted, and not honoured by this version")
 }
 
 // say says which flags have no effect.
 func (o *options) say(log *slog.Logger) {
 	o.accepted.Say(log)
-	if o.cooldown > 0 {
-		log.Warn("--released-ip-cooldown is not honoured by this version: an address that was released may be given again at once", "cooldown", o.cooldown)
-	}
 }
 
 func (o *options) check(args []string) error {
@@ -106,8 +101,6 @@ func (o *options) check(args []string) error {
 		return errors.New("--once, --uninstall, --migrate-dry-run and --restore-only exclude each other")
 	case o.stay && !o.uninstall && !o.migrate.DryRun && !o.migrate.Only():
 		return errors.New("--stay is for --uninstall, --migrate-dry-run and --migrate=only: without these this program stays anyway")
-	case o.cooldown < 0:
-		return fmt.Errorf("--released-ip-cooldown must not be negative: %v", o.cooldown)
 	case !slices.Contains([]string{"", "healthz", "readyz"}, o.probe):
 		return fmt.Errorf("--probe must be healthz or readyz, not %q", o.probe)
 	case o.interval <= 0:

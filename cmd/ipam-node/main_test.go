@@ -35,7 +35,7 @@ func TestFlagsOfNvIpam(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := `{"forcePoolName":true,"logFile":"/l","logLevel":"debug","poolsNamespace":"ns","nodeName":"worker","dataDir":"/var/lib/cni/nv-ipam","daemonSocket":"unix:///s/daemon.sock","daemonCallTimeoutSeconds":7}`
+	want := `{"forcePoolName":true,"logFile":"/l","logLevel":"debug","poolsNamespace":"ns","nodeName":"worker","dataDir":"/var/lib/cni/nv-ipam","releaseCooldown":"1m0s","daemonSocket":"unix:///s/daemon.sock","daemonCallTimeoutSeconds":7}`
 	if string(got) != want {
 		t.Errorf("nv-ipam.conf\n%s, want\n%s", got, want)
 	}
@@ -46,7 +46,6 @@ func TestFlagsOfNvIpam(t *testing.T) {
 	o.say(slog.New(slog.NewTextHandler(&log, nil)))
 	for _, words := range []string{
 		"--stale-ip-check-interval=1m", "--stale-ip-check-count-before-release=3", "--feature-gates=LoggingAlphaOptions=true", "--bind-address=unix", "--metrics-bind-address=:9080",
-		"level=WARN", "--released-ip-cooldown is not honoured by this version", "cooldown=1m0s",
 	} {
 		if strings.Count(log.String(), words) != 1 {
 			t.Errorf("the log does not say %q once:\n%s", words, log.String())

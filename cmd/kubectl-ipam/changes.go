@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"sigs.k8s.io/yaml"
 
 	"github.com/crd-ipam/crd-ipam/pkg/inspect"
 )
@@ -96,6 +97,44 @@ gone.`,
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "Do not ask")
 	cmd.Flags().BoolVar(&force, "force", false, "Release it although a container may still use it")
+	return cmd
+}
+
+func (o *options) reserve() *cobra.Command {
+	var r inspect.Reservation
+	dryRun := false
+	cmd := &cobra.Command{
+		Use: "reserve ADDRESS|FIRST-LAST ... --pool POOL", Short: "Keep addresses from being given to pods, or for one pod", Args: cobra.MinimumNArgs(1),
+		Long: `Keep addresses from being given to pods, or for one pod: makes an IPReservation. An address
+that a pod has stays with it until the pod has ended. kubectl delete ipreservation ends it.`,
+		Example: "  kubectl ipam reserve 10.0.0.9 10.0.0.20-10.0.0.29 --pool rail1 --reason printers\n  kubectl ipam reserve 10.0.0.7 --pool rail1 --pod ml/train-0 --dry-run > reservation.yaml",
+		RunE: o.asks(func(cmd *cobra.Command, c *inspect.Cluster, args []string) error {
+			r.Addresses = args
+			res, err := c.Reservation(cmd.Context(), r)
+			if err != nil {
+				return err
+			}
+			if dryRun {
+				text, err := yaml.Marshal(map[string]any{"apiVersion": res.APIVersion, "kind": res.Kind, "metadata": map[string]string{"name": res.Name, "namespace": res.Namespace}, "spec": res.Spec})
+				if err == nil {
+					_, err = o.out.Write(text)
+				}
+				return err
+			}
+			if err := c.Reserve(cmd.Context(), res); err != nil {
+				return err
+			}
+			fmt.Fprintf(o.out, "ipreservation %s is made in namespace %s; kubectl get ipr -n %s %s says how many addresses are kept\n", res.Name, res.Namespace, res.Namespace, res.Name)
+			return nil
+		}),
+	}
+	cmd.Flags().StringVar(&r.Pool, "pool", "", "Pool of the addresses")
+	cmd.Flags().StringVar(&r.Pod, "pod", "", "NAMESPACE/NAME of the pod that may have them")
+	cmd.Flags().StringVar(&r.Reason, "reason", "", "Why they are kept, for whoever asks later")
+	cmd.Flags().StringVar(&r.Name, "name", "", "Name of the IPReservation; by default that of the pool and the first address")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "Print it in place of making it")
+	_ = cmd.MarkFlagRequired("pool") // fails for unknown flags only
+	_ = cmd.RegisterFlagCompletionFunc("pool", o.completePools)
 	return cmd
 }
 

@@ -29,11 +29,11 @@ func (p *printer) pools(pools []inspect.Pool, blocks, explain bool) {
 			}
 		}
 		rows = append(rows, []cell{
-			text(pool.Namespace), text(string(pool.Kind)), text(pool.Name), text(pool.Subnet), text(capacity), text(strconv.FormatInt(pool.Used, 10)), text(percent),
+			text(pool.Namespace), text(string(pool.Kind)), text(pool.Name), text(pool.Subnet), text(capacity), text(strconv.FormatInt(pool.Used, 10)), text(strconv.FormatInt(pool.Cooling, 10)), text(percent),
 			text(strconv.Itoa(pool.BlockCount)), number(pool.FullBlocks), ready(pool), text(pool.Reason),
 		})
 	}
-	p.table([]string{"NAMESPACE", "KIND", "NAME", "SUBNET", "CAPACITY", "USED", "USE", "BLOCKS", "FULL", "READY", "REASON"}, rows)
+	p.table([]string{"NAMESPACE", "KIND", "NAME", "SUBNET", "CAPACITY", "USED", "COOLING", "USE", "BLOCKS", "FULL", "READY", "REASON"}, rows)
 	for _, pool := range pools {
 		if pool.Ready != "True" || explain {
 			p.note(pool.Name, pool.Reason, pool.Message)
@@ -61,11 +61,11 @@ func (p *printer) blocks(pools []inspect.Pool) {
 			if b.Earlier {
 				earlier = "earlier specification"
 			}
-			rows = append(rows, []cell{text(pool.Name), text(b.Node), text(b.Range), text(strconv.FormatInt(b.Size, 10)), text(strconv.FormatInt(b.Used, 10)), number64(b.Size - b.Used), text(earlier)})
+			rows = append(rows, []cell{text(pool.Name), text(b.Node), text(b.Range), text(strconv.FormatInt(b.Size, 10)), text(strconv.FormatInt(b.Used, 10)), text(strconv.FormatInt(b.Cooling, 10)), number64(b.Size - b.Used - b.Cooling), text(earlier)})
 		}
 	}
 	fmt.Fprintln(p.out)
-	p.table([]string{"POOL", "NODE", "BLOCK", "SIZE", "USED", "FREE", ""}, rows)
+	p.table([]string{"POOL", "NODE", "BLOCK", "SIZE", "USED", "COOLING", "FREE", ""}, rows)
 }
 
 func number(n int) cell {

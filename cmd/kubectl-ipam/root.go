@@ -61,7 +61,7 @@ and a part could not be looked at.`,
 	flags.StringVarP(&o.output, "output", "o", "", "Output format: json or yaml; columns without it")
 	flags.StringVar(&o.poolsNamespace, "pools-namespace", "", "Namespace of the pools, if -n is the pod's")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"json", "yaml"}, cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
-	root.AddCommand(o.show(), o.who(), o.free(), o.leaks(), o.check(), o.why(), o.plan(), o.release(), o.migrate(), o.web())
+	root.AddCommand(o.show(), o.who(), o.free(), o.leaks(), o.check(), o.why(), o.plan(), o.reserve(), o.release(), o.migrate(), o.web())
 	return root
 }
 

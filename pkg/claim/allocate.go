@@ -105,12 +105,14 @@ type known struct {
 	pools  []v1alpha1.PoolReference
 	read   chan struct{}           // closed when the other fields are set
 	held   map[string][]hint.Entry // what this attachment already holds, by domain
+	pod    v1alpha1.PodReference
+	rests  map[string][]netip.Addr // what the pod has released and rests, by domain
 	latest uint64                  // the highest resource version of the node's allocations
 }
 
 func (k *known) look(domain string) {
-	held, latest := k.hint.Known(domain, k.att)
-	k.held[domain], k.latest = held, max(k.latest, latest)
+	held, latest, rests := k.hint.Known(domain, k.att, k.pod)
+	k.held[domain], k.rests[domain], k.latest = held, rests, max(k.latest, latest)
 }
 
 // await waits until all is read. It reads itself the domains of pools that this node has
@@ -127,7 +129,8 @@ func (k *known) await(blocks []*pool.Block) {
 // lookUpKnown reads what the hint has of the requested pools. That takes a while if a
 // block is full, so it is done while the connection to the API server is made.
 func (c *Claimer) lookUpKnown(req Request, saved []*hint.View) *known {
-	k := &known{hint: c.Hint, att: req.Attachment, pools: req.Pools, read: make(chan struct{}), held: map[string][]hint.Entry{}}
+	k := &known{hint: c.Hint, att: req.Attachment, pools: req.Pools, read: make(chan struct{}), pod: req.Pod,
+		held: map[string][]hint.Entry{}, rests: map[string][]netip.Addr{}}
 	go func() {
 		defer close(k.read)
 		for i, ref := range req.Pools {
@@ -142,6 +145,16 @@ func (k *known) heldIn(b *pool.Block) netip.Addr {
 	for _, e := range k.held[b.Domain] {
 		if b.Range.Contains(e.Address) && !k.isOfOther(e, b.Pool) {
 			return e.Address
+		}
+	}
+	return netip.Addr{}
+}
+
+// restsIn returns an address in a space that the pod has released and that rests, or zero.
+func (k *known) restsIn(space *pool.Block) netip.Addr {
+	for _, addr := range k.rests[space.Domain] {
+		if space.Contains(addr) {
+			return addr
 		}
 	}
 	return netip.Addr{}

@@ -30,6 +30,9 @@ type Claimer struct {
 	// LossGrace is how long this node claims nothing new after it has found that
 	// allocations were lost. 0 stands for DefaultLossGrace.
 	LossGrace time.Duration
+	// ReleaseCooldown is how long addresses rest after their release, from pools that do
+	// not say so themselves. 0 stands for none.
+	ReleaseCooldown time.Duration
 }
 
 // Errors that a caller has to tell apart, besides ledger.InUseError,
@@ -110,7 +113,9 @@ func (c *Claimer) rebuild(ctx context.Context, since time.Time) ([]hint.Entry, e
 	}
 	entries := make([]hint.Entry, 0, len(all))
 	for i := range all {
-		entries = append(entries, entryOf(&all[i]))
+		if all[i].Spec.Held() {
+			entries = append(entries, entryOf(&all[i]))
+		}
 	}
 	restored, err := c.restore(ctx, r.Missing(entries), version)
 	if err != nil {
@@ -118,6 +123,11 @@ func (c *Claimer) rebuild(ctx context.Context, since time.Time) ([]hint.Entry, e
 	}
 	entries = append(entries, restored...)
 	r.Enter(at, entries)
+	for i := range all {
+		if all[i].Spec.Released() {
+			c.Hint.Rest(entryOf(&all[i]), &all[i].Spec)
+		}
+	}
 	c.Log.Info("rebuilt the node's hint from the API server", "node", c.Node, "allocations", len(all))
 	return entries, nil
 }
@@ -144,10 +154,14 @@ func entryOf(a *v1alpha1.IPAllocation) hint.Entry {
 		domain = a.DomainOf()
 		addr, _ = netip.ParseAddr(a.Spec.Address)
 	}
-	return hint.Entry{Attachment: hint.AttachmentOf(a), Domain: domain, Address: addr, UID: a.UID, Record: hint.NewRecord(a)}
+	e := hint.Entry{Attachment: hint.AttachmentOf(a), Domain: domain, Address: addr, UID: a.UID, Record: hint.NewRecord(a), Kept: a.Spec.IsKept()}
+	if started := a.Spec.AddStartedAt; e.Kept && started != nil {
+		e.Started = started.UnixMicro()
+	}
+	return e
 }
 
 // isHeldBy reports whether an attachment of this node holds the allocation.
 func (c *Claimer) isHeldBy(a *v1alpha1.IPAllocation, att hint.Attachment) bool {
-	return ledger.Same(&a.Spec, &v1alpha1.IPAllocationSpec{NodeName: c.Node, ContainerID: att.ContainerID, InterfaceName: att.Interface})
+	return a.Spec.Held() && ledger.Same(&a.Spec, &v1alpha1.IPAllocationSpec{NodeName: c.Node, ContainerID: att.ContainerID, InterfaceName: att.Interface})
 }

@@ -20,74 +20,199 @@ import (
 
 // create claims one address. It succeeds, too, if this attachment already holds the
 // address, from a call whose answer was lost. If another holds it and yields, its claim
-// is deleted first; in a space that nodes share that is not asked, unless the address was
-// requested, or may be this attachment's: the holder is hardly ever of this node, and another
-// address will do.
+// is deleted or taken over; in a space that nodes share that is not asked, unless the address
+// was requested, or may be this attachment's: the holder is hardly ever of this node, and
+// another address will do.
 func (c *Claimer) create(ctx context.Context, req Request, b *pool.Block, addr netip.Addr, requested bool) (hint.Entry, error) {
-	e := hint.Entry{Attachment: req.Attachment, Domain: b.Domain, Address: addr}
 	alloc := c.allocation(req, b, addr, requested)
-	create := c.Create
 	if b.Shared && !requested && !req.known.mayHold(b.Domain, addr) {
-		create = c.CreateIfFree
+		return c.entered(ctx, req, alloc, func() (*v1alpha1.IPAllocation, bool, error) { return c.CreateIfFree(ctx, alloc) })
 	}
-	held, created, err := create(ctx, alloc)
-	var inUse *ledger.InUseError
-	if errors.As(err, &inUse) && inUse.Holder != nil && c.yields(inUse.Holder, req) {
-		if failed := c.deleteHolder(ctx, inUse.Holder); failed != nil {
-			err = fmt.Errorf("%w; %w", err, failed)
-		} else {
-			held, created, err = c.Create(ctx, alloc)
+	return c.entered(ctx, req, alloc, func() (*v1alpha1.IPAllocation, bool, error) {
+		held, created, err := c.Create(ctx, alloc)
+		return c.unlessYields(ctx, req, alloc, held, created, err)
+	})
+}
+
+// claimReleased claims an address whose allocation is released, as far as is known: as this
+// one, or nil if it has to be read.
+func (c *Claimer) claimReleased(ctx context.Context, req Request, b *pool.Block, addr netip.Addr, holder *v1alpha1.IPAllocation) (hint.Entry, error) {
+	alloc := c.allocation(req, b, addr, false)
+	return c.entered(ctx, req, alloc, func() (held *v1alpha1.IPAllocation, created bool, err error) {
+		if holder == nil {
+			holder, err = c.Get(ctx, alloc.Name)
 		}
-	}
+		switch {
+		case err != nil:
+			return nil, false, err
+		case holder == nil:
+			held, created, err = c.Create(ctx, alloc)
+		default:
+			err = &ledger.InUseError{Address: addr, Holder: holder}
+		}
+		return c.unlessYields(ctx, req, alloc, held, created, err)
+	})
+}
+
+// entered enters in the hint what became of a claim.
+func (c *Claimer) entered(ctx context.Context, req Request, alloc *v1alpha1.IPAllocation, claim func() (*v1alpha1.IPAllocation, bool, error)) (hint.Entry, error) {
+	e := entryOf(alloc)
+	e.Record = nil
+	held, created, err := claim()
 	switch {
 	case err == nil && created && req.known.setBackBefore(held):
-		e.UID = held.UID
-		return hint.Entry{}, c.undoAfterSetBack(ctx, e)
+		return hint.Entry{}, c.undoAfterSetBack(ctx, entryOf(held))
 	case err == nil:
 		e = entryOf(held)
 		c.Hint.Claimed(e)
 		return e, nil
 	case errors.Is(err, ledger.ErrUnanswered):
-		return hint.Entry{}, errors.Join(fmt.Errorf("claiming %s: %w", addr, err), c.rollBack(ctx, []hint.Entry{e}))
+		return hint.Entry{}, errors.Join(fmt.Errorf("claiming %s: %w", e.Address, err), c.rollBack(ctx, []hint.Entry{e}))
 	default:
 		c.Hint.NotClaimed(e)
 		return hint.Entry{}, err
 	}
 }
 
-// yields reports whether a claim may be deleted in favour of a request, because its
-// holder is a container of this node that no longer runs:
-//
-//  1. The release of the claim is pending on this node.
-//  2. The holder is an earlier sandbox of the same pod: its ADD began before this one.
-//     A kubelet starts a new sandbox only after it has stopped the earlier one. If the
-//     start of either ADD is unknown, the holder does not yield.
-//
-// Otherwise the address is in use.
-func (c *Claimer) yields(holder *v1alpha1.IPAllocation, req Request) bool {
-	s := &holder.Spec
-	if s.NodeName != c.Node || s.ContainerID == "" {
-		return false
+// maxTakeovers bounds how often a claim is tried again because others change the
+// allocation at the same time.
+const maxTakeovers = 4
+
+// unlessYields is given what became of a create. If the holder yields, it claims the address
+// nevertheless. created is also true if it was taken over.
+func (c *Claimer) unlessYields(ctx context.Context, req Request, alloc, held *v1alpha1.IPAllocation, created bool, err error) (*v1alpha1.IPAllocation, bool, error) {
+	for range maxTakeovers {
+		var inUse *ledger.InUseError
+		if !errors.As(err, &inUse) {
+			break
+		}
+		why := c.yields(inUse.Holder, req)
+		if why == none {
+			break
+		}
+		var next error
+		held, created, next = c.claimFrom(ctx, inUse.Holder, why, alloc)
+		if next != nil && !ledger.IsInUse(next) {
+			return held, created, fmt.Errorf("%w; %w", err, next)
+		}
+		err = next
 	}
-	if e := entryOf(holder); c.Hint.IsPending(e) || c.Hint.IsPending(e.Unanswered()) { // 1
-		return true
-	}
-	return s.ContainerID != req.ContainerID && s.PodRef == req.Pod && req.Pod.Name != "" && // 2
-		s.AddStartedAt != nil && !req.started.IsZero() && s.AddStartedAt.Time.Before(req.started) &&
-		time.Since(holder.CreationTimestamp.Time) > sandboxAge
+	return held, created, err
 }
 
-// deleteHolder deletes the claim of a holder that yields.
-func (c *Claimer) deleteHolder(ctx context.Context, holder *v1alpha1.IPAllocation) error {
-	e := entryOf(holder)
-	if _, err := c.Delete(ctx, holder.Name, holder.UID); err != nil {
-		return fmt.Errorf("releasing %s, which the earlier container %s holds: %w", e.Address, e.ContainerID, err)
+// claimFrom claims an address whose holder yields.
+func (c *Claimer) claimFrom(ctx context.Context, holder *v1alpha1.IPAllocation, why yielding, alloc *v1alpha1.IPAllocation) (held *v1alpha1.IPAllocation, created bool, err error) {
+	switch why {
+	case nobody:
+		return c.Create(ctx, alloc)
+	case earlierSandbox:
+		return c.endEarlier(ctx, holder, alloc)
+	default:
+		c.strikeNotes(entryOf(holder)) // before its UID is that of another's claim
+		held, err = c.TakeOver(ctx, holder, alloc)
+		return held, err == nil, err
 	}
+}
+
+// yielding says why a holder yields to a request: the numbers are those at yields.
+type yielding int
+
+const (
+	none           yielding = -1 // it does not
+	nobody         yielding = 0  // it is gone meanwhile
+	earlierSandbox yielding = 2
+	sameKeeper     yielding = 3
+	rested         yielding = 4
+	reservedFor    yielding = 5
+)
+
+// yields reports whether, and why, the holder of an address yields to a request:
+//
+//  1. It is the request's own attachment: it holds the address already (ledger.Create).
+//  2. Held by a container of this node that no longer runs: the release is pending on this
+//     node; or it is an earlier sandbox of the same pod, whose ADD began before this one.
+//     A kubelet starts a new sandbox only after it has stopped the earlier one. If the
+//     start of either ADD is unknown, the holder does not yield.
+//  3. Released, and the pod, or the owner, is the same.
+//  4. Released, without an owner, and its cooldown is over by this node's clock.
+//  5. Reserved, for this pod.
+//
+// Otherwise the address is in use, or kept for others. Only 2 rests on what this node knows. In 3 to 5 no
+// container holds the address, as the record says, so a wrong clock gives nothing twice.
+func (c *Claimer) yields(holder *v1alpha1.IPAllocation, req Request) yielding {
+	if holder == nil {
+		return nobody
+	}
+	s := &holder.Spec
+	switch {
+	case s.Held():
+		if s.NodeName == c.Node && (c.releasePending(holder) || isEarlierSandbox(holder, req)) {
+			return earlierSandbox
+		}
+	case s.Released() && (s.Owner != nil && sameName(s.PodRef, req.Pod) || s.Owner == nil && s.PodRef == req.Pod && req.Pod.Name != ""):
+		return sameKeeper
+	case s.Released():
+		if at := s.ReusableAt(); !at.IsZero() && !time.Now().Before(at) {
+			return rested
+		}
+	case sameName(s.PodRef, req.Pod) && (s.PodRef.UID == "" || s.PodRef.UID == req.Pod.UID):
+		return reservedFor
+	}
+	return none
+}
+
+func sameName(a, b v1alpha1.PodReference) bool {
+	return a.Name != "" && a.Name == b.Name && a.Namespace == b.Namespace
+}
+
+// releasePending reports whether the release of a held allocation is pending on this node.
+func (c *Claimer) releasePending(holder *v1alpha1.IPAllocation) bool {
+	e := entryOf(holder)
+	return c.Hint.IsPending(e) || c.Hint.IsPending(e.Unanswered())
+}
+
+// isEarlierSandbox reports whether an earlier sandbox of the request's pod holds the
+// address. A takeover leaves the creation time as it is, so the start of the ADD must be
+// old enough as well then.
+func isEarlierSandbox(holder *v1alpha1.IPAllocation, req Request) bool {
+	s := &holder.Spec
+	return s.ContainerID != req.ContainerID && s.PodRef == req.Pod && req.Pod.Name != "" &&
+		s.AddStartedAt != nil && !req.started.IsZero() && s.AddStartedAt.Time.Before(req.started) &&
+		time.Since(holder.CreationTimestamp.Time) > sandboxAge && (!s.IsKept() || time.Since(s.AddStartedAt.Time) > sandboxAge)
+}
+
+// endEarlier deletes the claim of an earlier container of this node and claims the address.
+// If the allocation outlives its container, it only releases it, and returns an InUseError
+// with what is released: whether that yields is asked again.
+func (c *Claimer) endEarlier(ctx context.Context, holder, alloc *v1alpha1.IPAllocation) (held *v1alpha1.IPAllocation, created bool, err error) {
+	e := entryOf(holder)
+	if !e.Kept {
+		if _, err := c.Delete(ctx, holder.Name, holder.UID); err != nil {
+			return nil, false, fmt.Errorf("releasing %s, which the earlier container %s holds: %w", e.Address, e.ContainerID, err)
+		}
+		c.strikeNotes(e)
+		c.Hint.NotClaimed(e)
+		c.Log.Info("deleted the claim of an earlier container", "address", e.Address, "domain", e.Domain, "earlier", e.ContainerID)
+		return c.Create(ctx, alloc)
+	}
+	released, err := c.Ledger.Release(ctx, claimedBy(e), time.Now())
+	if err != nil {
+		return nil, false, fmt.Errorf("releasing %s, which the earlier container %s holds: %w", e.Address, e.ContainerID, err)
+	}
+	c.Hint.NotClaimed(e)
+	c.Log.Info("released the claim of an earlier container", "address", e.Address, "domain", e.Domain, "earlier", e.ContainerID)
+	return nil, false, &ledger.InUseError{Address: e.Address, Holder: released}
+}
+
+// strikeNotes removes the notes that a claim is to be released.
+func (c *Claimer) strikeNotes(e hint.Entry) {
 	c.Hint.Released(e)
 	c.Hint.Released(e.Unanswered())
-	c.Hint.NotClaimed(e)
-	c.Log.Info("deleted the claim of an earlier container", "address", e.Address, "domain", e.Domain, "earlier", e.ContainerID)
-	return nil
+}
+
+// claimedBy returns what identifies the claim of an entry.
+func claimedBy(e hint.Entry) ledger.Claimed {
+	return ledger.Claimed{Name: e.Name(), UID: e.UID, ContainerID: e.ContainerID, Interface: e.Interface, Started: e.Started}
 }
 
 // allocation returns the IPAllocation that claims an address for a request. In a pool that
@@ -102,6 +227,10 @@ func (c *Claimer) allocation(req Request, b *pool.Block, addr netip.Addr, reques
 	if domain == b.Pool.Name {
 		domain = ""
 	}
+	var cooldown *metav1.Duration
+	if d := c.cooldownOf(b); d > 0 {
+		cooldown = &metav1.Duration{Duration: d}
+	}
 	a := c.named(v1alpha1.AllocationName(b.Domain, addr), v1alpha1.IPAllocationSpec{
 		PoolRef:       b.Pool,
 		Domain:        domain,
@@ -114,11 +243,22 @@ func (c *Claimer) allocation(req Request, b *pool.Block, addr netip.Addr, reques
 		DeviceID:      req.DeviceID,
 		Requested:     requested,
 		AddStartedAt:  started,
+
+		ReleaseCooldown: cooldown,
 	})
 	if !b.Shared && len(b.Overflow) == 0 && domain == "" { // nobody lists its window
 		delete(a.Labels, v1alpha1.LabelWindow)
 	}
 	return a
+}
+
+// cooldownOf returns how long addresses of a pool rest after their release: what the pool
+// says, or else this node.
+func (c *Claimer) cooldownOf(b *pool.Block) time.Duration {
+	if b.ReleaseCooldown != nil {
+		return b.ReleaseCooldown.Duration
+	}
+	return c.ReleaseCooldown
 }
 
 // named returns the IPAllocation of that name, with its labels.

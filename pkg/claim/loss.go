@@ -98,7 +98,9 @@ func (c *Claimer) recordAll(ctx context.Context) error {
 		return err
 	}
 	for i := range all {
-		c.Hint.SetRecord(entryOf(&all[i]))
+		if all[i].Spec.Held() {
+			c.Hint.SetRecord(entryOf(&all[i]))
+		}
 	}
 	return nil
 }
@@ -224,11 +226,16 @@ func inOrder(a, b hint.Entry) int {
 func (c *Claimer) restoreOne(ctx context.Context, e hint.Entry) (*hint.Entry, error) {
 	spec := e.Record.Spec
 	spec.Restored = true
-	made, _, err := c.Create(ctx, c.named(e.Name(), spec))
+	spec.Owner = nil // a node gives an address no owner; who was to keep it, does so after the release
+	again := c.named(e.Name(), spec)
+	made, _, err := c.Create(ctx, again)
 	var inUse *ledger.InUseError
+	if errors.As(err, &inUse) && !inUse.Holder.Spec.Held() && (inUse.Holder.Spec.Rests() || sameName(inUse.Holder.Spec.PodRef, spec.PodRef)) { // nobody else has it
+		made, err = c.TakeOver(ctx, inUse.Holder, again)
+	}
 	switch {
-	case errors.As(err, &inUse):
-		c.keepLost(e, "the address is held twice: this container answers on it, and it "+ledger.HeldBy(inUse.Holder))
+	case errors.As(err, &inUse) && inUse.Holder != nil:
+		c.keepLost(e, "the address is held twice: this container answers on it, and it is "+ledger.HeldBy(inUse.Holder))
 		return nil, nil
 	case apierrors.IsInvalid(err):
 		c.keepLost(e, "the API server refuses it: "+err.Error())
@@ -236,11 +243,11 @@ func (c *Claimer) restoreOne(ctx context.Context, e hint.Entry) (*hint.Entry, er
 	case err != nil:
 		return nil, err
 	}
-	boot := e.Record.Boot
-	e.UID, e.Record = made.UID, hint.NewRecord(made)
-	e.Record.Boot = boot
+	boot, att := e.Record.Boot, e.Attachment
+	e = entryOf(made)
+	e.Attachment, e.Record.Boot = att, boot
 	if !c.Hint.Restored(e) { // its DEL came meanwhile, and found nothing
-		_, err = c.Delete(ctx, e.Name(), e.UID)
+		_, err = c.endHeld(ctx, e, time.Now())
 		return nil, err
 	}
 	c.Log.Info("wrote a lost allocation again", "address", e.Address, "domain", e.Domain, "container", e.ContainerID, "interface", e.Interface)

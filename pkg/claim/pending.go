@@ -36,11 +36,11 @@ func (c *Claimer) finishReleases(ctx context.Context, att hint.Attachment) error
 		if r.Attachment != att {
 			continue
 		}
-		_, err := c.deleteHeld(ctx, r.Entry)
+		done, err := c.endHeld(ctx, r.Entry, r.Since)
 		if err != nil && !errors.Is(err, errMayBeCreated) {
 			return fmt.Errorf("releasing %s of domain %s, which this container has held before: %w", r.Address, r.Domain, err)
 		}
-		if gone := c.Hint.Released(r.Entry); !gone && r.UID == "" { // without UID the note would release the new claim
+		if gone := c.releasedAs(r.Entry, done); !gone && r.UID == "" { // without UID the note would release the new claim
 			return fmt.Errorf("removing the note that %s of domain %s is to be released", r.Address, r.Domain)
 		}
 	}
@@ -93,7 +93,8 @@ func (c *Claimer) retryDue(ctx context.Context, releases []hint.Release, limit i
 
 // retryRelease carries out one pending release.
 func (c *Claimer) retryRelease(ctx context.Context, r hint.Release) error {
-	uid, err := c.uidOf(ctx, r.Entry)
+	e, err := c.held(ctx, r.Entry)
+	var done ended
 	switch {
 	case errors.Is(err, errMayBeCreated):
 		if r.Expired() {
@@ -102,12 +103,12 @@ func (c *Claimer) retryRelease(ctx context.Context, r hint.Release) error {
 		return nil
 	case err == nil && r.UID == "" && !c.Hint.IsPending(r.Entry):
 		return nil // the attachment has removed the note: it may hold the address again
-	case err == nil && uid != "":
-		_, err = c.Delete(ctx, r.Name(), uid)
+	case err == nil && e.UID != "":
+		done, err = c.endHeld(ctx, e, r.Since)
 	}
 	switch {
 	case err == nil:
-		c.Hint.Released(r.Entry)
+		c.releasedAs(r.Entry, done)
 		c.Log.Info("carried out a pending release", "address", r.Address, "domain", r.Domain)
 	case ledger.Refused(err) && time.Since(r.Since).Abs() >= pendingLife:
 		c.Hint.Released(r.Entry)

@@ -11,7 +11,7 @@ import (
 	"slices"
 	"time"
 
-	"k8s.io/apimachinery/pkg/types"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/hint"
@@ -91,11 +91,11 @@ func (c *Claimer) release(ctx context.Context, e hint.Entry, wait time.Duration)
 		ctx, cancel = context.WithTimeout(ctx, wait)
 		defer cancel()
 	}
-	err = c.deleteAny(ctx, e)
+	done, err := c.endAny(ctx, e)
 	away = errors.Is(err, ledger.ErrUnavailable)
 	switch {
 	case err == nil:
-		c.Hint.Released(e)
+		c.releasedAs(e, done)
 		c.Log.Info("released", "address", e.Address, "domain", e.Domain, "container", e.ContainerID, "interface", e.Interface)
 		return false, nil
 	case noted && c.Hint.NotReleased(e):
@@ -116,48 +116,79 @@ func (c *Claimer) logPending(e hint.Entry, why error) {
 		"container", e.ContainerID, "interface", e.Interface, "error", why)
 }
 
-// deleteAny is deleteHeld for a call that ends all that the attachment holds. If the
-// allocation has another UID than this node knows, it deletes that of the attachment
+// ended is what became of a claim that was ended.
+type ended struct {
+	// rests is the allocation if it outlives the claim, else nil.
+	rests *v1alpha1.IPAllocation
+	// replaced is true if there is an allocation with another UID than that of the entry.
+	replaced bool
+}
+
+// endAny is endHeld for a call that ends all that the attachment holds. If the
+// allocation has another UID than this node knows, it ends that of the attachment
 // nevertheless: an export of the record may have been applied again.
-func (c *Claimer) deleteAny(ctx context.Context, e hint.Entry) error {
-	replaced, err := c.deleteHeld(ctx, e)
-	if err != nil || !replaced {
-		return err
+func (c *Claimer) endAny(ctx context.Context, e hint.Entry) (ended, error) {
+	done, err := c.endHeld(ctx, e, time.Now())
+	if err != nil || !done.replaced {
+		return done, err
 	}
-	_, err = c.deleteHeld(ctx, e.Unanswered())
+	done, err = c.endHeld(ctx, e.Unanswered(), time.Now())
 	if errors.Is(err, errMayBeCreated) { // it is gone by now, and was answered
-		return nil
+		return ended{}, nil
 	}
-	return err
+	return done, err
 }
 
-// deleteHeld deletes the attachment's claim on an address, if it has one. replaced is
-// true if there is an allocation with another UID than that of the entry.
-func (c *Claimer) deleteHeld(ctx context.Context, e hint.Entry) (replaced bool, err error) {
-	uid, err := c.uidOf(ctx, e)
-	if err != nil || uid == "" {
-		return false, err
+// endHeld ends the attachment's claim on an address, if it has one: it releases an
+// allocation that outlives it, with this time, and deletes any other.
+func (c *Claimer) endHeld(ctx context.Context, e hint.Entry, at time.Time) (done ended, err error) {
+	e, err = c.held(ctx, e)
+	if err != nil || e.UID == "" {
+		return ended{}, err
 	}
-	return c.Delete(ctx, e.Name(), uid)
+	if e.Kept {
+		done.rests, err = c.Ledger.Release(ctx, claimedBy(e), at)
+		if !apierrors.IsForbidden(err) {
+			return done, err
+		}
+		// Role and policy are of an earlier version: nobody may take over, and a UID says who holds.
+	}
+	done.replaced, err = c.Delete(ctx, e.Name(), e.UID)
+	if apierrors.IsForbidden(err) && !e.Kept && e.Record == nil { // the hint may not know that it is kept
+		now, failed := c.held(ctx, e.Unanswered())
+		if failed == nil && now.Kept {
+			return c.endHeld(ctx, now, at)
+		}
+	}
+	return done, err
 }
 
-// uidOf returns the UID of the attachment's claim, or nothing if another attachment
-// holds the address. It asks the API server only if the create was not answered. Then
+// held returns the entry with the UID of the attachment's claim, or without one if another
+// attachment holds the address. It asks the API server only if the create was not answered. Then
 // the claim may be created later: errMayBeCreated.
-func (c *Claimer) uidOf(ctx context.Context, e hint.Entry) (types.UID, error) {
+func (c *Claimer) held(ctx context.Context, e hint.Entry) (hint.Entry, error) {
 	if e.UID != "" {
-		return e.UID, nil
+		return e, nil
 	}
 	alloc, err := c.Get(ctx, e.Name())
 	switch {
 	case err != nil:
-		return "", err
-	case alloc == nil:
-		return "", errMayBeCreated
+		return e, err
+	case alloc == nil, !alloc.Spec.Held(): // or may still be taken over
+		return e, errMayBeCreated
 	case !c.isHeldBy(alloc, e.Attachment):
-		return "", nil
+		return e, nil
 	}
-	return alloc.UID, nil
+	return entryOf(alloc), nil
+}
+
+// releasedAs enters in the hint that a release was carried out. It reports whether its
+// note is gone.
+func (c *Claimer) releasedAs(e hint.Entry, done ended) (gone bool) {
+	if done.rests != nil {
+		return c.Hint.Rests(e, &done.rests.Spec)
+	}
+	return c.Hint.Released(e)
 }
 
 // Check reports whether the attachment holds an address of each pool: nil,
@@ -216,7 +247,7 @@ func (c *Claimer) Collect(ctx context.Context, network string, valid []hint.Atta
 	var stale []hint.Entry
 	for i := range all {
 		a := &all[i]
-		if a.Spec.NetworkName == network && a.Spec.ContainerID != "" && !keep[hint.AttachmentOf(a)] && begunBefore(a, started.Add(-AddTime-CleanupTime)) {
+		if a.Spec.NetworkName == network && a.Spec.Held() && !keep[hint.AttachmentOf(a)] && begunBefore(a, started.Add(-AddTime-CleanupTime)) {
 			stale = append(stale, entryOf(a))
 		}
 	}

@@ -34,9 +34,10 @@ const (
 //  1. wanted, if it is valid, and no other address;
 //  2. the address that this attachment already holds: an ADD whose answer was lost is
 //     repeated, and must not claim a second address;
-//  3. the node's block, or the whole subnet if the pool has no blocks: first what comes
+//  3. an address that the same pod has released and that rests, as this node's hint says;
+//  4. the node's block, or the whole subnet if the pool has no blocks: first what comes
 //     after the last address that was given there, then all of it;
-//  4. if the pool overflows: the space that is nobody's block, then the whole subnet.
+//  5. if the pool overflows: the space that is nobody's block, then the whole subnet.
 func (c *Claimer) claimOne(ctx context.Context, req Request, v view, wanted netip.Addr) (hint.Entry, error) {
 	b := v.Block
 	if wanted.IsValid() { // 1
@@ -59,7 +60,16 @@ func (c *Claimer) claimOne(ctx context.Context, req Request, v view, wanted neti
 			return e, err
 		}
 	}
-	for i, space := range spaces { // 3, 4
+	for _, space := range spaces { // 3
+		if addr := req.known.restsIn(space); addr.IsValid() {
+			c.Hint.ClaimingRequested(hint.Entry{Attachment: req.Attachment, Domain: b.Domain, Address: addr})
+			if e, err := c.claimReleased(ctx, req, space, addr, nil); !ledger.IsInUse(err) {
+				return e, err
+			}
+			break
+		}
+	}
+	for i, space := range spaces { // 4, 5
 		s := &search{
 			Claimer: c, req: req, b: space, version: v.version, space: hint.SpaceOf(b.Pool, i), overflows: i < len(spaces)-1,
 			held: map[netip.Addr]bool{}, releasing: c.beingReleased(space),
@@ -279,7 +289,11 @@ func (c *Claimer) exhausted(b *pool.Block) error {
 	if b.Shared {
 		where = fmt.Sprintf("subnet %s", b.Subnet)
 	}
-	why := fmt.Sprintf("%s is full, %d of %d addresses are held", where, size, size)
+	held := "held"
+	if c.cooldownOf(b) > 0 {
+		held = "held, or rest after their release (releaseCooldown)"
+	}
+	why := fmt.Sprintf("%s is full, %d of %d addresses are %s", where, size, size, held)
 	if size == 0 {
 		why = where + " has no address to hand out: each is excluded, or the gateway"
 	}

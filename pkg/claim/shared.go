@@ -14,6 +14,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/hint"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
@@ -192,6 +193,9 @@ func (s *search) searchListed(ctx context.Context) (hint.Entry, error) {
 		}
 	}
 	e, err := s.tryAll(ctx)
+	if err == nil && !e.Address.IsValid() && s.cooldownOf(s.b) > 0 {
+		e, err = s.searchReleased(ctx)
+	}
 	if err != nil || e.Address.IsValid() || !s.anyFree() {
 		return e, err
 	}
@@ -204,6 +208,25 @@ func (s *search) searchListed(ctx context.Context) (hint.Entry, error) {
 	}
 	s.releasing = nil
 	return s.tryAll(ctx)
+}
+
+// searchReleased claims an address whose cooldown is over, before the controller deletes its
+// allocation.
+func (s *search) searchReleased(ctx context.Context) (hint.Entry, error) {
+	released, err := s.Released(ctx, s.b.Pool.Name)
+	rand.Shuffle(len(released), func(i, j int) { released[i], released[j] = released[j], released[i] })
+	for i := range released {
+		e := entryOf(&released[i])
+		if e.Domain != s.b.Domain || !s.b.Contains(e.Address) || s.yields(&released[i], s.req) == none {
+			continue
+		}
+		s.Hint.ClaimingRequested(hint.Entry{Attachment: s.req.Attachment, Domain: e.Domain, Address: e.Address})
+		claimed, err := s.claimReleased(ctx, s.req, s.b, e.Address, &released[i])
+		if !ledger.IsInUse(err) {
+			return claimed, err
+		}
+	}
+	return hint.Entry{}, err
 }
 
 // anyFree reports whether an address is not known to be held.

@@ -82,6 +82,8 @@ type Settings struct {
 	// LossGrace is claim.Claimer's, as time.ParseDuration reads it: "5m". If it is empty,
 	// it is claim.DefaultLossGrace.
 	LossGrace string `json:"lossGrace,omitempty"`
+	// ReleaseCooldown is claim.Claimer's, in the same form. If it is empty, it is none.
+	ReleaseCooldown string `json:"releaseCooldown,omitempty"`
 }
 
 // network is the network configuration from stdin.
@@ -141,7 +143,7 @@ func parseNetwork(stdin []byte) (*network, error) {
 	}
 	own := n.IPAM
 	n.IPAM.ConfDir = first(n.IPAM.ConfDir, defaultConfDir)
-	errs = append(errs, n.IPAM.complete(), n.IPAM.checkPaths(), n.IPAM.checkLossGrace())
+	errs = append(errs, n.IPAM.complete(), n.IPAM.checkPaths(), n.IPAM.checkLossGrace(), n.IPAM.checkReleaseCooldown())
 	n.findDataDirs(own)
 	return n, errors.Join(errs...)
 }
@@ -252,6 +254,23 @@ func (s *Settings) lossGrace() time.Duration {
 	return d
 }
 
+// checkReleaseCooldown refuses what is no cooldown, and replaces it by none.
+func (s *Settings) checkReleaseCooldown() error {
+	d, err := time.ParseDuration(s.ReleaseCooldown)
+	if s.ReleaseCooldown != "" && (err != nil || d < 0 || d > v1alpha1.MaxCooldown || d%time.Second != 0) {
+		err := fmt.Errorf("ipam.releaseCooldown: %q is not a time from 0s to 24h in whole seconds, such as 90s", s.ReleaseCooldown)
+		s.ReleaseCooldown = ""
+		return err
+	}
+	return nil
+}
+
+// releaseCooldown returns ReleaseCooldown, or 0 if it is empty.
+func (s *Settings) releaseCooldown() time.Duration {
+	d, _ := time.ParseDuration(s.ReleaseCooldown)
+	return d
+}
+
 // fillFrom sets the empty settings.
 func (s *Settings) fillFrom(other Settings) {
 	s.PoolName = first(s.PoolName, other.PoolName)
@@ -266,6 +285,7 @@ func (s *Settings) fillFrom(other Settings) {
 	s.NodeName = first(s.NodeName, other.NodeName)
 	s.DataDir = first(s.DataDir, other.DataDir)
 	s.LossGrace = first(s.LossGrace, other.LossGrace)
+	s.ReleaseCooldown = first(s.ReleaseCooldown, other.ReleaseCooldown)
 }
 
 func first(values ...string) string {

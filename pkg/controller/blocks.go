@@ -116,7 +116,7 @@ func (r *blockReconciler) reconcile(ctx context.Context, ref v1alpha1.PoolRefere
 func (r *blockReconciler) tellGone(ref v1alpha1.PoolReference) {
 	count := 0
 	for _, a := range r.caches.allocations.by(byPool, poolKey(ref)) {
-		if len(r.caches.inDomain(a.DomainOf())) == 0 {
+		if !a.Spec.Rests() && len(r.caches.inDomain(a.DomainOf())) == 0 {
 			count++
 		}
 	}
@@ -132,7 +132,8 @@ func (r *blockReconciler) tellGone(ref v1alpha1.PoolReference) {
 
 // blocks decides which node gets which block of a pool, and what there is to tell. have
 // are the blocks so far.
-func blocks(obj *pool.Object, have []pool.Assignment, nodes []*corev1.Node, held []pool.Held) outcome {
+func blocks(obj *pool.Object, have []pool.Assignment, nodes []*corev1.Node, heldOrResting []pool.Held) outcome {
+	held := pool.NotResting(heldOrResting)
 	parsed, errs := obj.Parse()
 	if len(errs) > 0 {
 		out := outcome{ready: notReady(v1alpha1.ReasonInvalidSpec, pool.Explain(errs))}
@@ -148,7 +149,7 @@ func blocks(obj *pool.Object, have []pool.Assignment, nodes []*corev1.Node, held
 		}
 	}
 	assigned, unserved := parsed.Carve(have, selected, held)
-	use := parsed.Use(assigned, held)
+	use := parsed.Use(assigned, heldOrResting)
 	if assigned == nil {
 		assigned = []pool.Assignment{}
 	}
@@ -173,8 +174,9 @@ func blocks(obj *pool.Object, have []pool.Assignment, nodes []*corev1.Node, held
 	return out
 }
 
-func (out *outcome) summary(overlaps int, held []pool.Held) summary {
-	s := summary{ready: out.ready, overlaps: overlaps, unserved: len(out.unserved), held: int64(len(held))}
+func (out *outcome) summary(overlaps int, heldOrResting []pool.Held) summary {
+	held := pool.NotResting(heldOrResting)
+	s := summary{ready: out.ready, overlaps: overlaps, unserved: len(out.unserved), held: int64(len(held)), resting: int64(len(heldOrResting) - len(held))}
 	if out.use != nil && out.use.Whole != nil {
 		s.topNodes = topNodes(held)
 	}

@@ -25,6 +25,10 @@ type caches struct {
 	pods        index[*metav1.PartialObjectMetadata]
 	allocations index[*v1alpha1.IPAllocation]
 	pools       map[v1alpha1.PoolKind]index[metav1.Object]
+
+	// reservations may not be known yet: the installed CRDs may have none.
+	reservations       index[*v1alpha1.IPReservation]
+	reservationsSynced func() bool
 }
 
 // index is a cache of objects of one type, by their keys (namespace/name, or the name
@@ -141,6 +145,7 @@ const (
 	byNode   = "node"   // spec.nodeName
 	byPool   = "pool"   // poolKey
 	byDomain = "domain" // that of the name
+	byOwner  = "owner"  // UID of spec.owner
 )
 
 // poolIndexers are the indexes of pools: byDomain.
@@ -149,11 +154,23 @@ var poolIndexers = cache.Indexers{
 }
 
 var allocationIndexers = cache.Indexers{
-	byHolder: indexAllocation(func(a *v1alpha1.IPAllocation) string { return holderKey(a.DomainOf(), a.Spec.NodeName) }),
+	byHolder: func(obj any) ([]string, error) {
+		a := obj.(*v1alpha1.IPAllocation)
+		if a.Spec.Rests() {
+			return nil, nil
+		}
+		return []string{holderKey(a.DomainOf(), a.Spec.NodeName)}, nil
+	},
 	byPod:    indexAllocation(podKey),
 	byNode:   indexAllocation(func(a *v1alpha1.IPAllocation) string { return a.Spec.NodeName }),
 	byPool:   indexAllocation(func(a *v1alpha1.IPAllocation) string { return poolKey(a.Spec.PoolRef) }),
 	byDomain: indexAllocation((*v1alpha1.IPAllocation).DomainOf),
+	byOwner: func(obj any) ([]string, error) {
+		if owner := obj.(*v1alpha1.IPAllocation).Spec.Owner; owner != nil {
+			return []string{string(owner.UID)}, nil
+		}
+		return nil, nil
+	},
 }
 
 func indexAllocation(key func(*v1alpha1.IPAllocation) string) cache.IndexFunc {

@@ -89,10 +89,12 @@ type Controller struct {
 	state        state
 
 	// The parts, made by assemble. Each has only what it needs.
-	blocks   *blockReconciler
-	leaks    *leakReconciler
-	locator  *locator
-	triggers *triggers
+	blocks *blockReconciler
+	leaks  *leakReconciler
+
+	reservations *reservationReconciler
+	locator      *locator
+	triggers     *triggers
 }
 
 // state is what a replica does. A replica that stands by does neither.
@@ -106,6 +108,8 @@ type queues struct {
 	pools       workqueue.TypedRateLimitingInterface[v1alpha1.PoolReference] // to reconcile
 	allocations workqueue.TypedRateLimitingInterface[string]                 // to examine, by their keys in the cache
 	nodes       workqueue.TypedRateLimitingInterface[string]                 // to locate pods on
+	// reservations to reconcile, by their names
+	reservations workqueue.TypedRateLimitingInterface[string]
 }
 
 func newQueues(m *metrics) queues {
@@ -113,6 +117,8 @@ func newQueues(m *metrics) queues {
 		pools:       newQueue[v1alpha1.PoolReference](queuePools, m),
 		allocations: newQueue[string](queueAllocations, m),
 		nodes:       newQueue[string](queueNodes, m),
+
+		reservations: newQueue[string](queueReservations, m),
 	}
 }
 
@@ -120,6 +126,7 @@ func (q *queues) shutDown() {
 	q.pools.ShutDown()
 	q.allocations.ShutDown()
 	q.nodes.ShutDown()
+	q.reservations.ShutDown()
 }
 
 // New returns a controller that has not started anything yet.
@@ -193,6 +200,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	for range poolWorkers {
 		workers.Go(func() { work(ctx, c.queues.pools, c.blocks.reconcile, c.metrics.of(queuePools)) })
 	}
+	workers.Go(func() { work(ctx, c.queues.reservations, c.reservations.reconcile, c.metrics.of(queueReservations)) })
 	workers.Go(func() { work(ctx, c.queues.nodes, c.locator.locate, c.metrics.of(queueNodes)) })
 	for range reclaimWorkers {
 		workers.Go(func() { work(ctx, c.queues.allocations, c.leaks.examine, c.metrics.of(queueAllocations)) })
@@ -214,7 +222,7 @@ func (c *Controller) assemble(recorder record.EventRecorder) ([]cache.DoneChecke
 	client := c.clients.IPAM.NvIpamV1alpha1()
 	allocations := client.IPAllocations(c.opts.Namespace)
 	evidence := &evidence{&c.caches, places}
-	confirmation := &confirmation{c.clients.Kube, c.clients.Metadata, allocations, c.caches.inDomain}
+	confirmation := &confirmation{c.clients.Kube, c.clients.Metadata, client, c.caches.inDomain, c.caches.keeps}
 	c.blocks = &blockReconciler{
 		caches: &c.caches, memories: &c.memories,
 		status: &statusWriter{
@@ -229,6 +237,10 @@ func (c *Controller) assemble(recorder record.EventRecorder) ([]cache.DoneChecke
 		allocations: allocations, recorder: recorder, metrics: c.metrics,
 		grace: c.opts.ReclaimGrace, graceReadyNode: c.opts.ReclaimGraceReadyNode,
 		later: c.queues.allocations.AddAfter, locate: c.queues.nodes.Add,
+	}
+	c.reservations = &reservationReconciler{
+		caches: &c.caches, allocations: allocations, reservations: client.IPReservations(c.opts.Namespace),
+		lossGrace: c.opts.LossGrace, later: c.queues.reservations.AddAfter,
 	}
 	c.triggers = &triggers{
 		caches: &c.caches, queues: &c.queues, memories: &c.memories, places: places,
@@ -269,6 +281,9 @@ func (c *Controller) watch() ([]cache.DoneChecker, error) {
 		c.caches.pools[kind] = index[metav1.Object]{pools.Informer().GetIndexer()}
 		handlers[pools.Informer()] = c.triggers.onPool(kind)
 	}
+	if err := c.watchReservations(); err != nil {
+		return nil, err
+	}
 	var handled []cache.DoneChecker
 	for informer, handler := range handlers {
 		registration, err := informer.AddEventHandler(handler)
@@ -278,6 +293,27 @@ func (c *Controller) watch() ([]cache.DoneChecker, error) {
 		handled = append(handled, registration.HasSyncedChecker())
 	}
 	return handled, nil
+}
+
+// watchReservations does not say when all have been seen: nv-ipam's CRDs have none, and those
+// of an earlier version neither.
+func (c *Controller) watchReservations() error {
+	informer := c.ipam.NvIpam().V1alpha1().IPReservations().Informer()
+	c.caches.reservations.Indexer, c.caches.reservationsSynced = informer.GetIndexer(), informer.HasSynced
+	told := false
+	err := informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, r *cache.Reflector, err error) {
+		if !apierrors.IsNotFound(err) {
+			cache.DefaultWatchErrorHandler(ctx, r, err)
+		} else if !told {
+			told = true // one goroutine calls it
+			klog.FromContext(ctx).Info("There is no CRD of IPReservations, so none are kept until it is applied")
+		}
+	})
+	if err != nil {
+		return err
+	}
+	_, err = informer.AddEventHandler(c.triggers.onReservation())
+	return err
 }
 
 func newQueue[T comparable](name string, m workqueue.MetricsProvider) workqueue.TypedRateLimitingInterface[T] {

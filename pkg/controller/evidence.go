@@ -32,7 +32,7 @@ func (e *evidence) of(a *v1alpha1.IPAllocation) reclaim.Evidence {
 	if node, found := e.caches.nodes.get(a.Spec.NodeName); found {
 		out.Node = nodeEvidence(node)
 	}
-	out.OptOut = e.caches.optOutOf(a.DomainOf())
+	out.OptOut, out.OwnerGone = e.caches.optOutOf(a.DomainOf()), e.caches.withoutOwner(a)
 	return out
 }
 
@@ -58,9 +58,11 @@ func (e *evidence) others(a *v1alpha1.IPAllocation) []*v1alpha1.IPAllocation {
 type confirmation struct {
 	kube kubernetes.Interface
 	meta metadata.Interface
-	ipam clientv1alpha1.IPAllocationInterface
+	ipam clientv1alpha1.NvIpamV1alpha1Interface
 	// inDomain returns the pools of a domain.
 	inDomain func(domain string) []v1alpha1.PoolReference
+	// keeps reports whether a reservation names the address of an allocation.
+	keeps func(*v1alpha1.IPReservation, *v1alpha1.IPAllocation) bool
 }
 
 // of returns the evidence. Others are the allocations that name the same pod, as the
@@ -108,6 +110,16 @@ func (c *confirmation) pod(ctx context.Context, ref v1alpha1.PodReference) (*rec
 	return p, nil
 }
 
+// ownerGone confirms that the owner of an allocation does not exist, or keeps the address
+// no more.
+func (c *confirmation) ownerGone(ctx context.Context, a *v1alpha1.IPAllocation) (bool, error) {
+	res, err := ledger.Existing(c.ipam.IPReservations(a.Spec.Owner.Namespace).Get(ctx, a.Spec.Owner.Name, metav1.GetOptions{}))
+	if err != nil {
+		return false, fmt.Errorf("confirm that the owner is gone: %w", err)
+	}
+	return res == nil || res.UID != a.Spec.Owner.UID || !c.keeps(res, a), nil
+}
+
 func (c *confirmation) node(ctx context.Context, name string) (*reclaim.Node, error) {
 	if len(validation.IsDNS1123Subdomain(name)) > 0 { // likewise
 		return nil, nil
@@ -125,7 +137,7 @@ func (c *confirmation) node(ctx context.Context, name string) (*reclaim.Node, er
 func (c *confirmation) later(ctx context.Context, a *v1alpha1.IPAllocation, e *reclaim.Evidence) error {
 	confirmed := map[*v1alpha1.IPAllocation]bool{}
 	for later := e.LaterSandbox(a); later != nil && !confirmed[later]; later = e.LaterSandbox(a) {
-		now, err := ledger.Existing(c.ipam.Get(ctx, later.Name, metav1.GetOptions{}))
+		now, err := ledger.Existing(c.ipam.IPAllocations(a.Namespace).Get(ctx, later.Name, metav1.GetOptions{}))
 		if err != nil {
 			return err
 		}

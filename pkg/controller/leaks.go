@@ -5,12 +5,14 @@ package controller
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/klog/v2"
@@ -53,10 +55,19 @@ func (r *leakReconciler) examine(ctx context.Context, key string) error {
 	if e.Unplaced(a) {
 		r.locate(a.Spec.NodeName)
 	}
-	v := reclaim.Decide(a, e)
 	now := time.Now()
+	if wait := r.observations.cooling(key, a, now); wait > 0 {
+		r.later(key, wait)
+	} else {
+		e.Rested = a.Spec.Rests()
+	}
+	v := reclaim.Decide(a, e)
 	since := r.observe(ctx, a, v, now)
-	if v.Action != reclaim.Candidate {
+	switch v.Action {
+	case reclaim.Candidate:
+	case reclaim.Delete:
+		return r.end(ctx, a, v)
+	default:
 		return nil
 	}
 	if since.Before(a.CreationTimestamp.Time) {
@@ -82,7 +93,7 @@ func (r *leakReconciler) graceOf(v reclaim.Verdict) time.Duration {
 // been the same.
 func (r *leakReconciler) observe(ctx context.Context, a *v1alpha1.IPAllocation, v reclaim.Verdict, now time.Time) time.Time {
 	before, since := r.observations.note(cache.MetaObjectToName(a).String(),
-		observation{uid: a.UID, action: v.Action, reason: v.Reason, prompt: v.Prompt, since: now})
+		observation{uid: a.UID, holder: a.Spec.ContainerID, action: v.Action, reason: v.Reason, prompt: v.Prompt, since: now})
 	message, level := "Allocation stays", 4
 	switch v.Action {
 	case reclaim.Hold:
@@ -134,9 +145,7 @@ func (r *leakReconciler) free(ctx context.Context, a *v1alpha1.IPAllocation, cac
 		r.later(cache.MetaObjectToName(a).String(), r.graceOf(v))
 		return nil
 	}
-	err = r.allocations.Delete(ctx, a.Name, metav1.DeleteOptions{
-		Preconditions: &metav1.Preconditions{UID: &a.UID, ResourceVersion: &a.ResourceVersion},
-	})
+	err = r.give(ctx, a)
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
@@ -150,4 +159,46 @@ func (r *leakReconciler) free(ctx context.Context, a *v1alpha1.IPAllocation, cac
 			"reclaimed %s of pod %s on node %s: %s", a.Spec.Address, podKey(a), a.Spec.NodeName, v.Message)
 	}
 	return nil
+}
+
+// end deletes an allocation that no container holds and nothing keeps any more.
+func (r *leakReconciler) end(ctx context.Context, a *v1alpha1.IPAllocation, v reclaim.Verdict) error {
+	if a.Spec.Owner != nil {
+		if gone, err := r.confirmation.ownerGone(ctx, a); err != nil || !gone {
+			return err
+		}
+	}
+	err := r.delete(ctx, a)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("delete what nobody holds: %w", err)
+	}
+	r.metrics.ended.WithLabelValues(v.Reason).Inc()
+	klog.FromContext(ctx).V(2).Info("Deleted an allocation that nothing keeps", describe(a, v)...)
+	return nil
+}
+
+// give ends a leaked claim as its DEL would have: what outlives its container is released,
+// all else is deleted.
+func (r *leakReconciler) give(ctx context.Context, a *v1alpha1.IPAllocation) error {
+	if !a.Spec.IsKept() {
+		return r.delete(ctx, a)
+	}
+	patch, err := json.Marshal(map[string]any{
+		"metadata": map[string]any{"resourceVersion": a.ResourceVersion, "labels": map[string]string{v1alpha1.LabelReleased: "true"}},
+		"spec":     map[string]any{"releasedAt": metav1.Now().UTC().Format(time.RFC3339)},
+	})
+	if err != nil {
+		return err
+	}
+	_, err = r.allocations.Patch(ctx, a.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: name})
+	return err
+}
+
+func (r *leakReconciler) delete(ctx context.Context, a *v1alpha1.IPAllocation) error {
+	return r.allocations.Delete(ctx, a.Name, metav1.DeleteOptions{
+		Preconditions: &metav1.Preconditions{UID: &a.UID, ResourceVersion: &a.ResourceVersion},
+	})
 }

@@ -35,6 +35,7 @@ type summary struct {
 	unserved int         // nodes without a block, for lack of room
 	blocks   *blockCount // nil if the specification is invalid
 	held     int64       // allocations
+	resting  int64       // others, that rest after their release
 	topNodes []v1alpha1.NodeUse
 	outside  int // of these, outside of their nodes' blocks, and not requested
 	foreign  int // of these, outside of the subnet

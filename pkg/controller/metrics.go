@@ -15,7 +15,9 @@ import (
 const (
 	queuePools       = "pools"
 	queueAllocations = "allocations"
-	queueNodes       = "nodes"
+
+	queueReservations = "reservations"
+	queueNodes        = "nodes"
 )
 
 // metricsPrefix begins the name of every metric of this project.
@@ -31,6 +33,7 @@ var (
 	descCapacity = desc("pool_capacity", "Usable addresses in the blocks of all nodes, or in the whole subnet if any node may use it.", poolLabels...)
 	descUsed     = desc("pool_used", "Addresses of the pool that are held.", poolLabels...)
 	descTopNode  = desc("pool_top_node_used", "Addresses that a node holds, for the five nodes that hold most, if any node may use the whole subnet.", append(poolLabels, "node")...)
+	descCooling  = desc("pool_cooling", "Addresses of the pool that rest after their release.", poolLabels...)
 	descBlocks   = desc("pool_blocks", "Nodes that have a block.", poolLabels...)
 	descFull     = desc("pool_blocks_full", "Nodes without a free address in their block.", poolLabels...)
 	descUnserved = desc("pool_nodes_without_block", "Nodes without a block, for lack of room in the pool.", poolLabels...)
@@ -50,6 +53,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 type metrics struct {
 	all       []prometheus.Collector
 	reclaimed *prometheus.CounterVec
+	ended     *prometheus.CounterVec
 	spared    prometheus.Counter
 	errors    *prometheus.CounterVec
 	failed    *prometheus.CounterVec
@@ -73,6 +77,7 @@ func newMetrics() *metrics {
 		return add(m, prometheus.NewHistogramVec(opts, []string{"name"}))
 	}
 	m.reclaimed = counter("reclaimed_total", "Reclaimed allocations, by reason.", "reason")
+	m.ended = counter("released_deleted_total", "Released allocations that were deleted, since nothing keeps them any more, by reason.", "reason")
 	m.spared = counter("leak_candidates_spared_total", "Leak candidates that were not reclaimed, since the API server said otherwise than the cache.").WithLabelValues()
 	m.errors = counter("errors_total", "Failed examinations and reconciliations, which are retried, by workqueue.", "queue")
 	m.failed = counter("failed_adds_total", "ADDs of pods that failed, at least: the kubelets' events of them, by pool and reason.", append(poolLabels, "reason")...)
@@ -85,6 +90,9 @@ func newMetrics() *metrics {
 	m.longest = gauge("workqueue_longest_running_processor_seconds", "How long the longest item in work has taken so far.")
 	m.retries = counter("workqueue_retries_total", "Items that were added again after a failure.", "name")
 
+	for _, reason := range reclaim.DeleteReasons {
+		m.ended.WithLabelValues(reason)
+	}
 	for _, reason := range reclaim.CandidateReasons {
 		m.reclaimed.WithLabelValues(reason)
 	}
@@ -155,7 +163,7 @@ type counts struct {
 // Describe is part of prometheus.Collector.
 func (c *counts) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descLeader, descReady, descCapacity, descUsed, descTopNode, descBlocks, descFull, descUnserved, descOverlaps, descOutside, descForeign, descOrphans, descHeld, descLeaks,
+		descLeader, descReady, descCapacity, descUsed, descCooling, descTopNode, descBlocks, descFull, descUnserved, descOverlaps, descOutside, descForeign, descOrphans, descHeld, descLeaks,
 	} {
 		ch <- d
 	}
@@ -182,13 +190,18 @@ func (c *counts) Collect(ch chan<- prometheus.Metric) {
 	for ref, known := range c.memories.copy() {
 		sum, kind, pool := known.summary, string(ref.Kind), ref.Name
 		gauge(descReady, oneIf(sum.ready.Status == metav1.ConditionTrue), kind, pool, sum.ready.Reason)
-		var held int64
+		var held, resting int64
 		if obj := c.caches.pool(ref); obj != nil {
-			for range c.caches.heldIn(obj) {
-				held++
+			for h := range c.caches.heldIn(obj) {
+				if h.Rests {
+					resting++
+				} else {
+					held++
+				}
 			}
 		}
 		gauge(descUsed, held, kind, pool)
+		gauge(descCooling, resting, kind, pool)
 		for _, n := range sum.topNodes {
 			gauge(descTopNode, n.Used, kind, pool, n.NodeName)
 		}

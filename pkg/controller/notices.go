@@ -110,7 +110,7 @@ func foreign(p *pool.Pool, use *pool.Use) []notice {
 func full(use *pool.Use) []notice {
 	var names []string
 	for _, b := range use.FullBlocks() {
-		names = append(names, fmt.Sprintf("%s (%d of %d held)", b.Node, b.Held, b.Size))
+		names = append(names, fmt.Sprintf("%s (%s held)", b.Node, heldOf(b)))
 	}
 	if len(names) == 0 {
 		return nil
@@ -122,7 +122,7 @@ func full(use *pool.Use) []notice {
 
 func newlyFull(use *pool.Use) (news []nodeNews) {
 	for _, b := range use.FullBlocks() {
-		news = append(news, nodeNews{reasonBlockFull, b.Node, fmt.Sprintf("no free address in the block %s of node %s: %d of %d are held", b.Range, b.Node, b.Held, b.Size)})
+		news = append(news, nodeNews{reasonBlockFull, b.Node, fmt.Sprintf("no free address in the block %s of node %s: %s are held", b.Range, b.Node, heldOf(b))})
 	}
 	return news
 }
@@ -215,6 +215,15 @@ func countBlocks(use *pool.Use) *blockCount {
 	return &blockCount{nodes: len(use.Active()), full: len(use.FullBlocks()), capacity: use.Capacity()}
 }
 
+// heldOf says how many addresses of a block are held.
+func heldOf(b pool.BlockUse) string {
+	text := fmt.Sprintf("%d of %d", b.Held, b.Size)
+	if b.Rests > 0 {
+		text += fmt.Sprintf(", while %d rest after their release,", b.Rests)
+	}
+	return text
+}
+
 // fullWhole says that a pool of which any node may use the whole subnet has no free
 // address, and who holds most.
 func fullWhole(use *pool.Use, held []pool.Held) []notice {
@@ -225,8 +234,8 @@ func fullWhole(use *pool.Use, held []pool.Held) []notice {
 	for _, n := range topNodes(held) {
 		most = append(most, fmt.Sprintf("%s (%d)", n.NodeName, n.Used))
 	}
-	n := newNotice(v1alpha1.ConditionFull, reasonFull, fmt.Sprintf("no free address, pods that need one do not start: %d of %d are held, most by nodes %s",
-		use.Whole.Held, use.Whole.Size, strings.Join(most, ", ")))
+	n := newNotice(v1alpha1.ConditionFull, reasonFull, fmt.Sprintf("no free address, pods that need one do not start: %s are held, most by nodes %s",
+		heldOf(*use.Whole), strings.Join(most, ", ")))
 	n.event = n.condition.Message
 	return []notice{n}
 }
@@ -289,4 +298,4 @@ func droppedFields(obj *pool.Object) map[string]any {
 }
 
 // optionalFields are the fields of a specification that nv-ipam's CRDs do not have.
-var optionalFields = []string{"allowedNamespaces", "assignment", "disabled", "domain", "overflow", "ranges"}
+var optionalFields = []string{"allowedNamespaces", "assignment", "disabled", "domain", "overflow", "ranges", "releaseCooldown"}

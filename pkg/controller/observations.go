@@ -9,6 +9,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/reclaim"
 )
 
@@ -16,6 +17,7 @@ import (
 // held.
 type observation struct {
 	uid    types.UID
+	holder string // its container: a takeover leaves the UID as it is
 	action reclaim.Action
 	reason string
 	prompt bool
@@ -25,7 +27,7 @@ type observation struct {
 // continues reports whether o finds the same as before, so that the grace period
 // goes on. A node that went away, or came back, begins a new one.
 func (o observation) continues(before observation) bool {
-	return before.uid == o.uid && before.action == o.action && before.prompt == o.prompt
+	return before.uid == o.uid && before.holder == o.holder && before.action == o.action && before.prompt == o.prompt
 }
 
 // observations are those of all allocations, by their keys in the cache. Nobody
@@ -33,6 +35,35 @@ func (o observation) continues(before observation) bool {
 type observations struct {
 	mu  sync.Mutex
 	all map[string]observation
+	// resting are the allocations that were seen to be released and to rest.
+	resting map[string]seenRelease
+}
+
+// seenRelease is when a release was first seen, by this process's clock.
+type seenRelease struct {
+	uid       types.UID
+	at, since time.Time
+}
+
+// cooling returns how long an allocation still rests; 0 if it does not, or not any more. A
+// node's clock may have been ahead when it released the address, so the cooldown counts at
+// most from when the release was first seen here.
+func (all *observations) cooling(key string, a *v1alpha1.IPAllocation, now time.Time) time.Duration {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	if !a.Spec.Rests() || a.Spec.ReleaseCooldown == nil {
+		delete(all.resting, key)
+		return 0
+	}
+	seen := all.resting[key]
+	if seen.uid != a.UID || !seen.at.Equal(a.Spec.ReleasedAt.Time) {
+		seen = seenRelease{a.UID, a.Spec.ReleasedAt.Time, now}
+		if all.resting == nil {
+			all.resting = map[string]seenRelease{}
+		}
+		all.resting[key] = seen
+	}
+	return max(0, min(a.Spec.ReusableAt().Sub(now), seen.since.Add(a.Spec.ReleaseCooldown.Duration).Sub(now)))
 }
 
 // note keeps o, which is of now, and returns what was known before and since when
@@ -61,6 +92,7 @@ func (all *observations) forget(key string) {
 	all.mu.Lock()
 	defer all.mu.Unlock()
 	delete(all.all, key)
+	delete(all.resting, key)
 }
 
 // finding is an action and its reason, to be counted.

@@ -197,6 +197,9 @@ func wantedStatus(obj *pool.Object, sum summary, notices []notice) v1alpha1.Pool
 		Used:               &sum.held,
 		TopNodes:           sum.topNodes,
 	}
+	if sum.resting > 0 || obj.Status.Cooling != nil { // a pool without a cooldown has no such count
+		want.Cooling = &sum.resting
+	}
 	if sum.blocks != nil {
 		want.Capacity = &sum.blocks.capacity
 	}
@@ -239,7 +242,7 @@ func sameConditions(a v1alpha1.PoolStatus, b *v1alpha1.PoolStatus, part func([]m
 }
 
 func sameCounts(a v1alpha1.PoolStatus, b *v1alpha1.PoolStatus) bool {
-	return ptr.Equal(a.Capacity, b.Capacity) && ptr.Equal(a.Used, b.Used) && equality.Semantic.DeepEqual(a.TopNodes, b.TopNodes)
+	return ptr.Equal(a.Capacity, b.Capacity) && ptr.Equal(a.Used, b.Used) && ptr.Equal(a.Cooling, b.Cooling) && equality.Semantic.DeepEqual(a.TopNodes, b.TopNodes)
 }
 
 // largePool is the number of blocks from which on a pool's counts are written less often:

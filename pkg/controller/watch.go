@@ -139,23 +139,69 @@ func (t *triggers) onAllocation() cache.ResourceEventHandler {
 				t.queues.pools.AddAfter(ref, t.usage)
 			}
 		},
-		UpdateFunc: func(_, obj any) { examine(obj) },
+		UpdateFunc: func(old, obj any) {
+			examine(obj)
+			before, a := old.(*v1alpha1.IPAllocation), obj.(*v1alpha1.IPAllocation)
+			if before.Spec.ContainerID != a.Spec.ContainerID && a.Spec.PodRef.Name != "" { // taken over
+				t.examine(byPod, podKey(a))
+			}
+			if !a.Spec.Held() {
+				t.reserve(a)
+			}
+			if before.Spec.Rests() != a.Spec.Rests() || before.Spec.NodeName != a.Spec.NodeName {
+				t.usedLess(before)
+			}
+		},
 		DeleteFunc: func(obj any) {
 			examine(obj) // forgets it
 			a, ok := lastState(obj).(*v1alpha1.IPAllocation)
 			if !ok {
 				return
 			}
-			for _, ref := range t.caches.concerned(a) {
-				t.queues.pools.AddAfter(ref, t.usage)
-				if t.memories.of(ref).kept || !t.caches.holds(a.DomainOf(), a.Spec.NodeName) {
-					t.queues.pools.AddAfter(ref, t.settle)
-				}
-			}
+			t.usedLess(a)
+			t.reserve(a)
 			if len(t.caches.inDomain(a.DomainOf())) == 0 { // it has outlived its pool, and others may have said so
 				t.reconcileAllPools()
 			}
 		},
+	}
+}
+
+// onReservation reconciles a reservation, and examines what it has kept so far.
+func (t *triggers) onReservation() cache.ResourceEventHandler {
+	examine := func(obj any) {
+		if res, ok := lastState(obj).(*v1alpha1.IPReservation); ok {
+			t.examine(byOwner, string(res.UID))
+		}
+	}
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc: func(obj any) { t.queues.reservations.Add(obj.(*v1alpha1.IPReservation).Name) },
+		UpdateFunc: func(before, after any) {
+			old, res := before.(*v1alpha1.IPReservation), after.(*v1alpha1.IPReservation)
+			t.queues.reservations.Add(res.Name)
+			if old.Generation != res.Generation || old.UID != res.UID {
+				examine(old)
+			}
+		},
+		DeleteFunc: examine,
+	}
+}
+
+// reserve reconciles the reservations that name the address of an allocation which no
+// container holds any more.
+func (t *triggers) reserve(a *v1alpha1.IPAllocation) {
+	for _, name := range t.caches.concernedReservations(a) {
+		t.queues.reservations.Add(name)
+	}
+}
+
+// usedLess reconciles the pools that an allocation counted in before it was released.
+func (t *triggers) usedLess(a *v1alpha1.IPAllocation) {
+	for _, ref := range t.caches.concerned(a) {
+		t.queues.pools.AddAfter(ref, t.usage)
+		if t.memories.of(ref).kept || !t.caches.holds(a.DomainOf(), a.Spec.NodeName) {
+			t.queues.pools.AddAfter(ref, t.settle)
+		}
 	}
 }
 
@@ -175,6 +221,9 @@ func (t *triggers) reconcileAllPools() {
 		t.all.Store(false)
 		for p := range t.caches.allPools() {
 			t.queues.pools.Add(p.Ref)
+		}
+		for _, res := range t.caches.reservations.all() {
+			t.queues.reservations.Add(res.Name)
 		}
 	})
 }

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 )
 
 // Claiming enters an address for an attachment that is about to claim it. taken is true
@@ -72,8 +74,8 @@ func (h *Hint) Holding(att Attachment) (entries []Entry, complete bool) {
 	entries, err := h.pendingEntries()
 	entries = slices.DeleteFunc(entries, func(e Entry) bool { return e.Attachment != att })
 	if err == nil {
-		err = h.each("", att.text(""), func(e Entry, _ claimText) error {
-			entries = append(entries, e)
+		err = h.each("", att.text(""), func(e Entry, t claimText) error {
+			entries = append(entries, e.keptBy(parseRecord(t.text)))
 			return nil
 		})
 	}
@@ -85,13 +87,13 @@ func (h *Hint) Holding(att Attachment) (entries []Entry, complete bool) {
 
 // HoldingIn returns the attachment's claims in one domain.
 func (h *Hint) HoldingIn(domain string, att Attachment) []Entry {
-	entries, _ := h.Known(domain, att)
+	entries, _, _ := h.Known(domain, att, v1alpha1.PodReference{})
 	return entries
 }
 
 // Known is HoldingIn, and returns also the highest resource version of all claims in
-// the domain.
-func (h *Hint) Known(domain string, att Attachment) (entries []Entry, latest uint64) {
+// the domain, and the addresses that a pod has released and that rest.
+func (h *Hint) Known(domain string, att Attachment, pod v1alpha1.PodReference) (entries []Entry, latest uint64, resting []netip.Addr) {
 	err := h.each(domain+".", "", func(e Entry, t claimText) error {
 		if e.Domain != domain {
 			return nil
@@ -101,12 +103,19 @@ func (h *Hint) Known(domain string, att Attachment) (entries []Entry, latest uin
 		}
 		if e.Attachment == att {
 			e.Record = parseRecord(t.text)
-			entries = append(entries, e)
+			entries = append(entries, e.keptBy(e.Record))
+		}
+		switch until, of := parseCooling(t.text); {
+		case of == "":
+		case isOver(until):
+			return h.dropIf(t.text, "claims", t.file)
+		case of == podHash(pod) && pod.Name != "":
+			resting = append(resting, e.Address)
 		}
 		return nil
 	})
 	h.failed("finding the attachment", err)
-	return entries, latest
+	return entries, latest, resting
 }
 
 // claimText is the name of an entry in claims/ and what it points at.

@@ -41,6 +41,11 @@ type Entry struct {
 	Address netip.Addr
 	// UID of the IPAllocation; empty until its create is answered.
 	UID types.UID
+	// Kept is true if the allocation outlives the attachment: it is released, not deleted.
+	// Started is when the ADD began, in microseconds since 1970, 0 if that is unknown: it
+	// tells apart what one attachment holds before and after a release, whose UID is the same.
+	Kept    bool
+	Started int64
 	// Record is what it takes to write the allocation again, or nil.
 	Record *Record
 }
@@ -53,10 +58,12 @@ func (e Entry) Name() string { return v1alpha1.AllocationName(e.Domain, e.Addres
 //
 //	NAMESPACE@SITE/   claims/NAME              -> CONTAINER/INTERFACE/UID RECORD held by this node
 //	                         NAME              -> elsewhere                      seen to be held by another
+//	                         NAME              -> cooling:UNTIL:HASH             released, and rests; the pod with the hash may have it back
 //	                         NAME@HASH         -> CONTAINER/INTERFACE/           about to be claimed, though another attachment has the entry
 //	                         @complete         -> FORMAT/BOOT                    claims/ has all that this node holds
 //	                         @rebuilding...    -> FORMAT/BOOT                    a call is rebuilding the hint
 //	                  releases/NAME@HASH       -> CONTAINER/INTERFACE/UID/SINCE  the allocation is to be deleted
+//	                                           -> CONTAINER/INTERFACE/UID/SINCE/STARTED  the allocation is to be released, not deleted
 //	                           NAME@open       -> SINCE;CONTAINER/INTERFACE;...  it may still be created, and is then to be deleted
 //	                           @HASH           -> CONTAINER/INTERFACE//SINCE     everything that the attachment holds is to be deleted
 //	                  pools/TYPE.POOL.json                                       the pool as this node sees it

@@ -163,7 +163,7 @@ func (h *Hint) enter(e Entry) error {
 		}
 	case claimOf(text) == e.text(e.UID) && (e.Record == nil || parseRecord(text) != nil):
 		return nil
-	case text == elsewhere || other == e.Attachment:
+	case text == elsewhere || strings.HasPrefix(text, cooling) || other == e.Attachment:
 		if _, boot := parseVersion(text); boot != "" && e.Record != nil {
 			e.Record.Boot = boot
 		}

@@ -45,7 +45,7 @@ func TestRecord(t *testing.T) {
 	if !reflect.DeepEqual(got[0].Record.Spec, want.Record.Spec) {
 		t.Errorf("recorded %+v, want %+v", got[0].Record.Spec, want.Record.Spec)
 	}
-	if held, latest := h.Known("p", podA); len(held) != 1 || held[0].UID != "u1" || latest != 42 {
+	if held, latest, _ := h.Known("p", podA, v1alpha1.PodReference{}); len(held) != 1 || held[0].UID != "u1" || latest != 42 {
 		t.Errorf("known %v, latest %d", held, latest)
 	}
 	h.NotClaimed(heldBy(podA, addr1, "u2"))
@@ -93,7 +93,7 @@ func TestLostAndRestored(t *testing.T) {
 	if lost := h.LostAt("p", addr1); lost == nil || lost.Attachment != podA {
 		t.Errorf("lost %+v", lost)
 	}
-	if _, latest := h.Known("p", podA); latest != 0 {
+	if _, latest, _ := h.Known("p", podA, v1alpha1.PodReference{}); latest != 0 {
 		t.Errorf("latest %d: what is lost is evidence again", latest)
 	}
 	again := recorded(podA, addr1, "u3", 7)
@@ -147,7 +147,7 @@ func TestDeadAreNotMissed(t *testing.T) {
 	if found, _ := h.Holding(podA); len(found) != 1 {
 		t.Errorf("its DEL finds %v", found)
 	}
-	if _, latest := h.Known("p", podA); latest != 0 {
+	if _, latest, _ := h.Known("p", podA, v1alpha1.PodReference{}); latest != 0 {
 		t.Errorf("latest %d", latest)
 	}
 }

@@ -52,7 +52,11 @@ func (h *Hint) Releasing(e Entry) (noted bool) {
 
 func (h *Hint) note(e Entry) error {
 	if e.UID != "" {
-		return h.linkOnce(e.text(e.UID)+"/"+seconds(time.Now()), "releases", e.secondName())
+		text := e.text(e.UID) + "/" + seconds(time.Now())
+		if e.Kept {
+			text += "/" + strconv.FormatInt(e.Started, 10)
+		}
+		return h.linkOnce(text, "releases", e.secondName())
 	}
 	return h.editUnanswered(e, func(all []Attachment) []Attachment {
 		all = append(slices.DeleteFunc(all, func(a Attachment) bool { return a == e.Attachment }), e.Attachment)
@@ -77,19 +81,21 @@ func (h *Hint) NotReleased(e Entry) (noted bool) {
 // Released removes the note of a release that was carried out, and the marks that blocks
 // are full. It reports whether the note is gone.
 func (h *Hint) Released(e Entry) (gone bool) {
-	var err error
-	if e.UID != "" {
-		err = h.remove("releases", e.noteName())
-	} else {
-		err = h.editUnanswered(e, func(all []Attachment) []Attachment {
-			return slices.DeleteFunc(all, func(a Attachment) bool { return a == e.Attachment })
-		})
-	}
+	err := h.removeNote(e)
 	h.notFull()
 	if e.UID != "" {
 		h.freed(e)
 	}
 	return !h.failed("removing the note of a release", err)
+}
+
+func (h *Hint) removeNote(e Entry) error {
+	if e.UID != "" {
+		return h.remove("releases", e.noteName())
+	}
+	return h.editUnanswered(e, func(all []Attachment) []Attachment {
+		return slices.DeleteFunc(all, func(a Attachment) bool { return a == e.Attachment })
+	})
 }
 
 // noteName returns the file name of the note about a release.
@@ -236,7 +242,7 @@ func (h *Hint) pending() (releases []Release, attachments []Attachment, err erro
 		var r Release
 		var ok bool
 		if name[0] == '@' {
-			if r.Attachment, _, _, ok = parseRelease(text); ok {
+			if r, ok = parseRelease(r, text); ok {
 				attachments = append(attachments, r.Attachment)
 			}
 			return
@@ -254,7 +260,7 @@ func (h *Hint) pending() (releases []Release, attachments []Attachment, err erro
 			}
 			return
 		}
-		if r.Attachment, r.UID, r.Since, ok = parseRelease(text); ok {
+		if r, ok = parseRelease(r, text); ok {
 			releases = append(releases, r)
 		}
 	})
@@ -269,12 +275,20 @@ func (h *Hint) pendingEntries() (entries []Entry, err error) {
 	return entries, err
 }
 
-func parseRelease(text string) (a Attachment, uid types.UID, since time.Time, ok bool) {
+// parseRelease adds to a release what its note says. An earlier version of the plugin does
+// not read a note with a fifth part: it would delete the allocation by its UID, which a
+// takeover leaves as it is.
+func parseRelease(r Release, text string) (_ Release, ok bool) {
 	parts := strings.Split(text, "/")
-	if len(parts) != 4 {
-		return a, "", since, false
+	if len(parts) != 4 && len(parts) != 5 {
+		return r, false
 	}
-	return Attachment{parts[0], parts[1]}, types.UID(parts[2]), parseSeconds(parts[3]), true
+	r.Attachment, r.UID, r.Since = Attachment{parts[0], parts[1]}, types.UID(parts[2]), parseSeconds(parts[3])
+	if len(parts) == 5 {
+		r.Kept = true
+		r.Started, _ = strconv.ParseInt(parts[4], 10, 64) // if it fails: 0, unknown
+	}
+	return r, true
 }
 
 // eachRelease calls f with the file name and the text of each note.

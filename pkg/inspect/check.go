@@ -162,13 +162,7 @@ func nameProblem(a *v1alpha1.IPAllocation) string {
 // rightLabels returns the labels that an allocation should have, as far as it has to.
 func rightLabels(a *v1alpha1.IPAllocation) map[string]string {
 	out := v1alpha1.AllocationLabels(&a.Spec)
-	if a.Spec.NodeName == "" {
-		delete(out, v1alpha1.LabelNode)
-	}
-	if a.Spec.ContainerID == "" {
-		delete(out, v1alpha1.LabelContainer)
-	}
-	if a.Labels[v1alpha1.LabelWindow] == "" || out[v1alpha1.LabelWindow] == "" {
+	if a.Labels[v1alpha1.LabelWindow] == "" { // not all have to have it
 		delete(out, v1alpha1.LabelWindow)
 	}
 	return out
@@ -204,7 +198,7 @@ func (k *checking) attachments(s *site) {
 	}
 	seen := map[key]*v1alpha1.IPAllocation{}
 	for _, a := range s.allocations {
-		if a.Spec.ContainerID == "" {
+		if !a.Spec.Held() {
 			continue
 		}
 		at := key{a.Spec.NodeName, a.Spec.ContainerID, a.Spec.InterfaceName, a.Spec.PoolRef}

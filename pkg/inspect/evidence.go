@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -24,6 +25,8 @@ import (
 const (
 	stateInUse    = "InUse"
 	stateReserved = "Reserved"
+	stateCooling  = "Cooling" // it was released, and rests
+	stateKept     = "Kept"    // it was released, and an owner keeps it
 	stateLeaked   = "LooksLeaked"
 	stateHeld     = "Held" // it may be leaked, and is not reclaimed
 	stateUnknown  = "Unknown"
@@ -43,11 +46,17 @@ type judgement struct {
 }
 
 func verdictOn(a *v1alpha1.IPAllocation, e reclaim.Evidence, node *corev1.Node) judgement {
+	reusable := a.Spec.ReusableAt()
+	e.Rested = !reusable.IsZero() && !time.Now().Before(reusable)
 	d := reclaim.Decide(a, e)
 	v := judgement{State: stateInUse, Reason: d.Reason, Message: d.Message, Since: a.CreationTimestamp}
 	switch {
 	case a.Spec.ContainerID == "":
 		v.State = stateReserved
+	case a.Spec.Rests():
+		v.State, v.Since, v.Until = stateCooling, *a.Spec.ReleasedAt, "the controller deletes it after "+reusable.UTC().Format(time.RFC3339)
+	case a.Spec.Released():
+		v.State, v.Since, v.Until = stateKept, *a.Spec.ReleasedAt, "a container of its owner takes it, or the owner is gone"
 	case d.Action == reclaim.Hold:
 		v.State, v.Until = stateHeld, strings.ReplaceAll(reclaim.Until(d.Reason), "kubectl delete ipa NAME", releaseCommand(a)+" --force")
 	case d.Action == reclaim.Candidate:

@@ -45,8 +45,8 @@ type Part struct {
 	// which no node takes addresses.
 	Earlier    bool `json:"earlier,omitempty"`
 	Unassigned bool `json:"unassigned,omitempty"`
-	// Size is how many addresses can be given automatically, Held how many are held,
-	// requested ones included. Leaked and Doubtful of these look leaked, or may be.
+	// Size is how many addresses can be given automatically, Held how many are held or
+	// rest, requested ones included. Leaked and Doubtful of these look leaked, or may be.
 	Size     int64 `json:"size"`
 	Held     int   `json:"held"`
 	Leaked   int   `json:"leaked,omitempty"`
@@ -63,6 +63,7 @@ const (
 	cellGateway    = 'g'
 	cellInUse      = 'h'
 	cellReserved   = 'r'
+	cellCooling    = 'c' // released, and rests
 	cellLeaked     = 'l'
 	cellDoubtful   = 'd'
 )
@@ -287,10 +288,13 @@ func (m *mapping) cell(s *pool.Segment, addr netip.Addr) byte {
 	case stateHeld:
 		return cellDoubtful
 	}
-	if a.Spec.ContainerID == "" {
-		return cellReserved
+	switch {
+	case a.Spec.Held():
+		return cellInUse
+	case a.Spec.Rests():
+		return cellCooling
 	}
-	return cellInUse
+	return cellReserved // or released, and kept for its owner
 }
 
 // windows cuts a range into aligned windows: all of them, or those with held addresses if

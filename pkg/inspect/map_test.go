@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"go4.org/netipx"
 	corev1 "k8s.io/api/core/v1"
@@ -60,13 +61,19 @@ func allocated(address, node, podName string) *v1alpha1.IPAllocation {
 	return a
 }
 
+func resting(address string) *v1alpha1.IPAllocation {
+	a := allocated(address, "a", "gone")
+	a.Spec.ReleaseCooldown, a.Spec.ReleasedAt = &metav1.Duration{Duration: time.Hour}, &metav1.Time{Time: time.Now()}
+	return a
+}
+
 var ref = PoolRef{"pools", pool.DefaultKind, "p"}
 
 func TestMapOfBlocks(t *testing.T) {
 	s := copyOf(
 		poolOf(v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/27", PerNodeBlockSize: 8, Gateway: "10.0.0.1", Exclusions: []v1alpha1.ExcludeRange{{StartIP: "10.0.0.7", EndIP: "10.0.0.8"}}},
 			v1alpha1.Allocation{NodeName: "a", StartIP: "10.0.0.1", EndIP: "10.0.0.8"}, v1alpha1.Allocation{NodeName: "b", StartIP: "10.0.0.17", EndIP: "10.0.0.24"}),
-		allocated("10.0.0.2", "a", "lives"), allocated("10.0.0.3", "a", "gone"), allocated("10.0.0.17", "", ""),
+		allocated("10.0.0.2", "a", "lives"), allocated("10.0.0.3", "a", "gone"), allocated("10.0.0.17", "", ""), resting("10.0.0.4"),
 		allocated("10.0.0.30", "gone", "gone"),
 	).Snapshot()
 	m, err := s.Map(ref, netipx.IPRange{})
@@ -78,7 +85,7 @@ func TestMapOfBlocks(t *testing.T) {
 		got = append(got, fmt.Sprintf("%s %s-%s %d/%d %d %v %s", p.Node, p.From, p.To, p.Held, p.Size, p.Leaked, p.Unassigned, p.Cells))
 	}
 	want := []string{
-		"a 10.0.0.1-10.0.0.8 2/5 1 false 1g1h1l3f2x",
+		"a 10.0.0.1-10.0.0.8 3/5 1 false 1g1h1l1c2f2x",
 		" 10.0.0.9-10.0.0.16 0/8 0 true 8u",
 		"b 10.0.0.17-10.0.0.24 1/8 0 false 1r7f",
 		" 10.0.0.25-10.0.0.30 1/6 1 true 5u1l",
@@ -93,7 +100,7 @@ func TestMapOfBlocks(t *testing.T) {
 			t.Errorf("%v: %v, %+v", zoomed, err, m)
 		}
 	}
-	if m.Cells != "1h1l1f" {
+	if m.Cells != "1h1l1c" {
 		t.Errorf("cells %s", m.Cells)
 	}
 	at, err := s.MapAt(ref, netip.MustParseAddr("10.0.0.20"))

@@ -169,7 +169,7 @@ func (r *record) plan(o *pool.Object) Plan {
 		out.CapacityAfter, out.BlocksAfter = out.CapacityBefore, out.BlocksBefore // an invalid edit changes nothing
 		return out
 	}
-	held := s.heldInEither(before, o)
+	held := pool.NotResting(s.heldInEither(before, o))
 	selected := r.selected(parsed)
 	assigned, without := parsed.Carve(blocks, selected, held)
 	use := parsed.Use(assigned, held)

@@ -231,7 +231,7 @@ func (s *site) inDomain(domain string) (out []*pool.Object) {
 	return out
 }
 
-// heldIn returns the addresses of a pool that are held.
+// heldIn returns the addresses of a pool that are held, or rest.
 func (s *site) heldIn(p *pool.Object) []pool.Held {
 	return slices.Collect(p.Held(s.byDomain[p.Domain]))
 }

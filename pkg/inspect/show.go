@@ -34,8 +34,10 @@ type Pool struct {
 	// Capacity is how many addresses can be given automatically; absent if the
 	// specification is invalid.
 	Capacity *int64 `json:"capacity,omitempty"`
-	// Used is how many addresses are held, requested ones included.
-	Used int64 `json:"used"`
+	// Used is how many addresses are held, requested ones included. Cooling is how many
+	// others were released and rest.
+	Used    int64 `json:"used"`
+	Cooling int64 `json:"cooling,omitempty"`
 	// BlockCount is how many nodes have a block, FullBlocks how many of these have no
 	// free address and cannot go on elsewhere.
 	BlockCount int `json:"blockCount"`
@@ -63,6 +65,8 @@ type blockUse struct {
 	Range string `json:"range"`
 	Size  int64  `json:"size"`
 	Used  int64  `json:"used"`
+	// Cooling is how many addresses were released and rest.
+	Cooling int64 `json:"cooling,omitempty"`
 	// Earlier is true if the block is of an earlier specification: no new address is
 	// taken from it if the node has another one.
 	Earlier bool `json:"earlier,omitempty"`
@@ -91,15 +95,16 @@ func (c *Cluster) Show(ctx context.Context, name string, blocks bool) ([]Pool, e
 }
 
 func (r *record) pool(s *site, o *pool.Object, blocks bool) Pool {
-	held := s.heldIn(o)
-	out := Pool{PoolRef: refOf(o), Domain: o.Domain, Subnet: o.Subnet, Used: int64(len(held))}
+	heldOrResting := s.heldIn(o)
+	held := pool.NotResting(heldOrResting)
+	out := Pool{PoolRef: refOf(o), Domain: o.Domain, Subnet: o.Subnet, Used: int64(len(held)), Cooling: int64(len(heldOrResting) - len(held))}
 	parsed, errs := o.Parse()
 	if len(errs) > 0 {
 		out.Ready, out.Reason, out.Message = "False", v1alpha1.ReasonInvalidSpec, pool.Explain(errs)
 		out.Notices = noticesOf(o)
 		return out
 	}
-	use := parsed.Use(sorted(o.Blocks()), held)
+	use := parsed.Use(sorted(o.Blocks()), heldOrResting)
 	capacity := use.Capacity()
 	out.Capacity, out.BlockCount, out.FullBlocks = &capacity, len(use.Active()), len(use.FullBlocks())
 	if blocks {
@@ -120,10 +125,10 @@ func sorted(blocks []pool.Assignment) []pool.Assignment {
 func blocksOf(use *pool.Use) []blockUse {
 	var out []blockUse
 	for _, b := range use.Blocks {
-		out = append(out, blockUse{Node: b.Node, Range: b.Range.String(), Size: b.Size, Used: b.Held, Earlier: b.Earlier})
+		out = append(out, blockUse{Node: b.Node, Range: b.Range.String(), Size: b.Size, Used: b.Held, Cooling: b.Rests, Earlier: b.Earlier})
 	}
 	if use.Whole != nil {
-		out = append(out, blockUse{Node: "*", Range: use.Whole.Range.String(), Size: use.Whole.Size, Used: use.Whole.Held})
+		out = append(out, blockUse{Node: "*", Range: use.Whole.Range.String(), Size: use.Whole.Size, Used: use.Whole.Held, Cooling: use.Whole.Rests})
 	}
 	return out
 }

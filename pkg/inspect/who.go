@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
@@ -34,7 +35,10 @@ type Holder struct {
 	Requested    bool                  `json:"requested,omitempty"`
 	Restored     bool                  `json:"restored,omitempty"`
 	HeldSince    metav1.Time           `json:"heldSince"`
-	Verdict      judgement             `json:"verdict"`
+	// ReleasedAt is when the container released the address; absent if one uses it.
+	ReleasedAt *metav1.Time              `json:"releasedAt,omitempty"`
+	Owner      *v1alpha1.AllocationOwner `json:"owner,omitempty"`
+	Verdict    judgement                 `json:"verdict"`
 }
 
 func holderOf(a *v1alpha1.IPAllocation, v judgement) Holder {
@@ -42,7 +46,7 @@ func holderOf(a *v1alpha1.IPAllocation, v judgement) Holder {
 	return Holder{
 		Address: s.Address, Namespace: a.Namespace, Allocation: a.Name, Domain: a.DomainOf(), AllocationID: a.UID,
 		Pool: PoolRef{a.Namespace, s.PoolRef.Kind, s.PoolRef.Name}, Node: s.NodeName, Pod: s.PodRef, Interface: s.InterfaceName,
-		Network: s.NetworkName, Container: s.ContainerID, Requested: s.Requested, Restored: s.Restored, HeldSince: a.CreationTimestamp, Verdict: v,
+		Network: s.NetworkName, Container: s.ContainerID, Requested: s.Requested, Restored: s.Restored, HeldSince: metav1.NewTime(ledger.Since(a)), ReleasedAt: s.ReleasedAt, Owner: s.Owner, Verdict: v,
 	}
 }
 

@@ -401,7 +401,7 @@ func (w *why) noBlock(o *pool.Object, p *pool.Pool, selected bool) (message, men
 // allocation says whether the pod holds an address of a pool; if it does not, why.
 func (w *why) allocation(ctx context.Context, c *Chain, o *pool.Object, b *pool.Block, wanted netip.Addr) (ok bool, err error) {
 	for _, a := range w.holds {
-		if a.Namespace == o.Meta.Namespace && a.Spec.PoolRef == o.Ref && a.Spec.InterfaceName == c.Interface && a.Spec.ContainerID != "" {
+		if a.Namespace == o.Meta.Namespace && a.Spec.PoolRef == o.Ref && a.Spec.InterfaceName == c.Interface && a.Spec.Held() {
 			c.ok(linkAllocation, "%s is held since %s (%s)", a.Spec.Address, a.CreationTimestamp.UTC().Format(time.RFC3339), a.Name)
 			return true, nil
 		}
@@ -416,8 +416,7 @@ func (w *why) allocation(ctx context.Context, c *Chain, o *pool.Object, b *pool.
 	}
 	if holder != nil && podKey(holder.Spec.PodRef) != c.Pod {
 		v := w.live(w.record.site(o.Meta.Namespace).pools).tell(ctx, holder)
-		c.broken(linkAllocation, fmt.Sprintf("%s, which the pod asks for, is held by pod %s on node %s since %s (%s: %s)", wanted, podKey(holder.Spec.PodRef), holder.Spec.NodeName,
-			holder.CreationTimestamp.UTC().Format(time.RFC3339), v.State, v.Message), w.freeing(holder, v))
+		c.broken(linkAllocation, fmt.Sprintf("%s, which the pod asks for, is %s (%s: %s)", wanted, ledger.HeldBy(holder), v.State, v.Message), w.freeing(holder, v))
 		return false, nil
 	}
 	w.notYet(c)

@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
 	"github.com/crd-ipam/crd-ipam/pkg/cni"
 )
@@ -31,6 +32,8 @@ type Options struct {
 	CallTimeout int
 	// LossGrace is the plugin's: see claim.Claimer.
 	LossGrace time.Duration
+	// ReleaseCooldown is the plugin's: see claim.Claimer.
+	ReleaseCooldown time.Duration
 
 	source        string
 	skipBinary    bool
@@ -67,6 +70,7 @@ func (o *Options) AddFlags(fs *flag.FlagSet) {
 	fs.StringVar(&o.daemonSocket, "cni-daemon-socket", "unix:///var/lib/cni/nv-ipam/daemon.sock", "written to nv-ipam.conf for nv-ipam's own plugin, until that is replaced and after a rollback; the plugin has no daemon")
 	fs.IntVar(&o.CallTimeout, "cni-daemon-call-timeout", 5, "nv-ipam's call timeout, in seconds: written to nv-ipam.conf as above, and what a call may take that is under way during the migration")
 	fs.DurationVar(&o.LossGrace, "loss-grace", claim.DefaultLossGrace, "how long the plugin gives out no address after it has found that the API server has lost allocations of this node, so that the other nodes write theirs again first; must be the same on all nodes and, as --loss-grace of ipam-controller, in the controller")
+	fs.DurationVar(&o.ReleaseCooldown, "released-ip-cooldown", 0, "how long an address rests after its release before another pod gets it, from 0s to 24h in whole seconds, for pools without spec.releaseCooldown")
 	fs.StringVar(&o.tokenAccount, "token-service-account", "", "crd-ipam-plugin or NAMESPACE/crd-ipam-plugin: the service account whose token, bound to this node, is kept for the plugin; for clusters where the kubelet's credentials cannot be used")
 	fs.StringVar(&o.tokenServer, "token-server", "", "https://host:port of the API server in the plugin's kubeconfig; default is that of the pod's environment")
 	fs.DurationVar(&o.tokenLifetime, "token-lifetime", 24*time.Hour, "lifetime of that token, 10m to 24h; it is renewed at between 50 % and 80 % of it")
@@ -81,6 +85,8 @@ func (o *Options) Check() error {
 		return errors.New("--ippools-namespace must not be empty")
 	case o.LossGrace <= 0:
 		return fmt.Errorf("--loss-grace must be positive: %v", o.LossGrace)
+	case o.ReleaseCooldown < 0 || o.ReleaseCooldown > v1alpha1.MaxCooldown || o.ReleaseCooldown%time.Second != 0:
+		return fmt.Errorf("--released-ip-cooldown must be from 0s to %v in whole seconds, not %v", v1alpha1.MaxCooldown, o.ReleaseCooldown)
 	case o.CallTimeout < 0:
 		return fmt.Errorf("--cni-daemon-call-timeout must not be negative: %d", o.CallTimeout)
 	case o.tokenAccount != "" && o.Node == "":
@@ -107,6 +113,9 @@ func (o *Options) NewHost() *Host {
 		}
 		if o.LossGrace != claim.DefaultLossGrace {
 			h.Settings.LossGrace = o.LossGrace.String()
+		}
+		if o.ReleaseCooldown > 0 {
+			h.Settings.ReleaseCooldown = o.ReleaseCooldown.String()
 		}
 	}
 	return h

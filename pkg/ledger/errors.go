@@ -54,8 +54,38 @@ func (e *InUseError) Error() string {
 // HeldBy says who holds an allocation, and since when.
 func HeldBy(a *v1alpha1.IPAllocation) string {
 	s := a.Spec
+	const day = "2006-01-02T15:04:05Z"
+	switch until := s.ReusableAt(); {
+	case s.ContainerID == "":
+		return fmt.Sprintf("reserved for %s", keeper(&s))
+	case s.Released() && s.Owner != nil:
+		return fmt.Sprintf("released at %s, and kept for %s", s.ReleasedAt.UTC().Format(day), keeper(&s))
+	case s.Released():
+		return fmt.Sprintf("released by pod %s/%s on node %s at %s, and rests until %s", s.PodRef.Namespace, s.PodRef.Name, s.NodeName,
+			s.ReleasedAt.UTC().Format(day), until.UTC().Format(day))
+	}
 	return fmt.Sprintf("held by pod %s/%s on node %s (interface %s) since %s", s.PodRef.Namespace, s.PodRef.Name, s.NodeName, s.InterfaceName,
-		a.CreationTimestamp.UTC().Format("2006-01-02T15:04:05Z"))
+		Since(a).UTC().Format(day))
+}
+
+// Since returns when the holder has claimed the address: a takeover leaves the creation
+// time as it is.
+func Since(a *v1alpha1.IPAllocation) time.Time {
+	if started := a.Spec.AddStartedAt; a.Spec.IsKept() && started != nil {
+		return started.Time
+	}
+	return a.CreationTimestamp.Time
+}
+
+// keeper says for whom an address is kept.
+func keeper(s *v1alpha1.IPAllocationSpec) string {
+	switch o := s.Owner; {
+	case s.PodRef.Name != "":
+		return fmt.Sprintf("pod %s/%s", s.PodRef.Namespace, s.PodRef.Name)
+	case o != nil:
+		return fmt.Sprintf("%s %s/%s", o.Kind, o.Namespace, o.Name)
+	}
+	return "nobody"
 }
 
 // IsInUse reports whether another attachment holds the address.

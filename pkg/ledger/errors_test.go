@@ -27,7 +27,7 @@ func TestInUseNamesTheHolder(t *testing.T) {
 	holder := &v1alpha1.IPAllocation{
 		ObjectMeta: metav1.ObjectMeta{CreationTimestamp: metav1.NewTime(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC))},
 		Spec: v1alpha1.IPAllocationSpec{
-			PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindCIDRPool, Name: "rail1"}, NodeName: "worker", InterfaceName: "net1",
+			PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindCIDRPool, Name: "rail1"}, NodeName: "worker", ContainerID: "c1", InterfaceName: "net1",
 			PodRef: v1alpha1.PodReference{Namespace: "ml", Name: "train-0"},
 		},
 	}
@@ -35,6 +35,32 @@ func TestInUseNamesTheHolder(t *testing.T) {
 	const want = `requested IP is already reserved in the pool "rail1", poolType "cidrpool": 10.0.0.1 is held by pod ml/train-0 on node worker (interface net1) since 2026-01-02T03:04:05Z`
 	if err.Error() != want {
 		t.Errorf("got  %s\nwant %s", err, want)
+	}
+}
+
+// What is not held is said, too, and why it is not given.
+func TestInUseSaysTheState(t *testing.T) {
+	at := metav1.NewTime(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC))
+	minute := &metav1.Duration{Duration: time.Minute}
+	owner := &v1alpha1.AllocationOwner{Kind: "StatefulSet", Namespace: "ml", Name: "train"}
+	pod := v1alpha1.PodReference{Namespace: "ml", Name: "train-0"}
+	for _, tc := range []struct {
+		spec v1alpha1.IPAllocationSpec
+		want string
+	}{
+		{v1alpha1.IPAllocationSpec{NodeName: "worker", ContainerID: "c1", PodRef: pod, ReleaseCooldown: minute, ReleasedAt: &at},
+			"released by pod ml/train-0 on node worker at 2026-01-02T03:04:05Z, and rests until 2026-01-02T03:05:05Z"},
+		{v1alpha1.IPAllocationSpec{NodeName: "worker", ContainerID: "c1", PodRef: pod, Owner: owner, ReleasedAt: &at},
+			"released at 2026-01-02T03:04:05Z, and kept for pod ml/train-0"},
+		{v1alpha1.IPAllocationSpec{PodRef: pod}, "reserved for pod ml/train-0"},
+		{v1alpha1.IPAllocationSpec{Owner: owner}, "reserved for StatefulSet ml/train"},
+		{v1alpha1.IPAllocationSpec{}, "reserved for nobody"},
+		{v1alpha1.IPAllocationSpec{NodeName: "worker", ContainerID: "c1", InterfaceName: "net1", PodRef: pod, ReleaseCooldown: minute, AddStartedAt: &metav1.MicroTime{Time: at.Time}},
+			"held by pod ml/train-0 on node worker (interface net1) since 2026-01-02T03:04:05Z"},
+	} {
+		if got := HeldBy(&v1alpha1.IPAllocation{Spec: tc.spec}); got != tc.want {
+			t.Errorf("got  %s\nwant %s", got, tc.want)
+		}
 	}
 }
 

@@ -95,7 +95,7 @@ func (l *Ledger) create(ctx context.Context, alloc *v1alpha1.IPAllocation, anyHo
 		case err != nil:
 			unanswered = true // this attachment may be the holder
 			return err
-		case !Same(&holder.Spec, &alloc.Spec):
+		case !Same(&holder.Spec, &alloc.Spec) || !holder.Spec.Held():
 			return &InUseError{Address: addr, Holder: holder}
 		}
 		held = holder

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -28,6 +29,9 @@ type access struct {
 	// NodeSelector selects the nodes that may use a pool without blocks; nil selects all.
 	// In another pool who has a block is selected.
 	NodeSelector *corev1.NodeSelector `json:"nodeSelector,omitempty"`
+	// ReleaseCooldown is how long addresses rest after their release; nil if the pool does
+	// not say.
+	ReleaseCooldown *metav1.Duration `json:"releaseCooldown,omitempty"`
 }
 
 // maxEntries is how many entries a list has room for that only this project's pools have.
@@ -52,7 +56,10 @@ func (c *checker) access(in v1alpha1.PoolAccess) access {
 			c.invalid(path.Index(i), in.AllowedNamespaces[i], `is neither the name of a namespace nor the beginning of one and a "*"`)
 		}
 	}
-	return access{AllowedNamespaces: in.AllowedNamespaces, Disabled: in.Disabled}
+	if d := in.ReleaseCooldown; d != nil && (d.Duration < 0 || d.Duration > v1alpha1.MaxCooldown || d.Duration%time.Second != 0) {
+		c.invalid(spec.Child("releaseCooldown"), d.Duration.String(), "must be from 0s to 24h, in whole seconds")
+	}
+	return access{AllowedNamespaces: in.AllowedNamespaces, Disabled: in.Disabled, ReleaseCooldown: in.ReleaseCooldown}
 }
 
 func (c *checker) atMost(path *field.Path, n int) {

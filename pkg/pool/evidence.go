@@ -19,6 +19,17 @@ type Held struct {
 	Requested bool
 	// Elsewhere is true if the address was taken from another pool of the domain.
 	Elsewhere bool
+	// Rests is true if nobody holds the address: it was released, and its cooldown is not
+	// over. It is a reason for no block.
+	Rests bool
+}
+
+// NotResting returns the addresses that somebody holds.
+func NotResting(held []Held) []Held {
+	if !slices.ContainsFunc(held, func(h Held) bool { return h.Rests }) {
+		return held
+	}
+	return slices.DeleteFunc(slices.Clone(held), func(h Held) bool { return h.Rests })
 }
 
 // evidence is a block and how many addresses its node holds in it.

@@ -102,7 +102,7 @@ func (o *Object) Held(inDomain []*v1alpha1.IPAllocation) iter.Seq[Held] {
 			if err != nil || a.Spec.PoolRef != o.Ref && !subnet.Contains(addr) {
 				continue
 			}
-			if !yield(Held{Node: a.Spec.NodeName, Addr: addr, Requested: a.Spec.Requested, Elsewhere: a.Spec.PoolRef != o.Ref}) {
+			if !yield(Held{Node: a.Spec.NodeName, Addr: addr, Requested: a.Spec.Requested, Elsewhere: a.Spec.PoolRef != o.Ref, Rests: a.Spec.Rests()}) {
 				return
 			}
 		}

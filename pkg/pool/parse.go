@@ -158,6 +158,16 @@ func (c *checker) outsideOf(path *field.Path, texts []string, excluded *netipx.I
 	c.atMost(path, len(texts))
 	var out netipx.IPSetBuilder
 	out.AddPrefix(subnet)
+	for _, r := range c.ranges(path, texts, subnet) {
+		out.RemoveRange(r)
+	}
+	out.AddSet(excluded)
+	set, _ := out.IPSet() // fails on invalid ranges only, and there are none
+	return set
+}
+
+// ranges parses addresses and ranges of a subnet.
+func (c *checker) ranges(path *field.Path, texts []string, subnet netip.Prefix) (out []netipx.IPRange) {
 	for i, text := range texts {
 		first, last, isRange := strings.Cut(text, "-")
 		if !isRange {
@@ -173,12 +183,10 @@ func (c *checker) outsideOf(path *field.Path, texts []string, excluded *netipx.I
 		case !r.IsValid():
 			c.invalid(path.Index(i), text, "the last address must not be less than the first")
 		default:
-			out.RemoveRange(r)
+			out = append(out, r)
 		}
 	}
-	out.AddSet(excluded)
-	set, _ := out.IPSet() // fails on invalid ranges only, and there are none
-	return set
+	return out
 }
 
 // indexes parses positions in a block of that size.

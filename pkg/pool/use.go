@@ -37,8 +37,8 @@ type BlockUse struct {
 	// Earlier is true where the block is of an earlier specification.
 	Earlier bool
 	// Size is how many addresses are usable, at most greatest; Held is how many of
-	// these anybody holds.
-	Size, Held int64
+	// these anybody holds, and Rests how many rest after their release.
+	Size, Held, Rests int64
 
 	usable []netipx.IPRange
 }
@@ -97,7 +97,7 @@ func (u *Use) Capacity() int64 {
 
 // Full reports whether a block has no free address. A block without any usable address
 // is not full: pods request the addresses of its pool, or ask by index.
-func (b BlockUse) Full() bool { return b.Size > 0 && b.Held >= b.Size }
+func (b BlockUse) Full() bool { return b.Size > 0 && b.Held+b.Rests >= b.Size }
 
 // FullBlocks returns the active blocks without a free address whose nodes cannot go on
 // elsewhere.
@@ -132,10 +132,10 @@ func (p *Pool) count(u *Use, b *BlockUse, h Held) place {
 		at = place{own: b.Node == h.Node, current: !b.Earlier, usable: within(b.usable, h.Addr)}
 	}
 	if at.usable {
-		b.Held++
+		b.add(h)
 	}
 	if u.Whole != nil && within(u.Whole.usable, h.Addr) {
-		u.Whole.Held++
+		u.Whole.add(h)
 		return place{own: true, current: true, usable: true}
 	}
 	if p.Shared {
@@ -144,10 +144,18 @@ func (p *Pool) count(u *Use, b *BlockUse, h Held) place {
 	return at
 }
 
+func (b *BlockUse) add(h Held) {
+	if h.Rests {
+		b.Rests++
+	} else {
+		b.Held++
+	}
+}
+
 // sort enters a held address that lies in block b; nil is no block.
 func (p *Pool) sort(u *Use, b *BlockUse, h Held) {
 	at := p.count(u, b, h)
-	if h.Node == "" || h.Elsewhere { // reserved, wherever an administrator wants it; or the other pool's affair
+	if h.Node == "" || h.Elsewhere || h.Rests { // reserved, wherever an administrator wants it; or the other pool's affair
 		return
 	}
 	if !p.Subnet.Contains(h.Addr) {

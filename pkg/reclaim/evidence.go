@@ -22,6 +22,11 @@ type Evidence struct {
 	Others []*v1alpha1.IPAllocation
 	// OptOut is the pool's annotation that disables reclaim, "" if it has none.
 	OptOut string
+	// Rested is true if the cooldown of a released allocation is over.
+	Rested bool
+	// OwnerGone is true if the owner of an allocation does not exist, or keeps the address
+	// no more.
+	OwnerGone bool
 }
 
 // Pod is what the API has of a pod.
@@ -106,7 +111,7 @@ func (p *Pod) elsewhere(a *v1alpha1.IPAllocation) bool { return p.Placed && p.No
 // whether it is on the allocation's node, or, if nothing runs there any more, whether
 // it has ended.
 func (e *Evidence) Unplaced(a *v1alpha1.IPAllocation) bool {
-	if a.Spec.ContainerID == "" || e.Pod.own(a) == "" {
+	if !a.Spec.Held() || e.Pod.own(a) == "" {
 		return false
 	}
 	return !e.Pod.Placed || e.Pod.Node == "" || e.Pod.Node == a.Spec.NodeName && e.Node.dead() && !e.Pod.Ended

@@ -73,7 +73,7 @@ func (e *Evidence) sandboxes(a *v1alpha1.IPAllocation, related func(a, o *v1alph
 	}
 	for _, o := range e.Others {
 		id, ref := o.Spec.ContainerID, o.Spec.PodRef
-		if id != "" && o.Spec.NodeName == a.Spec.NodeName && ref.Name == mine.Name && ref.Namespace == mine.Namespace && related(a, o) {
+		if o.Spec.Held() && o.Spec.NodeName == a.Spec.NodeName && ref.Name == mine.Name && ref.Namespace == mine.Namespace && related(a, o) {
 			out[id] = append(out[id], o)
 		}
 	}

@@ -34,6 +34,13 @@ import (
 //
 //  8. in a pool whose owner has disabled reclaim               Hold
 //
+// An allocation that is released is no leak: no container uses it.
+//
+//  9. It rests, and the cooldown is not over                   Keep
+//     the cooldown is over                                     Delete
+//     an owner keeps it                                        Keep
+//     the owner is gone, or keeps it no more; so also of 1     Delete
+//
 // A leak candidate is freed if it was one twice, a grace period apart, is older than
 // that, and the API server confirms everything that the verdict rests on. The grace
 // period of a prompt one is short. Nothing here rests on what the author of a pod can
@@ -46,6 +53,9 @@ const (
 	Keep Action = iota
 	Hold
 	Candidate
+	// Delete is for what nobody holds and nothing keeps. The delete carries the resource
+	// version, so that needs no second look.
+	Delete
 )
 
 // Verdict is what is to be done about an allocation, and why.
@@ -63,6 +73,11 @@ type Verdict struct {
 // The reasons are values of a metric's label: docs/metrics.md.
 const (
 	inUse = "in_use"
+	rests = "rests"
+	kept  = "kept"
+
+	cooldownOver = "cooldown_over"
+	ownerGone    = "owner_gone"
 
 	podEnded        = "pod_ended"
 	podElsewhere    = "pod_elsewhere"
@@ -81,6 +96,7 @@ const (
 // The reasons of each action, sorted.
 var (
 	HoldReasons      = []string{nodeNotReady, nodeUnreachable, podUnknown, reclaimDisabled, sandboxUnclear}
+	DeleteReasons    = []string{cooldownOver, ownerGone}
 	CandidateReasons = []string{podElsewhere, podEnded, podGone, podInvalid, podReplaced, sandboxReplaced}
 )
 
@@ -103,14 +119,30 @@ func Until(reason string) string {
 
 // Decide returns the verdict on an allocation.
 func Decide(a *v1alpha1.IPAllocation, e Evidence) Verdict {
-	if a.Spec.ContainerID == "" {
-		return Verdict{Action: Keep, Reason: inUse, Message: "reservation"} // 1
+	if !a.Spec.Held() {
+		return notHeld(a, e) // 1, 9
 	}
 	v := decide(a, e)
 	if v.Action == Candidate && e.OptOut != "" { // 8
 		return Verdict{Action: Hold, Reason: reclaimDisabled, Message: v.Message + ", but the pool has " + e.OptOut}
 	}
 	return v
+}
+
+func notHeld(a *v1alpha1.IPAllocation, e Evidence) Verdict {
+	switch owner := a.Spec.Owner; {
+	case owner != nil && e.OwnerGone:
+		return Verdict{Action: Delete, Reason: ownerGone, Message: owner.Kind + " " + owner.Name + " keeps it no more"}
+	case !a.Spec.Released() && owner != nil:
+		return Verdict{Action: Keep, Reason: inUse, Message: "reserved by " + owner.Kind + " " + owner.Name}
+	case !a.Spec.Released():
+		return Verdict{Action: Keep, Reason: inUse, Message: "reservation"}
+	case owner != nil:
+		return Verdict{Action: Keep, Reason: kept, Message: "kept for " + owner.Kind + " " + owner.Name}
+	case e.Rested:
+		return Verdict{Action: Delete, Reason: cooldownOver, Message: "cooldown is over"}
+	}
+	return Verdict{Action: Keep, Reason: rests, Message: "rests after its release"}
 }
 
 func decide(a *v1alpha1.IPAllocation, e Evidence) Verdict {

@@ -61,6 +61,17 @@ func named(namespace, name string) change {
 	return func(a *v1alpha1.IPAllocation) { a.Spec.PodRef.Namespace, a.Spec.PodRef.Name = namespace, name }
 }
 
+// restsFor is an allocation that was released.
+func restsFor(d time.Duration) change {
+	return func(a *v1alpha1.IPAllocation) {
+		a.Spec.ReleaseCooldown, a.Spec.ReleasedAt = &metav1.Duration{Duration: d}, &metav1.Time{Time: after}
+	}
+}
+
+func owned(a *v1alpha1.IPAllocation) {
+	a.Spec.Owner = &v1alpha1.AllocationOwner{APIGroup: "apps", Kind: "StatefulSet", Namespace: "ns", Name: "web", UID: "u"}
+}
+
 var (
 	before, after   = claimed.Add(-time.Hour), claimed.Add(time.Hour)
 	later, earlier  = at(after, after), at(before, before)
@@ -108,6 +119,15 @@ func TestDecide(t *testing.T) {
 	}{
 		{"1 no attachment", allocation(in("")), Evidence{Node: up}, Keep, inUse, false},
 		{"1 no attachment, no pod", allocation(in(""), named("", "")), Evidence{}, Keep, inUse, false},
+
+		{"9 rests", allocation(restsFor(time.Hour)), Evidence{Node: up}, Keep, rests, false},
+		{"9 rests, its node is gone", allocation(restsFor(time.Hour)), Evidence{}, Keep, rests, false},
+		{"9 has rested", allocation(restsFor(time.Hour)), Evidence{Pod: same, Node: up, Rested: true}, Delete, cooldownOver, false},
+		{"9 has rested, reclaim is disabled", allocation(restsFor(time.Hour)), Evidence{Rested: true, OptOut: off}, Delete, cooldownOver, false},
+		{"9 kept for an owner", allocation(restsFor(time.Hour), owned), Evidence{Node: up, Rested: true}, Keep, kept, false},
+		{"9 its owner is gone", allocation(restsFor(time.Hour), owned), Evidence{Node: up, OwnerGone: true}, Delete, ownerGone, false},
+		{"2 held with a cooldown, a sandbox that was released is no later one", allocation(), alive.with(allocation(other, later, restsFor(time.Hour))), Keep, inUse, false},
+		{"7 held with a cooldown and an owner that is gone", allocation(owned), Evidence{Node: up, OwnerGone: true}, Candidate, podGone, false},
 
 		{"2 another sandbox came later", allocation(), alive.with(allocation(other, later)), Candidate, sandboxReplaced, true},
 		{"2 on another network, interface and pool", allocation(), alive.with(allocation(other, later, func(a *v1alpha1.IPAllocation) {
@@ -237,6 +257,7 @@ func TestUnplaced(t *testing.T) {
 		"ended on its node":            {allocation(), Evidence{Pod: pod(podUID, before, on("node"), ended), Node: dead}, false},
 		"another pod of the name":      {allocation(), Evidence{Pod: pod("other", before), Node: up}, false},
 		"no pod":                       {allocation(), Evidence{Node: up}, false},
+		"released":                     {allocation(restsFor(time.Hour)), Evidence{Pod: pod(podUID, before), Node: up}, false},
 		"reservation for a pod":        {allocation(in("")), Evidence{Pod: pod(podUID, before), Node: up}, false},
 		"mirror of a static pod":       {allocation(isStatic), Evidence{Pod: pod("m", before, mirroring(staticUID)), Node: up}, true},
 		"no UID, pod of the name":      {allocation(noUID), Evidence{Pod: pod(podUID, before), Node: up}, true},

@@ -31,11 +31,12 @@ import (
 )
 
 var (
-	histories  = flag.Int("histories", 4, "how many concurrent histories are checked for linearizability, at least")
+	histories  = flag.Int("histories", 5, "how many concurrent histories are checked for linearizability, at least")
 	linearSeed = flag.Uint64("linear.seed", 0, "of their random choices; 0 takes a new one")
 )
 
-// An address is a register that holds a container or nothing.
+// An address is a register that holds a container or nothing; or it rests, after its
+// release by a container: "~" and its name. How long, the model does not say.
 type (
 	verb    string
 	outcome string
@@ -45,6 +46,7 @@ type (
 		address   string
 		container string // who calls
 		held      bool   // of a release: the container was told that it has the address
+		rests     bool   // the pool has a cooldown
 	}
 )
 
@@ -67,15 +69,19 @@ var register = porcupine.NondeterministicModel{
 		freed := holder
 		if holder == c.container {
 			freed = ""
+			if c.rests {
+				freed = "~" + holder
+			}
 		}
+		free := holder == "" || strings.HasPrefix(holder, "~")
 		switch {
-		case c.verb == reads && holder == output,
+		case c.verb == reads && (holder == output || free && output == ""),
 			c.verb == claims && output == no && holder != "" && holder != c.container:
 			return []any{holder}
-		case c.verb == claims && output == yes && holder == "":
+		case c.verb == claims && output == yes && free:
 			return []any{c.container}
-		case c.verb == claims && output == maybe && holder == "":
-			return []any{"", c.container}
+		case c.verb == claims && output == maybe && free:
+			return []any{holder, c.container}
 		case c.verb == claims && output == maybe:
 			return []any{holder}
 		case c.verb == releases && output == yes && (!c.held || holder == c.container):
@@ -109,6 +115,9 @@ func TestRegister(t *testing.T) {
 	released := func(c string, held bool) porcupine.Operation {
 		return porcupine.Operation{Input: call{verb: releases, container: c, held: held}, Output: yes}
 	}
+	resting := func(c string) porcupine.Operation {
+		return porcupine.Operation{Input: call{verb: releases, container: c, rests: true}, Output: yes}
+	}
 	read := func(holder string) porcupine.Operation {
 		return porcupine.Operation{Input: call{verb: reads}, Output: holder}
 	}
@@ -124,6 +133,10 @@ func TestRegister(t *testing.T) {
 		{"lost though held", false, []porcupine.Operation{claimed("a", yes), read(""), released("a", true)}},
 		{"released though lost before", false, []porcupine.Operation{claimed("a", yes), released("a", true), released("a", true)}},
 		{"not freed", false, []porcupine.Operation{claimed("a", yes), released("a", true), read("a")}},
+		{"refused while it rests, then given", true, []porcupine.Operation{claimed("a", yes), resting("a"), claimed("b", no), claimed("b", yes), read("b")}},
+		{"given while it rests, then refused to another", true, []porcupine.Operation{claimed("a", yes), resting("a"), read(""), claimed("b", yes), claimed("c", no)}},
+		{"given twice after it has rested", false, []porcupine.Operation{claimed("a", yes), resting("a"), claimed("b", yes), claimed("c", yes)}},
+		{"freed by a late release of who had it before", false, []porcupine.Operation{claimed("a", yes), resting("a"), claimed("b", yes), resting("a"), read("")}},
 		{"unknown, and it was", true, []porcupine.Operation{claimed("a", maybe), read("a"), released("a", false), read("")}},
 		{"unknown, and it was not", true, []porcupine.Operation{claimed("a", maybe), read(""), claimed("b", yes)}},
 	} {
@@ -203,6 +216,12 @@ var contendedPools = []shape{
 	{"p": {Subnet: "10.0.0.0/29", Ranges: []string{"10.0.0.1-10.0.0.3"}}},
 	{"p": {Subnet: "10.0.0.0/29", PerNodeBlockSize: 1, Overflow: v1alpha1.OverflowSubnet, Ranges: []string{"10.0.0.1-10.0.0.3"}}},
 	{"p": {Subnet: "10.0.0.0/29", Ranges: []string{"10.0.0.1-10.0.0.3"}}, "q": {Subnet: "10.0.0.0/24", PerNodeBlockSize: 3, PoolAccess: v1alpha1.PoolAccess{Domain: "p"}}},
+	{"p": {Subnet: "10.0.0.0/29", Ranges: []string{"10.0.0.1-10.0.0.3"}, PoolAccess: rests}},
+}
+
+// rests reports whether addresses rest after their release.
+func (h *history) rests() bool {
+	return contendedPools[h.number%len(contendedPools)]["p"].ReleaseCooldown != nil
 }
 
 func newHistory(t *testing.T, number int) *history {
@@ -346,7 +365,7 @@ func (c *client) die(ctx context.Context, att hint.Attachment, candidates []stri
 }
 
 func (c *client) call(v verb, address string) call {
-	return call{verb: v, address: address, container: c.container}
+	return call{verb: v, address: address, container: c.container, rests: c.rests()}
 }
 
 func (c *client) owed(att hint.Attachment) bool {
@@ -401,11 +420,11 @@ func (l *badLine) deliverLater(req *http.Request) {
 	}
 	c.late.Go(func() {
 		c.wait(400 * time.Millisecond) // this is what makes it late
-		op := call{verb: releases, container: container}
+		op := call{verb: releases, container: container, rests: c.rests()}
 		if resp, err := l.next.RoundTrip(req); err == nil {
 			_ = resp.Body.Close()
 		}
-		if req.Method == http.MethodPost {
+		if req.Method == http.MethodPost || req.Header.Get("Content-Type") == string(types.MergePatchType) { // a takeover
 			op.verb = claims
 		}
 		for _, op.address = range contended { // whichever it was for
@@ -435,7 +454,7 @@ func (h *history) cleanUp(id int, done <-chan struct{}) {
 				return
 			}
 			holder := ""
-			if err == nil {
+			if err == nil && a.Spec.Held() {
 				holder = a.Spec.ContainerID
 			}
 			h.record(id, call{verb: reads, address: address}, holder, called, h.now())
@@ -443,7 +462,7 @@ func (h *history) cleanUp(id int, done <-chan struct{}) {
 				continue
 			}
 			called = h.now()
-			err = api.Delete(h.t.Context(), a.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &a.UID}})
+			err = api.Delete(h.t.Context(), a.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &a.UID, ResourceVersion: &a.ResourceVersion}})
 			if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 				h.t.Error(err)
 				return

@@ -97,7 +97,7 @@ func newCluster(t *testing.T) *cluster {
 	return c
 }
 
-func (c *cluster) carve(t *testing.T) *batch {
+func (c *cluster) carve(t *testing.T, access v1alpha1.PoolAccess) *batch {
 	t.Helper()
 	const nodes = 1000
 	n := len(c.carved) / 2
@@ -105,8 +105,8 @@ func (c *cluster) carve(t *testing.T) *batch {
 	for i := range nodes {
 		b.nodes = append(b.nodes, fmt.Sprintf("n%d-%d", n, i))
 	}
-	c.pool(t, b.q, v1alpha1.IPPoolSpec{Subnet: fmt.Sprintf("11.%d.0.0/16", n), PerNodeBlockSize: blockQ}, b.nodes)
-	c.pool(t, b.p, v1alpha1.IPPoolSpec{Subnet: fmt.Sprintf("10.%d.0.0/16", n), PerNodeBlockSize: blockP}, b.nodes)
+	c.pool(t, b.q, v1alpha1.IPPoolSpec{Subnet: fmt.Sprintf("11.%d.0.0/16", n), PerNodeBlockSize: blockQ, PoolAccess: access}, b.nodes)
+	c.pool(t, b.p, v1alpha1.IPPoolSpec{Subnet: fmt.Sprintf("10.%d.0.0/16", n), PerNodeBlockSize: blockP, PoolAccess: access}, b.nodes)
 	for _, a := range c.carved[b.p] {
 		b.first[a.NodeName] = netip.MustParseAddr(a.StartIP)
 	}
@@ -358,7 +358,7 @@ func (m *machine) held(t *testing.T) []v1alpha1.IPAllocation {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return list.Items
+	return slices.DeleteFunc(list.Items, func(a v1alpha1.IPAllocation) bool { return !a.Spec.Held() })
 }
 
 func selector(node string) string { return labels.Set{v1alpha1.LabelNode: node}.String() }
@@ -453,7 +453,12 @@ func (m *machine) age(t *testing.T) {
 	m.entries(t, func(path, text string) {
 		var err error
 		if filepath.Base(filepath.Dir(path)) == "releases" { // says since when
-			err = relink(path, since.ReplaceAllString(text, fmt.Sprint("${1}", ago.Unix(), "${2}")))
+			aged := since.ReplaceAllString(text, fmt.Sprint("${1}", ago.Unix(), "${2}"))
+			if parts := strings.Split(text, "/"); len(parts) == 5 { // and of what it is kept
+				parts[3] = fmt.Sprint(ago.Unix())
+				aged = strings.Join(parts, "/")
+			}
+			err = relink(path, aged)
 		}
 		if err := errors.Join(err, unix.Lutimes(path, []unix.Timeval{old, old})); err != nil {
 			t.Fatal(err)
@@ -547,6 +552,7 @@ func (m *machine) release(t *testing.T) {
 // the hint is in the way. It expects that nothing is held, and leaves it so.
 func (m *machine) fill(t *testing.T) {
 	t.Helper()
+	m.clear(t, m.node) // what rests
 	for name, size := range map[string]int{"p": blockP, "q": blockQ} {
 		for i := range size {
 			_, err := m.claimer().Allocate(t.Context(), claim.Request{Attachment: attachment(fmt.Sprint("fill", i)), Pools: m.pools(name)})
@@ -574,8 +580,10 @@ func (c *cluster) reclaim(t *testing.T) {
 	stop := c.RunController(t.Context(), t, rig.ControllerClients(t, env.Config, nil), controller.Options{ReclaimGrace: time.Second})
 	defer stop()
 	rig.Until(t, func() string {
-		if held := c.Held(t); len(held) > 0 {
-			return fmt.Sprint("the controller has not freed ", held)
+		for _, a := range c.Allocations(t) {
+			if a.Spec.Held() {
+				return "the controller has not freed " + a.Name
+			}
 		}
 		return ""
 	})

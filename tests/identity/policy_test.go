@@ -27,9 +27,9 @@ import (
 // What the policy says to node a.
 const (
 	mayCreate  = `node a may create only allocations whose spec.nodeName is its own name, this one has "`
-	mayChange  = "node a may not change an allocation: it creates and deletes its own"
+	mayChange  = "node a may change an allocation only to release its own (spec.releasedAt), or to take over one that is released or reserved"
 	mayDelete  = `node a may delete only allocations whose spec.nodeName is its own name, this one has "`
-	namesBoth  = "node a may create only allocations that name a container and a pod with its namespace"
+	namesBoth  = "node a may claim only allocations that name a container and a pod with its namespace"
 	mustLabel  = "node a must label an allocation with nv-ipam.nvidia.com/pool and nv-ipam.nvidia.com/node"
 	nothingNew = "node a may not create an allocation with annotations, ownerReferences or finalizers"
 )
@@ -155,16 +155,16 @@ func writes() []write {
 		{name: "give own an owner", before: own, edit: owned, says: mayChange},
 		{name: "add a finalizer to own", before: own, edit: finalizer("example.com/stay"), says: mayChange},
 		{name: "update what is planned for it", before: planned("a"), edit: pod(v1alpha1.PodReference{Namespace: "ml", Name: "train-1"}), says: mayChange},
-		{name: "take up what is planned for it", before: planned("a"), edit: take("a"), says: mayChange},
-		{name: "take up what is planned for another", before: planned("b"), edit: take("a"), says: mayChange},
-		{name: "take up nobody's", before: nobodys, edit: both(take("a"), label(v1alpha1.LabelNode, "a")), says: mayChange},
+		{name: "take up what is planned for it", before: planned("a"), edit: take("a"), says: mustLabel},
+		{name: "take up what is planned for another", before: planned("b"), edit: take("a"), says: mustLabel},
+		{name: "take up nobody's", before: nobodys, edit: both(take("a"), label(v1alpha1.LabelNode, "a")), says: mustLabel},
 		{name: "give own away", before: planned("a"), edit: node("b"), says: mayChange},
 		{name: "give own up", before: planned("a"), edit: node(""), says: mayChange},
 		{name: "update another's", before: foreign, edit: label("x", "y"), says: mayChange},
 		{name: "update nobody's", before: nobodys, edit: label("x", "y"), says: mayChange},
 
 		{name: "delete own", before: own},
-		{name: "delete what is planned for it", before: planned("a")},
+		{name: "delete what is planned for it", before: planned("a"), says: "node a may not delete an allocation that is reserved"},
 		{name: "delete another's", before: foreign, says: mayDelete + `b"`},
 		{name: "delete what is planned for another", before: planned("b"), says: mayDelete + `b"`},
 		{name: "delete nobody's", before: nobodys, says: mayDelete + `"`},
@@ -365,8 +365,12 @@ func TestWithoutThePolicy(t *testing.T) {
 	if err != nil {
 		t.Fatal("the policy is still in force: ", err)
 	}
-	_, err = client.Patch(ctx, foreign.Name, types.MergePatchType, []byte(`{"metadata":{"labels":{"x":"y"}}}`), metav1.PatchOptions{})
-	want(t, err, "cannot patch")
+	_, err = client.Update(ctx, foreign, metav1.UpdateOptions{})
+	want(t, err, "cannot update")
+	_, err = client.Patch(ctx, foreign.Name, types.MergePatchType, []byte(`{"spec":{"containerID":"c2"}}`), metav1.PatchOptions{})
+	if !apierrors.IsInvalid(err) {
+		t.Errorf("got %v, want Invalid", err)
+	}
 	misnamed := allocation("p", "10.0.0.2", "b")
 	misnamed.Name = "p.10.0.0.3"
 	if _, err := client.Create(ctx, misnamed, metav1.CreateOptions{}); !apierrors.IsInvalid(err) {

@@ -61,7 +61,7 @@ func TestNothingElse(t *testing.T) {
 	}
 	wanted := []string{
 		"create ipallocations in pools", "delete ipallocations in pools", "get cidrpools in pools", "get ipallocations in pools",
-		"get ippools in pools", "list ipallocations in pools",
+		"get ippools in pools", "list ipallocations in pools", "patch ipallocations in pools",
 	}
 	sort.Strings(allowed)
 	if !slices.Equal(allowed, wanted) {

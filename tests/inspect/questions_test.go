@@ -4,14 +4,17 @@
 package inspect
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
@@ -124,6 +127,59 @@ func TestLeaks(t *testing.T) {
 		t.Errorf("leaks are %v", items)
 	}
 	h.ipam(t, "leaks", "-n", h.NS, "rail2").want(t, 0, "Nothing looks leaked.")
+}
+
+// An address that rests is neither held nor free, and leaks nothing.
+func TestCooling(t *testing.T) {
+	h := newHouse(t)
+	a := rig.Allocation("rail1", "10.1.0.2", "worker-1", h.gone("a"), "sandbox-a")
+	a.Spec.ReleaseCooldown = &metav1.Duration{Duration: time.Hour}
+	h.Claim(t, h.IPAM, a)
+	h.ipam(t, "leaks", "-n", h.NS).want(t, 1, "LooksLeaked")
+	released := fmt.Sprintf(`{"spec": {"releasedAt": %q}, "metadata": {"labels": {%q: "true"}}}`, time.Now().UTC().Format(time.RFC3339), v1alpha1.LabelReleased)
+	if _, err := h.IPAM.IPAllocations(h.NS).Patch(t.Context(), a.Name, types.MergePatchType, []byte(released), metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	h.ipam(t, "leaks", "-n", h.NS).want(t, 0, "Nothing looks leaked.")
+	h.ipam(t, "check", "-n", h.NS).want(t, 0, "0 findings")
+	h.ipam(t, "who", "-n", h.NS, "10.1.0.2").want(t, 0, "Cooling", "rests after its release")
+	item := h.ipam(t, "show", "-n", h.NS, "-o", "json", "--blocks").items(t)[0]
+	block := item["blocks"].([]any)[0].(map[string]any)
+	if field(item, "used") != "0" || field(item, "cooling") != "1" || field(block, "used") != "0" || field(block, "cooling") != "1" {
+		t.Errorf("show says %v", item)
+	}
+	h.ipam(t, "free", "-n", h.NS, "rail1").want(t, 0, "10.1.0.3-10.1.0.16")
+	h.network(t, "n", map[string]any{"poolName": "rail1"})
+	h.pod(t, "b", "worker-1", networks, `[{"name": "n", "ips": ["10.1.0.2"]}]`)
+	h.ipam(t, "why", "-n", h.NS, "b").want(t, 1, "10.1.0.2, which the pod asks for, is released by pod", "and rests until", "kubectl ipam release")
+	ipamAs(t, env.Kubeconfig, "", "release", "-n", h.NS, "10.1.0.2", "-y").want(t, 0, "rail1.10.1.0.2 is released")
+}
+
+func TestReserve(t *testing.T) {
+	h := newHouse(t)
+	for _, tc := range []struct {
+		args []string
+		code int
+		says []string
+	}{
+		{args: []string{"10.1.0.9"}, code: 2, says: []string{`required flag(s) "pool" not set`}},
+		{args: []string{"10.1.0.9", "--pool", "rail2"}, code: 2, says: []string{`there is no pool "rail2"`}},
+		{args: []string{"10.2.0.9", "--pool", "rail1"}, code: 2, says: []string{"spec.addresses[0]", "10.2.0.9", "is not part of the subnet 10.1.0.0/24"}},
+		{args: []string{"10.1.0.9", "--pool", "rail1", "--pod", "train-0"}, code: 2, says: []string{`--pod "train-0": want NAMESPACE/NAME`}},
+		{args: []string{"10.1.0.9", "--pool", "rail1", "--dry-run"}, says: []string{"kind: IPReservation", "  name: rail1.10.1.0.9", "  - 10.1.0.9"}},
+		{args: []string{"10.1.0.9", "10.1.0.20-10.1.0.22", "--pool", "rail1", "--pod", "ml/train-0", "--reason", "a test"}, says: []string{"ipreservation rail1.10.1.0.9 is made"}},
+		{args: []string{"10.1.0.9", "--pool", "rail1"}, code: 2, says: []string{"already exists"}},
+		{args: []string{"10.1.0.9", "--pool", "rail1", "--name", "a b"}, code: 2, says: []string{"a b", "metadata.name"}},
+	} {
+		h.ipam(t, append([]string{"reserve", "-n", h.NS}, tc.args...)...).want(t, tc.code, tc.says...)
+	}
+	all, err := h.IPAM.IPReservations(h.NS).List(t.Context(), metav1.ListOptions{})
+	if err != nil || len(all.Items) != 1 {
+		t.Fatalf("reservations are %v, %v", all, err)
+	}
+	if got := all.Items[0].Spec; len(got.Addresses) != 2 || got.Pod == nil || got.Pod.Name != "train-0" || got.Reason != "a test" || got.PoolRef.Name != "rail1" {
+		t.Errorf("the reservation is %+v", got)
+	}
 }
 
 func TestRelease(t *testing.T) {

@@ -117,7 +117,7 @@ func TestWhy(t *testing.T) {
 			h.network(t, "n", rail1)
 			h.claim(t, "10.1.0.5", "worker-2", h.pod(t, "b", "worker-2"))
 			h.pod(t, "a", "worker-1", networks, `[{"name": "n", "ips": ["10.1.0.5"]}]`)
-		}, says: []string{"10.1.0.5, which the pod asks for, is held by pod test-", "/b on node worker-2 since", "InUse: pod exists", "kubectl delete pod -n", " b"}},
+		}, says: []string{"10.1.0.5, which the pod asks for, is held by pod test-", "/b on node worker-2 (interface net1) since", "InUse: pod exists", "kubectl delete pod -n", " b"}},
 		{name: "requested address of a pod that is gone", link: "Allocation", plant: func(t *testing.T, h *house) {
 			h.network(t, "n", rail1)
 			h.claim(t, "10.1.0.5", "worker-2", h.gone("b"))

@@ -271,3 +271,48 @@ func TestNodeThatWasAway(t *testing.T) {
 	away.look(t)
 	c.want(t, away)
 }
+
+// What a reservation has got before its node has written it again goes to the container if
+// it is of the reservation's pod; else both are named, and nothing is taken away.
+func TestReservedBeforeItIsWrittenAgain(t *testing.T) {
+	c := newCluster(t, "a")
+	a := c.nodes["a"]
+	for container, addr := range map[string]string{"mine": "10.0.0.20", "foreign": "10.0.0.21"} {
+		if got := a.mustAdd(t, container, addr); got != addr {
+			t.Fatal(got)
+		}
+	}
+	c.empty(t)
+	c.remakePool(t)
+	for addr, pod := range map[string]string{"10.0.0.20": "pod-of-mine", "10.0.0.21": ""} {
+		kept := &v1alpha1.IPAllocation{ObjectMeta: metav1.ObjectMeta{Name: "p." + addr}, Spec: v1alpha1.IPAllocationSpec{
+			PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "p"}, Address: addr,
+			Owner: &v1alpha1.AllocationOwner{APIGroup: v1alpha1.GroupName, Kind: v1alpha1.KindIPReservation, Namespace: c.NS, Name: "r", UID: "u"},
+		}}
+		if pod != "" {
+			kept.Spec.PodRef = v1alpha1.PodReference{Namespace: "default", Name: pod}
+		}
+		if _, err := c.IPAM.IPAllocations(c.NS).Create(t.Context(), kept, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if said := a.look(t); !has(said, "10.0.0.21") || !has(said, "held twice") || !has(said, "reserved for") {
+		t.Errorf("the installer says %s", said)
+	}
+	record := c.record(t)
+	if mine := record["10.0.0.20"].Spec; mine.ContainerID != "mine" || !mine.Held() || mine.Owner == nil || !mine.Restored {
+		t.Errorf("10.0.0.20 is %+v", mine)
+	}
+	if foreign := record["10.0.0.21"].Spec; foreign.ContainerID != "" {
+		t.Errorf("10.0.0.21 is %+v", foreign)
+	}
+	a.mustDel(t, "mine")
+	a.mustDel(t, "foreign")
+	record = c.record(t)
+	if mine := record["10.0.0.20"].Spec; !mine.Released() {
+		t.Errorf("10.0.0.20 is %+v", mine)
+	}
+	if _, stays := record["10.0.0.21"]; !stays {
+		t.Error("the DEL has ended the reservation")
+	}
+}

@@ -127,7 +127,7 @@ func (d *desk) run(t *testing.T, command string) {
 		t.Logf("not run: %s: nothing rolls out without kubelets; TestTransitions waits for it", command)
 		return
 	}
-	if prepare, ok := map[string]func(*testing.T){"kubectl get ippools,cidrpools,ipallocations": d.fillRecord, "kubectl create -f record.yaml": d.loseRecord}[strings.Split(command, " -A")[0]]; ok {
+	if prepare, ok := map[string]func(*testing.T){"kubectl get ippools,cidrpools,ipreservations,ipallocations": d.fillRecord, "kubectl create -f record.yaml": d.loseRecord}[strings.Split(command, " -A")[0]]; ok {
 		prepare(t)
 	}
 	for placeholder, value := range map[string]string{
@@ -156,7 +156,7 @@ func (d *desk) fillRecord(t *testing.T) {
 
 const (
 	ofRecord = `jsonpath={range .items[*]}{.kind}/{.metadata.namespace}/{.metadata.name} {.spec}{"\n"}{end}`
-	record   = "ippools,cidrpools,ipallocations"
+	record   = "ippools,cidrpools,ipreservations,ipallocations"
 )
 
 // loseRecord deletes all of it.

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/controller"
 	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
@@ -22,14 +23,16 @@ import (
 var exampleAdds = map[string]struct {
 	args string
 	want []string
+	pod  string // that the example is about
 }{
-	"rail.yaml":           {"", []string{"10.10.1.1/24"}},
-	"shared-subnet.yaml":  {"", []string{"in 10.20.0.0/22"}},
-	"dual-stack.yaml":     {"", []string{"10.30.0.2/16", "fd00:30::2/64"}},
-	"cidrpool.yaml":       {"", []string{"10.40.200.2/24"}},
-	"static-address.yaml": {";IP=10.50.0.7", []string{"10.50.0.7/24"}},
-	"racks.yaml":          {"", []string{"10.60.1.1/24"}},
-	"overflow.yaml":       {"", []string{"10.70.0.1/24"}},
+	"rail.yaml":           {want: []string{"10.10.1.1/24"}},
+	"shared-subnet.yaml":  {want: []string{"in 10.20.0.0/22"}},
+	"dual-stack.yaml":     {want: []string{"10.30.0.2/16", "fd00:30::2/64"}},
+	"cidrpool.yaml":       {want: []string{"10.40.200.2/24"}},
+	"static-address.yaml": {args: ";IP=10.50.0.7", want: []string{"10.50.0.7/24"}},
+	"racks.yaml":          {want: []string{"10.60.1.1/24"}},
+	"overflow.yaml":       {want: []string{"10.70.0.1/24"}},
+	"reservation.yaml":    {args: ";IP=10.80.0.7", want: []string{"10.80.0.7/24"}, pod: "database"},
 }
 
 // Each example is applied to a server with the installation's CRDs and policies, its pools
@@ -61,12 +64,15 @@ func TestExamples(t *testing.T) {
 				t.Errorf("manifests/examples/README.md does not have it")
 			}
 			kubectl(t, env, "apply", "--validate=strict", "-f", file)
-			for _, kind := range []string{"ippools", "cidrpools"} {
+			for _, kind := range []string{"ippools", "cidrpools", "ipreservations"} {
 				if kubectl(t, env, "-n", c.NS, "get", kind, "-o", "name") != "" {
 					kubectl(t, env, "-n", c.NS, "wait", "--for=condition=Ready", "--timeout=60s", kind, "--all")
 				}
 			}
-			pod := rig.Pod(t, c.Kube, "default", "of-"+strings.TrimSuffix(name, ".yaml"), "node-a")
+			pod := v1alpha1.PodReference{Name: exampleAdds[name].pod}
+			if pod.Name == "" {
+				pod = rig.Pod(t, c.Kube, "default", "of-"+strings.TrimSuffix(name, ".yaml"), "node-a")
+			}
 			got := exampleAdd(t, env, c, file, pod.Name, exampleAdds[name].args)
 			for i, want := range exampleAdds[name].want {
 				_, subnet, within := strings.Cut(want, "in ")

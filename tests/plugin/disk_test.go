@@ -294,7 +294,7 @@ func TestHundredProcessesAndABadDisk(t *testing.T) {
 					select {
 					case <-stop:
 						return
-					default:
+					case <-time.After(5 * time.Millisecond): // else it takes the CPU from those it disturbs
 						disturb(t, h)
 					}
 				}

@@ -3,6 +3,8 @@
 
 package v1alpha1
 
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 // Labels of an IPAllocation, for selectors. A value of more than 63 characters is
 // replaced by its hash: use LabelValue.
 const (
@@ -16,6 +18,9 @@ const (
 	// WindowLabel: "10.0.3.0-24" selects who holds an address of 10.0.3.0/24. Only
 	// allocations of pools in which nodes share addresses have it.
 	LabelWindow = "nv-ipam.nvidia.com/window"
+	// LabelReleased is on the allocations that are released (spec.releasedAt), with the
+	// value "true".
+	LabelReleased = "nv-ipam.nvidia.com/released"
 )
 
 // MaxPoolName is how many characters the name of a pool may have: an allocation's name
@@ -117,7 +122,8 @@ type Route struct {
 	Dst string `json:"dst"`
 }
 
-// PoolAccess says which network the addresses of a pool belong to, and who may use them.
+// PoolAccess says which network the addresses of a pool belong to, who may use them, and
+// when they are given again.
 type PoolAccess struct {
 	// domain is the network that the addresses are unique in; the name of an allocation
 	// begins with it. Pools of one domain may overlap: each address is given once. If it
@@ -143,6 +149,18 @@ type PoolAccess struct {
 	// are held stay, and are released as always.
 	// +optional
 	Disabled bool `json:"disabled,omitempty"`
+	// releaseCooldown is how long an address rests after its release before another pod
+	// gets it, "90s" or "1h30m", at most 24h. The same pod may have it back at once. It
+	// counts for addresses that are claimed from now on. If it is not set, the default of
+	// the node counts (--released-ip-cooldown of ipam-node); 0s gives addresses again at
+	// once, whatever the node says.
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MinLength=2
+	// +kubebuilder:validation:MaxLength=16
+	// +kubebuilder:validation:Pattern=`^([0-9]{1,2}h)?([0-9]{1,4}m)?([0-9]{1,5}s)?$`
+	// +kubebuilder:validation:XValidation:rule="duration(self) <= duration('24h')",message="must be at most 24h"
+	// +optional
+	ReleaseCooldown *metav1.Duration `json:"releaseCooldown,omitempty"`
 }
 
 // Overflow says where a node goes on whose block is full.

@@ -4,6 +4,8 @@
 package v1alpha1
 
 import (
+	"time"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -17,10 +19,17 @@ import (
 // once. So creating the object claims the address, and deleting it releases the address.
 // There is no other record.
 //
-//  1. With containerID and interfaceName: that interface of that container uses the
-//     address. Such an allocation never changes.
-//  2. Without them: the address is reserved for the pod that podRef names. Such an
-//     allocation may be changed, and the pod may take it over.
+//  1. Held: containerID and interfaceName are set. That interface of that container uses
+//     the address. Such an allocation only becomes a released one.
+//  2. Released: releasedAt is set as well. No container uses the address any more, and the
+//     attachment is the last one that did. The address rests for releaseCooldown, or is
+//     kept for its owner. Whoever may take it over changes it to a held one.
+//  3. Reserved: containerID and interfaceName are not set. The address is reserved for the
+//     pod that podRef names. Such an allocation may be changed, and the pod may take it
+//     over.
+//
+// A container that is the last one to need an address either deletes the allocation, or
+// releases it if the allocation has an owner or a releaseCooldown.
 //
 // The name decides which address is held, so the name must agree with spec.domain and
 // spec.address exactly: the API server refuses any other.
@@ -39,6 +48,8 @@ import (
 // +kubebuilder:printcolumn:name="Pod",type="string",JSONPath=`.spec.podRef.name`
 // +kubebuilder:printcolumn:name="Interface",type="string",JSONPath=`.spec.interfaceName`
 // +kubebuilder:printcolumn:name="Requested",type="boolean",JSONPath=`.spec.requested`
+// +kubebuilder:printcolumn:name="Released",type="date",JSONPath=`.spec.releasedAt`
+// +kubebuilder:printcolumn:name="Owner",type="string",JSONPath=`.spec.owner.name`,priority=1
 // +kubebuilder:printcolumn:name="Restored",type="boolean",JSONPath=`.spec.restored`,priority=1
 // +kubebuilder:printcolumn:name="Age",type="date",JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:selectablefield:JSONPath=`.spec.address`
@@ -59,7 +70,11 @@ type IPAllocation struct {
 // IPAllocationSpec says which address is held, and by whom.
 //
 // +kubebuilder:validation:XValidation:rule="self.poolRef == oldSelf.poolRef && has(self.domain) == has(oldSelf.domain) && (!has(self.domain) || self.domain == oldSelf.domain) && self.address == oldSelf.address",message="poolRef, domain and address are immutable: delete the allocation and create another"
-// +kubebuilder:validation:XValidation:rule="!has(oldSelf.containerID) || self == oldSelf",message="an attachment never becomes another, and its pod stays: delete the allocation and create another"
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.containerID) || has(oldSelf.releasedAt) || self == oldSelf || (has(self.releasedAt) && (has(self.nodeName) ? has(oldSelf.nodeName) && self.nodeName == oldSelf.nodeName : !has(oldSelf.nodeName)) && (has(self.podRef) ? has(oldSelf.podRef) && self.podRef == oldSelf.podRef : !has(oldSelf.podRef)) && (has(self.containerID) ? has(oldSelf.containerID) && self.containerID == oldSelf.containerID : !has(oldSelf.containerID)) && (has(self.interfaceName) ? has(oldSelf.interfaceName) && self.interfaceName == oldSelf.interfaceName : !has(oldSelf.interfaceName)) && (has(self.networkName) ? has(oldSelf.networkName) && self.networkName == oldSelf.networkName : !has(oldSelf.networkName)) && (has(self.deviceID) ? has(oldSelf.deviceID) && self.deviceID == oldSelf.deviceID : !has(oldSelf.deviceID)) && (has(self.requested) ? has(oldSelf.requested) && self.requested == oldSelf.requested : !has(oldSelf.requested)) && (has(self.addStartedAt) ? has(oldSelf.addStartedAt) && self.addStartedAt == oldSelf.addStartedAt : !has(oldSelf.addStartedAt)) && (has(self.restored) ? has(oldSelf.restored) && self.restored == oldSelf.restored : !has(oldSelf.restored)) && (has(self.owner) ? has(oldSelf.owner) && self.owner == oldSelf.owner : !has(oldSelf.owner)) && (has(self.releaseCooldown) ? has(oldSelf.releaseCooldown) && self.releaseCooldown == oldSelf.releaseCooldown : !has(oldSelf.releaseCooldown)))",message="an attachment never becomes another, and its pod stays, unless it is released (releasedAt): delete the allocation and create another"
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.releasedAt) || self == oldSelf || !has(self.releasedAt)",message="what is released stays as it is until a container takes it over, or it is reserved"
+// +kubebuilder:validation:XValidation:rule="!has(self.containerID) || (has(self.owner) ? has(oldSelf.owner) && self.owner == oldSelf.owner : !has(oldSelf.owner))",message="owner stays when a container takes the address over"
+// +kubebuilder:validation:XValidation:rule="!has(self.releasedAt) || has(oldSelf.containerID)",message="a reservation is not released: delete it"
+// +kubebuilder:validation:XValidation:rule="!has(self.releasedAt) || (has(self.containerID) && (has(self.owner) || has(self.releaseCooldown)))",message="releasedAt needs the last attachment, and an owner or a releaseCooldown: an address that nothing keeps is deleted"
 // +kubebuilder:validation:XValidation:rule="has(self.containerID) == has(self.interfaceName)",message="containerID and interfaceName go together"
 // +kubebuilder:validation:XValidation:rule="!has(self.containerID) || has(self.nodeName)",message="an attachment has a nodeName"
 type IPAllocationSpec struct {
@@ -128,7 +143,79 @@ type IPAllocationSpec struct {
 	// again from what it knows. metadata.creationTimestamp says when.
 	// +optional
 	Restored bool `json:"restored,omitempty"`
+	// owner keeps the address if no container has it: it is given only to a container of
+	// its, until the owner is gone.
+	// +optional
+	Owner *AllocationOwner `json:"owner,omitempty"`
+	// releaseCooldown is how long the address rests after its release before another pod
+	// gets it: what the pool said when the address was claimed.
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MinLength=2
+	// +kubebuilder:validation:MaxLength=16
+	// +kubebuilder:validation:Pattern=`^([0-9]{1,2}h)?([0-9]{1,4}m)?([0-9]{1,5}s)?$`
+	// +kubebuilder:validation:XValidation:rule="duration(self) <= duration('24h')",message="must be at most 24h"
+	// +optional
+	ReleaseCooldown *metav1.Duration `json:"releaseCooldown,omitempty"`
+	// releasedAt is when the container released the address, by the clock of its node. It
+	// is not set as long as a container uses the address.
+	// +optional
+	ReleasedAt *metav1.Time `json:"releasedAt,omitempty"`
 }
+
+// AllocationOwner is an object that keeps an address.
+type AllocationOwner struct {
+	// apiGroup of the object; empty for the core group.
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^([a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*)?$`
+	// +optional
+	APIGroup string `json:"apiGroup,omitempty"`
+	// kind of the object.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^[A-Z][a-zA-Z0-9]*$`
+	Kind string `json:"kind"`
+	// namespace of the object.
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$`
+	// +optional
+	Namespace string `json:"namespace,omitempty"`
+	// name of the object.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`
+	Name string `json:"name"`
+	// uid of the object: a later one of its name does not inherit the address.
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:Pattern=`^([a-zA-Z0-9]([-a-zA-Z0-9_.]*[a-zA-Z0-9])?)?$`
+	// +optional
+	UID types.UID `json:"uid,omitempty"`
+}
+
+// Held reports whether a container uses the address.
+func (s *IPAllocationSpec) Held() bool { return s.ContainerID != "" && s.ReleasedAt == nil }
+
+// Released reports whether a container has used the address, and none does now.
+func (s *IPAllocationSpec) Released() bool { return s.ContainerID != "" && s.ReleasedAt != nil }
+
+// Rests reports whether the address was released, and no owner keeps it.
+func (s *IPAllocationSpec) Rests() bool { return s.Released() && s.Owner == nil }
+
+// IsKept reports whether the allocation outlives its container: a DEL releases it, and
+// does not delete it.
+func (s *IPAllocationSpec) IsKept() bool { return s.Owner != nil || s.ReleaseCooldown != nil }
+
+// ReusableAt returns when a released address may be given to another pod, zero if it may
+// not be: a container uses it, or an owner keeps it.
+func (s *IPAllocationSpec) ReusableAt() time.Time {
+	if !s.Rests() || s.ReleaseCooldown == nil {
+		return time.Time{}
+	}
+	return s.ReleasedAt.Add(s.ReleaseCooldown.Duration)
+}
+
+// MaxCooldown is the longest releaseCooldown.
+const MaxCooldown = 24 * time.Hour
 
 // PoolReference names a pool in the allocation's namespace.
 type PoolReference struct {

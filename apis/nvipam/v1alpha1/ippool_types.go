@@ -148,6 +148,10 @@ type PoolStatus struct {
 	// taken from other pools of its domain. It may be some minutes old.
 	// +optional
 	Used *int64 `json:"used,omitempty"`
+	// cooling is the number of addresses that were released and rest
+	// (spec.releaseCooldown). They are not among used, and not free either. As old as used.
+	// +optional
+	Cooling *int64 `json:"cooling,omitempty"`
 	// topNodes are up to five nodes that hold most of the addresses, if any node may use
 	// the whole subnet. As old as used.
 	// +listType=map

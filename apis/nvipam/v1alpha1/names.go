@@ -99,13 +99,21 @@ func WindowLabel(addr netip.Addr) string {
 
 // AllocationLabels returns the labels of an allocation, by which it is found.
 func AllocationLabels(spec *IPAllocationSpec) map[string]string {
-	addr, _ := netip.ParseAddr(spec.Address) // one that is invalid has no window
-	return map[string]string{
-		LabelPool:      LabelValue(spec.PoolRef.Name),
-		LabelNode:      LabelValue(spec.NodeName),
-		LabelContainer: ContainerLabel(spec.ContainerID),
-		LabelWindow:    WindowLabel(addr),
+	addr, _ := netip.ParseAddr(spec.Address) // if it fails: invalid, and without a window
+	labels := map[string]string{LabelPool: LabelValue(spec.PoolRef.Name)}
+	if addr.IsValid() {
+		labels[LabelWindow] = WindowLabel(addr)
 	}
+	if spec.NodeName != "" {
+		labels[LabelNode] = LabelValue(spec.NodeName)
+	}
+	if spec.ContainerID != "" {
+		labels[LabelContainer] = ContainerLabel(spec.ContainerID)
+	}
+	if spec.Released() {
+		labels[LabelReleased] = "true"
+	}
+	return labels
 }
 
 // hash returns 40 hex digits.

@@ -55,6 +55,8 @@ func addKnownTypes(scheme *runtime.Scheme) error {
 		&IPAllocationList{},
 		&IPPool{},
 		&IPPoolList{},
+		&IPReservation{},
+		&IPReservationList{},
 	)
 	// AddToGroupVersion allows the serialization of client types like ListOptions.
 	v1.AddToGroupVersion(scheme, SchemeGroupVersion)

@@ -46,6 +46,8 @@ func (f *sharedInformerFactory) ForResource(resource schema.GroupVersionResource
 		return &genericInformer{resource: resource.GroupResource(), informer: f.NvIpam().V1alpha1().IPAllocations().Informer()}, nil
 	case v1alpha1.SchemeGroupVersion.WithResource("ippools"):
 		return &genericInformer{resource: resource.GroupResource(), informer: f.NvIpam().V1alpha1().IPPools().Informer()}, nil
+	case v1alpha1.SchemeGroupVersion.WithResource("ipreservations"):
+		return &genericInformer{resource: resource.GroupResource(), informer: f.NvIpam().V1alpha1().IPReservations().Informer()}, nil
 
 	}
 

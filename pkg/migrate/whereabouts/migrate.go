@@ -19,7 +19,7 @@ import (
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
 )
 
-// ErrConflicts: addresses are held twice.
+// ErrConflicts says that addresses are held twice.
 var ErrConflicts = errors.New("addresses are held twice")
 
 // What Migration.Do may be.

@@ -208,7 +208,7 @@ function keyedBodies(table, pools) {
 
 // ---- holders
 
-const verdicts = { InUse: "h", Reserved: "r", LooksLeaked: "l", Held: "d" };
+const verdicts = { InUse: "h", Reserved: "r", Kept: "r", Cooling: "c", LooksLeaked: "l", Held: "d" };
 
 function stateOf(f) {
   const s = STATES[verdicts[f.verdict.state]];

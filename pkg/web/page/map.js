@@ -9,6 +9,7 @@ import { parse, format, shared } from "./address.js";
 export const STATES = {
   h: { name: "in use", colour: "held" },
   r: { name: "reserved", colour: "reserved", sign: "R" },
+  c: { name: "cooling", colour: "cooling", sign: "C" },
   l: { name: "looks leaked", colour: "leaked", sign: "!" },
   d: { name: "held back", colour: "doubtful", sign: "?" },
   f: { name: "free", colour: "free" },
@@ -17,7 +18,7 @@ export const STATES = {
   g: { name: "gateway", colour: "gateway", sign: "G" },
 };
 
-const COLOURS = ["ground", "text", "faint", "line", "focus", "held", "reserved", "leaked", "doubtful", "free", "unassigned", "excluded", "gateway", "pattern", "on-dark", "on-light"];
+const COLOURS = ["ground", "text", "faint", "line", "focus", "held", "reserved", "cooling", "leaked", "doubtful", "free", "unassigned", "excluded", "gateway", "pattern", "on-dark", "on-light"];
 
 export function colours() {
   const style = getComputedStyle(document.documentElement);

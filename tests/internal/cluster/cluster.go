@@ -344,7 +344,7 @@ func (c *Cluster) CollectLogs(ctx context.Context, to string) error {
 		errs = append(errs, copyDir(n.path("disk/var/log"), filepath.Join(to, n.Name, "var-log")))
 	}
 	for file, args := range map[string][]string{
-		"objects.yaml": {"get", "-o", "yaml", "-A", "nodes,pods,daemonsets,deployments,network-attachment-definitions,ippools,cidrpools,ipallocations"},
+		"objects.yaml": {"get", "-o", "yaml", "-A", "nodes,pods,daemonsets,deployments,network-attachment-definitions,ippools,cidrpools,ipallocations,ipreservations"},
 		"events.txt":   {"get", "events", "-A", "--sort-by=.lastTimestamp"},
 		"pods.txt":     {"get", "pods", "-A", "-o", "wide"},
 	} {

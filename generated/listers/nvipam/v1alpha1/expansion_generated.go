@@ -28,3 +28,11 @@ type IPPoolListerExpansion interface{}
 // IPPoolNamespaceListerExpansion allows custom methods to be added to
 // IPPoolNamespaceLister.
 type IPPoolNamespaceListerExpansion interface{}
+
+// IPReservationListerExpansion allows custom methods to be added to
+// IPReservationLister.
+type IPReservationListerExpansion interface{}
+
+// IPReservationNamespaceListerExpansion allows custom methods to be added to
+// IPReservationNamespaceLister.
+type IPReservationNamespaceListerExpansion interface{}

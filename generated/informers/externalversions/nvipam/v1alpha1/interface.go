@@ -17,6 +17,8 @@ type Interface interface {
 	IPAllocations() TypedIPAllocationInformer
 	// IPPools returns a IPPoolInformer.
 	IPPools() TypedIPPoolInformer
+	// IPReservations returns a IPReservationInformer.
+	IPReservations() TypedIPReservationInformer
 }
 
 type version struct {
@@ -43,4 +45,9 @@ func (v *version) IPAllocations() TypedIPAllocationInformer {
 // IPPools returns a TypedIPPoolInformer.
 func (v *version) IPPools() TypedIPPoolInformer {
 	return &iPPoolInformer{factory: v.factory, namespace: v.namespace, tweakListOptions: v.tweakListOptions}
+}
+
+// IPReservations returns a TypedIPReservationInformer.
+func (v *version) IPReservations() TypedIPReservationInformer {
+	return &iPReservationInformer{factory: v.factory, namespace: v.namespace, tweakListOptions: v.tweakListOptions}
 }

@@ -10,3 +10,5 @@ type CIDRPoolExpansion interface{}
 type IPAllocationExpansion interface{}
 
 type IPPoolExpansion interface{}
+
+type IPReservationExpansion interface{}

@@ -18,6 +18,7 @@ type NvIpamV1alpha1Interface interface {
 	CIDRPoolsGetter
 	IPAllocationsGetter
 	IPPoolsGetter
+	IPReservationsGetter
 }
 
 // NvIpamV1alpha1Client is used to interact with features provided by the nv-ipam.nvidia.com group.
@@ -35,6 +36,10 @@ func (c *NvIpamV1alpha1Client) IPAllocations(namespace string) IPAllocationInter
 
 func (c *NvIpamV1alpha1Client) IPPools(namespace string) IPPoolInterface {
 	return newIPPools(c, namespace)
+}
+
+func (c *NvIpamV1alpha1Client) IPReservations(namespace string) IPReservationInterface {
+	return newIPReservations(c, namespace)
 }
 
 // NewForConfig creates a new NvIpamV1alpha1Client for the given config.

@@ -27,6 +27,10 @@ func (c *FakeNvIpamV1alpha1) IPPools(namespace string) v1alpha1.IPPoolInterface 
 	return &FakeIPPools{c, namespace}
 }
 
+func (c *FakeNvIpamV1alpha1) IPReservations(namespace string) v1alpha1.IPReservationInterface {
+	return &FakeIPReservations{c, namespace}
+}
+
 // RESTClient returns a RESTClient that is used to communicate
 // with API server by this client implementation.
 func (c *FakeNvIpamV1alpha1) RESTClient() rest.Interface {

@@ -1,0 +1,220 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+)
+
+// The states of an allocation are at v1alpha1.IPAllocation. A takeover leaves the UID as
+// it is, so a UID alone does not say who holds the address: a release names the
+// attachment, and a takeover the resource version.
+
+// Claimed is an allocation as one attachment of this node has claimed it.
+type Claimed struct {
+	Name        string
+	UID         types.UID
+	ContainerID string
+	Interface   string
+	// Started is when its ADD began, in microseconds since 1970; 0 if that is unknown.
+	Started int64
+}
+
+// Release releases an allocation that outlives its attachment, in one write, if the
+// attachment still holds it. It returns the released allocation, or nil if the attachment
+// holds it no more.
+func (l *Ledger) Release(ctx context.Context, c Claimed, at time.Time) (released *v1alpha1.IPAllocation, err error) {
+	patch, err := json.Marshal(l.releasePatch(c, at))
+	if err != nil {
+		return nil, err
+	}
+	err = Retry(ctx, func(ctx context.Context) error {
+		var err error
+		released, err = l.Client.IPAllocations(l.Namespace).Patch(ctx, c.Name, types.JSONPatchType, patch, metav1.PatchOptions{})
+		if err == nil {
+			return nil
+		}
+		released = nil
+		switch {
+		case NotFound(err):
+			return nil
+		case apierrors.IsInvalid(err), apierrors.IsBadRequest(err), apierrors.IsConflict(err): // somebody has changed it
+			now, failed := l.heldStill(ctx, c)
+			if failed != nil || now != nil && now.Spec.Held() {
+				return errors.Join(err, failed)
+			}
+			released = now
+			return nil
+		}
+		return err
+	})
+	return released, err
+}
+
+type operation struct {
+	Op    string `json:"op"`
+	Path  string `json:"path"`
+	Value any    `json:"value"`
+}
+
+// releasePatch tests who holds the allocation. If it is known when the ADD began, that
+// tells more than the UID.
+func (l *Ledger) releasePatch(c Claimed, at time.Time) []operation {
+	ops := []operation{
+		{"test", "/spec/nodeName", l.Node}, {"test", "/spec/containerID", c.ContainerID}, {"test", "/spec/interfaceName", c.Interface},
+	}
+	if c.Started != 0 {
+		ops = append(ops, operation{"test", "/spec/addStartedAt", metav1.NewMicroTime(time.UnixMicro(c.Started).UTC())})
+	} else if c.UID != "" {
+		ops = append(ops, operation{"test", "/metadata/uid", c.UID})
+	}
+	return append(ops,
+		operation{"add", "/spec/releasedAt", metav1.NewTime(at.UTC())},
+		operation{"add", "/metadata/labels/nv-ipam.nvidia.com~1released", "true"})
+}
+
+// heldStill returns the allocation if its last attachment is still this one, else nil.
+func (l *Ledger) heldStill(ctx context.Context, c Claimed) (*v1alpha1.IPAllocation, error) {
+	now, err := l.Client.IPAllocations(l.Namespace).Get(ctx, c.Name, metav1.GetOptions{})
+	switch {
+	case NotFound(err):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case !Same(&now.Spec, &v1alpha1.IPAllocationSpec{NodeName: l.Node, ContainerID: c.ContainerID, InterfaceName: c.Interface}):
+		return nil, nil
+	case c.Started != 0 && (now.Spec.AddStartedAt == nil || now.Spec.AddStartedAt.UnixMicro() != c.Started):
+		return nil, nil
+	case c.Started == 0 && c.UID != "" && now.UID != c.UID:
+		return nil, nil
+	}
+	return now, nil
+}
+
+// TakeOver makes alloc's attachment the holder of an allocation that is released or
+// reserved, as it was read. The pool that the address was taken from stays, and so does
+// its owner. If somebody has changed the allocation since, it returns an InUseError with
+// the allocation as it is now; without a holder if it is gone. The error is ErrUnanswered
+// if the takeover may still be carried out.
+func (l *Ledger) TakeOver(ctx context.Context, holder, alloc *v1alpha1.IPAllocation) (held *v1alpha1.IPAllocation, err error) {
+	patch, err := TakeoverPatch(holder, alloc)
+	if err != nil {
+		return nil, err
+	}
+	unanswered := false
+	err = Retry(ctx, func(ctx context.Context) error {
+		made, err := l.Client.IPAllocations(l.Namespace).Patch(ctx, holder.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+		if err == nil {
+			held = made
+			return nil
+		}
+		if !Refused(err) {
+			unanswered = true
+		}
+		if !apierrors.IsConflict(err) && !NotFound(err) {
+			return err
+		}
+		now, err := Existing(l.Client.IPAllocations(l.Namespace).Get(ctx, holder.Name, metav1.GetOptions{}))
+		switch {
+		case err != nil:
+			unanswered = true // this attachment may be the holder
+			return err
+		case now != nil && now.Spec.Held() && Same(&now.Spec, &alloc.Spec):
+			held = now
+			return nil
+		}
+		addr, _ := netip.ParseAddr(alloc.Spec.Address) // never fails: it was written from an address
+		return &InUseError{Address: addr, Holder: now}
+	})
+	if unanswered && err != nil && !IsInUse(err) {
+		err = fmt.Errorf("%w, %w", err, ErrUnanswered)
+	}
+	return held, err
+}
+
+// TakeoverPatch returns the merge patch that makes of a holder, as it was read, what alloc
+// is. The pool that the address was taken from stays, and so does the owner if alloc has none.
+func TakeoverPatch(holder, alloc *v1alpha1.IPAllocation) ([]byte, error) {
+	before, err := fields(&holder.Spec)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := fields(&alloc.Spec)
+	if err != nil {
+		return nil, err
+	}
+	for field := range before {
+		if _, set := spec[field]; !set {
+			spec[field] = nil
+		}
+	}
+	for _, stays := range []string{"poolRef", "domain", "address"} {
+		delete(spec, stays)
+	}
+	if alloc.Spec.Owner == nil {
+		delete(spec, "owner")
+	}
+	switch {
+	case alloc.Spec.PodRef == v1alpha1.PodReference{}:
+		spec["podRef"] = nil
+	case before["podRef"] != nil && alloc.Spec.PodRef.UID == "":
+		spec["podRef"] = map[string]any{"namespace": alloc.Spec.PodRef.Namespace, "name": alloc.Spec.PodRef.Name, "uid": nil}
+	}
+	named := map[string]any{v1alpha1.LabelReleased: nil, v1alpha1.LabelNode: nil, v1alpha1.LabelContainer: nil}
+	for key, value := range alloc.Labels {
+		named[key] = value
+	}
+	named[v1alpha1.LabelPool] = v1alpha1.LabelValue(holder.Spec.PoolRef.Name)
+	return json.Marshal(map[string]any{
+		"metadata": map[string]any{"resourceVersion": holder.ResourceVersion, "labels": named},
+		"spec":     spec,
+	})
+}
+
+func fields(spec *v1alpha1.IPAllocationSpec) (out map[string]any, err error) {
+	data, err := json.Marshal(spec)
+	if err == nil {
+		err = json.Unmarshal(data, &out)
+	}
+	return out, err
+}
+
+// Released lists the allocations of a pool that are released.
+func (l *Ledger) Released(ctx context.Context, poolName string) (all []v1alpha1.IPAllocation, err error) {
+	selector := labels.Set{v1alpha1.LabelReleased: "true", v1alpha1.LabelPool: v1alpha1.LabelValue(poolName)}.String()
+	err = Retry(ctx, func(context.Context) error { // the list has all the time of ctx
+		all = all[:0]
+		opts := metav1.ListOptions{LabelSelector: selector, Limit: pageSize}
+		for {
+			page, err := l.Client.IPAllocations(l.Namespace).List(ctx, opts)
+			if err != nil {
+				return err
+			}
+			for _, a := range page.Items {
+				if a.Spec.Released() { // the label may be wrong
+					all = append(all, a)
+				}
+			}
+			if opts.Continue = page.Continue; opts.Continue == "" {
+				return nil
+			}
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing the released addresses of pool %s: %w", poolName, err)
+	}
+	return all, nil
+}
