@@ -150,11 +150,12 @@ var (
 		"cidrpools get", "cidrpools list", "cidrpools watch", "cidrpools/status patch",
 		"events create", "events patch", "events list*", "events watch*", "leases create",
 		"pods get*", "pods list*", "pods watch*",
-		"ipallocations get", "ipallocations list", "ipallocations watch", "ipallocations delete",
+		"ipallocations get", "ipallocations list", "ipallocations watch", "ipallocations create", "ipallocations patch", "ipallocations delete",
+		"ipreservations get", "ipreservations list", "ipreservations watch", "ipreservations/status patch",
 	}
 	installerMay = []string{
 		"ippools get", "cidrpools get", "events create",
-		"ipallocations get", "ipallocations list", "ipallocations create", "ipallocations delete",
+		"ipallocations get", "ipallocations list", "ipallocations create", "ipallocations patch", "ipallocations delete",
 	}
 	operatorsControllerMay = []string{
 		"nodes get*", "nodes list*", "nodes watch*", "nodes update*", "nodes patch*",
@@ -166,12 +167,13 @@ var (
 		"leases get*", "leases list*", "leases watch*", "leases create*", "leases update*", "leases patch*", "leases delete*",
 		"configmaps get*", "configmaps list*", "configmaps watch*", "configmaps delete*",
 		"pods get*", "pods list*", "pods watch*",
-		"ipallocations get", "ipallocations list", "ipallocations watch", "ipallocations delete",
+		"ipallocations get", "ipallocations list", "ipallocations watch", "ipallocations create", "ipallocations patch", "ipallocations delete",
+		"ipreservations get", "ipreservations list", "ipreservations watch", "ipreservations/status patch",
 	}
 	operatorsInstallerMay = []string{
 		"pods get*", "pods list*", "pods watch*", "events create",
 		"ippools get*", "ippools list*", "ippools watch*", "cidrpools get*", "cidrpools list*", "cidrpools watch*",
-		"ipallocations get", "ipallocations list", "ipallocations create", "ipallocations delete",
+		"ipallocations get", "ipallocations list", "ipallocations create", "ipallocations patch", "ipallocations delete",
 	}
 )
 
@@ -185,7 +187,7 @@ func exactRights(t *testing.T, env *testenv.Env, o overlay) {
 		// asks for that.
 		want["crd-ipam-plugin"] = []string{
 			"ippools get", "cidrpools get", "ipallocations get", "ipallocations list",
-			"ipallocations create", "ipallocations delete", "nodes get*",
+			"ipallocations create", "ipallocations patch", "ipallocations delete", "nodes get*",
 		}
 		want[installer] = append([]string{"nodes get*"}, installerMay...)
 	}
@@ -214,6 +216,7 @@ func rights(t *testing.T, env *testenv.Env, namespace, account string) (may []st
 		{Group: "nv-ipam.nvidia.com", Resource: "ippools"}, {Group: "nv-ipam.nvidia.com", Resource: "ippools", Subresource: "status"},
 		{Group: "nv-ipam.nvidia.com", Resource: "cidrpools"}, {Group: "nv-ipam.nvidia.com", Resource: "cidrpools", Subresource: "status"},
 		{Group: "nv-ipam.nvidia.com", Resource: "ipallocations"},
+		{Group: "nv-ipam.nvidia.com", Resource: "ipreservations"}, {Group: "nv-ipam.nvidia.com", Resource: "ipreservations", Subresource: "status"},
 		{Group: "coordination.k8s.io", Resource: "leases"},
 		{Group: "rbac.authorization.k8s.io", Resource: "clusterroles"}, {Group: "rbac.authorization.k8s.io", Resource: "rolebindings"},
 		{Group: "admissionregistration.k8s.io", Resource: "validatingadmissionpolicies"},
