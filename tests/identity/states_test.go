@@ -248,7 +248,7 @@ func TestTransitionsWithMore(t *testing.T) {
 		own(wanted)
 		wanted.ManagedFields = append(wanted.ManagedFields, metav1.ManagedFieldsEntry{
 			Manager: "x", Operation: metav1.ManagedFieldsOperationUpdate, APIVersion: "nv-ipam.nvidia.com/v1alpha1", FieldsType: "FieldsV1",
-			FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:metadata":{"f:annotations":{"f:` + strings.Repeat("x", 1000) + `":{}}}}`)},
+			FieldsV1: metav1.NewFieldsV1(`{"f:metadata":{"f:annotations":{"f:` + strings.Repeat("x", 1000) + `":{}}}}`),
 		})
 		_, err := c.node(t, "a").IPAllocations(c.NS).Update(t.Context(), wanted, metav1.UpdateOptions{})
 		want(t, err, "may not write an allocation with managedFields of its own making")
