@@ -110,7 +110,7 @@ func TestApplyAgain(t *testing.T) {
 	dir := rig.Kustomization(t, map[string]any{"namespace": c.NS, "resources": []string{"base/plugin", "base/policy"}})
 	for range 2 {
 		out, err := env.Kubectl(t.Context(), "apply", "-k", dir)
-		if err != nil || strings.Count(out, " unchanged\n") != 6 || strings.Count(out, "\n") != 6 {
+		if err != nil || strings.Count(out, " unchanged\n") != 8 || strings.Count(out, "\n") != 8 {
 			t.Errorf("got %v:\n%s", err, out)
 		}
 	}
