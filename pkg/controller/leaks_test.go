@@ -218,7 +218,7 @@ func (w *world) leak(t *testing.T) {
 // observed makes the allocation one that has been a leak candidate since, on a node
 // that is gone.
 func (w *world) observed(since time.Time) {
-	w.observations.note(leaked, observation{uid: "allocation", action: reclaim.Candidate, reason: "pod_gone", prompt: true, since: since})
+	w.observations.note(leaked, observation{uid: "allocation", holder: "container", action: reclaim.Candidate, reason: "pod_gone", prompt: true, since: since})
 }
 
 func (w *world) deletes() (out []clienttesting.DeleteActionImpl) {
