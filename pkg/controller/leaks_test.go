@@ -517,6 +517,17 @@ func TestReclaimConfirms(t *testing.T) {
 	}
 }
 
+// A takeover leaves the UID as it is: the grace is that of the container.
+func TestGraceIsOfOneContainer(t *testing.T) {
+	w := newWorld(t, Options{ReclaimGrace: time.Minute})
+	w.leak(t)
+	since := time.Now().Add(-time.Hour)
+	w.observations.note(leaked, observation{uid: "allocation", holder: "earlier", action: reclaim.Candidate, reason: "pod_gone", prompt: true, since: since})
+	if err := w.leaks.examine(t.Context(), leaked); err != nil || len(w.deletes()) > 0 {
+		t.Errorf("freed by the time of an earlier container: %v, %v", w.deletes(), err)
+	}
+}
+
 func TestReclaimIsSaid(t *testing.T) {
 	w := newWorld(t, Options{})
 	w.leak(t)
