@@ -83,7 +83,7 @@ test-release: build ## Make the release twice, compare the two, and try what is 
 .PHONY: test
 test: build ## Run tests of all packages against the newest API server, in a few minutes; TEST=-race for all of each
 	go test $(TEST) $(TESTFLAGS) ./...
-	@$(with_tests) set -x; go test $(TEST) -count=1 -timeout 20m $(TESTFLAGS) ./...
+	@$(with_tests) set -x; go test $(TEST) -count=1 -timeout 30m $(TESTFLAGS) ./...
 
 # What runs the code in the process of the test; the others start commands.
 RACE_TESTS ?= ./chaos/... ./claim/... ./controller/... ./loss/...
@@ -96,7 +96,7 @@ race: build ## Run the tests with the race detector that it can see anything in;
 .PHONY: test-oldest
 test-oldest: KUBE := $(KUBE_OLDEST)
 test-oldest: build ## Run the tests of the API's behaviour against the oldest supported server; TEST as above
-	@$(with_parts) set -x; go test $(TEST) -count=1 -timeout 20m $(TESTFLAGS) $(API_TESTS)
+	@$(with_parts) set -x; go test $(TEST) -count=1 -timeout 30m $(TESTFLAGS) $(API_TESTS)
 
 .PHONY: test-all
 test-all: ## Run all tests with the race detector, both servers, and make crash: over an hour
