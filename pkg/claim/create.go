@@ -137,8 +137,9 @@ const (
 //  4. Released, without an owner, and its cooldown is over by this node's clock.
 //  5. Reserved, for this pod.
 //
-// Otherwise the address is in use, or kept for others. Only 2 rests on what this node knows. In 3 to 5 no
-// container holds the address, as the record says, so a wrong clock gives nothing twice.
+// Otherwise the address is in use, or kept for others. Only 2 rests on what this node
+// knows. In 3 to 5 no container holds the address, as the record says, so a wrong clock
+// gives nothing twice.
 func (c *Claimer) yields(holder *v1alpha1.IPAllocation, req Request) yielding {
 	if holder == nil {
 		return nobody

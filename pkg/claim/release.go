@@ -164,8 +164,8 @@ func (c *Claimer) endHeld(ctx context.Context, e hint.Entry, at time.Time) (done
 }
 
 // held returns the entry with the UID of the attachment's claim, or without one if another
-// attachment holds the address. It asks the API server only if the create was not answered. Then
-// the claim may be created later: errMayBeCreated.
+// attachment holds the address. It asks the API server only if the create was not answered.
+// Then the claim may be created later: errMayBeCreated.
 func (c *Claimer) held(ctx context.Context, e hint.Entry) (hint.Entry, error) {
 	if e.UID != "" {
 		return e, nil

@@ -143,7 +143,7 @@ func parseNetwork(stdin []byte) (*network, error) {
 	}
 	own := n.IPAM
 	n.IPAM.ConfDir = first(n.IPAM.ConfDir, defaultConfDir)
-	errs = append(errs, n.IPAM.complete(), n.IPAM.checkPaths(), n.IPAM.checkLossGrace(), n.IPAM.checkReleaseCooldown())
+	errs = append(errs, n.IPAM.complete(), n.IPAM.checkPaths(), n.IPAM.checkTimes())
 	n.findDataDirs(own)
 	return n, errors.Join(errs...)
 }
@@ -238,36 +238,29 @@ func (s *Settings) checkPaths() error {
 	return errors.Join(errs...)
 }
 
-// checkLossGrace refuses what is no time, and replaces it by the default.
-func (s *Settings) checkLossGrace() error {
-	if d, err := time.ParseDuration(s.LossGrace); s.LossGrace != "" && (err != nil || d <= 0) {
-		err := fmt.Errorf("ipam.lossGrace: %q is not a time, such as 3m", s.LossGrace)
-		s.LossGrace = ""
-		return err
+// checkTimes refuses what is no time, and replaces it by the default.
+func (s *Settings) checkTimes() error {
+	return errors.Join(
+		checkTime("lossGrace", "a time, such as 3m", &s.LossGrace, func(d time.Duration) bool { return d > 0 }),
+		checkTime("releaseCooldown", "a time from 0s to 24h in whole seconds, such as 90s", &s.ReleaseCooldown, func(d time.Duration) bool {
+			return d >= 0 && d <= v1alpha1.MaxCooldown && d%time.Second == 0
+		}))
+}
+
+// checkTime empties a setting that is not what is wanted, and says so.
+func checkTime(name, want string, setting *string, fits func(time.Duration) bool) error {
+	d, err := time.ParseDuration(*setting)
+	if *setting == "" || err == nil && fits(d) {
+		return nil
 	}
-	return nil
+	err = fmt.Errorf("ipam.%s: %q is not %s", name, *setting, want)
+	*setting = ""
+	return err
 }
 
-// lossGrace returns LossGrace, or 0 if it is empty.
-func (s *Settings) lossGrace() time.Duration {
-	d, _ := time.ParseDuration(s.LossGrace)
-	return d
-}
-
-// checkReleaseCooldown refuses what is no cooldown, and replaces it by none.
-func (s *Settings) checkReleaseCooldown() error {
-	d, err := time.ParseDuration(s.ReleaseCooldown)
-	if s.ReleaseCooldown != "" && (err != nil || d < 0 || d > v1alpha1.MaxCooldown || d%time.Second != 0) {
-		err := fmt.Errorf("ipam.releaseCooldown: %q is not a time from 0s to 24h in whole seconds, such as 90s", s.ReleaseCooldown)
-		s.ReleaseCooldown = ""
-		return err
-	}
-	return nil
-}
-
-// releaseCooldown returns ReleaseCooldown, or 0 if it is empty.
-func (s *Settings) releaseCooldown() time.Duration {
-	d, _ := time.ParseDuration(s.ReleaseCooldown)
+// timeOf returns what a setting says that was checked, or 0 if it is empty.
+func timeOf(setting string) time.Duration {
+	d, _ := time.ParseDuration(setting)
 	return d
 }
 

@@ -212,7 +212,7 @@ func TestSettings(t *testing.T) {
 		if s != want {
 			t.Errorf("settings = %+v\nwant       %+v", s, want)
 		}
-		if got := s.lossGrace(); got != 5*time.Minute {
+		if got := timeOf(s.LossGrace); got != 5*time.Minute {
 			t.Errorf("the grace after a loss is %v", got)
 		}
 	})

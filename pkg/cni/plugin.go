@@ -308,7 +308,7 @@ func (p Plugin) connect(n *network, log *slog.Logger) (*credentials, *claim.Clai
 	return creds, &claim.Claimer{
 		Ledger: ledger.Ledger{Client: client, Namespace: n.IPAM.PoolsNamespace, Node: node},
 		Hint:   hint.Open(n.IPAM.DataDir, site, n.IPAM.PoolsNamespace, log),
-		Log:    log, LossGrace: n.IPAM.lossGrace(), ReleaseCooldown: n.IPAM.releaseCooldown(),
+		Log:    log, LossGrace: timeOf(n.IPAM.LossGrace), ReleaseCooldown: timeOf(n.IPAM.ReleaseCooldown),
 	}, nil
 }
 

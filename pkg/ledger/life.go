@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -83,16 +84,14 @@ func (l *Ledger) releasePatch(c Claimed, at time.Time) []operation {
 	}
 	return append(ops,
 		operation{"add", "/spec/releasedAt", metav1.NewTime(at.UTC())},
-		operation{"add", "/metadata/labels/nv-ipam.nvidia.com~1released", "true"})
+		operation{"add", "/metadata/labels/" + strings.ReplaceAll(v1alpha1.LabelReleased, "/", "~1"), "true"})
 }
 
 // heldStill returns the allocation if its last attachment is still this one, else nil.
 func (l *Ledger) heldStill(ctx context.Context, c Claimed) (*v1alpha1.IPAllocation, error) {
-	now, err := l.Client.IPAllocations(l.Namespace).Get(ctx, c.Name, metav1.GetOptions{})
+	now, err := Existing(l.Client.IPAllocations(l.Namespace).Get(ctx, c.Name, metav1.GetOptions{}))
 	switch {
-	case NotFound(err):
-		return nil, nil
-	case err != nil:
+	case now == nil || err != nil:
 		return nil, err
 	case !Same(&now.Spec, &v1alpha1.IPAllocationSpec{NodeName: l.Node, ContainerID: c.ContainerID, InterfaceName: c.Interface}):
 		return nil, nil

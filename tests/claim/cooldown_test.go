@@ -66,7 +66,8 @@ func TestTakeoverIsARace(t *testing.T) {
 	n := newNode(t, c.ns, "a")
 	addr := n.mustAdd(t, "c1", ippool("p"))
 	n.mustDel(t, "c1")
-	time.Sleep(time.Until(c.get(t, "p."+addr).Spec.ReusableAt())) // the cooldown itself
+	over := c.get(t, "p."+addr).Spec.ReusableAt()
+	rig.Eventually(t, "the cooldown is over", func() bool { return !time.Now().Before(over) })
 	var got atomic.Int32
 	var all sync.WaitGroup
 	for i, name := range []string{"a", "b", "b", "a", "b", "b"} {
