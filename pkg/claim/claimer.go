@@ -94,6 +94,15 @@ func (c *Claimer) Complete(ctx context.Context) error {
 	return err
 }
 
+// Refresh rebuilds the hint, complete or not: another IPAM has served the node meanwhile, and
+// DELs of this project's containers went to it.
+func (c *Claimer) Refresh(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, listTime)
+	defer cancel()
+	_, err := c.rebuild(ctx, time.Now())
+	return err
+}
+
 // rebuild makes the hint complete: afterwards it agrees with a list of the API server
 // that is not older than since. What the API server has lost is written again first. One
 // call of the node lists, the others wait for it. Only the call that lists returns the

@@ -71,6 +71,9 @@ func (c *Claimer) lostHere(domain string, addr netip.Addr, att hint.Attachment) 
 // the latest allocation: if etcd was set back, the latest is not there. It removes
 // nothing from the hint without evidence of a loss, so that an operator who says later
 // that there was one is not too late.
+//
+// It carries out the pending releases as well: on a node without other calls nothing else
+// would.
 func (c *Claimer) Look(ctx context.Context) error {
 	if err := c.recordAll(ctx); err != nil {
 		return err
@@ -79,6 +82,7 @@ func (c *Claimer) Look(ctx context.Context) error {
 	if err := c.settleAll(ctx, held); err != nil {
 		return err
 	}
+	c.retryPending(ctx, maxRetries)
 	if lost, err := c.isLost(ctx, held); err != nil || !lost {
 		return err
 	}

@@ -91,7 +91,7 @@ func (m *migrator) claimAll(ctx context.Context) (*nodeJournal, error) {
 		return nil, err
 	}
 	journal.Finished = nil
-	if err := m.Claimer.Complete(ctx); err != nil { // then what an earlier run claimed may be claimed again
+	if err := m.Claimer.Refresh(ctx); err != nil { // then what an earlier run claimed may be claimed again
 		m.Claimer.Log.Warn("what this node holds cannot be listed", "error", err)
 	}
 	return journal, m.pass(ctx, store, store.Entries, journal)

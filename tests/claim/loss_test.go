@@ -133,6 +133,15 @@ func TestLook(t *testing.T) {
 	c.wantHeld(t, "10.0.0.1", "10.0.0.2", "10.0.0.3")
 	look()
 	wantRequests(t, a, "GET ippools/p", "GET ipallocations/p.10.0.0.2")
+
+	// A release that the API server did not answer is carried out, without another call.
+	a.wire.setLose(down)
+	a.mustDel(t, "z")
+	a.wire.setLose(nil)
+	c.wantHeld(t, "10.0.0.1", "10.0.0.2", "10.0.0.3")
+	a.restart()
+	look()
+	c.wantHeld(t, "10.0.0.1", "10.0.0.2")
 }
 
 // sayLost is an operator who says that allocations of the pool were lost.

@@ -267,7 +267,8 @@ func listAllocations(namespace string) (map[string]v1alpha1.IPAllocation, error)
 	return held, nil
 }
 
-// nothingAllocated waits until nothing is allocated to a pod of the scene.
+// nothingAllocated waits until nothing is allocated to a pod of the scene. A release that the
+// API server was too slow for is carried out within two and a half minutes.
 func (s *scene) nothingAllocated() {
 	s.t.Helper()
 	eventually(s.t, "no allocation in "+s.name, func() error {
