@@ -91,10 +91,17 @@ func (m *migrator) claimAll(ctx context.Context) (*nodeJournal, error) {
 		return nil, err
 	}
 	journal.Finished = nil
-	if err := m.Claimer.Refresh(ctx); err != nil { // then what an earlier run claimed may be claimed again
+	if err := m.Claimer.Complete(ctx); err != nil { // then what an earlier run claimed may be claimed again
 		m.Claimer.Log.Warn("what this node holds cannot be listed", "error", err)
 	}
-	return journal, m.pass(ctx, store, store.Entries, journal)
+	if err := m.pass(ctx, store, store.Entries, journal); err != nil {
+		return journal, err
+	}
+	// Not before: what the hint has, and the API server does not, was not released (released).
+	if err := m.Claimer.Refresh(ctx); err != nil {
+		m.Claimer.Log.Warn("containers that ended under nv-ipam may still be in the hint", "error", err)
+	}
+	return journal, nil
 }
 
 // run claims what the store has, has the plugin's binary switched, and claims
