@@ -99,7 +99,7 @@ func newCluster(t *testing.T) *cluster {
 
 func (c *cluster) carve(t *testing.T, access v1alpha1.PoolAccess) *batch {
 	t.Helper()
-	const nodes = 1000
+	const nodes = 1500 // the longest call has some 200 steps, with six sequels each
 	n := len(c.carved) / 2
 	b := &batch{p: fmt.Sprint("p", n), q: fmt.Sprint("q", n), first: map[string]netip.Addr{}}
 	for i := range nodes {
@@ -508,15 +508,20 @@ func (m *machine) pools(names string) (refs []v1alpha1.PoolReference) {
 	return refs
 }
 
-// forgetLost is what nobody can know: containers of which neither the API server nor the
+// forgetLost is what nobody can know: addresses of which neither the API server nor the
 // node's disk knows anything.
 func (m *machine) forgetLost(t *testing.T) {
 	t.Helper()
-	held := map[string]bool{}
+	held := map[string]string{}
 	for _, a := range m.held(t) {
-		held[a.Spec.ContainerID] = true
+		held[a.Spec.Address] = a.Spec.ContainerID
 	}
-	maps.DeleteFunc(m.live, func(container string, _ []string) bool { return m.lost && !held[container] })
+	for container, addrs := range m.live {
+		m.live[container] = slices.DeleteFunc(addrs, func(addr string) bool { return m.lost && held[addr] != container })
+		if len(m.live[container]) == 0 {
+			delete(m.live, container)
+		}
+	}
 	m.lost = false
 }
 
