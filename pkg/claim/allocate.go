@@ -30,9 +30,10 @@ type Request struct {
 	Pod      v1alpha1.PodReference
 	DeviceID string
 
-	started time.Time       // when the ADD began; zero if that is unknown
-	known   *known          // what the hint has; nil if that is not asked
-	foreign map[string]bool // names of allocations that this node must not create: see hint.Foreign
+	owner   *v1alpha1.AllocationOwner // what keeps the address for the pod; nil if nothing does
+	started time.Time                 // when the ADD began; zero if that is unknown
+	known   *known                    // what the hint has; nil if that is not asked
+	foreign map[string]bool           // names of allocations that this node must not create: see hint.Foreign
 }
 
 // Claim is an address that was claimed, and the block that it belongs to.
@@ -46,7 +47,7 @@ type Claim struct {
 //
 // It usually takes two requests for each pool: one reads the pool's metadata, one
 // creates the allocation. If labels of the node decide, one more reads them every
-// labelsAge.
+// labelsAge. In a sticky pool one reads the pod, and one its allocation.
 //
 // An attachment that already holds an address is asked the same questions again: an ADD
 // that is repeated fails if the pool is not for it any more, and the address stays until
@@ -84,6 +85,9 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 		return nil, err
 	}
 
+	if err := c.setOwner(ctx, &req, views); err != nil {
+		return nil, err
+	}
 	req.known.await(blocks) // before the first create: see setBackBefore
 	claims := make([]Claim, 0, len(blocks))
 	var claimed []hint.Entry

@@ -45,6 +45,8 @@ func (c *Claimer) claimReleased(ctx context.Context, req Request, b *pool.Block,
 		switch {
 		case err != nil:
 			return nil, false, err
+		case holder != nil && c.isHeldBy(holder, req.Attachment):
+			return holder, false, nil
 		case holder == nil:
 			held, created, err = c.Create(ctx, alloc)
 		default:
@@ -87,7 +89,7 @@ func (c *Claimer) unlessYields(ctx context.Context, req Request, alloc, held *v1
 			break
 		}
 		why := c.yields(inUse.Holder, req)
-		if why == none {
+		if why == none || why == nobody && alloc.Spec.IsSticky() { // which has to be reserved first: see claimSticky
 			break
 		}
 		var next error
@@ -133,9 +135,10 @@ const (
 //     node; or it is an earlier sandbox of the same pod, whose ADD began before this one.
 //     A kubelet starts a new sandbox only after it has stopped the earlier one. If the
 //     start of either ADD is unknown, the holder does not yield.
-//  3. Released, and the pod, or the owner, is the same.
+//  3. Released, and the pod is the same; if an owner keeps it, the pod's name. If it is a
+//     workload that keeps an address for each interface of each of its pods, the identity.
 //  4. Released, without an owner, and its cooldown is over by this node's clock.
-//  5. Reserved, for this pod.
+//  5. Reserved, for this pod, or by a workload for this identity.
 //
 // Otherwise the address is in use, or kept for others. Only 2 rests on what this node
 // knows. In 3 to 5 no container holds the address, as the record says, so a wrong clock
@@ -146,6 +149,8 @@ func (c *Claimer) yields(holder *v1alpha1.IPAllocation, req Request) yielding {
 	}
 	s := &holder.Spec
 	switch {
+	case s.IsSticky() && !s.Held() && !req.owns(s):
+		return none
 	case s.Held():
 		if s.NodeName == c.Node && (c.releasePending(holder) || isEarlierSandbox(holder, req)) {
 			return earlierSandbox
@@ -224,6 +229,10 @@ func (c *Claimer) allocation(req Request, b *pool.Block, addr netip.Addr, reques
 	if !req.started.IsZero() {
 		started = &metav1.MicroTime{Time: req.started.UTC()}
 	}
+	var owner *v1alpha1.AllocationOwner
+	if b.Sticky && !requested {
+		owner = req.owner
+	}
 	domain := b.Domain
 	if domain == b.Pool.Name {
 		domain = ""
@@ -244,10 +253,11 @@ func (c *Claimer) allocation(req Request, b *pool.Block, addr netip.Addr, reques
 		DeviceID:      req.DeviceID,
 		Requested:     requested,
 		AddStartedAt:  started,
+		Owner:         owner,
 
 		ReleaseCooldown: cooldown,
 	})
-	if !b.Shared && len(b.Overflow) == 0 && domain == "" { // nobody lists its window
+	if !b.Shared && len(b.Overflow) == 0 && domain == "" && !b.Sticky { // nobody lists its window
 		delete(a.Labels, v1alpha1.LabelWindow)
 	}
 	return a

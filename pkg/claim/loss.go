@@ -230,12 +230,24 @@ func inOrder(a, b hint.Entry) int {
 func (c *Claimer) restoreOne(ctx context.Context, e hint.Entry) (*hint.Entry, error) {
 	spec := e.Record.Spec
 	spec.Restored = true
-	spec.Owner = nil // a node gives an address no owner; who was to keep it, does so after the release
+	if !spec.IsSticky() {
+		spec.Owner = nil // a node gives an address no owner; who was to keep it, does so after the release
+	}
 	again := c.named(e.Name(), spec)
-	made, _, err := c.Create(ctx, again)
+	made, err := c.write(ctx, again)
 	var inUse *ledger.InUseError
-	if errors.As(err, &inUse) && !inUse.Holder.Spec.Held() && (inUse.Holder.Spec.Rests() || sameName(inUse.Holder.Spec.PodRef, spec.PodRef)) { // nobody else has it
-		made, err = c.TakeOver(ctx, inUse.Holder, again)
+	if errors.As(err, &inUse) && inUse.Holder != nil { // unless another attachment holds it, nobody has it
+		switch s := &inUse.Holder.Spec; {
+		case s.Held() && ledger.Same(s, &spec): // this call, or one before, has written it
+			made, err = inUse.Holder, nil
+		case s.Held():
+		case s.IsSticky() && s.IsReserved() && !s.SameIdentity(&spec): // nor has had it
+			if _, err = c.DeleteUnchanged(ctx, inUse.Holder); err == nil {
+				made, err = c.write(ctx, again)
+			}
+		case s.Rests(), s.SameIdentity(&spec), !s.IsSticky() && sameName(s.PodRef, spec.PodRef):
+			made, err = c.TakeOver(ctx, inUse.Holder, again)
+		}
 	}
 	switch {
 	case errors.As(err, &inUse) && inUse.Holder != nil:
@@ -256,6 +268,20 @@ func (c *Claimer) restoreOne(ctx context.Context, e hint.Entry) (*hint.Entry, er
 	}
 	c.Log.Info("wrote a lost allocation again", "address", e.Address, "domain", e.Domain, "container", e.ContainerID, "interface", e.Interface)
 	return &e, nil
+}
+
+// write writes a lost allocation again. Of one that a workload keeps, a node may create only
+// the reservation.
+func (c *Claimer) write(ctx context.Context, again *v1alpha1.IPAllocation) (made *v1alpha1.IPAllocation, err error) {
+	if !again.Spec.IsSticky() {
+		made, _, err = c.Create(ctx, again)
+		return made, err
+	}
+	made, _, err = c.Create(ctx, c.proposal(again.Name, again.Spec))
+	if err == nil {
+		made, err = c.TakeOver(ctx, made, again)
+	}
+	return made, err
 }
 
 // keepLost says why a lost allocation cannot be written again. It does so each time, so
@@ -297,12 +323,17 @@ func (c *Claimer) settle(ctx context.Context, ref v1alpha1.PoolReference, before
 // undoAfterSetBack undoes a create whose answer proves that etcd was set back: the address
 // may be held by somebody whose allocation was lost.
 func (c *Claimer) undoAfterSetBack(ctx context.Context, e hint.Entry) error {
-	c.Log.Warn("resource versions went back: etcd was set back to an earlier state", "address", e.Address, "domain", e.Domain)
 	undone := c.rollBack(ctx, []hint.Entry{e})
 	c.Hint.NotClaimed(e.Unanswered())
+	return errors.Join(c.afterSetBack(ctx, e), undone)
+}
+
+// afterSetBack writes again what was lost, and returns why nothing is claimed.
+func (c *Claimer) afterSetBack(ctx context.Context, e hint.Entry) error {
+	c.Log.Warn("resource versions went back: etcd was set back to an earlier state", "address", e.Address, "domain", e.Domain)
 	_, err := c.rebuild(ctx, time.Now())
 	if err == nil {
 		err = c.awaitOthers()
 	}
-	return errors.Join(fmt.Errorf("claiming %s: %w: etcd was set back to an earlier state", e.Address, ErrRecordLost), err, undone)
+	return errors.Join(fmt.Errorf("claiming %s: %w: etcd was set back to an earlier state", e.Address, ErrRecordLost), err)
 }

@@ -32,12 +32,13 @@ const (
 // tries in turn
 //
 //  1. wanted, if it is valid, and no other address;
-//  2. the address that this attachment already holds: an ADD whose answer was lost is
+//  2. in a sticky pool, for the pod of a workload, the address that it keeps, and no other;
+//  3. the address that this attachment already holds: an ADD whose answer was lost is
 //     repeated, and must not claim a second address;
-//  3. an address that the same pod has released and that rests, as this node's hint says;
-//  4. the node's block, or the whole subnet if the pool has no blocks: first what comes
+//  4. an address that the same pod has released and that rests, as this node's hint says;
+//  5. the node's block, or the whole subnet if the pool has no blocks: first what comes
 //     after the last address that was given there, then all of it;
-//  5. if the pool overflows: the space that is nobody's block, then the whole subnet.
+//  6. if the pool overflows: the space that is nobody's block, then the whole subnet.
 func (c *Claimer) claimOne(ctx context.Context, req Request, v view, wanted netip.Addr) (hint.Entry, error) {
 	b := v.Block
 	if wanted.IsValid() { // 1
@@ -50,17 +51,20 @@ func (c *Claimer) claimOne(ctx context.Context, req Request, v view, wanted neti
 		c.Hint.ClaimingRequested(hint.Entry{Attachment: req.Attachment, Domain: b.Domain, Address: wanted})
 		return c.create(ctx, req, b, wanted, true)
 	}
+	if req.keeps(b) { // 2
+		return c.claimSticky(ctx, req, v)
+	}
 	spaces := append([]*pool.Block{b}, b.Overflow...)
 	addr := req.known.heldIn(b)
 	if !addr.IsValid() {
 		addr = req.known.heldIn(spaces[len(spaces)-1])
 	}
-	if addr.IsValid() { // 2
+	if addr.IsValid() { // 3
 		if e, err := c.create(ctx, req, b, addr, false); !ledger.IsInUse(err) {
 			return e, err
 		}
 	}
-	for _, space := range spaces { // 3
+	for _, space := range spaces { // 4
 		if addr := req.known.restsIn(space); addr.IsValid() {
 			c.Hint.ClaimingRequested(hint.Entry{Attachment: req.Attachment, Domain: b.Domain, Address: addr})
 			if e, err := c.claimReleased(ctx, req, space, addr, nil); !ledger.IsInUse(err) {
@@ -69,7 +73,7 @@ func (c *Claimer) claimOne(ctx context.Context, req Request, v view, wanted neti
 			break
 		}
 	}
-	for i, space := range spaces { // 4, 5
+	for i, space := range spaces { // 5, 6
 		s := &search{
 			Claimer: c, req: req, b: space, version: v.version, space: hint.SpaceOf(b.Pool, i), overflows: i < len(spaces)-1,
 			held: map[netip.Addr]bool{}, releasing: c.beingReleased(space),

@@ -20,7 +20,14 @@ func TestYields(t *testing.T) {
 	now := time.Now()
 	me, another := v1alpha1.PodReference{Namespace: "ns", Name: "me", UID: "u1"}, v1alpha1.PodReference{Namespace: "ns", Name: "other", UID: "u2"}
 	again := v1alpha1.PodReference{Namespace: "ns", Name: "me", UID: "u3"} // a later pod of my name
-	owner := &v1alpha1.AllocationOwner{APIGroup: "apps", Kind: "StatefulSet", Namespace: "ns", Name: "me"}
+	owner := &v1alpha1.AllocationOwner{APIGroup: v1alpha1.GroupName, Kind: v1alpha1.KindIPReservation, Namespace: "ns", Name: "me", UID: "r"}
+	set := &v1alpha1.AllocationOwner{APIGroup: "apps", Kind: "StatefulSet", Namespace: "ns", Name: "set", UID: "s"}
+	namesake := &v1alpha1.AllocationOwner{APIGroup: "apps", Kind: "StatefulSet", Namespace: "ns", Name: "set", UID: "s2"}
+	elsewhere := func(s v1alpha1.IPAllocationSpec, network, ifName string) v1alpha1.IPAllocationSpec {
+		s.NetworkName, s.InterfaceName = network, ifName
+		return s
+	}
+	proposed := v1alpha1.IPAllocationSpec{PodRef: v1alpha1.PodReference{Namespace: "ns", Name: "me"}, InterfaceName: "net1", Owner: set}
 	minute := &metav1.Duration{Duration: time.Minute}
 	held := func(node, container string, pod v1alpha1.PodReference, began time.Time) v1alpha1.IPAllocationSpec {
 		return v1alpha1.IPAllocationSpec{NodeName: node, ContainerID: container, InterfaceName: "net1", PodRef: pod, AddStartedAt: &metav1.MicroTime{Time: began}}
@@ -50,6 +57,11 @@ func TestYields(t *testing.T) {
 		{"another pod, with an owner", func() v1alpha1.IPAllocationSpec { s := held("a", "c0", again, long); s.Owner = owner; return s }(), none},
 		{"3 released by the pod", released(me, now, nil), sameKeeper},
 		{"3 kept for the pod's name", released(again, now, owner), sameKeeper},
+		{"3 kept by my StatefulSet for the pod's name", released(again, now, set), sameKeeper},
+		{"kept by another StatefulSet of the name", released(again, now, namesake), none},
+		{"kept by my StatefulSet for another pod", released(another, now, set), none},
+		{"kept by my StatefulSet for another interface", elsewhere(released(again, now, set), "", "net2"), none},
+		{"kept by my StatefulSet for another network", elsewhere(released(again, now, set), "other", "net1"), none},
 		{"released by a pod of the name", released(again, now, nil), none},
 		{"released by another pod", released(another, now, nil), none},
 		{"released in the future", released(another, now.Add(time.Hour), nil), none},
@@ -57,6 +69,8 @@ func TestYields(t *testing.T) {
 		{"4 has rested", released(another, long, nil), rested},
 		{"5 reserved for the pod", v1alpha1.IPAllocationSpec{PodRef: me}, reservedFor},
 		{"5 reserved for the pod's name", v1alpha1.IPAllocationSpec{PodRef: v1alpha1.PodReference{Namespace: "ns", Name: "me"}}, reservedFor},
+		{"5 reserved by my StatefulSet", proposed, reservedFor},
+		{"reserved by my StatefulSet for another interface", elsewhere(proposed, "", "net2"), none},
 		{"reserved for a pod of the name", v1alpha1.IPAllocationSpec{PodRef: again}, none},
 		{"reserved for another pod", v1alpha1.IPAllocationSpec{PodRef: another}, none},
 		{"reserved for nobody", v1alpha1.IPAllocationSpec{}, none},
@@ -69,7 +83,7 @@ func TestYields(t *testing.T) {
 			if tc.spec.ContainerID == "pending" {
 				c.Hint.Releasing(entryOf(holder))
 			}
-			req := Request{Attachment: hint.Attachment{ContainerID: "c1", Interface: "net1"}, Pod: me, started: now}
+			req := Request{Attachment: hint.Attachment{ContainerID: "c1", Interface: "net1"}, Pod: me, started: now, owner: set}
 			if got := c.yields(holder, req); got != tc.want {
 				t.Errorf("yields %d, want %d", got, tc.want)
 			}

@@ -39,6 +39,7 @@ var refusals = []refusal{
 	{reason: metav1.StatusReasonForbidden, words: `User "system:anonymous" cannot`, advice: "the request had no credentials at all; the user of the current context in that file has none"},
 	{reason: metav1.StatusReasonForbidden, words: "no relationship found between node ", advice: "the API server's node authorizer lets a node read only what belongs to pods that are bound to it"},
 	{reason: metav1.StatusReasonForbidden, words: `" cannot get resource "nodes"`, advice: "a label in poolName, and the nodeSelector of a pool without blocks, need this node's labels; every kubelet may read its own Node object, another user needs get on nodes, as in overlays/serviceaccount"},
+	{reason: metav1.StatusReasonForbidden, words: `" cannot get resource "pods"`, advice: "in a pool with spec.sticky the owner of the pod decides which address it has; every kubelet may read the pods of its node, another user needs get on pods, as in components/persistent-addresses"},
 	{reason: metav1.StatusReasonForbidden, words: `" cannot `, advice: "what that user may do is in ClusterRole " + nodeRole + " and in its RoleBinding in the pools' namespace"},
 	{reason: metav1.StatusReasonForbidden, advice: "an admission plugin of the API server refused it, in the words above"},
 	{reason: metav1.StatusReasonUnauthorized, advice: adviceOnToken},

@@ -35,6 +35,7 @@ func TestAdviceOnRefusal(t *testing.T) {
 		{"webhook away", apierrors.NewInternalError(errors.New(`failed calling webhook "deny.example.com": failed to call webhook: Post`)), "webhook deny.example.com does not answer"},
 		{"RBAC", forbidden(`User "system:node:a" cannot create resource "ipallocations" in API group "nv-ipam.nvidia.com" in the namespace "pools"`), "RoleBinding"},
 		{"RBAC on nodes", apierrors.NewForbidden(schema.GroupResource{Resource: "nodes"}, "a", errors.New(`User "x" cannot get resource "nodes" in API group "" at the cluster scope`)), "needs get on nodes"},
+		{"RBAC on pods", apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, "a", errors.New(`User "x" cannot get resource "pods" in API group "" in the namespace "ml"`)), "needs get on pods"},
 		{"nobody", forbidden(`User "system:anonymous" cannot create resource "ipallocations"`), "no credentials at all"},
 		{"node authorizer", forbidden(`User "system:node:a" cannot get resource "pods" in API group "" in the namespace "x": no relationship found between node 'a' and this object`), "node authorizer"},
 		{"admission plugin", forbidden("annotation is not allowed"), "an admission plugin"},

@@ -222,7 +222,7 @@ func (c *Controller) assemble(recorder record.EventRecorder) ([]cache.DoneChecke
 	client := c.clients.IPAM.NvIpamV1alpha1()
 	allocations := client.IPAllocations(c.opts.Namespace)
 	evidence := &evidence{&c.caches, places}
-	confirmation := &confirmation{c.clients.Kube, c.clients.Metadata, client, c.caches.inDomain, c.caches.keeps}
+	confirmation := &confirmation{c.clients.Kube, c.clients.Metadata, client, c.caches.inDomain, c.caches.keeps, c.caches.pool}
 	c.blocks = &blockReconciler{
 		caches: &c.caches, memories: &c.memories,
 		status: &statusWriter{

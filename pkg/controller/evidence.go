@@ -7,6 +7,9 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -63,6 +66,8 @@ type confirmation struct {
 	inDomain func(domain string) []v1alpha1.PoolReference
 	// keeps reports whether a reservation names the address of an allocation.
 	keeps func(*v1alpha1.IPReservation, *v1alpha1.IPAllocation) bool
+	// pool returns a pool, nil if there is none.
+	pool func(v1alpha1.PoolReference) *pool.Object
 }
 
 // of returns the evidence. Others are the allocations that name the same pod, as the
@@ -112,12 +117,78 @@ func (c *confirmation) pod(ctx context.Context, ref v1alpha1.PodReference) (*rec
 
 // ownerGone confirms that the owner of an allocation does not exist, or keeps the address
 // no more.
-func (c *confirmation) ownerGone(ctx context.Context, a *v1alpha1.IPAllocation) (bool, error) {
-	res, err := ledger.Existing(c.ipam.IPReservations(a.Spec.Owner.Namespace).Get(ctx, a.Spec.Owner.Name, metav1.GetOptions{}))
+func (c *confirmation) ownerGone(ctx context.Context, a *v1alpha1.IPAllocation) (gone bool, err error) {
+	switch owner := a.Spec.Owner; {
+	case a.Spec.IsSticky():
+		gone, err = c.workloadGone(ctx, a)
+	case owner.APIGroup == v1alpha1.GroupName && owner.Kind == v1alpha1.KindIPReservation:
+		var res *v1alpha1.IPReservation
+		res, err = ledger.Existing(c.ipam.IPReservations(owner.Namespace).Get(ctx, owner.Name, metav1.GetOptions{}))
+		gone = res == nil || res.UID != owner.UID || !c.keeps(res, a)
+	}
 	if err != nil {
 		return false, fmt.Errorf("confirm that the owner is gone: %w", err)
 	}
-	return res == nil || res.UID != a.Spec.Owner.UID || !c.keeps(res, a), nil
+	return gone, nil
+}
+
+// workloadGone reports whether the StatefulSet that keeps an address is gone, or being
+// deleted, or was scaled down to fewer pods if the pool says that it keeps none then; or the
+// pool is not sticky any more.
+func (c *confirmation) workloadGone(ctx context.Context, a *v1alpha1.IPAllocation) (bool, error) {
+	owner := a.Spec.Owner
+	set, err := ledger.Existing(c.kube.AppsV1().StatefulSets(owner.Namespace).Get(ctx, owner.Name, metav1.GetOptions{}))
+	switch {
+	case err != nil:
+		return false, err
+	case set == nil || set.UID != owner.UID || set.DeletionTimestamp != nil: // what is being deleted starts no pods
+		return true, nil
+	}
+	p := c.pool(a.Spec.PoolRef)
+	switch {
+	case p == nil: // it may come again
+		return false, nil
+	case !p.Sticky:
+		return true, nil
+	case p.StickyWhenScaled != v1alpha1.StickyDelete:
+		return false, nil
+	}
+	text, _ := strings.CutPrefix(a.Spec.PodRef.Name, owner.Name+"-")
+	ordinal, err := strconv.ParseInt(text, 10, 32)
+	if err != nil {
+		return false, nil // no pod of a StatefulSet has such a name: it is let alone
+	}
+	first := int64(0)
+	if set.Spec.Ordinals != nil {
+		first = int64(set.Spec.Ordinals.Start)
+	}
+	replicas := int64(1) // what the API server sets if it is not set
+	if set.Spec.Replicas != nil {
+		replicas = int64(*set.Spec.Replicas)
+	}
+	return ordinal < first || ordinal >= first+replicas, nil
+}
+
+// keptByNobody confirms that nothing keeps an allocation that no container holds. Others are
+// the allocations that name the same pod, as the cache has them.
+func (c *confirmation) keptByNobody(ctx context.Context, a *v1alpha1.IPAllocation, others []*v1alpha1.IPAllocation) (bool, error) {
+	if a.Spec.Owner == nil || a.Spec.IsSticky() && a.Spec.IsReserved() && time.Since(a.CreationTimestamp.Time) >= proposalAge {
+		return true, nil
+	}
+	if gone, err := c.ownerGone(ctx, a); err != nil || gone {
+		return gone, err
+	}
+	e := reclaim.Evidence{Others: others}
+	instead := e.Instead(a)
+	if instead == nil {
+		return false, nil
+	}
+	now, err := ledger.Existing(c.ipam.IPAllocations(a.Namespace).Get(ctx, instead.Name, metav1.GetOptions{}))
+	if err != nil || now == nil {
+		return false, err
+	}
+	e.Others = []*v1alpha1.IPAllocation{now}
+	return e.Instead(a) != nil, nil
 }
 
 func (c *confirmation) node(ctx context.Context, name string) (*reclaim.Node, error) {

@@ -25,6 +25,9 @@ import (
 // reasonReclaimed is the reason of the event about a reclaimed address.
 const reasonReclaimed = "Reclaimed"
 
+// proposalAge is how old a workload's reservation is when no ADD can be about to take it.
+const proposalAge = 10 * time.Minute
+
 // leakReconciler frees the addresses that no container holds any more. What is leaked is
 // decided in pkg/reclaim.
 type leakReconciler struct {
@@ -54,6 +57,19 @@ func (r *leakReconciler) examine(ctx context.Context, key string) error {
 	e := r.evidence.of(a)
 	if e.Unplaced(a) {
 		r.locate(a.Spec.NodeName)
+	}
+	if !a.Spec.Held() && a.Spec.IsSticky() { // StatefulSets are not watched
+		gone, err := r.confirmation.ownerGone(ctx, a)
+		if err != nil {
+			return err
+		}
+		e.OwnerGone = gone
+		if a.Spec.IsReserved() {
+			wait := time.Until(a.CreationTimestamp.Add(proposalAge))
+			if e.Untaken = wait <= 0; !e.Untaken {
+				r.later(key, wait)
+			}
+		}
 	}
 	now := time.Now()
 	if wait := r.observations.cooling(key, a, now); wait > 0 {
@@ -163,10 +179,8 @@ func (r *leakReconciler) free(ctx context.Context, a *v1alpha1.IPAllocation, cac
 
 // end deletes an allocation that no container holds and nothing keeps any more.
 func (r *leakReconciler) end(ctx context.Context, a *v1alpha1.IPAllocation, v reclaim.Verdict) error {
-	if a.Spec.Owner != nil {
-		if gone, err := r.confirmation.ownerGone(ctx, a); err != nil || !gone {
-			return err
-		}
+	if confirmed, err := r.confirmation.keptByNobody(ctx, a, r.evidence.others(a)); err != nil || !confirmed {
+		return err
 	}
 	err := r.delete(ctx, a)
 	if apierrors.IsNotFound(err) {

@@ -520,8 +520,8 @@ func TestPoolViews(t *testing.T) {
 	must(t, err)
 	for name, text := range map[string]string{
 		"half a file":     string(whole[:len(whole)/2]),
-		"earlier format":  strings.Replace(string(whole), `"format":5`, `"format":4`, 1),
-		"without format":  strings.Replace(string(whole), `"format":5,`, ``, 1),
+		"earlier format":  strings.Replace(string(whole), `"format":6`, `"format":5`, 1),
+		"without format":  strings.Replace(string(whole), `"format":6,`, ``, 1),
 		"of another pool": strings.Replace(string(whole), `"name":"p"`, `"name":"q"`, 1),
 	} {
 		must(t, os.WriteFile(h.path("pools", "ippool.p.json"), []byte(text), 0o600))

@@ -132,6 +132,23 @@ func (l *Ledger) Delete(ctx context.Context, name string, uid types.UID) (replac
 	return replaced, err
 }
 
+// DeleteUnchanged deletes an allocation if nobody has changed it since it was read. gone is
+// false if somebody has, and true if it does not exist any more.
+func (l *Ledger) DeleteUnchanged(ctx context.Context, a *v1alpha1.IPAllocation) (gone bool, err error) {
+	err = Retry(ctx, func(ctx context.Context) error {
+		err := l.Client.IPAllocations(l.Namespace).Delete(ctx, a.Name, metav1.DeleteOptions{
+			Preconditions: &metav1.Preconditions{UID: &a.UID, ResourceVersion: &a.ResourceVersion},
+		})
+		changed := apierrors.IsConflict(err) && !apierrors.IsUnexpectedServerError(err)
+		gone = !changed
+		if changed || NotFound(err) {
+			return nil
+		}
+		return err
+	})
+	return gone, err
+}
+
 // OfNode lists what this node holds. What was created before `at` is in the list, if
 // it has not been deleted. version is the resource version of the list, 0 if it is not a
 // number. This is the most expensive request: the API server looks at

@@ -176,6 +176,7 @@ func TakeoverPatch(holder, alloc *v1alpha1.IPAllocation) ([]byte, error) {
 	for key, value := range alloc.Labels {
 		named[key] = value
 	}
+	delete(named, v1alpha1.LabelOwner) // stays with the owner
 	named[v1alpha1.LabelPool] = v1alpha1.LabelValue(holder.Spec.PoolRef.Name)
 	return json.Marshal(map[string]any{
 		"metadata": map[string]any{"resourceVersion": holder.ResourceVersion, "labels": named},
@@ -192,18 +193,37 @@ func fields(spec *v1alpha1.IPAllocationSpec) (out map[string]any, err error) {
 }
 
 // Released lists the allocations of a pool that are released.
-func (l *Ledger) Released(ctx context.Context, poolName string) (all []v1alpha1.IPAllocation, err error) {
-	selector := labels.Set{v1alpha1.LabelReleased: "true", v1alpha1.LabelPool: v1alpha1.LabelValue(poolName)}.String()
+func (l *Ledger) Released(ctx context.Context, poolName string) ([]v1alpha1.IPAllocation, error) {
+	selector := labels.Set{v1alpha1.LabelReleased: "true", v1alpha1.LabelPool: v1alpha1.LabelValue(poolName)}
+	all, err := l.list(ctx, selector, (*v1alpha1.IPAllocationSpec).Released)
+	if err != nil {
+		return nil, fmt.Errorf("listing the released addresses of pool %s: %w", poolName, err)
+	}
+	return all, nil
+}
+
+// OfIdentity lists the allocations of the same sticky identity as one.
+func (l *Ledger) OfIdentity(ctx context.Context, spec *v1alpha1.IPAllocationSpec) ([]v1alpha1.IPAllocation, error) {
+	selector := labels.Set{v1alpha1.LabelOwner: v1alpha1.OwnerLabel(spec.Owner.UID)}
+	all, err := l.list(ctx, selector, spec.SameIdentity)
+	if err != nil {
+		return nil, fmt.Errorf("listing the addresses that %s %s/%s keeps: %w", spec.Owner.Kind, spec.Owner.Namespace, spec.Owner.Name, err)
+	}
+	return all, nil
+}
+
+// list lists the allocations with these labels that are meant: a label may be wrong.
+func (l *Ledger) list(ctx context.Context, selector labels.Set, meant func(*v1alpha1.IPAllocationSpec) bool) (all []v1alpha1.IPAllocation, err error) {
 	err = Retry(ctx, func(context.Context) error { // the list has all the time of ctx
 		all = all[:0]
-		opts := metav1.ListOptions{LabelSelector: selector, Limit: pageSize}
+		opts := metav1.ListOptions{LabelSelector: selector.String(), Limit: pageSize}
 		for {
 			page, err := l.Client.IPAllocations(l.Namespace).List(ctx, opts)
 			if err != nil {
 				return err
 			}
 			for _, a := range page.Items {
-				if a.Spec.Released() { // the label may be wrong
+				if meant(&a.Spec) {
 					all = append(all, a)
 				}
 			}
@@ -212,8 +232,5 @@ func (l *Ledger) Released(ctx context.Context, poolName string) (all []v1alpha1.
 			}
 		}
 	})
-	if err != nil {
-		return nil, fmt.Errorf("listing the released addresses of pool %s: %w", poolName, err)
-	}
-	return all, nil
+	return all, err
 }

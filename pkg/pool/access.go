@@ -32,6 +32,8 @@ type access struct {
 	// ReleaseCooldown is how long addresses rest after their release; nil if the pool does
 	// not say.
 	ReleaseCooldown *metav1.Duration `json:"releaseCooldown,omitempty"`
+	// Sticky is true if the pods of StatefulSets keep their addresses.
+	Sticky bool `json:"sticky,omitempty"`
 }
 
 // maxEntries is how many entries a list has room for that only this project's pools have.
@@ -59,7 +61,14 @@ func (c *checker) access(in v1alpha1.PoolAccess) access {
 	if d := in.ReleaseCooldown; d != nil && (d.Duration < 0 || d.Duration > v1alpha1.MaxCooldown || d.Duration%time.Second != 0) {
 		c.invalid(spec.Child("releaseCooldown"), d.Duration.String(), "must be from 0s to 24h, in whole seconds")
 	}
-	return access{AllowedNamespaces: in.AllowedNamespaces, Disabled: in.Disabled, ReleaseCooldown: in.ReleaseCooldown}
+	for i, kind := range in.Sticky {
+		oneOf(c, spec.Child("sticky").Index(i), kind, v1alpha1.StickyStatefulSet)
+	}
+	oneOf(c, spec.Child("stickyWhenScaled"), in.StickyWhenScaled, v1alpha1.StickyRetain, v1alpha1.StickyDelete)
+	if in.StickyWhenScaled != "" && len(in.Sticky) == 0 {
+		c.invalid(spec.Child("stickyWhenScaled"), in.StickyWhenScaled, "cannot be set if spec.sticky is not set")
+	}
+	return access{AllowedNamespaces: in.AllowedNamespaces, Disabled: in.Disabled, ReleaseCooldown: in.ReleaseCooldown, Sticky: len(in.Sticky) > 0}
 }
 
 func (c *checker) atMost(path *field.Path, n int) {

@@ -71,6 +71,17 @@ func (b *Block) RandomAddress() netip.Addr {
 	return a
 }
 
+// Home returns the usable address at which the search for an identity's own one begins: the
+// same on every node, as long as the pool's specification is. It is zero if there is none.
+func (b *Block) Home(identity string) netip.Addr {
+	o := b.order()
+	if o.size == 0 {
+		return netip.Addr{}
+	}
+	sum := sha256.Sum256([]byte(identity))
+	return o.at(binary.BigEndian.Uint64(sum[:]) % o.size)
+}
+
 // EndOfRun returns the last address of the run that a lies in: the candidates after it are
 // those of the next run. Who collides in a run has met another node there.
 func (b *Block) EndOfRun(a netip.Addr) netip.Addr {

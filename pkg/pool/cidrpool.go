@@ -87,6 +87,9 @@ func fromCIDRPool(obj *v1alpha1.CIDRPool) (*Pool, field.ErrorList) {
 		layout:   layout,
 		access:   c.access(obj.Spec.PoolAccess),
 	}
+	if len(obj.Spec.Sticky) > 0 || obj.Spec.StickyWhenScaled != "" {
+		c.invalid(spec.Child("sticky"), obj.Spec.Sticky, "is only for IPPools: an address of a CIDRPool belongs to a node, and a pod may come up on another one")
+	}
 	c.common(p, cidr, obj.Spec.Exclusions, obj.Spec.Routes, obj.Spec.DefaultGateway, obj.Spec.GatewayIndex != nil, "gatewayIndex")
 	if cidr.IsValid() && (bits < max(cidr.Bits(), 1) || bits > cidr.Addr().BitLen()) {
 		c.invalid(spec.Child("perNodeNetworkPrefix"), bits, "must be at least the prefix length of cidr and at most the length of an address")

@@ -34,6 +34,7 @@ func (p *Pool) BlockOf(current []Assignment, node string) (b *Block, ok bool) {
 	if p.Shared {
 		b = p.sharedBlock(p.whole(), node)
 		b.NodeSelector = p.terms
+		b.Whole = p.sticky(node)
 		return b, true
 	}
 	a, fits, ok := p.assignmentOf(current, node)
@@ -45,7 +46,16 @@ func (p *Pool) BlockOf(current []Assignment, node string) (b *Block, ok bool) {
 	if p.Overflow {
 		b.Overflow = p.overflow(current, node)
 	}
+	b.Whole = p.sticky(node)
 	return b, true
+}
+
+// sticky returns the space of the pods that keep their addresses, nil if none do.
+func (p *Pool) sticky(node string) *Block {
+	if !p.access.Sticky {
+		return nil
+	}
+	return p.sharedBlock(p.whole(), node)
 }
 
 // assignmentOf returns the block from which a node hands out addresses, and whether it

@@ -33,11 +33,15 @@ func ipObject(obj any) *Object {
 		return nil
 	}
 	o := &Object{
-		Ref:         v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: p.Name},
-		Meta:        &p.ObjectMeta,
-		Status:      &p.Status.PoolStatus,
-		Spec:        p.Spec,
-		Disabled:    p.Spec.Disabled,
+		Ref:      v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: p.Name},
+		Meta:     &p.ObjectMeta,
+		Status:   &p.Status.PoolStatus,
+		Spec:     p.Spec,
+		Disabled: p.Spec.Disabled,
+
+		Sticky:           len(p.Spec.Sticky) > 0,
+		StickyWhenScaled: p.Spec.StickyWhenScaled,
+
 		Domain:      domainOf(p.Name, p.Spec.PoolAccess),
 		Subnet:      p.Spec.Subnet,
 		parse:       func() (*Pool, field.ErrorList) { return fromIPPool(p) },
@@ -92,6 +96,9 @@ func fromIPPool(obj *v1alpha1.IPPool) (*Pool, field.ErrorList) {
 	}
 	if obj.Spec.Overflow != "" && len(obj.Spec.PerNodeExclusions) > 0 {
 		c.invalid(spec.Child("overflow"), obj.Spec.Overflow, "cannot be set together with spec.perNodeExclusions: a node that goes on in another node's block would need that one's")
+	}
+	if len(obj.Spec.Sticky) > 0 && len(obj.Spec.PerNodeExclusions) > 0 {
+		c.invalid(spec.Child("sticky"), obj.Spec.Sticky, "cannot be set together with spec.perNodeExclusions: an address that a pod keeps lies in whoever's block, and would need that one's")
 	}
 	if len(c.errs) > 0 {
 		return nil, c.errs

@@ -50,6 +50,10 @@ type Object struct {
 	Domain string
 	// Disabled is spec.disabled.
 	Disabled bool
+	// Sticky is true if the pods of workloads keep their addresses. StickyWhenScaled is
+	// spec.stickyWhenScaled.
+	Sticky           bool
+	StickyWhenScaled v1alpha1.StickyRetention
 	// Subnet is all that the pool may hand out, as the specification has it, unchecked.
 	Subnet string
 	// Spec is the specification, to be written as JSON.
@@ -102,7 +106,11 @@ func (o *Object) Held(inDomain []*v1alpha1.IPAllocation) iter.Seq[Held] {
 			if err != nil || a.Spec.PoolRef != o.Ref && !subnet.Contains(addr) {
 				continue
 			}
-			if !yield(Held{Node: a.Spec.NodeName, Addr: addr, Requested: a.Spec.Requested, Elsewhere: a.Spec.PoolRef != o.Ref, Rests: a.Spec.Rests()}) {
+			node := a.Spec.NodeName
+			if a.Spec.IsSticky() { // of the whole subnet, and of no node's block
+				node = ""
+			}
+			if !yield(Held{Node: node, Addr: addr, Requested: a.Spec.Requested, Elsewhere: a.Spec.PoolRef != o.Ref, Rests: a.Spec.Rests()}) {
 				return
 			}
 		}

@@ -27,6 +27,20 @@ type Evidence struct {
 	// OwnerGone is true if the owner of an allocation does not exist, or keeps the address
 	// no more.
 	OwnerGone bool
+	// Untaken is true if a workload has reserved an address so long ago that the ADD which
+	// was to take it has ended.
+	Untaken bool
+}
+
+// Instead returns the address that a workload keeps for a pod instead of one that no container
+// holds, nil if there is none: one that a container of the pod has.
+func (e *Evidence) Instead(a *v1alpha1.IPAllocation) *v1alpha1.IPAllocation {
+	for _, o := range e.Others {
+		if o.Name != a.Name && !a.Spec.Held() && o.Spec.SameIdentity(&a.Spec) && o.Spec.Held() {
+			return o
+		}
+	}
+	return nil
 }
 
 // Pod is what the API has of a pod.

@@ -40,6 +40,8 @@ import (
 //     the cooldown is over                                     Delete
 //     an owner keeps it                                        Keep
 //     the owner is gone, or keeps it no more; so also of 1     Delete
+//     a workload's pod holds another one; also of 1            Delete
+//     a workload reserved it, and no container took it; of 1   Delete
 //
 // A leak candidate is freed if it was one twice, a grace period apart, is older than
 // that, and the API server confirms everything that the verdict rests on. The grace
@@ -78,6 +80,8 @@ const (
 
 	cooldownOver = "cooldown_over"
 	ownerGone    = "owner_gone"
+	superseded   = "superseded"
+	untaken      = "untaken"
 
 	podEnded        = "pod_ended"
 	podElsewhere    = "pod_elsewhere"
@@ -96,7 +100,7 @@ const (
 // The reasons of each action, sorted.
 var (
 	HoldReasons      = []string{nodeNotReady, nodeUnreachable, podUnknown, reclaimDisabled, sandboxUnclear}
-	DeleteReasons    = []string{cooldownOver, ownerGone}
+	DeleteReasons    = []string{cooldownOver, ownerGone, superseded, untaken}
 	CandidateReasons = []string{podElsewhere, podEnded, podGone, podInvalid, podReplaced, sandboxReplaced}
 )
 
@@ -133,6 +137,10 @@ func notHeld(a *v1alpha1.IPAllocation, e Evidence) Verdict {
 	switch owner := a.Spec.Owner; {
 	case owner != nil && e.OwnerGone:
 		return Verdict{Action: Delete, Reason: ownerGone, Message: owner.Kind + " " + owner.Name + " keeps it no more"}
+	case e.Instead(a) != nil:
+		return Verdict{Action: Delete, Reason: superseded, Message: owner.Kind + " " + owner.Name + " keeps " + e.Instead(a).Spec.Address + " for the pod"}
+	case owner != nil && e.Untaken && a.Spec.IsReserved():
+		return Verdict{Action: Delete, Reason: untaken, Message: "no container has taken what was reserved for " + owner.Kind + " " + owner.Name}
 	case !a.Spec.Released() && owner != nil:
 		return Verdict{Action: Keep, Reason: inUse, Message: "reserved by " + owner.Kind + " " + owner.Name}
 	case !a.Spec.Released():

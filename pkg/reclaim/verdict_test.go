@@ -95,6 +95,18 @@ func ended(p *Pod)                       { p.Ended = true }
 func node(state NodeState) *Node { return &Node{Created: metav1.NewTime(before), State: state} }
 
 // evidence that names other allocations of the pod's name.
+// sticky is an allocation that a StatefulSet keeps for a pod of its.
+func sticky(a *v1alpha1.IPAllocation) {
+	a.Spec.Owner = &v1alpha1.AllocationOwner{APIGroup: "apps", Kind: "StatefulSet", Namespace: "default", Name: "web", UID: "s"}
+}
+
+func reservedOnly(a *v1alpha1.IPAllocation) { a.Spec.ContainerID = "" }
+
+// another is the allocation of another address.
+func another(addr string) change {
+	return func(a *v1alpha1.IPAllocation) { a.Name, a.Spec.Address = "pool1."+addr, addr }
+}
+
 func (e Evidence) with(others ...*v1alpha1.IPAllocation) Evidence {
 	e.Others = others
 	return e
@@ -126,6 +138,17 @@ func TestDecide(t *testing.T) {
 		{"9 has rested, reclaim is disabled", allocation(restsFor(time.Hour)), Evidence{Rested: true, OptOut: off}, Delete, cooldownOver, false},
 		{"9 kept for an owner", allocation(restsFor(time.Hour), owned), Evidence{Node: up, Rested: true}, Keep, kept, false},
 		{"9 its owner is gone", allocation(restsFor(time.Hour), owned), Evidence{Node: up, OwnerGone: true}, Delete, ownerGone, false},
+		{"1 a workload reserved it", allocation(sticky, reservedOnly), Evidence{Node: up}, Keep, inUse, false},
+		{"1 a workload reserved it, and keeps another one", allocation(sticky, reservedOnly), Evidence{Node: up}.with(allocation(sticky, another("10.0.0.2"), restsFor(time.Hour))), Keep, inUse, false},
+		{"1 a workload reserved it, and nobody took it", allocation(sticky, reservedOnly), Evidence{Node: up, Untaken: true}, Delete, untaken, false},
+		{"9 a workload keeps what was taken", allocation(sticky, restsFor(time.Hour)), Evidence{Node: up, Untaken: true}, Keep, kept, false},
+		{"1 a workload reserved it, and holds another one", allocation(sticky, reservedOnly), Evidence{Node: up}.with(allocation(sticky, another("10.0.0.2"))), Delete, superseded, false},
+		{"1 a workload reserved two", allocation(sticky, reservedOnly), Evidence{Node: up}.with(allocation(sticky, another("10.0.0.2"), reservedOnly)), Keep, inUse, false},
+		{"1 it keeps another one for another interface", allocation(sticky, reservedOnly), Evidence{Node: up}.with(allocation(sticky, another("10.0.0.2"), func(a *v1alpha1.IPAllocation) { a.Spec.InterfaceName = "net2" })), Keep, inUse, false},
+		{"9 a workload keeps it, and holds another one", allocation(sticky, restsFor(time.Hour)), Evidence{Node: up}.with(allocation(sticky, another("10.0.0.2"))), Delete, superseded, false},
+		{"9 a workload keeps two", allocation(sticky, restsFor(time.Hour)), Evidence{Node: up}.with(allocation(sticky, another("10.0.0.2"), restsFor(time.Hour))), Keep, kept, false},
+		{"9 a workload keeps it, and holds another one of another pool", allocation(sticky, restsFor(time.Hour)), Evidence{Node: up}.with(allocation(sticky, another("10.0.0.2"), func(a *v1alpha1.IPAllocation) { a.Spec.PoolRef.Name = "q" })), Keep, kept, false},
+		{"3 held by a workload's pod", allocation(sticky), alive, Keep, inUse, false},
 		{"2 held with a cooldown, a sandbox that was released is no later one", allocation(), alive.with(allocation(other, later, restsFor(time.Hour))), Keep, inUse, false},
 		{"7 held with a cooldown and an owner that is gone", allocation(owned), Evidence{Node: up, OwnerGone: true}, Candidate, podGone, false},
 

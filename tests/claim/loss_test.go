@@ -147,7 +147,13 @@ func TestLook(t *testing.T) {
 // sayLost is an operator who says that allocations of the pool were lost.
 func (c *cluster) sayLost(t *testing.T) {
 	t.Helper()
-	patch := `{"metadata":{"annotations":{"` + v1alpha1.AnnotationRecordLost + `":"now"}}}`
+	c.sayLostBy(t, "now")
+}
+
+// sayLostBy does so with a word.
+func (c *cluster) sayLostBy(t *testing.T, word string) {
+	t.Helper()
+	patch := `{"metadata":{"annotations":{"` + v1alpha1.AnnotationRecordLost + `":"` + word + `"}}}`
 	if _, err := c.client.IPPools(c.ns).Patch(t.Context(), "p", types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}

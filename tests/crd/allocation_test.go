@@ -170,8 +170,8 @@ func TestCreateAllocation(t *testing.T) {
 		{name: "no address", edit: func(a *alloc) { a.Name, a.Spec.Address = "pool1.x", "" }, says: "spec.address"},
 		{name: "unknown kind of pool", edit: func(a *alloc) { a.Spec.PoolRef.Kind = "Pool" }, says: "spec.poolRef.kind"},
 		{name: "no pool", edit: func(a *alloc) { a.Spec.PoolRef.Name = "" }, says: "spec.poolRef.name"},
-		{name: "container without interface", edit: func(a *alloc) { a.Spec.InterfaceName = "" }, says: "containerID and interfaceName go together"},
-		{name: "interface without container", edit: func(a *alloc) { a.Spec.ContainerID = "" }, says: "containerID and interfaceName go together"},
+		{name: "container without interface", edit: func(a *alloc) { a.Spec.InterfaceName = "" }, says: "an attachment has an interfaceName"},
+		{name: "interface without container", edit: func(a *alloc) { a.Spec.ContainerID = "" }},
 		{name: "UID of a static pod", edit: func(a *alloc) { a.Spec.PodRef.UID = "0123456789abcdef0123456789abcdef" }},
 		{name: "no UID", edit: func(a *alloc) { a.Spec.PodRef.UID = "" }},
 		{name: "longest of everything", edit: func(a *alloc) { *a = *longest() }},
@@ -271,7 +271,7 @@ func TestUpdateAllocation(t *testing.T) {
 		{name: "a reservation of another start of an ADD is taken up", from: started(reserved(), 1), edit: func(a *alloc) { a.Spec = started(attached(), 2).Spec }},
 		{name: "a reservation is taken up for another address", from: reserved(), edit: func(a *alloc) { a.Spec = attached().Spec; a.Spec.Address = "10.0.0.6" }, says: immutable},
 		{name: "a reservation is given to another pod", from: reserved(), edit: func(a *alloc) { a.Spec.PodRef.Name = "pod2" }},
-		{name: "a reservation is taken up in part", from: reserved(), edit: func(a *alloc) { a.Spec.NodeName, a.Spec.ContainerID = "node1", "c1" }, says: "containerID and interfaceName go together"},
+		{name: "a reservation is taken up in part", from: reserved(), edit: func(a *alloc) { a.Spec.NodeName, a.Spec.ContainerID = "node1", "c1" }, says: "an attachment has an interfaceName"},
 		{name: "a reservation is taken up on no node", from: reserved(), edit: func(a *alloc) { a.Spec.ContainerID, a.Spec.InterfaceName = "c1", "net1" }, says: "an attachment has a nodeName"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -74,3 +74,68 @@ spec:
 	}
 	failure(t, s.name, "thief", "10.45.0.7 is released at ")
 }
+
+// The pods of a StatefulSet have their addresses again: after a restart, on another node, and
+// after a scale-down and up, during which kubectl shows them. They are free when it goes.
+func TestStatefulSet(t *testing.T) {
+	s := newScene(t)
+	s.customPool("IPPool", "members", "subnet: 10.46.0.0/16\n  perNodeBlockSize: 64\n  sticky: [StatefulSet]")
+	s.network("members", `"poolName": "members"`)
+	apply(t, fmt.Sprintf(`apiVersion: apps/v1
+kind: StatefulSet
+metadata:
+  name: member
+  namespace: %s
+spec:
+  serviceName: member
+  podManagementPolicy: Parallel
+  replicas: 3
+  selector:
+    matchLabels: {app: member}
+  template:
+    metadata:
+      labels: {app: member}
+      annotations:
+        k8s.v1.cni.cncf.io/networks: members
+    spec:%s`, s.name, strings.ReplaceAll(fmt.Sprintf(podSpec, onNode("kind-worker")), "\n    ", "\n      ")))
+	has := map[string]string{}
+	same := func(step, node string) {
+		t.Helper()
+		defer phase(t.Name() + " " + step)()
+		kubectl(t, "rollout", "status", "-n", s.name, "--timeout=3m", "statefulset/member")
+		for i := range 3 {
+			pod := fmt.Sprintf("member-%d", i)
+			s.running(pod)
+			addr := s.addresses(pod, "net1")[0]
+			if before := has[pod]; before != "" && before != addr {
+				t.Errorf("%s: %s has %s, and had %s", step, pod, addr, before)
+			}
+			has[pod] = addr
+			if on := kubectl(t, "get", "pod", "-n", s.name, pod, "-o", "jsonpath={.spec.nodeName}"); on != node {
+				t.Errorf("%s: %s is on %s", step, pod, on)
+			}
+		}
+		if held := s.held(); len(held) != 3 {
+			t.Errorf("%s: allocated %v", step, held)
+		}
+	}
+	same("start", "kind-worker")
+	kubectl(t, "delete", "pod", "-n", s.name, "member-1", "--timeout=3m")
+	same("restart", "kind-worker")
+	kubectl(t, "patch", "statefulset", "-n", s.name, "member", "--type=merge", "-p", `{"spec":{"template":{"spec":{"nodeSelector":{"kubernetes.io/hostname":"kind-worker2"}}}}}`)
+	same("move", "kind-worker2")
+	kubectl(t, "scale", "statefulset", "-n", s.name, "member", "--replicas=0")
+	kubectl(t, "wait", "-n", s.name, "--for=delete", "--timeout=3m", "pod/member-0", "pod/member-1", "pod/member-2")
+	eventually(t, "the addresses are kept", func() error {
+		out, err := c.Kubectl(t.Context(), "get", "ipallocations", "-n", poolsNamespace, "-l", "nv-ipam.nvidia.com/released", "-o", "wide", "--no-headers")
+		for _, addr := range has {
+			if err == nil && !strings.Contains(out, addr+" ") {
+				err = fmt.Errorf("kubectl get shows %q without %s", out, addr)
+			}
+		}
+		return err
+	})
+	kubectl(t, "scale", "statefulset", "-n", s.name, "member", "--replicas=3")
+	same("scale", "kind-worker2")
+	kubectl(t, "delete", "statefulset", "-n", s.name, "member", "--timeout=3m")
+}

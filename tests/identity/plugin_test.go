@@ -5,6 +5,7 @@ package identity
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -12,6 +13,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"os"
 	"os/exec"
@@ -21,6 +23,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	apitypes "k8s.io/apimachinery/pkg/types"
@@ -243,6 +246,83 @@ func TestLabelsOfTheOwnNode(t *testing.T) {
 	if env.Minor >= nodesApartMinor && !apierrors.IsForbidden(err) {
 		t.Errorf("another node's labels: %v", err)
 	}
+}
+
+// In a sticky pool a node reads its own pod as a kubelet may, and the pod has its address on
+// another node again. Another user needs a right more than the role gives, and is told so.
+func TestStickyOnTwoNodes(t *testing.T) {
+	c := newCluster(t)
+	rig.IPPool(t, c.IPAM, c.NS, "p", v1alpha1.IPPoolSpec{
+		Subnet: "10.0.0.0/24", PerNodeBlockSize: 16, PoolAccess: v1alpha1.PoolAccess{Sticky: []v1alpha1.StickyKind{v1alpha1.StickyStatefulSet}},
+	}, "a", "b")
+	c.account(t, pluginAccount, role)
+	yes, now := true, int64(0)
+	start := func(node string) *corev1.Pod {
+		_ = c.Kube.CoreV1().Pods(c.NS).Delete(t.Context(), "web-0", metav1.DeleteOptions{GracePeriodSeconds: &now})
+		pod, err := c.Kube.CoreV1().Pods(c.NS).Create(t.Context(), &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Name: "web-0", OwnerReferences: []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "StatefulSet", Name: "web", UID: "s", Controller: &yes}}},
+			Spec:       corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: "c", Image: "none"}}},
+		}, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pod
+	}
+	run := func(h *host, verb string, pod *corev1.Pod) *types.Error {
+		stdin := rig.NetConf(t, "1.1.0", map[string]any{"confDir": h.dir, "poolName": "p"}, nil)
+		call := rig.Call{Verb: verb, Container: string(pod.UID), Pod: pod.Name, Stdin: stdin, Args: fmt.Sprintf(";K8S_POD_NAMESPACE=%s;K8S_POD_UID=%s", c.NS, pod.UID)}
+		_, cniErr := call.Run(t, exec.CommandContext(t.Context(), h.plugin), h.plugin)
+		return cniErr
+	}
+	account := c.host(t, nil)
+	account.kubeconfig(t, &clientcmdapi.AuthInfo{TokenFile: account.write(t, "token", []byte(c.podToken(t, pluginAccount, "a")))})
+	if err := run(account, "ADD", start("a")); err == nil || !strings.Contains(err.Msg, "spec.sticky") || !strings.Contains(err.Msg, "needs get on pods") {
+		t.Error(err)
+	}
+	c.persistentAddresses(t)
+	hosts := map[string]*host{"a": c.nodeHost(t, "a", nil), "b": c.nodeHost(t, "b", nil), "account": account}
+	for _, on := range []string{"a", "b", "account", "a"} {
+		pod := start(strings.Replace(on, "account", "a", 1))
+		for _, verb := range []string{"ADD", "CHECK", "DEL"} {
+			if err := run(hosts[on], verb, pod); err != nil {
+				t.Fatalf("%s on %s: %v", verb, on, err)
+			}
+		}
+	}
+	all := c.Allocations(t)
+	if len(all) != 1 || !all[0].Spec.Released() || all[0].Spec.Owner == nil || all[0].Labels[v1alpha1.LabelOwner] != v1alpha1.OwnerLabel("s") {
+		t.Errorf("allocations %+v", all)
+	}
+}
+
+// persistentAddresses applies what that component adds to the overlay with a service account.
+func (c *cluster) persistentAddresses(t *testing.T) {
+	t.Helper()
+	dir := rig.Kustomization(t, map[string]any{
+		"namespace": c.NS, "resources": []string{"overlays/serviceaccount"}, "components": []string{"components/persistent-addresses"},
+	})
+	all, err := env.Kubectl(t.Context(), "kustomize", dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var parts []string
+	for _, part := range strings.Split(all, "\n---\n") {
+		if strings.Contains(part, "  name: crd-ipam-persistent-addresses\n") {
+			parts = append(parts, part)
+		}
+	}
+	path := filepath.Join(dir, "parts.yaml")
+	if err := os.WriteFile(path, []byte(strings.Join(parts, "\n---\n")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := env.Kubectl(t.Context(), "apply", "-f", path); err != nil || len(parts) != 2 {
+		t.Fatalf("%d parts: %v", len(parts), err)
+	}
+	t.Cleanup(func() {
+		if _, err := env.Kubectl(context.Background(), "delete", "-f", path); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // The explicit kubeconfig wins over one that is found.

@@ -31,6 +31,7 @@ const (
 	mayDelete  = `node a may delete only allocations whose spec.nodeName is its own name, this one has "`
 	namesBoth  = "node a may claim only allocations that name a container and a pod with its namespace"
 	mustLabel  = "node a must label an allocation with nv-ipam.nvidia.com/pool and nv-ipam.nvidia.com/node"
+	ownerOnly  = "node a may not create an allocation with spec.releasedAt, nor with spec.owner unless that is the StatefulSet of a pod for which the address is reserved"
 	nothingNew = "node a may not create an allocation with annotations, ownerReferences or finalizers"
 )
 
@@ -85,6 +86,10 @@ func node(name string) edit {
 	return func(a *v1alpha1.IPAllocation) { a.Spec.NodeName = name }
 }
 
+func owner(of func(*v1alpha1.AllocationOwner)) edit {
+	return func(a *v1alpha1.IPAllocation) { of(a.Spec.Owner) }
+}
+
 func pod(ref v1alpha1.PodReference) edit {
 	return func(a *v1alpha1.IPAllocation) { a.Spec.PodRef = ref }
 }
@@ -117,6 +122,21 @@ func writes() []write {
 		create("own of a domain", "", func(a *v1alpha1.IPAllocation) { a.Spec.PoolRef.Name, a.Spec.Domain = "q", "p" }, label(v1alpha1.LabelPool, "q")),
 		create("own that was lost", "", func(a *v1alpha1.IPAllocation) { a.Spec.Restored = true }),
 		create("own with a domain", "", func(a *v1alpha1.IPAllocation) { a.Spec.Domain = "p" }),
+		create("a proposal", "", as(proposed("a"))),
+		create("a proposal of another node", mayCreate+`b"`, as(proposed("b"))),
+		create("a proposal for another workload", ownerOnly, as(proposed("a")), owner(func(o *v1alpha1.AllocationOwner) { o.Kind = "Deployment" })),
+		create("a proposal for a reservation", ownerOnly, as(proposed("a")), owner(func(o *v1alpha1.AllocationOwner) { o.APIGroup, o.Kind = v1alpha1.GroupName, "IPReservation" })),
+		create("a proposal without the UID", ownerOnly, as(proposed("a")), owner(func(o *v1alpha1.AllocationOwner) { o.UID = "" })),
+		create("a proposal of another namespace", ownerOnly, as(proposed("a")), owner(func(o *v1alpha1.AllocationOwner) { o.Namespace = "x" })),
+		create("a proposal for another StatefulSet's pod", ownerOnly, as(proposed("a")), owner(func(o *v1alpha1.AllocationOwner) { o.Name = "trai" })),
+		create("a proposal for no pod of a StatefulSet", ownerOnly, as(proposed("a")), pod(v1alpha1.PodReference{Namespace: "ml", Name: "train-x"})),
+		create("a proposal for one pod of the name", ownerOnly, as(proposed("a")), pod(v1alpha1.PodReference{Namespace: "ml", Name: "train-0", UID: "x"})),
+		create("a proposal without a pod", ownerOnly, as(proposed("a")), pod(v1alpha1.PodReference{})),
+		create("a proposal without the owner's label", mustLabel, as(proposed("a")), label(v1alpha1.LabelOwner, "")),
+		create("a proposal with another text for a label", mustLabel, as(proposed("a")), label(v1alpha1.LabelOwner, "u")),
+		create("a proposal with a container's label", mustLabel, as(proposed("a")), label(v1alpha1.LabelContainer, v1alpha1.ContainerLabel("c1"))),
+		create("own with an owner", ownerOnly, func(a *v1alpha1.IPAllocation) { ownedBy(a) }),
+		create("own with an owner's label", mustLabel, label(v1alpha1.LabelOwner, v1alpha1.OwnerLabel("u"))),
 		create("own with a UID", "", pod(v1alpha1.PodReference{Namespace: "ml", Name: "a.b", UID: "0123456789abcdef0123456789abcdef"})),
 		create("another's", mayCreate+`b"`, as(foreign)),
 		create("nobody's", mayCreate+`"`, as(nobodys)),

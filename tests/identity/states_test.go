@@ -35,6 +35,15 @@ var states = map[string]func() *v1alpha1.IPAllocation{
 	"released": func() *v1alpha1.IPAllocation { return gaveUp(cools(allocation("p", "10.0.0.1", "a"))) },
 	"kept":     func() *v1alpha1.IPAllocation { return gaveUp(ownedBy(allocation("p", "10.0.0.1", "a"))) }, // released, with an owner
 	"reserved": func() *v1alpha1.IPAllocation { return ownedBy(allocation("p", "10.0.0.1", "")) },
+	"proposed": func() *v1alpha1.IPAllocation { return proposed("a") }, // reserved by a node, for an interface of a pod of a StatefulSet
+}
+
+func proposed(node string) *v1alpha1.IPAllocation {
+	a := ownedBy(allocation("p", "10.0.0.1", node))
+	a.Spec.ContainerID = ""
+	label(v1alpha1.LabelContainer, "")(a)
+	label(v1alpha1.LabelOwner, v1alpha1.OwnerLabel("u"))(a)
+	return a
 }
 
 func cools(a *v1alpha1.IPAllocation) *v1alpha1.IPAllocation {
@@ -59,16 +68,19 @@ var transitions = map[string][]string{
 	"own node": {
 		"nothing>held", "nothing>held+", "held>nothing", "held+>released", "held*>kept",
 		"released>held", "released>held+", "kept>held*", "reserved>held*",
+		"nothing>proposed", "proposed>held*", "proposed>nothing", "reserved>nothing",
 	},
 	"other node": {
 		"nothing>held", "nothing>held+",
 		"released>held", "released>held+", "kept>held*", "reserved>held*",
+		"nothing>proposed", "proposed>held*", "proposed>nothing", "reserved>nothing",
 	},
 	// It never holds an address itself.
 	"controller": {
 		"held>nothing", "held+>nothing", "held*>nothing", "released>nothing", "kept>nothing", "reserved>nothing",
 		"held+>released", "held*>kept", "released>reserved", "kept>reserved",
 		"nothing>reserved",
+		"nothing>proposed", "proposed>nothing", "released>proposed", "kept>proposed", "proposed>reserved", "reserved>proposed",
 	},
 	"nobody": nil,
 }
@@ -90,7 +102,7 @@ func TestTransitions(t *testing.T) {
 	for writer, w := range writers {
 		for from, before := range states {
 			for to, after := range states {
-				if from == "nothing" && to == "nothing" || from == to && strings.HasPrefix(to, "re") || from == "kept" && to == "kept" {
+				if from == to && !strings.HasPrefix(to, "held") {
 					continue
 				}
 				pair := from + ">" + to
@@ -135,9 +147,15 @@ func (c *cluster) transition(t *testing.T, as clientv1alpha1.NvIpamV1alpha1Inter
 		return client.Delete(ctx, name, metav1.DeleteOptions{})
 	}
 	wanted := after()
-	if wanted.Spec.Held() { // of the writer, and another container
-		wanted.Spec.NodeName, wanted.Spec.ContainerID = node, "c2"
+	if wanted.Spec.NodeName != "" && !wanted.Spec.Released() { // of the writer, and another container
+		wanted.Spec.NodeName = node
 		wanted.Labels[v1alpha1.LabelNode] = node
+	}
+	if wanted.Spec.Held() {
+		wanted.Spec.ContainerID = "c2"
+		if stored != nil && stored.Labels[v1alpha1.LabelOwner] != "" {
+			wanted.Labels[v1alpha1.LabelOwner] = stored.Labels[v1alpha1.LabelOwner]
+		}
 	}
 	if before == nil {
 		_, err := client.Create(ctx, wanted, metav1.CreateOptions{})
@@ -220,6 +238,12 @@ func TestTransitionsWithMore(t *testing.T) {
 		{"take over and annotate", states["released"], both(own, annotated), noMeta},
 		{"take over and add a finalizer", states["released"], both(own, finalizer("example.com/stay")), noMeta},
 		{"take over and give an owner", states["released"], both(own, owned), noMeta},
+		{"take over proposed", states["proposed"], own, ""},
+		{"take over proposed without the owner's label", states["proposed"], both(own, label(v1alpha1.LabelOwner, "")), mustLabel},
+		{"take over proposed with another owner's label", states["proposed"], both(own, label(v1alpha1.LabelOwner, v1alpha1.OwnerLabel("v"))), mustLabel},
+		{"take over proposed for another pod", states["proposed"], both(own, pod(v1alpha1.PodReference{Namespace: "ml", Name: "train-1"})), keptFor},
+		{"take over proposed for another interface", states["proposed"], both(own, func(a *alloc) { a.Spec.InterfaceName = "net2" }), keptFor},
+		{"take over kept on another network", states["kept"], both(own, func(a *alloc) { a.Spec.NetworkName = "evil" }), keptFor},
 		{"release", states["held+"], give, ""},
 		{"release and annotate", states["held+"], both(give, annotated), noMeta},
 		{"release and add a finalizer", states["held+"], both(give, finalizer("example.com/stay")), noMeta},

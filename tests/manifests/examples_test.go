@@ -32,6 +32,7 @@ var exampleAdds = map[string]struct {
 	"static-address.yaml": {args: ";IP=10.50.0.7", want: []string{"10.50.0.7/24"}},
 	"racks.yaml":          {want: []string{"10.60.1.1/24"}},
 	"overflow.yaml":       {want: []string{"10.70.0.1/24"}},
+	"sticky.yaml":         {want: []string{"10.81.0.1/24"}},
 	"reservation.yaml":    {args: ";IP=10.80.0.7", want: []string{"10.80.0.7/24"}, pod: "database"},
 }
 

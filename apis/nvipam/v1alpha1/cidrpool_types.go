@@ -52,6 +52,7 @@ type CIDRPool struct {
 // +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.staticAllocations) || self.staticAllocations.all(a, !a.prefix.matches('/[0-9]{1,3}$') || int(a.prefix.substring(a.prefix.lastIndexOf('/') + 1)) == self.perNodeNetworkPrefix)",optionalOldSelf=true,message="prefix length must be spec.perNodeNetworkPrefix",fieldPath=".staticAllocations"
 // +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.nodeSelector) || size(self.nodeSelector.nodeSelectorTerms) > 0",optionalOldSelf=true,message="must have at least one node selector term",fieldPath=".nodeSelector.nodeSelectorTerms"
 // +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !self.cidr.matches('^(0[.]0[.]0[.]0/|2(2[4-9]|3[0-9]|4[0-9]|5[0-5])[.]|[0:]+/|[fF]{2}[0-9a-fA-F]{2}:)')",optionalOldSelf=true,message="overlaps with 0.0.0.0/32, 224.0.0.0/4, 240.0.0.0/4, ::/128 or ff00::/8, which have no addresses for hosts",fieldPath=".cidr"
+// +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.sticky) && !has(self.stickyWhenScaled)",optionalOldSelf=true,message="is only for IPPools: an address of a CIDRPool belongs to a node, and a pod may come up on another one",fieldPath=".sticky"
 type CIDRPoolSpec struct {
 	// cidr is the prefix, in CIDR notation, that is cut into one prefix for each node.
 	// +kubebuilder:validation:MaxLength=49

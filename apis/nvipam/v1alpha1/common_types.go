@@ -21,6 +21,9 @@ const (
 	// LabelReleased is on the allocations that are released (spec.releasedAt), with the
 	// value "true".
 	LabelReleased = "nv-ipam.nvidia.com/released"
+	// LabelOwner is on the allocations that a workload keeps for one of its pods: OwnerLabel
+	// of spec.owner.uid.
+	LabelOwner = "nv-ipam.nvidia.com/owner"
 )
 
 // MaxPoolName is how many characters the name of a pool may have: an allocation's name
@@ -161,7 +164,40 @@ type PoolAccess struct {
 	// +kubebuilder:validation:XValidation:rule="duration(self) <= duration('24h')",message="must be at most 24h"
 	// +optional
 	ReleaseCooldown *metav1.Duration `json:"releaseCooldown,omitempty"`
+	// sticky are the kinds of workload whose pods keep their addresses: each pod of a
+	// StatefulSet has its address again after a restart, on whichever node, for as long as
+	// the StatefulSet exists. It is taken from the whole subnet, whoever's block it lies in.
+	// It counts for addresses that are claimed from now on. Only IPPools can be sticky: an
+	// address of a CIDRPool belongs to a node.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=4
+	// +listType=set
+	// +optional
+	Sticky []StickyKind `json:"sticky,omitempty"`
+	// stickyWhenScaled says what becomes of the address of a pod that its StatefulSet does
+	// not have any more because it was scaled down: it is kept (Retain), or released
+	// (Delete). Without it, Retain.
+	// +optional
+	StickyWhenScaled StickyRetention `json:"stickyWhenScaled,omitempty"`
 }
+
+// StickyKind is a kind of workload whose pods keep their addresses.
+// +kubebuilder:validation:Enum=StatefulSet
+type StickyKind string
+
+// StickyStatefulSet is a StatefulSet of API group apps.
+const StickyStatefulSet StickyKind = "StatefulSet"
+
+// StickyRetention says what becomes of an address, in the words of a StatefulSet's
+// persistentVolumeClaimRetentionPolicy.
+// +kubebuilder:validation:Enum=Retain;Delete
+type StickyRetention string
+
+// The retentions.
+const (
+	StickyRetain StickyRetention = "Retain"
+	StickyDelete StickyRetention = "Delete"
+)
 
 // Overflow says where a node goes on whose block is full.
 // +kubebuilder:validation:Enum=Subnet

@@ -24,8 +24,8 @@ import (
 //  2. Released: releasedAt is set as well. No container uses the address any more, and the
 //     attachment is the last one that did. The address rests for releaseCooldown, or is
 //     kept for its owner. Whoever may take it over changes it to a held one.
-//  3. Reserved: containerID and interfaceName are not set. The address is reserved for the
-//     pod that podRef names. Such an allocation may be changed, and the pod may take it
+//  3. Reserved: containerID is not set. The address is reserved for the pod that podRef
+//     names, for any interface of it unless interfaceName says which. Such an allocation may be changed, and the pod may take it
 //     over.
 //
 // A container that is the last one to need an address either deletes the allocation, or
@@ -75,7 +75,7 @@ type IPAllocation struct {
 // +kubebuilder:validation:XValidation:rule="!has(self.containerID) || (has(self.owner) ? has(oldSelf.owner) && self.owner == oldSelf.owner : !has(oldSelf.owner))",message="owner stays when a container takes the address over"
 // +kubebuilder:validation:XValidation:rule="!has(self.releasedAt) || has(oldSelf.containerID)",message="a reservation is not released: delete it"
 // +kubebuilder:validation:XValidation:rule="!has(self.releasedAt) || (has(self.containerID) && (has(self.owner) || has(self.releaseCooldown)))",message="releasedAt needs the last attachment, and an owner or a releaseCooldown: an address that nothing keeps is deleted"
-// +kubebuilder:validation:XValidation:rule="has(self.containerID) == has(self.interfaceName)",message="containerID and interfaceName go together"
+// +kubebuilder:validation:XValidation:rule="!has(self.containerID) || has(self.interfaceName)",message="an attachment has an interfaceName"
 // +kubebuilder:validation:XValidation:rule="!has(self.containerID) || has(self.nodeName)",message="an attachment has a nodeName"
 type IPAllocationSpec struct {
 	// poolRef is the pool that the address was taken from. The address may outlive it.
@@ -112,7 +112,7 @@ type IPAllocationSpec struct {
 	// +optional
 	ContainerID string `json:"containerID,omitempty"`
 	// interfaceName is the name of the interface inside the container, in the form that
-	// Linux and the CNI libraries require.
+	// Linux and the CNI libraries require; of a reserved address, of the one that may have it.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=15
 	// +kubebuilder:validation:Pattern=`^[^/:\s\p{Cc}\p{Z}]+$`
@@ -192,11 +192,30 @@ type AllocationOwner struct {
 	UID types.UID `json:"uid,omitempty"`
 }
 
+// IsSticky reports whether the owner is a workload whose pods each keep an address.
+func (s *IPAllocationSpec) IsSticky() bool {
+	return s.Owner != nil && s.Owner.APIGroup == AppsGroup && s.Owner.Kind == string(StickyStatefulSet)
+}
+
+// AppsGroup is the API group of StatefulSets.
+const AppsGroup = "apps"
+
+// SameIdentity reports whether two sticky allocations are for one interface of one pod of a
+// workload, whichever container of it and on whichever node. One such identity has one
+// address of a pool.
+func (s *IPAllocationSpec) SameIdentity(o *IPAllocationSpec) bool {
+	return s.IsSticky() && o.IsSticky() && s.Owner.UID == o.Owner.UID && s.PodRef.Namespace == o.PodRef.Namespace && s.PodRef.Name == o.PodRef.Name &&
+		s.NetworkName == o.NetworkName && s.InterfaceName == o.InterfaceName && s.PoolRef == o.PoolRef
+}
+
 // Held reports whether a container uses the address.
 func (s *IPAllocationSpec) Held() bool { return s.ContainerID != "" && s.ReleasedAt == nil }
 
 // Released reports whether a container has used the address, and none does now.
 func (s *IPAllocationSpec) Released() bool { return s.ContainerID != "" && s.ReleasedAt != nil }
+
+// IsReserved reports whether no container has used the address yet.
+func (s *IPAllocationSpec) IsReserved() bool { return s.ContainerID == "" }
 
 // Rests reports whether the address was released, and no owner keeps it.
 func (s *IPAllocationSpec) Rests() bool { return s.Released() && s.Owner == nil }

@@ -61,6 +61,8 @@ type IPPool struct {
 // +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.overflow) || has(self.perNodeBlockSize)",optionalOldSelf=true,message="cannot be set if spec.perNodeBlockSize is not set: every node uses the whole subnet",fieldPath=".overflow"
 // +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.overflow) || !has(self.perNodeExclusions) || size(self.perNodeExclusions) == 0",optionalOldSelf=true,message="cannot be set together with spec.perNodeExclusions: a node that goes on in another node's block would need that one's",fieldPath=".overflow"
 // +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.ranges) || [self.subnet.contains(':')].all(six, self.ranges.all(r, r.contains(':') == six))",optionalOldSelf=true,message="is not of the address family of spec.subnet",fieldPath=".ranges"
+// +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.stickyWhenScaled) || has(self.sticky)",optionalOldSelf=true,message="cannot be set if spec.sticky is not set",fieldPath=".stickyWhenScaled"
+// +kubebuilder:validation:XValidation:rule="oldSelf == optional.of(self) || !has(self.sticky) || !has(self.perNodeExclusions) || size(self.perNodeExclusions) == 0",optionalOldSelf=true,message="cannot be set together with spec.perNodeExclusions: an address that a pod keeps lies in whoever's block, and would need that one's",fieldPath=".sticky"
 type IPPoolSpec struct {
 	// subnet of the pool's addresses, in CIDR notation.
 	// +kubebuilder:validation:MaxLength=49

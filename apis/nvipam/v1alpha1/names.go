@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
@@ -78,6 +79,9 @@ func LabelValue(s string) string {
 // all runtimes have 64 hex digits, and a label value at most 63.
 func ContainerLabel(containerID string) string { return hash(containerID) }
 
+// OwnerLabel returns the label value for the UID of an owner.
+func OwnerLabel(uid types.UID) string { return hash(string(uid)) }
+
 // WindowOf returns the window of an address: the aligned range of 256 addresses that it
 // lies in, a /24 of IPv4 and a /120 of IPv6.
 func WindowOf(addr netip.Addr) netip.Prefix {
@@ -112,6 +116,9 @@ func AllocationLabels(spec *IPAllocationSpec) map[string]string {
 	}
 	if spec.Released() {
 		labels[LabelReleased] = "true"
+	}
+	if spec.IsSticky() {
+		labels[LabelOwner] = OwnerLabel(spec.Owner.UID)
 	}
 	return labels
 }

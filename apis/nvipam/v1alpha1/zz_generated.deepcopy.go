@@ -617,6 +617,11 @@ func (in *PoolAccess) DeepCopyInto(out *PoolAccess) {
 		*out = new(metav1.Duration)
 		**out = **in
 	}
+	if in.Sticky != nil {
+		in, out := &in.Sticky, &out.Sticky
+		*out = make([]StickyKind, len(*in))
+		copy(*out, *in)
+	}
 	return
 }
 

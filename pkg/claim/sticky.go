@@ -1,0 +1,233 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package claim
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
+)
+
+// In a sticky pool the pod of a StatefulSet keeps its address. Who keeps it is an identity
+// (v1alpha1.IPAllocationSpec.SameIdentity): the StatefulSet, the name of the pod, the network
+// and the interface. An identity never holds two addresses of a pool, whoever starts
+// containers of it on whichever nodes at once. No node's hint says which address it is, so
+//
+//  1. the search begins at the same address on every node (pool.Block.Home), and that is read
+//     by its name. Most identities have that one.
+//  2. If it is not the identity's, a list says what the StatefulSet keeps.
+//  3. If the identity has none, one is reserved for it, and the list is read again.
+//
+// Only then a container takes the address over. While it is reserved, it is a proposal, and
+// several nodes may have made one. Who takes one of them over has listed them after its own
+// was made, and deletes all the others first, as it has read them. So of two nodes that take
+// over different ones, the later one to list has seen, and deleted, what the earlier one is
+// about to take over: at most one of the two succeeds. What was taken over once is the
+// identity's address, as the first step assumes. A proposal that is left over is no one's: a
+// later ADD takes it, or the controller deletes it.
+
+// ErrKept means that the pod's own address cannot be had yet, and no other will do.
+var ErrKept = errors.New("the address that the pod keeps is in use")
+
+// setOwner finds out which workload a pod is of, if a pool has to know.
+func (c *Claimer) setOwner(ctx context.Context, req *Request, views []view) error {
+	needed := slices.ContainsFunc(views, func(v view) bool { return v.Whole != nil })
+	// A kubelet gives a static pod another UID than a UUID, and it is of no workload.
+	const uuid = 36
+	if !needed || req.Pod.Name == "" || req.Pod.Namespace == "" || req.Pod.UID != "" && len(req.Pod.UID) != uuid {
+		return nil
+	}
+	pod, err := c.Pod(ctx, req.Pod)
+	if err != nil {
+		return fmt.Errorf("which address the pod keeps (spec.sticky) depends on its owner: %w", err)
+	}
+	for _, o := range pod.OwnerReferences {
+		group, _, _ := strings.Cut(o.APIVersion, "/")
+		if o.Controller != nil && *o.Controller && o.Kind == string(v1alpha1.StickyStatefulSet) && group == v1alpha1.AppsGroup {
+			req.owner = &v1alpha1.AllocationOwner{APIGroup: group, Kind: o.Kind, Namespace: req.Pod.Namespace, Name: o.Name, UID: o.UID}
+		}
+	}
+	return nil
+}
+
+// keeps reports whether a request has an address of its own in a block's pool.
+func (r *Request) keeps(b *pool.Block) bool { return r.owner != nil && b.Whole != nil }
+
+// owns reports whether a sticky allocation is of the request's identity. Its pool is not
+// looked at.
+func (r *Request) owns(s *v1alpha1.IPAllocationSpec) bool {
+	return s.SameIdentity(&v1alpha1.IPAllocationSpec{
+		PoolRef: s.PoolRef, Owner: r.owner, PodRef: r.Pod, NetworkName: r.Network, InterfaceName: r.Interface,
+	})
+}
+
+// claimSticky claims the address that the request's identity keeps.
+func (c *Claimer) claimSticky(ctx context.Context, req Request, v view) (hint.Entry, error) {
+	space := v.Whole
+	home := space.Home(strings.Join([]string{string(req.owner.UID), req.Pod.Name, req.Network, req.Interface}, "\n"))
+	if !home.IsValid() {
+		return hint.Entry{}, c.exhausted(space)
+	}
+	me := c.allocation(req, space, home, false)
+	// Before the pool was sticky, this container may have got another address.
+	first := cmp.Or(req.known.heldIn(space), home)
+	at, err := c.Get(ctx, v1alpha1.AllocationName(space.Domain, first))
+	if err != nil {
+		return hint.Entry{}, err
+	}
+	if at != nil && (c.isHeldBy(at, req.Attachment) || at.Spec.SameIdentity(&me.Spec) && !at.Spec.IsReserved()) { // 1
+		return c.claimOwn(ctx, req, space, at)
+	}
+	for range maxTakeovers {
+		own, others, err := c.ofIdentity(ctx, space, me)
+		if err != nil {
+			return hint.Entry{}, err
+		}
+		if own == nil { // 3
+			if err := c.reserve(ctx, req, space, me, home); err != nil {
+				return hint.Entry{}, err
+			}
+			continue
+		}
+		changed := false
+		for i := range others {
+			gone, err := c.DeleteUnchanged(ctx, &others[i])
+			if err != nil {
+				return hint.Entry{}, fmt.Errorf("deleting %s, which was reserved for the pod at the same time: %w", others[i].Name, err)
+			}
+			changed = changed || !gone
+		}
+		if !changed {
+			return c.claimOwn(ctx, req, space, own)
+		}
+	}
+	return hint.Entry{}, fmt.Errorf("%w: others claim it at the same time", ErrKept)
+}
+
+// ofIdentity lists what the identity has in the pool: its address, nil if it has none, and
+// the proposals that have to go before that is taken over.
+func (c *Claimer) ofIdentity(ctx context.Context, space *pool.Block, me *v1alpha1.IPAllocation) (own *v1alpha1.IPAllocation, others []v1alpha1.IPAllocation, err error) {
+	all, err := c.OfIdentity(ctx, &me.Spec)
+	if err != nil {
+		return nil, nil, err
+	}
+	all = slices.DeleteFunc(all, func(a v1alpha1.IPAllocation) bool {
+		fits := !a.Spec.Released() || space.Contains(entryOf(&a).Address)
+		if !fits {
+			c.Log.Warn("the address that the pod has kept does not fit the pool any more, and it gets another one", "address", a.Spec.Address,
+				"pool", a.Spec.PoolRef.Name, "pod", a.Spec.PodRef.Namespace+"/"+a.Spec.PodRef.Name)
+		}
+		return !fits
+	})
+	if len(all) == 0 {
+		return nil, nil, nil
+	}
+	rank := func(a *v1alpha1.IPAllocation) int { // held, kept, proposals, proposals that do not fit
+		switch {
+		case a.Spec.Held():
+			return 0
+		case a.Spec.Released():
+			return 1
+		case space.Contains(entryOf(a).Address):
+			return 2
+		}
+		return 3
+	}
+	slices.SortFunc(all, func(a, b v1alpha1.IPAllocation) int {
+		return cmp.Or(cmp.Compare(rank(&a), rank(&b)), strings.Compare(a.Name, b.Name))
+	})
+	switch rank(&all[0]) {
+	case 2:
+		return &all[0], all[1:], nil
+	case 3: // another one is proposed, and these are deleted then
+		return nil, nil, nil
+	}
+	return &all[0], nil, nil
+}
+
+// reserve reserves an address for an identity, home if that is free. Others may do the same
+// at the same time.
+func (c *Claimer) reserve(ctx context.Context, req Request, space *pool.Block, me *v1alpha1.IPAllocation, home netip.Addr) error {
+	propose := func(addr netip.Addr) (done bool, err error) {
+		if c.mayNotHave(req, space, addr) != nil {
+			return false, nil
+		}
+		spec := me.Spec
+		spec.Address = addr.String()
+		made, created, err := c.Create(ctx, c.proposal(v1alpha1.AllocationName(space.Domain, addr), spec))
+		switch {
+		case ledger.IsInUse(err):
+			return false, nil
+		case err == nil && created && req.known.setBackBefore(made):
+			return false, c.proposedAfterSetBack(ctx, made)
+		}
+		return err == nil, err
+	}
+	if done, err := propose(home); done || err != nil {
+		return err
+	}
+	tries := 0
+	held := map[netip.Addr]bool{}
+	for addr := range space.Candidates(home) {
+		if held[addr] {
+			continue
+		}
+		if done, err := propose(addr); done || err != nil {
+			return err
+		}
+		if tries++; tries == maxCollisions { // now only what is free by a list
+			var err error
+			if held, err = c.Held(ctx, space.Domain); err != nil {
+				return err
+			}
+		}
+	}
+	return c.exhausted(space)
+}
+
+// claimOwn claims the address that the identity keeps.
+func (c *Claimer) claimOwn(ctx context.Context, req Request, space *pool.Block, own *v1alpha1.IPAllocation) (hint.Entry, error) {
+	e := entryOf(own)
+	if err := c.mayNotHave(req, space, e.Address); err != nil {
+		return hint.Entry{}, fmt.Errorf("%w: %w", ErrKept, err)
+	}
+	c.Hint.ClaimingRequested(hint.Entry{Attachment: req.Attachment, Domain: e.Domain, Address: e.Address})
+	e, err := c.claimReleased(ctx, req, space, e.Address, own)
+	if ledger.IsInUse(err) {
+		err = fmt.Errorf("%w: %w", ErrKept, err)
+	}
+	return e, err
+}
+
+// proposal returns what reserves an address for the identity of an allocation.
+func (c *Claimer) proposal(name string, spec v1alpha1.IPAllocationSpec) *v1alpha1.IPAllocation {
+	spec.ContainerID, spec.DeviceID, spec.PodRef.UID, spec.Restored = "", "", "", false
+	spec.AddStartedAt, spec.ReleaseCooldown, spec.ReleasedAt = nil, nil, nil
+	return c.named(name, spec)
+}
+
+// mayNotHave returns an error if a container of this node may use an address of which the
+// API server does not know that: nv-ipam has given it, or its allocation was lost.
+func (c *Claimer) mayNotHave(req Request, space *pool.Block, addr netip.Addr) error {
+	if req.foreign[v1alpha1.AllocationName(space.Pool.Name, addr)] {
+		return foreignInUse(space.Pool, addr)
+	}
+	return c.lostHere(space.Domain, addr, req.Attachment)
+}
+
+// proposedAfterSetBack undoes a proposal whose answer proves that etcd was set back: see
+// undoAfterSetBack.
+func (c *Claimer) proposedAfterSetBack(ctx context.Context, made *v1alpha1.IPAllocation) error {
+	_, undone := c.DeleteUnchanged(ctx, made)
+	return errors.Join(c.afterSetBack(ctx, entryOf(made)), undone)
+}
