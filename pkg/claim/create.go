@@ -149,22 +149,33 @@ func (c *Claimer) yields(holder *v1alpha1.IPAllocation, req Request) yielding {
 	}
 	s := &holder.Spec
 	switch {
-	case s.IsSticky() && !s.Held() && !req.owns(s):
-		return none
 	case s.Held():
 		if s.NodeName == c.Node && (c.releasePending(holder) || isEarlierSandbox(holder, req)) {
 			return earlierSandbox
 		}
-	case s.Released() && (s.Owner != nil && sameName(s.PodRef, req.Pod) || s.Owner == nil && s.PodRef == req.Pod && req.Pod.Name != ""):
+	case s.Released() && req.isKeeper(s):
 		return sameKeeper
 	case s.Released():
 		if at := s.ReusableAt(); !at.IsZero() && !time.Now().Before(at) {
 			return rested
 		}
-	case sameName(s.PodRef, req.Pod) && (s.PodRef.UID == "" || s.PodRef.UID == req.Pod.UID):
+	case req.isKeeper(s) && (s.PodRef.UID == "" || s.PodRef.UID == req.Pod.UID):
 		return reservedFor
 	}
 	return none
+}
+
+// isKeeper reports whether an address that no container holds is kept for the request: by a
+// workload for its identity, by another owner or without a container for the pod's name, and
+// after a release without an owner for the pod itself.
+func (r *Request) isKeeper(s *v1alpha1.IPAllocationSpec) bool {
+	switch {
+	case s.IsSticky():
+		return r.owns(s)
+	case s.Rests():
+		return s.PodRef == r.Pod && r.Pod.Name != ""
+	}
+	return sameName(s.PodRef, r.Pod)
 }
 
 func sameName(a, b v1alpha1.PodReference) bool {
