@@ -261,8 +261,10 @@ func (c *cluster) held(t *testing.T) (out []string) {
 func (c *cluster) versions(t *testing.T) string {
 	t.Helper()
 	const format = `jsonpath={range .items[*]}{.kind}/{.metadata.name} {.metadata.resourceVersion}{"\n"}{end}`
-	all := c.kubectl(t, "-n", c.NS, "get", "ippools.nv-ipam.nvidia.com,ipallocations,network-attachment-definitions", "-o", format)
-	return all + c.kubectl(t, "-n", theirs, "get", "ippools.whereabouts.cni.cncf.io,overlappingrangeipreservations,nodeslicepools", "-o", format)
+	// The controller may write a pool's status at any time.
+	pools := c.kubectl(t, "-n", c.NS, "get", "ippools.nv-ipam.nvidia.com", "-o", strings.ReplaceAll(format, "resourceVersion", "generation"))
+	all := c.kubectl(t, "-n", c.NS, "get", "ipallocations,network-attachment-definitions", "-o", format)
+	return pools + all + c.kubectl(t, "-n", theirs, "get", "ippools.whereabouts.cni.cncf.io,overlappingrangeipreservations,nodeslicepools", "-o", format)
 }
 
 // disabled are the names of the pools that give nothing.
