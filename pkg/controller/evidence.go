@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -172,7 +171,7 @@ func (c *confirmation) workloadGone(ctx context.Context, a *v1alpha1.IPAllocatio
 // keptByNobody confirms that nothing keeps an allocation that no container holds. Others are
 // the allocations that name the same pod, as the cache has them.
 func (c *confirmation) keptByNobody(ctx context.Context, a *v1alpha1.IPAllocation, others []*v1alpha1.IPAllocation) (bool, error) {
-	if a.Spec.Owner == nil || a.Spec.IsSticky() && a.Spec.IsReserved() && time.Since(a.CreationTimestamp.Time) >= proposalAge {
+	if a.Spec.Owner == nil || a.Spec.IsSticky() && a.Spec.IsReserved() && untakenIn(a) <= 0 {
 		return true, nil
 	}
 	if gone, err := c.ownerGone(ctx, a); err != nil || gone {

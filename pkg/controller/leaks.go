@@ -19,6 +19,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/reclaim"
 )
 
@@ -27,6 +28,11 @@ const reasonReclaimed = "Reclaimed"
 
 // proposalAge is how old a workload's reservation is when no ADD can be about to take it.
 const proposalAge = 10 * time.Minute
+
+// untakenIn returns how long an ADD may still take what a workload has reserved.
+func untakenIn(a *v1alpha1.IPAllocation) time.Duration {
+	return time.Until(a.CreationTimestamp.Add(proposalAge))
+}
 
 // leakReconciler frees the addresses that no container holds any more. What is leaked is
 // decided in pkg/reclaim.
@@ -65,7 +71,7 @@ func (r *leakReconciler) examine(ctx context.Context, key string) error {
 		}
 		e.OwnerGone = gone
 		if a.Spec.IsReserved() {
-			wait := time.Until(a.CreationTimestamp.Add(proposalAge))
+			wait := untakenIn(a)
 			if e.Untaken = wait <= 0; !e.Untaken {
 				r.later(key, wait)
 			}
@@ -212,7 +218,5 @@ func (r *leakReconciler) give(ctx context.Context, a *v1alpha1.IPAllocation) err
 }
 
 func (r *leakReconciler) delete(ctx context.Context, a *v1alpha1.IPAllocation) error {
-	return r.allocations.Delete(ctx, a.Name, metav1.DeleteOptions{
-		Preconditions: &metav1.Preconditions{UID: &a.UID, ResourceVersion: &a.ResourceVersion},
-	})
+	return r.allocations.Delete(ctx, a.Name, ledger.IfUnchanged(a))
 }

@@ -121,32 +121,34 @@ func (l *Ledger) Get(ctx context.Context, name string) (*v1alpha1.IPAllocation, 
 // what somebody else has claimed since. It succeeds if the allocation is already gone;
 // replaced is true if there is another one of that name.
 func (l *Ledger) Delete(ctx context.Context, name string, uid types.UID) (replaced bool, err error) {
-	err = Retry(ctx, func(ctx context.Context) error {
-		err := l.Client.IPAllocations(l.Namespace).Delete(ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
-		replaced = apierrors.IsConflict(err) && !apierrors.IsUnexpectedServerError(err)
-		if replaced || NotFound(err) {
-			return nil
-		}
-		return err
-	})
-	return replaced, err
+	return l.delete(ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
 }
 
 // DeleteUnchanged deletes an allocation if nobody has changed it since it was read. gone is
 // false if somebody has, and true if it does not exist any more.
 func (l *Ledger) DeleteUnchanged(ctx context.Context, a *v1alpha1.IPAllocation) (gone bool, err error) {
+	changed, err := l.delete(ctx, a.Name, IfUnchanged(a))
+	return err == nil && !changed, err
+}
+
+// IfUnchanged are the options of a delete that fails with a conflict if somebody has changed
+// the allocation since it was read.
+func IfUnchanged(a *v1alpha1.IPAllocation) metav1.DeleteOptions {
+	return metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &a.UID, ResourceVersion: &a.ResourceVersion}}
+}
+
+// delete deletes an allocation unless its preconditions fail. It succeeds if they do, and if
+// it is already gone.
+func (l *Ledger) delete(ctx context.Context, name string, opts metav1.DeleteOptions) (failed bool, err error) {
 	err = Retry(ctx, func(ctx context.Context) error {
-		err := l.Client.IPAllocations(l.Namespace).Delete(ctx, a.Name, metav1.DeleteOptions{
-			Preconditions: &metav1.Preconditions{UID: &a.UID, ResourceVersion: &a.ResourceVersion},
-		})
-		changed := apierrors.IsConflict(err) && !apierrors.IsUnexpectedServerError(err)
-		gone = !changed
-		if changed || NotFound(err) {
+		err := l.Client.IPAllocations(l.Namespace).Delete(ctx, name, opts)
+		failed = apierrors.IsConflict(err) && !apierrors.IsUnexpectedServerError(err)
+		if failed || NotFound(err) {
 			return nil
 		}
 		return err
 	})
-	return gone, err
+	return failed, err
 }
 
 // OfNode lists what this node holds. What was created before `at` is in the list, if

@@ -261,8 +261,9 @@ func (c *cluster) held(t *testing.T) (out []string) {
 func (c *cluster) versions(t *testing.T) string {
 	t.Helper()
 	const format = `jsonpath={range .items[*]}{.kind}/{.metadata.name} {.metadata.resourceVersion}{"\n"}{end}`
-	// The controller may write a pool's status at any time.
-	pools := c.kubectl(t, "-n", c.NS, "get", "ippools.nv-ipam.nvidia.com", "-o", strings.ReplaceAll(format, "resourceVersion", "generation"))
+	// The controller may write a pool's status at any time, so all else of a pool is compared.
+	const ofPools = `jsonpath={range .items[*]}{.metadata.name} {.metadata.uid} {.metadata.generation} {.metadata.labels} {.metadata.annotations} {.metadata.finalizers} {.metadata.ownerReferences} {.spec}{"\n"}{end}`
+	pools := c.kubectl(t, "-n", c.NS, "get", "ippools.nv-ipam.nvidia.com", "-o", ofPools)
 	all := c.kubectl(t, "-n", c.NS, "get", "ipallocations,network-attachment-definitions", "-o", format)
 	return pools + all + c.kubectl(t, "-n", theirs, "get", "ippools.whereabouts.cni.cncf.io,overlappingrangeipreservations,nodeslicepools", "-o", format)
 }
