@@ -29,8 +29,11 @@ type Request struct {
 	Network  string
 	Pod      v1alpha1.PodReference
 	DeviceID string
+	// Persistent says that the network lets pods keep addresses by an IPAMClaim.
+	Persistent bool
 
 	owner   *v1alpha1.AllocationOwner // what keeps the address for the pod; nil if nothing does
+	claimed []netip.Addr              // what the status of an IPAMClaim has: those, and no others
 	started time.Time                 // when the ADD began; zero if that is unknown
 	known   *known                    // what the hint has; nil if that is not asked
 	foreign map[string]bool           // names of allocations that this node must not create: see hint.Foreign
@@ -47,7 +50,8 @@ type Claim struct {
 //
 // It usually takes two requests for each pool: one reads the pool's metadata, one
 // creates the allocation. If labels of the node decide, one more reads them every
-// labelsAge. In a sticky pool one reads the pod, and one its allocation.
+// labelsAge. For a pod that keeps its address one reads the pod, one its IPAMClaim if it
+// names one, and one its allocation.
 //
 // An attachment that already holds an address is asked the same questions again: an ADD
 // that is repeated fails if the pool is not for it any more, and the address stays until

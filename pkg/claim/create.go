@@ -136,9 +136,9 @@ const (
 //     A kubelet starts a new sandbox only after it has stopped the earlier one. If the
 //     start of either ADD is unknown, the holder does not yield.
 //  3. Released, and the pod is the same; if an owner keeps it, the pod's name. If it is a
-//     workload that keeps an address for each interface of each of its pods, the identity.
+//     StatefulSet or an IPAMClaim, the identity.
 //  4. Released, without an owner, and its cooldown is over by this node's clock.
-//  5. Reserved, for this pod, or by a workload for this identity.
+//  5. Reserved, for this pod, or for this identity.
 //
 // Otherwise the address is in use, or kept for others. Only 2 rests on what this node
 // knows. In 3 to 5 no container holds the address, as the record says, so a wrong clock
@@ -166,8 +166,8 @@ func (c *Claimer) yields(holder *v1alpha1.IPAllocation, req Request) yielding {
 }
 
 // isKeeper reports whether an address that no container holds is kept for the request: by a
-// workload for its identity, by another owner or without a container for the pod's name, and
-// after a release without an owner for the pod itself.
+// StatefulSet or an IPAMClaim for its identity, by another owner or without a container for the
+// pod's name, and after a release without an owner for the pod itself.
 func (r *Request) isKeeper(s *v1alpha1.IPAllocationSpec) bool {
 	switch {
 	case s.IsSticky():
@@ -241,7 +241,7 @@ func (c *Claimer) allocation(req Request, b *pool.Block, addr netip.Addr, reques
 		started = &metav1.MicroTime{Time: req.started.UTC()}
 	}
 	var owner *v1alpha1.AllocationOwner
-	if b.Sticky && !requested {
+	if req.keeps(b) && !requested {
 		owner = req.owner
 	}
 	domain := b.Domain
@@ -268,7 +268,7 @@ func (c *Claimer) allocation(req Request, b *pool.Block, addr netip.Addr, reques
 
 		ReleaseCooldown: cooldown,
 	})
-	if !b.Shared && len(b.Overflow) == 0 && domain == "" && !b.Sticky { // nobody lists its window
+	if !b.Shared && len(b.Overflow) == 0 && domain == "" && !b.Sticky && owner == nil { // nobody lists its window
 		delete(a.Labels, v1alpha1.LabelWindow)
 	}
 	return a

@@ -270,8 +270,8 @@ func (c *Claimer) restoreOne(ctx context.Context, e hint.Entry) (*hint.Entry, er
 	return &e, nil
 }
 
-// write writes a lost allocation again. Of one that a workload keeps, a node may create only
-// the reservation.
+// write writes a lost allocation again. Of one that a StatefulSet or an IPAMClaim keeps, a node
+// may create only the reservation.
 func (c *Claimer) write(ctx context.Context, again *v1alpha1.IPAllocation) (made *v1alpha1.IPAllocation, err error) {
 	if !again.Spec.IsSticky() {
 		made, _, err = c.Create(ctx, again)

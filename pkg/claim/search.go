@@ -32,7 +32,8 @@ const (
 // tries in turn
 //
 //  1. wanted, if it is valid, and no other address;
-//  2. in a sticky pool, for the pod of a workload, the address that it keeps, and no other;
+//  2. for the pod of a StatefulSet in a sticky pool, and for one that names an IPAMClaim, the
+//     address that it keeps, and no other;
 //  3. the address that this attachment already holds: an ADD whose answer was lost is
 //     repeated, and must not claim a second address;
 //  4. an address that the same pod has released and that rests, as this node's hint says;

@@ -18,14 +18,15 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// In a sticky pool the pod of a StatefulSet keeps its address. Who keeps it is an identity
-// (v1alpha1.IPAllocationSpec.SameIdentity): the StatefulSet, the name of the pod, the network
-// and the interface. An identity never holds two addresses of a pool, whoever starts
-// containers of it on whichever nodes at once. No node's hint says which address it is, so
+// The pod of a StatefulSet in a sticky pool keeps its address, and so does a pod that names an
+// IPAMClaim. Who keeps it is an identity (v1alpha1.IPAllocationSpec.SameIdentity): the claim, or
+// the StatefulSet, the name of the pod, the network and the interface. An identity never holds
+// two addresses of a pool, whoever starts containers of it on whichever nodes at once. No
+// node's hint says which address it is, so
 //
-//  1. the search begins at the same address on every node (pool.Block.Home), and that is read
-//     by its name. Most identities have that one.
-//  2. If it is not the identity's, a list says what the StatefulSet keeps.
+//  1. the search begins at the same address on every node: what the claim's status has, or
+//     pool.Block.Home. That is read by its name. Most identities have that one.
+//  2. If it is not the identity's, a list says what the owner keeps.
 //  3. If the identity has none, one is reserved for it, and the list is read again.
 //
 // Only then a container takes the address over. While it is reserved, it is a proposal, and
@@ -39,42 +40,13 @@ import (
 // ErrKept means that the pod's own address cannot be had yet, and no other will do.
 var ErrKept = errors.New("the address that the pod keeps is in use")
 
-// setOwner finds out which workload a pod is of, if a pool has to know.
-func (c *Claimer) setOwner(ctx context.Context, req *Request, views []view) error {
-	needed := slices.ContainsFunc(views, func(v view) bool { return v.Whole != nil })
-	// A kubelet gives a static pod another UID than a UUID, and it is of no workload.
-	const uuid = 36
-	if !needed || req.Pod.Name == "" || req.Pod.Namespace == "" || req.Pod.UID != "" && len(req.Pod.UID) != uuid {
-		return nil
-	}
-	pod, err := c.Pod(ctx, req.Pod)
-	if err != nil {
-		return fmt.Errorf("which address the pod keeps (spec.sticky) depends on its owner: %w", err)
-	}
-	for _, o := range pod.OwnerReferences {
-		group, _, _ := strings.Cut(o.APIVersion, "/")
-		if o.Controller != nil && *o.Controller && o.Kind == string(v1alpha1.StickyStatefulSet) && group == v1alpha1.AppsGroup {
-			req.owner = &v1alpha1.AllocationOwner{APIGroup: group, Kind: o.Kind, Namespace: req.Pod.Namespace, Name: o.Name, UID: o.UID}
-		}
-	}
-	return nil
-}
-
-// keeps reports whether a request has an address of its own in a block's pool.
-func (r *Request) keeps(b *pool.Block) bool { return r.owner != nil && b.Whole != nil }
-
-// owns reports whether a sticky allocation is of the request's identity. Its pool is not
-// looked at.
-func (r *Request) owns(s *v1alpha1.IPAllocationSpec) bool {
-	return s.SameIdentity(&v1alpha1.IPAllocationSpec{
-		PoolRef: s.PoolRef, Owner: r.owner, PodRef: r.Pod, NetworkName: r.Network, InterfaceName: r.Interface,
-	})
-}
-
 // claimSticky claims the address that the request's identity keeps.
 func (c *Claimer) claimSticky(ctx context.Context, req Request, v view) (hint.Entry, error) {
-	space := v.Whole
-	home := space.Home(strings.Join([]string{string(req.owner.UID), req.Pod.Name, req.Network, req.Interface}, "\n"))
+	space := v.Lasting()
+	home, only, err := req.homeIn(space)
+	if err != nil {
+		return hint.Entry{}, err
+	}
 	if !home.IsValid() {
 		return hint.Entry{}, c.exhausted(space)
 	}
@@ -94,7 +66,7 @@ func (c *Claimer) claimSticky(ctx context.Context, req Request, v view) (hint.En
 			return hint.Entry{}, err
 		}
 		if own == nil { // 3
-			if err := c.reserve(ctx, req, space, me, home); err != nil {
+			if err := c.reserve(ctx, req, space, me, home, only); err != nil {
 				return hint.Entry{}, err
 			}
 			continue
@@ -121,14 +93,20 @@ func (c *Claimer) ofIdentity(ctx context.Context, space *pool.Block, me *v1alpha
 	if err != nil {
 		return nil, nil, err
 	}
-	all = slices.DeleteFunc(all, func(a v1alpha1.IPAllocation) bool {
-		fits := !a.Spec.Released() || space.Contains(entryOf(&a).Address)
-		if !fits {
-			c.Log.Warn("the address that the pod has kept does not fit the pool any more, and it gets another one", "address", a.Spec.Address,
+	fitting := all[:0]
+	for _, a := range all {
+		addr := entryOf(&a).Address
+		switch {
+		case !a.Spec.Released() || space.Contains(addr):
+			fitting = append(fitting, a)
+		case a.Spec.Owner.IsIPAMClaim():
+			return nil, nil, doesNotFit(a.Spec.Owner, addr, space)
+		default:
+			c.Log.Warn("the address that the pod has kept does not fit the pool any more, and it gets another one", "address", addr,
 				"pool", a.Spec.PoolRef.Name, "pod", a.Spec.PodRef.Namespace+"/"+a.Spec.PodRef.Name)
 		}
-		return !fits
-	})
+	}
+	all = fitting
 	if len(all) == 0 {
 		return nil, nil, nil
 	}
@@ -155,25 +133,27 @@ func (c *Claimer) ofIdentity(ctx context.Context, space *pool.Block, me *v1alpha
 	return &all[0], nil, nil
 }
 
-// reserve reserves an address for an identity, home if that is free. Others may do the same
-// at the same time.
-func (c *Claimer) reserve(ctx context.Context, req Request, space *pool.Block, me *v1alpha1.IPAllocation, home netip.Addr) error {
-	propose := func(addr netip.Addr) (done bool, err error) {
-		if c.mayNotHave(req, space, addr) != nil {
-			return false, nil
+// reserve reserves an address for an identity, home if that is free; with only, no other.
+// Others may do the same at the same time.
+func (c *Claimer) reserve(ctx context.Context, req Request, space *pool.Block, me *v1alpha1.IPAllocation, home netip.Addr, only bool) error {
+	// taken is true if the error says that this address is another's.
+	propose := func(addr netip.Addr) (taken bool, err error) {
+		if err := c.mayNotHave(req, space, addr); err != nil {
+			return true, err
 		}
 		spec := me.Spec
 		spec.Address = addr.String()
 		made, created, err := c.Create(ctx, c.proposal(v1alpha1.AllocationName(space.Domain, addr), spec))
-		switch {
-		case ledger.IsInUse(err):
-			return false, nil
-		case err == nil && created && req.known.setBackBefore(made):
+		if err == nil && created && req.known.setBackBefore(made) {
 			return false, c.proposedAfterSetBack(ctx, made)
 		}
-		return err == nil, err
+		return ledger.IsInUse(err), err
 	}
-	if done, err := propose(home); done || err != nil {
+	taken, err := propose(home)
+	if only && taken {
+		return fmt.Errorf("%w: %w", ErrKept, err)
+	}
+	if !taken {
 		return err
 	}
 	tries := 0
@@ -182,11 +162,10 @@ func (c *Claimer) reserve(ctx context.Context, req Request, space *pool.Block, m
 		if held[addr] {
 			continue
 		}
-		if done, err := propose(addr); done || err != nil {
+		if taken, err := propose(addr); !taken {
 			return err
 		}
 		if tries++; tries == maxCollisions { // now only what is free by a list
-			var err error
 			if held, err = c.Held(ctx, space.Domain); err != nil {
 				return err
 			}

@@ -4,6 +4,7 @@
 package cni
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -84,6 +85,10 @@ type Settings struct {
 	LossGrace string `json:"lossGrace,omitempty"`
 	// ReleaseCooldown is claim.Claimer's, in the same form. If it is empty, it is none.
 	ReleaseCooldown string `json:"releaseCooldown,omitempty"`
+	// AllowPersistentIPs says that a pod which names an IPAMClaim keeps its addresses. It is
+	// the key that others know at the top of a configuration, too; of a list of plugins,
+	// nobody passes that on.
+	AllowPersistentIPs *bool `json:"allowPersistentIPs,omitempty"`
 }
 
 // network is the network configuration from stdin.
@@ -92,7 +97,9 @@ type network struct {
 
 	IPAM     Settings `json:"ipam"`
 	DeviceID string   `json:"deviceID"`
-	Runtime  struct {
+	// AllowPersistentIPs is that of Settings, and counts before it.
+	AllowPersistentIPs *bool `json:"allowPersistentIPs"`
+	Runtime            struct {
 		IPs      []string `json:"ips"`
 		DeviceID string   `json:"deviceID"`
 	} `json:"runtimeConfig"`
@@ -268,9 +275,7 @@ func timeOf(setting string) time.Duration {
 func (s *Settings) fillFrom(other Settings) {
 	s.PoolName = first(s.PoolName, other.PoolName)
 	s.PoolType = first(s.PoolType, other.PoolType)
-	if s.ForcePoolName == nil {
-		s.ForcePoolName = other.ForcePoolName
-	}
+	s.ForcePoolName = cmp.Or(s.ForcePoolName, other.ForcePoolName)
 	s.LogFile = first(s.LogFile, other.LogFile)
 	s.LogLevel = first(s.LogLevel, other.LogLevel)
 	s.Kubeconfig = first(s.Kubeconfig, other.Kubeconfig)
@@ -279,6 +284,7 @@ func (s *Settings) fillFrom(other Settings) {
 	s.DataDir = first(s.DataDir, other.DataDir)
 	s.LossGrace = first(s.LossGrace, other.LossGrace)
 	s.ReleaseCooldown = first(s.ReleaseCooldown, other.ReleaseCooldown)
+	s.AllowPersistentIPs = cmp.Or(s.AllowPersistentIPs, other.AllowPersistentIPs)
 }
 
 func first(values ...string) string {
@@ -330,9 +336,12 @@ func (n *network) request(args *skel.CmdArgs) (claim.Request, error) {
 			Name:      string(env.K8S_POD_NAME),
 			UID:       k8stypes.UID(env.K8S_POD_UID),
 		},
-		DeviceID: first(n.DeviceID, n.Runtime.DeviceID),
+		DeviceID:   first(n.DeviceID, n.Runtime.DeviceID),
+		Persistent: isTrue(cmp.Or(n.AllowPersistentIPs, n.IPAM.AllowPersistentIPs)),
 	}, nil
 }
+
+func isTrue(setting *bool) bool { return setting != nil && *setting }
 
 func attachment(args *skel.CmdArgs) hint.Attachment {
 	return hint.Attachment{ContainerID: args.ContainerID, Interface: args.IfName}
@@ -353,7 +362,7 @@ func (n *network) pools() ([]v1alpha1.PoolReference, error) {
 	}
 	check := checkName
 	if len(names) == 0 {
-		if n.IPAM.ForcePoolName != nil && *n.IPAM.ForcePoolName {
+		if isTrue(n.IPAM.ForcePoolName) {
 			return nil, errors.New("ipam.poolName is required because forcePoolName is set")
 		}
 		names, check = []string{n.Name}, pool.ValidName

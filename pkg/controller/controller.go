@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/metadata/metadatainformer"
@@ -93,6 +94,7 @@ type Controller struct {
 	leaks  *leakReconciler
 
 	reservations *reservationReconciler
+	claims       *claimReconciler
 	locator      *locator
 	triggers     *triggers
 }
@@ -110,6 +112,7 @@ type queues struct {
 	nodes       workqueue.TypedRateLimitingInterface[string]                 // to locate pods on
 	// reservations to reconcile, by their names
 	reservations workqueue.TypedRateLimitingInterface[string]
+	claims       workqueue.TypedRateLimitingInterface[types.NamespacedName] // IPAMClaims whose status to write
 }
 
 func newQueues(m *metrics) queues {
@@ -119,6 +122,7 @@ func newQueues(m *metrics) queues {
 		nodes:       newQueue[string](queueNodes, m),
 
 		reservations: newQueue[string](queueReservations, m),
+		claims:       newQueue[types.NamespacedName](queueClaims, m),
 	}
 }
 
@@ -127,6 +131,7 @@ func (q *queues) shutDown() {
 	q.allocations.ShutDown()
 	q.nodes.ShutDown()
 	q.reservations.ShutDown()
+	q.claims.ShutDown()
 }
 
 // New returns a controller that has not started anything yet.
@@ -201,6 +206,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		workers.Go(func() { work(ctx, c.queues.pools, c.blocks.reconcile, c.metrics.of(queuePools)) })
 	}
 	workers.Go(func() { work(ctx, c.queues.reservations, c.reservations.reconcile, c.metrics.of(queueReservations)) })
+	workers.Go(func() { work(ctx, c.queues.claims, c.claims.reconcile, c.metrics.of(queueClaims)) })
 	workers.Go(func() { work(ctx, c.queues.nodes, c.locator.locate, c.metrics.of(queueNodes)) })
 	for range reclaimWorkers {
 		workers.Go(func() { work(ctx, c.queues.allocations, c.leaks.examine, c.metrics.of(queueAllocations)) })
@@ -222,7 +228,8 @@ func (c *Controller) assemble(recorder record.EventRecorder) ([]cache.DoneChecke
 	client := c.clients.IPAM.NvIpamV1alpha1()
 	allocations := client.IPAllocations(c.opts.Namespace)
 	evidence := &evidence{&c.caches, places}
-	confirmation := &confirmation{c.clients.Kube, c.clients.Metadata, client, c.caches.inDomain, c.caches.keeps, c.caches.pool}
+	claims := ledger.IPAMClaims{Client: client.RESTClient()}
+	confirmation := &confirmation{c.clients.Kube, c.clients.Metadata, client, claims, c.caches.inDomain, c.caches.keeps, c.caches.pool}
 	c.blocks = &blockReconciler{
 		caches: &c.caches, memories: &c.memories,
 		status: &statusWriter{
@@ -242,6 +249,7 @@ func (c *Controller) assemble(recorder record.EventRecorder) ([]cache.DoneChecke
 		caches: &c.caches, allocations: allocations, reservations: client.IPReservations(c.opts.Namespace),
 		lossGrace: c.opts.LossGrace, later: c.queues.reservations.AddAfter,
 	}
+	c.claims = &claimReconciler{caches: &c.caches, claims: claims}
 	c.triggers = &triggers{
 		caches: &c.caches, queues: &c.queues, memories: &c.memories, places: places,
 		settle: c.opts.Settle, usage: c.opts.Usage,

@@ -5,6 +5,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -61,6 +62,8 @@ type confirmation struct {
 	kube kubernetes.Interface
 	meta metadata.Interface
 	ipam clientv1alpha1.NvIpamV1alpha1Interface
+
+	claims ledger.IPAMClaims
 	// inDomain returns the pools of a domain.
 	inDomain func(domain string) []v1alpha1.PoolReference
 	// keeps reports whether a reservation names the address of an allocation.
@@ -118,8 +121,10 @@ func (c *confirmation) pod(ctx context.Context, ref v1alpha1.PodReference) (*rec
 // no more.
 func (c *confirmation) ownerGone(ctx context.Context, a *v1alpha1.IPAllocation) (gone bool, err error) {
 	switch owner := a.Spec.Owner; {
-	case a.Spec.IsSticky():
+	case owner.IsStatefulSet():
 		gone, err = c.workloadGone(ctx, a)
+	case owner.IsIPAMClaim():
+		gone, err = c.claimGone(ctx, owner)
 	case owner.APIGroup == v1alpha1.GroupName && owner.Kind == v1alpha1.KindIPReservation:
 		var res *v1alpha1.IPReservation
 		res, err = ledger.Existing(c.ipam.IPReservations(owner.Namespace).Get(ctx, owner.Name, metav1.GetOptions{}))
@@ -129,6 +134,16 @@ func (c *confirmation) ownerGone(ctx context.Context, a *v1alpha1.IPAllocation) 
 		return false, fmt.Errorf("confirm that the owner is gone: %w", err)
 	}
 	return gone, nil
+}
+
+// claimGone reports whether an IPAMClaim does not exist any more. One that is being deleted
+// does: it waits for whoever uses it.
+func (c *confirmation) claimGone(ctx context.Context, owner *v1alpha1.AllocationOwner) (bool, error) {
+	claim, err := ledger.Existing(c.claims.Get(ctx, owner.Namespace, owner.Name))
+	if errors.Is(err, ledger.ErrNoIPAMClaims) { // says nothing about this one
+		return false, nil
+	}
+	return err == nil && (claim == nil || claim.Metadata.UID != owner.UID), err
 }
 
 // workloadGone reports whether the StatefulSet that keeps an address is gone, or being

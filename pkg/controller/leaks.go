@@ -64,7 +64,7 @@ func (r *leakReconciler) examine(ctx context.Context, key string) error {
 	if e.Unplaced(a) {
 		r.locate(a.Spec.NodeName)
 	}
-	if !a.Spec.Held() && a.Spec.IsSticky() { // StatefulSets are not watched
+	if !a.Spec.Held() && a.Spec.IsSticky() { // its owner is not watched
 		gone, err := r.confirmation.ownerGone(ctx, a)
 		if err != nil {
 			return err

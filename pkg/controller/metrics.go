@@ -17,6 +17,7 @@ const (
 	queueAllocations = "allocations"
 
 	queueReservations = "reservations"
+	queueClaims       = "ipamclaims"
 	queueNodes        = "nodes"
 )
 

@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
@@ -132,6 +133,7 @@ func (t *triggers) onAllocation() cache.ResourceEventHandler {
 		AddFunc: func(obj any) {
 			examine(obj)
 			a := obj.(*v1alpha1.IPAllocation)
+			t.claimChanged(a)
 			if a.Spec.PodRef.Name != "" {
 				t.examine(byPod, podKey(a))
 			}
@@ -147,6 +149,9 @@ func (t *triggers) onAllocation() cache.ResourceEventHandler {
 			}
 			if !a.Spec.Held() {
 				t.reserve(a)
+			}
+			if before.Spec.Held() != a.Spec.Held() || before.Spec.PodRef != a.Spec.PodRef {
+				t.claimChanged(a)
 			}
 			if before.Spec.Rests() != a.Spec.Rests() || before.Spec.NodeName != a.Spec.NodeName {
 				t.usedLess(before)
@@ -184,6 +189,13 @@ func (t *triggers) onReservation() cache.ResourceEventHandler {
 			}
 		},
 		DeleteFunc: examine,
+	}
+}
+
+// claimChanged writes the status of the IPAMClaim that keeps an address.
+func (t *triggers) claimChanged(a *v1alpha1.IPAllocation) {
+	if owner := a.Spec.Owner; owner.IsIPAMClaim() {
+		t.queues.claims.AddAfter(types.NamespacedName{Namespace: owner.Namespace, Name: owner.Name}, t.settle)
 	}
 }
 

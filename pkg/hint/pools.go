@@ -16,7 +16,7 @@ import (
 
 // viewFormat is raised whenever a saved view would be read wrongly, or lacks something
 // that is needed.
-const viewFormat = 6
+const viewFormat = 7
 
 // View is this node's block of a pool, and the version of the pool that it was read from.
 type View struct {

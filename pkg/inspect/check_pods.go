@@ -15,6 +15,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/cni"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
@@ -29,7 +30,7 @@ func (k *checking) networks(ctx context.Context, c *Cluster) map[string]*cni.Net
 	out := map[string]*cni.Network{}
 	for i := range nads {
 		meta := nads[i].Metadata
-		if n, err := networkOf(&nads[i], selection{Name: meta.Name}); err == nil && n != nil {
+		if n, err := networkOf(&nads[i], ledger.Selection{Name: meta.Name}); err == nil && n != nil {
 			out[meta.Namespace+"/"+meta.Name] = n
 		}
 	}

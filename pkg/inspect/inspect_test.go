@@ -5,7 +5,6 @@ package inspect
 
 import (
 	"encoding/json"
-	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -14,29 +13,6 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 )
-
-func TestParseNetworks(t *testing.T) {
-	for _, tc := range []struct{ text, want string }{
-		{"a", "[ns/a@net1]"},
-		{"a, other/b@eth5,c", "[ns/a@net1 other/b@eth5 ns/c@net3]"},
-		{` [{"name": "a", "interface": "x"}, {"name": "b", "namespace": "other"}] `, "[ns/a@x other/b@net2]"},
-		{"", "[]"}, {" , ", "[]"}, {"[]", "[]"},
-		{`[{"name": 1}]`, "error"}, {`[`, "error"},
-	} {
-		all, err := parseNetworks(tc.text, "ns")
-		got := []string{}
-		for _, s := range all {
-			got = append(got, s.String()+"@"+s.Interface)
-		}
-		text := fmt.Sprint(got)
-		if err != nil {
-			text = "error"
-		}
-		if text != tc.want {
-			t.Errorf("%q: %s, %v, want %s", tc.text, text, err, tc.want)
-		}
-	}
-}
 
 func TestParseStatus(t *testing.T) {
 	for text, want := range map[string]string{

@@ -166,19 +166,19 @@ func (c *Chain) pod(p *corev1.Pod) bool {
 	return false
 }
 
-func (c *Chain) annotation(p *corev1.Pod) ([]selection, bool) {
-	text, found := p.Annotations[annotationNetworks]
+func (c *Chain) annotation(p *corev1.Pod) ([]ledger.Selection, bool) {
+	text, found := p.Annotations[ledger.AnnotationNetworks]
 	if !found {
-		c.broken(linkAnnotation, "the pod has no annotation "+annotationNetworks+": it asks for no other network", "set it in the pod's template: it is read when the pod starts")
+		c.broken(linkAnnotation, "the pod has no annotation "+ledger.AnnotationNetworks+": it asks for no other network", "set it in the pod's template: it is read when the pod starts")
 		return nil, false
 	}
-	all, err := parseNetworks(text, p.Namespace)
+	all, err := ledger.ParseNetworks(text, p.Namespace)
 	switch {
 	case err != nil:
 		c.broken(linkAnnotation, err.Error(), "correct it in the pod's template")
 		return nil, false
 	case len(all) == 0:
-		c.broken(linkAnnotation, "annotation "+annotationNetworks+" names no network", "set it in the pod's template")
+		c.broken(linkAnnotation, "annotation "+ledger.AnnotationNetworks+" names no network", "set it in the pod's template")
 		return nil, false
 	}
 	c.ok(linkAnnotation, "%d networks", len(all))
@@ -200,7 +200,7 @@ func (w *why) held(ctx context.Context) error {
 	return w.allocations(ctx, where, func(a *v1alpha1.IPAllocation) { w.holds = append(w.holds, a) })
 }
 
-func (w *why) follow(ctx context.Context, c *Chain, s selection) error {
+func (w *why) follow(ctx context.Context, c *Chain, s ledger.Selection) error {
 	n, err := w.network(ctx, c, s)
 	if n == nil || err != nil {
 		return err
@@ -228,7 +228,7 @@ func (w *why) follow(ctx context.Context, c *Chain, s selection) error {
 }
 
 // network reads the NetworkAttachmentDefinition; nil ends the chain.
-func (w *why) network(ctx context.Context, c *Chain, s selection) (*cni.Network, error) {
+func (w *why) network(ctx context.Context, c *Chain, s ledger.Selection) (*cni.Network, error) {
 	nad, err := w.foreignOne(ctx, resourceNAD, s.Namespace, s.Name)
 	if err != nil {
 		return nil, err
@@ -261,8 +261,8 @@ func poolNames(refs []v1alpha1.PoolReference) string {
 	return strings.Join(out, " and ")
 }
 
-func (w *why) noNetwork(ctx context.Context, c *Chain, s selection) error {
-	message, mend := fmt.Sprintf("there is no NetworkAttachmentDefinition %s", s), "apply it, or name another one in annotation "+annotationNetworks
+func (w *why) noNetwork(ctx context.Context, c *Chain, s ledger.Selection) error {
+	message, mend := fmt.Sprintf("there is no NetworkAttachmentDefinition %s", s), "apply it, or name another one in annotation "+ledger.AnnotationNetworks
 	all, known, err := w.foreign(ctx, resourceNAD, "")
 	switch {
 	case err == nil && !known:
@@ -474,7 +474,7 @@ func (w *why) notYet(c *Chain) {
 }
 
 // status compares the address with what the pod says that it has.
-func (w *why) status(c *Chain, s selection) {
+func (w *why) status(c *Chain, s ledger.Selection) {
 	text := w.pod.Annotations[annotationStatus]
 	var have []netip.Addr
 	for _, st := range parseStatus(text) {

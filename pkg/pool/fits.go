@@ -34,7 +34,6 @@ func (p *Pool) BlockOf(current []Assignment, node string) (b *Block, ok bool) {
 	if p.Shared {
 		b = p.sharedBlock(p.whole(), node)
 		b.NodeSelector = p.terms
-		b.Whole = p.sticky(node)
 		return b, true
 	}
 	a, fits, ok := p.assignmentOf(current, node)
@@ -46,16 +45,19 @@ func (p *Pool) BlockOf(current []Assignment, node string) (b *Block, ok bool) {
 	if p.Overflow {
 		b.Overflow = p.overflow(current, node)
 	}
-	b.Whole = p.sticky(node)
+	if p.layout.anywhere() && len(p.perNode) == 0 {
+		b.Whole = p.sharedBlock(p.whole(), node)
+	}
 	return b, true
 }
 
-// sticky returns the space of the pods that keep their addresses, nil if none do.
-func (p *Pool) sticky(node string) *Block {
-	if !p.access.Sticky {
-		return nil
+// Lasting returns the space from which pods have the addresses that they keep, whichever
+// node they are on; nil if an address of the pool belongs to a node, or to a place in a block.
+func (b *Block) Lasting() *Block {
+	if b.Shared {
+		return b
 	}
-	return p.sharedBlock(p.whole(), node)
+	return b.Whole
 }
 
 // assignmentOf returns the block from which a node hands out addresses, and whether it

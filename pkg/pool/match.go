@@ -25,6 +25,9 @@ type Want struct {
 	Index *int
 }
 
+// IsZero reports whether nothing is asked for.
+func (w Want) IsZero() bool { return len(w.Addresses) == 0 && !w.DefaultGateway && w.Index == nil }
+
 // RequestError says that what was asked for cannot be had from these pools,
 // whoever holds which address: asking again does not help. The words are
 // nv-ipam's, which people search their logs for.

@@ -4,6 +4,7 @@
 package claim
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ import (
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
 	"github.com/crd-ipam/crd-ipam/pkg/hint"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
@@ -32,6 +34,8 @@ type workload struct {
 	*cluster
 
 	kube kubernetes.Interface
+	// claims are the IPAMClaims of the pods' names; the others are of StatefulSets.
+	claims map[string]types.UID
 }
 
 func stickyPool(t *testing.T, spec v1alpha1.IPPoolSpec, nodes ...string) *workload {
@@ -40,7 +44,7 @@ func stickyPool(t *testing.T, spec v1alpha1.IPPoolSpec, nodes ...string) *worklo
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &workload{emptyCluster(t), kube}
+	w := &workload{cluster: emptyCluster(t), kube: kube}
 	spec.Sticky = []v1alpha1.StickyKind{v1alpha1.StickyStatefulSet}
 	rig.IPPool(t, w.client, w.ns, "p", spec, nodes...)
 	return w
@@ -55,7 +59,9 @@ func (w *workload) start(t testing.TB, name string, set types.UID) *corev1.Pod {
 	now := int64(0)
 	_ = w.kube.CoreV1().Pods(w.ns).Delete(context.Background(), name, metav1.DeleteOptions{GracePeriodSeconds: &now})
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "none"}}}}
-	if set != "" {
+	if _, claimed := w.claims[name]; claimed {
+		pod.Annotations = map[string]string{ledger.AnnotationNetworks: `[{"name": "net", "ipam-claim-reference": "` + name + `"}]`}
+	} else if set != "" {
 		yes := true
 		owner, _, _ := strings.Cut(name, "-")
 		pod.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "StatefulSet", Name: owner, UID: set, Controller: &yes}}
@@ -74,7 +80,7 @@ func sandbox(pod *corev1.Pod, ifName string) hint.Attachment {
 
 func (n *node) addPod(ctx context.Context, pod *corev1.Pod, ifName string) (string, error) {
 	claims, err := n.Allocate(ctx, claim.Request{
-		Attachment: sandbox(pod, ifName), Pools: ippool("p"), Network: "net",
+		Attachment: sandbox(pod, ifName), Pools: ippool("p"), Network: "net", Persistent: true,
 		Pod: v1alpha1.PodReference{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID},
 	})
 	if err != nil {
@@ -394,16 +400,24 @@ func TestStickyHistories(t *testing.T) {
 	if testing.Short() {
 		histories = 8
 	}
-	for range histories {
+	for i := range histories {
 		seed := rand.Uint64()
-		t.Run(fmt.Sprint(seed), func(t *testing.T) { stickyHistory(t, seed) })
+		t.Run(fmt.Sprint(seed), func(t *testing.T) { stickyHistory(t, seed, i%2 == 1) })
 	}
 }
 
-func stickyHistory(t *testing.T, seed uint64) {
+// Every other history has pods that name IPAMClaims, instead of pods of a StatefulSet.
+func stickyHistory(t *testing.T, seed uint64, claims bool) {
 	w := stickyPool(t, v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/28", PerNodeBlockSize: 4}, "a", "b", "c")
 	random := rand.New(rand.NewPCG(seed, 0))
 	names := []string{"web-0", "web-1"}
+	if claims {
+		rig.InstallIPAMClaims(t, w.rest(), rig.OwnerPodIsAnObject)
+		w.claims = map[string]types.UID{}
+		for _, name := range names {
+			w.claims[name] = rig.IPAMClaim(t, w.rest(), w.ns, name, "net").Metadata.UID
+		}
+	}
 	var held sync.Map // address by identity, from the end of its ADD to the begin of its DEL
 	var all sync.WaitGroup
 	for range 4 {
@@ -425,7 +439,7 @@ func stickyHistory(t *testing.T, seed uint64) {
 				mine := started.DeepCopy()
 				mine.UID = types.UID(strings.Replace(string(mine.UID), "-", on, 1)) // a container of its own
 				all.Go(func() {
-					req := claim.Request{Attachment: sandbox(mine, "net1"), Pools: ippool("p"), Network: "net",
+					req := claim.Request{Attachment: sandbox(mine, "net1"), Pools: ippool("p"), Network: "net", Persistent: claims,
 						Pod: v1alpha1.PodReference{Namespace: w.ns, Name: name}}
 					claims, err := n.Allocate(t.Context(), req)
 					if err == nil {
@@ -466,7 +480,8 @@ func (w *workload) oneEach(t *testing.T, names []string) {
 	t.Helper()
 	for _, name := range names {
 		var has []string
-		for _, a := range w.ofSet(t, "set-1") {
+		set := cmp.Or(w.claims[name], "set-1")
+		for _, a := range w.ofSet(t, set) {
 			if a.Spec.PodRef.Name == name && !a.Spec.IsReserved() {
 				has = append(has, a.Spec.Address)
 			}

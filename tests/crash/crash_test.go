@@ -24,8 +24,8 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/hint"
 )
 
-// sample, as CRASH, is for one way to go on after each step of another name, once
-// or twice in each scenario: what -short does.
+// sample, as CRASH, is for one way to go on after each step of another name, once or more
+// in each scenario: what -short does.
 const sample = "sample"
 
 // subject is the container that the killed call is about. Its pod has had an
@@ -497,7 +497,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 				t.Parallel()
 				y := newTally()
 				if which == sample {
-					c.sampleSteps(t, batches[i], s, y, chosen)
+					c.sampleSteps(t, batches[i], s, y, seed, chosen)
 				} else {
 					c.everyStep(t, batches[i], s, y, chosen)
 				}
@@ -553,11 +553,11 @@ func (c *cluster) everyStep(t *testing.T, b *batch, s scenario, y *tally, chosen
 	}
 }
 
-// sampleSteps kills the scenario's call at the first and at the last step of each
-// name, by what an undisturbed call has done, and lets one end. Threads take turns as
-// they like, so that a step may come earlier or later: where one was missed, the call
-// is killed at every step until none is.
-func (c *cluster) sampleSteps(t *testing.T, b *batch, s scenario, y *tally, chosen func(n, sequel int) bool) {
+// sampleSteps kills the scenario's call at the first or at the last step of each name, by
+// what an undisturbed call has done, and lets one end. Threads take turns as they like, so
+// that a step may come earlier or later, and some states are left by few steps: where one was
+// missed, the call is killed at any step, in random order, until none is.
+func (c *cluster) sampleSteps(t *testing.T, b *batch, s scenario, y *tally, seed uint64, chosen func(n, sequel int) bool) {
 	t.Helper()
 	const never = 1 << 20
 	whole := c.killAt(t, b, s, y, never, sequels[0])
@@ -569,14 +569,17 @@ func (c *cluster) sampleSteps(t *testing.T, b *batch, s scenario, y *tally, chos
 		last[step.String()] = i + 1
 	}
 	s.steps = slices.AppendSeq(slices.Clone(s.steps), maps.Keys(first))
-	steps := slices.AppendSeq(slices.Collect(maps.Values(first)), maps.Values(last))
-	slices.Sort(steps)
-	steps = slices.Compact(steps)
-	for n := 1; n <= len(whole.steps)+len(steps) && !t.Failed(); n++ {
-		at := n - len(steps) // once the sample has been taken
-		if n <= len(steps) {
-			at = steps[n-1]
-		} else if len(s.missed(y)) == 0 {
+	random := rand.New(rand.NewPCG(seed, uint64(len(whole.steps))))
+	var steps []int
+	for _, name := range slices.Sorted(maps.Keys(first)) {
+		steps = append(steps, []int{first[name], last[name]}[random.IntN(2)])
+	}
+	taken := len(steps)
+	for _, i := range random.Perm(len(whole.steps)) {
+		steps = append(steps, i+1)
+	}
+	for n, at := range steps {
+		if t.Failed() || n >= taken && len(s.missed(y)) == 0 {
 			return
 		}
 		for i, q := range sequels {

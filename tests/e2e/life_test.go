@@ -5,9 +5,12 @@ package e2e
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
 // An address rests after its pod: kubectl shows until when, another pod that asks for it is
@@ -138,4 +141,59 @@ spec:
 	kubectl(t, "scale", "statefulset", "-n", s.name, "member", "--replicas=3")
 	same("scale", "kind-worker2")
 	kubectl(t, "delete", "statefulset", "-n", s.name, "member", "--timeout=3m")
+}
+
+// The pods of a machine keep its address by an IPAMClaim, from node to node, until the claim
+// is gone.
+func TestIPAMClaim(t *testing.T) {
+	s := newScene(t)
+	apply(t, rig.IPAMClaimCRD(rig.OwnerPodIsAnObject))
+	kubectl(t, "wait", "--for=condition=Established", "crd/ipamclaims.k8s.cni.cncf.io")
+	s.customPool("IPPool", "machines", "subnet: 10.47.0.0/16\n  perNodeBlockSize: 64")
+	s.network("machines", `"poolName": "machines", "allowPersistentIPs": true`)
+	networks := `[{"name": "machines", "interface": "net1", "ipam-claim-reference": "vm1.machines"}]`
+	s.pod("launcher-1", "kind-worker", networks)
+	failure(t, s.name, "launcher-1", "IPAMClaim "+s.name+"/vm1.machines") // it is not allowed to read it, and there is none
+	kubectl(t, "apply", "-f", filepath.Join(rig.Root(t), "manifests/components/persistent-addresses/rbac.yaml"))
+	apply(t, fmt.Sprintf(`apiVersion: k8s.cni.cncf.io/v1alpha1
+kind: IPAMClaim
+metadata:
+  name: vm1.machines
+  namespace: %s
+spec:
+  network: machines
+  interface: ""`, s.name))
+	status := func(want string) {
+		t.Helper()
+		eventually(t, "the claim says "+want, func() error {
+			got, err := c.Kubectl(t.Context(), "get", "ipamclaim", "-n", s.name, "vm1.machines", "-o", "jsonpath={.status.ips[0]} {.status.ownerPod.name}")
+			if err == nil && got != want {
+				err = fmt.Errorf("it says %q", got)
+			}
+			return err
+		})
+	}
+	s.running("launcher-1")
+	addr := s.addresses("launcher-1", "net1")[0]
+	status(addr + "/16 launcher-1")
+	s.pod("launcher-2", "kind-worker2", networks)
+	failure(t, s.name, "launcher-2", addr+" is held by pod "+s.name+"/launcher-1")
+	kubectl(t, "delete", "pod", "-n", s.name, "launcher-1", "--timeout=3m")
+	s.running("launcher-2")
+	if got := s.addresses("launcher-2", "net1"); got[0] != addr {
+		t.Errorf("the second pod has %v, the first one had %s", got, addr)
+	}
+	status(addr + "/16 launcher-2")
+	kubectl(t, "delete", "pod", "-n", s.name, "launcher-2", "--timeout=3m")
+	status(addr + "/16 ")
+	if held := s.held(); len(held) != 1 {
+		t.Errorf("allocated %v", held)
+	}
+	s.pod("launcher-3", "kind-worker", networks)
+	s.running("launcher-3")
+	if got := s.addresses("launcher-3", "net1"); got[0] != addr {
+		t.Errorf("the third pod has %v, the first one had %s", got, addr)
+	}
+	kubectl(t, "delete", "ipamclaim", "-n", s.name, "vm1.machines")
+	s.have(map[string]string{"launcher-3": addr}) // until it ends
 }

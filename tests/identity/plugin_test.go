@@ -279,7 +279,7 @@ func TestStickyOnTwoNodes(t *testing.T) {
 	if err := run(account, "ADD", start("a")); err == nil || !strings.Contains(err.Msg, "spec.sticky") || !strings.Contains(err.Msg, "needs get on pods") {
 		t.Error(err)
 	}
-	c.persistentAddresses(t)
+	c.persistentAddresses(t, "serviceaccount", "persistent-addresses-serviceaccount")
 	hosts := map[string]*host{"a": c.nodeHost(t, "a", nil), "b": c.nodeHost(t, "b", nil), "account": account}
 	for _, on := range []string{"a", "b", "account", "a"} {
 		pod := start(strings.Replace(on, "account", "a", 1))
@@ -295,11 +295,48 @@ func TestStickyOnTwoNodes(t *testing.T) {
 	}
 }
 
-// persistentAddresses applies what that component adds to the overlay with a service account.
-func (c *cluster) persistentAddresses(t *testing.T) {
+// The pod of a machine keeps its address by an IPAMClaim, on whichever node. A kubelet needs a
+// right more than the role gives, and is told so.
+func TestIPAMClaimRights(t *testing.T) {
+	c := newCluster(t)
+	rest := c.Kube.CoreV1().RESTClient()
+	rig.InstallIPAMClaims(t, rest, rig.OwnerPodIsAnObject)
+	rig.IPAMClaim(t, rest, c.NS, "vm.net", "net")
+	rig.IPPool(t, c.IPAM, c.NS, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 16}, "a", "b")
+	run := func(h *host, verb string, pod v1alpha1.PodReference) *types.Error {
+		stdin := rig.NetConf(t, "1.1.0", map[string]any{"confDir": h.dir, "poolName": "p"}, map[string]any{"name": "net", "allowPersistentIPs": true})
+		call := rig.Call{Verb: verb, Container: string(pod.UID), Pod: pod.Name, Stdin: stdin, Args: fmt.Sprintf(";K8S_POD_NAMESPACE=%s;K8S_POD_UID=%s", c.NS, pod.UID)}
+		_, cniErr := call.Run(t, exec.CommandContext(t.Context(), h.plugin), h.plugin)
+		return cniErr
+	}
+	start := func(name, node string) v1alpha1.PodReference {
+		return rig.Pod(t, c.Kube, c.NS, name, node, func(p *corev1.Pod) {
+			p.Annotations = map[string]string{"k8s.v1.cni.cncf.io/networks": `[{"name": "net", "ipam-claim-reference": "vm.net"}]`}
+		})
+	}
+	hosts := map[string]*host{"a": c.nodeHost(t, "a", nil), "b": c.nodeHost(t, "b", nil)}
+	if err := run(hosts["a"], "ADD", start("early", "a")); err == nil || !strings.Contains(err.Msg, "reading IPAMClaim") || !strings.Contains(err.Msg, "apply components/persistent-addresses") {
+		t.Error(err)
+	}
+	c.persistentAddresses(t, "default", "persistent-addresses")
+	for i, on := range []string{"a", "b", "a"} {
+		pod := start(fmt.Sprint("launcher-", i), on)
+		for _, verb := range []string{"ADD", "CHECK", "DEL"} {
+			if err := run(hosts[on], verb, pod); err != nil {
+				t.Fatalf("%s on %s: %v", verb, on, err)
+			}
+		}
+	}
+	if all := c.Allocations(t); len(all) != 1 || !all[0].Spec.Released() || !all[0].Spec.Owner.IsIPAMClaim() {
+		t.Errorf("allocations %+v", all)
+	}
+}
+
+// persistentAddresses applies what a component adds to an overlay.
+func (c *cluster) persistentAddresses(t *testing.T, overlay, component string) {
 	t.Helper()
 	dir := rig.Kustomization(t, map[string]any{
-		"namespace": c.NS, "resources": []string{"overlays/serviceaccount"}, "components": []string{"components/persistent-addresses"},
+		"namespace": c.NS, "resources": []string{"overlays/" + overlay}, "components": []string{"components/" + component},
 	})
 	all, err := env.Kubectl(t.Context(), "kustomize", dir)
 	if err != nil {

@@ -102,6 +102,10 @@ func both(edits ...edit) edit {
 	}
 }
 
+func ofClaim(o *v1alpha1.AllocationOwner) {
+	*o = v1alpha1.AllocationOwner{APIGroup: v1alpha1.IPAMClaimGroup, Kind: v1alpha1.KindIPAMClaim, Namespace: "ml", Name: "vm.net", UID: "u"}
+}
+
 // planned is a reservation for a node, without an attachment.
 func planned(nodeName string) *v1alpha1.IPAllocation {
 	a := allocation("p", "10.0.0.1", "")
@@ -135,6 +139,10 @@ func writes() []write {
 		create("a proposal without the owner's label", mustLabel, as(proposed("a")), label(v1alpha1.LabelOwner, "")),
 		create("a proposal with another text for a label", mustLabel, as(proposed("a")), label(v1alpha1.LabelOwner, "u")),
 		create("a proposal with a container's label", mustLabel, as(proposed("a")), label(v1alpha1.LabelContainer, v1alpha1.ContainerLabel("c1"))),
+		create("a proposal for an IPAMClaim", "", as(proposed("a")), owner(ofClaim), pod(v1alpha1.PodReference{Namespace: "ml", Name: "launcher"})),
+		create("a proposal for an IPAMClaim of another namespace", ownerOnly, as(proposed("a")), owner(ofClaim), pod(v1alpha1.PodReference{Namespace: "x", Name: "launcher"})),
+		create("a proposal for an IPAMClaim without a pod", ownerOnly, as(proposed("a")), owner(ofClaim), pod(v1alpha1.PodReference{Namespace: "ml"})),
+		create("a proposal for another group's IPAMClaim", ownerOnly, as(proposed("a")), owner(func(o *v1alpha1.AllocationOwner) { o.Kind = "IPAMClaim" })),
 		create("own with an owner", ownerOnly, func(a *v1alpha1.IPAllocation) { ownedBy(a) }),
 		create("own with an owner's label", mustLabel, label(v1alpha1.LabelOwner, v1alpha1.OwnerLabel("u"))),
 		create("own with a UID", "", pod(v1alpha1.PodReference{Namespace: "ml", Name: "a.b", UID: "0123456789abcdef0123456789abcdef"})),

@@ -214,6 +214,9 @@ func TestTransitionsWithMore(t *testing.T) {
 			return a
 		}
 	}
+	ofClaimNow := func(state string) func() *alloc {
+		return func() *alloc { a := states[state](); ofClaim(a.Spec.Owner); return a }
+	}
 	for _, tc := range []struct {
 		name   string
 		before func() *alloc
@@ -229,6 +232,10 @@ func TestTransitionsWithMore(t *testing.T) {
 		{"take over reserved for a pod of another namespace", states["reserved"], both(own, pod(v1alpha1.PodReference{Namespace: "x", Name: "train-0"})), keptFor},
 		{"take over reserved for nobody", func() *alloc { a := states["reserved"](); a.Spec.PodRef = v1alpha1.PodReference{}; return a }, both(own, pod(v1alpha1.PodReference{Namespace: "x", Name: "y"})), keptFor},
 		{"take over reserved for another UID", func() *alloc { a := states["reserved"](); a.Spec.PodRef.UID = "u1"; return a }, both(own, pod(v1alpha1.PodReference{Namespace: "ml", Name: "train-0", UID: "u2"})), keptFor},
+		{"take over kept for an IPAMClaim, for another pod", ofClaimNow("kept"), both(own, pod(v1alpha1.PodReference{Namespace: "ml", Name: "launcher-2", UID: "u2"})), ""},
+		{"take over kept for an IPAMClaim, on another interface", ofClaimNow("kept"), both(own, func(a *alloc) { a.Spec.InterfaceName = "net9" }), ""},
+		{"take over proposed for an IPAMClaim, for another pod", ofClaimNow("proposed"), both(own, pod(v1alpha1.PodReference{Namespace: "ml", Name: "launcher-2", UID: "u2"})), ""},
+		{"take over kept for an IPAMClaim, for a pod of another namespace", ofClaimNow("kept"), both(own, pod(v1alpha1.PodReference{Namespace: "x", Name: "launcher"})), keptFor},
 		{"take over for no pod", states["released"], both(own, pod(v1alpha1.PodReference{})), namesBoth},
 		{"take over for another node", states["released"], both(own, node("b")), "only with its own name as spec.nodeName"},
 		{"take over with another's label", states["released"], both(own, label(v1alpha1.LabelNode, "b")), mustLabel},

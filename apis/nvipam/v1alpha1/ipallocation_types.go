@@ -25,8 +25,8 @@ import (
 //     attachment is the last one that did. The address rests for releaseCooldown, or is
 //     kept for its owner. Whoever may take it over changes it to a held one.
 //  3. Reserved: containerID is not set. The address is reserved for the pod that podRef
-//     names, for any interface of it unless interfaceName says which. Such an allocation may be changed, and the pod may take it
-//     over.
+//     names, for any interface of it unless interfaceName says which. Such an allocation
+//     may be changed, and the pod may take it over.
 //
 // A container that is the last one to need an address either deletes the allocation, or
 // releases it if the allocation has an owner or a releaseCooldown.
@@ -192,20 +192,36 @@ type AllocationOwner struct {
 	UID types.UID `json:"uid,omitempty"`
 }
 
-// IsSticky reports whether the owner is a workload whose pods each keep an address.
-func (s *IPAllocationSpec) IsSticky() bool {
-	return s.Owner != nil && s.Owner.APIGroup == AppsGroup && s.Owner.Kind == string(StickyStatefulSet)
+// The owners for which a pod claims an address itself, beside StickyStatefulSet.
+const (
+	// AppsGroup is the API group of StatefulSets.
+	AppsGroup = "apps"
+	// IPAMClaimGroup is the API group of IPAMClaims, which are the multi-network
+	// specification's.
+	IPAMClaimGroup = "k8s.cni.cncf.io"
+	KindIPAMClaim  = "IPAMClaim"
+)
+
+// IsStatefulSet reports whether the object is a StatefulSet.
+func (o *AllocationOwner) IsStatefulSet() bool {
+	return o != nil && o.APIGroup == AppsGroup && o.Kind == string(StickyStatefulSet)
 }
 
-// AppsGroup is the API group of StatefulSets.
-const AppsGroup = "apps"
+// IsIPAMClaim reports whether the object is an IPAMClaim.
+func (o *AllocationOwner) IsIPAMClaim() bool {
+	return o != nil && o.APIGroup == IPAMClaimGroup && o.Kind == KindIPAMClaim
+}
 
-// SameIdentity reports whether two sticky allocations are for one interface of one pod of a
-// workload, whichever container of it and on whichever node. One such identity has one
-// address of a pool.
+// IsSticky reports whether the owner keeps an address for whichever container comes next: a
+// StatefulSet for each of its pods, an IPAMClaim for a pod that names it.
+func (s *IPAllocationSpec) IsSticky() bool { return s.Owner.IsStatefulSet() || s.Owner.IsIPAMClaim() }
+
+// SameIdentity reports whether two sticky allocations are for the same IPAMClaim, or for one
+// interface of one pod of a StatefulSet, whichever container and on whichever node. One such
+// identity has one address of a pool.
 func (s *IPAllocationSpec) SameIdentity(o *IPAllocationSpec) bool {
-	return s.IsSticky() && o.IsSticky() && s.Owner.UID == o.Owner.UID && s.PodRef.Namespace == o.PodRef.Namespace && s.PodRef.Name == o.PodRef.Name &&
-		s.NetworkName == o.NetworkName && s.InterfaceName == o.InterfaceName && s.PoolRef == o.PoolRef
+	return s.IsSticky() && o.IsSticky() && s.Owner.UID == o.Owner.UID && s.PoolRef == o.PoolRef && (s.Owner.IsIPAMClaim() ||
+		s.PodRef.Namespace == o.PodRef.Namespace && s.PodRef.Name == o.PodRef.Name && s.NetworkName == o.NetworkName && s.InterfaceName == o.InterfaceName)
 }
 
 // Held reports whether a container uses the address.

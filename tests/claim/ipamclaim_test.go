@@ -1,0 +1,257 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package claim
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
+)
+
+// claimed is a pool in which nothing is sticky, with IPAMClaims beside it.
+func claimed(t *testing.T, spec v1alpha1.IPPoolSpec, nodes ...string) *workload {
+	t.Helper()
+	w := &workload{cluster: emptyCluster(t), kube: rig.Kube(t, env.Config)}
+	rig.InstallIPAMClaims(t, w.rest(), rig.OwnerPodIsAnObject)
+	rig.IPPool(t, w.client, w.ns, "p", spec, nodes...)
+	return w
+}
+
+func (w *workload) rest() rest.Interface { return w.kube.CoreV1().RESTClient() }
+
+// launch makes a pod that names a claim for its first network, as the pods of a virtual
+// machine do.
+func (w *workload) launch(t testing.TB, name, claim string) *corev1.Pod {
+	t.Helper()
+	return w.annotated(t, name, `[{"name": "net", "ipam-claim-reference": "`+claim+`"}, {"name": "net"}]`)
+}
+
+func (w *workload) annotated(t testing.TB, name, networks string) *corev1.Pod {
+	t.Helper()
+	ref := rig.Pod(t, w.kube, w.ns, name, "", func(p *corev1.Pod) { p.Annotations = map[string]string{ledger.AnnotationNetworks: networks} })
+	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: ref.Namespace, Name: ref.Name, UID: ref.UID}}
+}
+
+// A pod that names a claim has the address of the pod before it, on whichever node, in five
+// requests of which one is a write. Nobody else gets it meanwhile.
+func TestIPAMClaim(t *testing.T) {
+	for name, spec := range map[string]v1alpha1.IPPoolSpec{
+		"blocks":    blocksOf16,
+		"shared":    {Subnet: "10.0.0.0/24"},
+		"overflow":  {Subnet: "10.0.0.0/28", PerNodeBlockSize: 4, Overflow: v1alpha1.OverflowSubnet},
+		"IPv6":      {Subnet: "fd00::/64", PerNodeBlockSize: 16},
+		"cooldown":  {Subnet: "10.0.0.0/24", PerNodeBlockSize: 16, PoolAccess: v1alpha1.PoolAccess{ReleaseCooldown: &metav1.Duration{Duration: 1e9}}},
+		"of domain": {Subnet: "10.0.0.0/24", PerNodeBlockSize: 16, PoolAccess: v1alpha1.PoolAccess{Domain: "net"}},
+		"sticky":    {Subnet: "10.0.0.0/24", PerNodeBlockSize: 16, PoolAccess: v1alpha1.PoolAccess{Sticky: []v1alpha1.StickyKind{v1alpha1.StickyStatefulSet}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := claimed(t, spec, "a", "b")
+			a, b := newNode(t, w.ns, "a"), newNode(t, w.ns, "b")
+			vm := rig.IPAMClaim(t, w.rest(), w.ns, "vm.net", "net")
+			pod := w.launch(t, "launcher-1", "vm.net")
+			addr := a.mustAddPod(t, pod)
+			if again := a.mustAddPod(t, pod); again != addr {
+				t.Errorf("the same container got %s, had %s", again, addr)
+			}
+			if second, err := a.addPod(t.Context(), pod, "net2"); err != nil || second == addr {
+				t.Errorf("the interface without a claim got %s, %v", second, err)
+			}
+			a.mustDelPod(t, pod, "net1")
+			for i := range 3 {
+				if got := newNode(t, w.ns, "a").mustAddPod(t, w.start(t, fmt.Sprint("other-", i), "")); got == addr {
+					t.Fatalf("another pod got %s", addr)
+				}
+			}
+			for i, n := range []*node{a, b, a} {
+				pod = w.launch(t, fmt.Sprint("launcher-", i+2), "vm.net")
+				n.restart()
+				n.wire.take()
+				if got := n.mustAddPod(t, pod); got != addr {
+					t.Fatalf("got %s, had %s", got, addr)
+				}
+				got := n.wire.take()
+				if n == a {
+					object := "ipallocations/" + w.nameOf(t, addr)
+					want := []string{"GET ippools/p", "GET pods/" + pod.Name, "GET ipamclaims/vm.net", "GET " + object, "PATCH " + object}
+					if !slices.Equal(got, want) {
+						t.Errorf("requests %q, want %q", got, want)
+					}
+				}
+				n.mustDelPod(t, pod, "net1")
+			}
+			if all := w.ofSet(t, vm.Metadata.UID); len(all) != 1 || !all[0].Spec.Released() || *all[0].Spec.Owner != *vm.Owner() {
+				t.Errorf("%d allocations are kept: %v", len(all), all)
+			}
+		})
+	}
+}
+
+// The claim may come after the pod, and its CRD as well. Until then the pod waits, and is told
+// for what.
+func TestIPAMClaimComesLater(t *testing.T) {
+	w := claimed(t, blocksOf16, "a")
+	n := newNode(t, w.ns, "a")
+	pod := w.launch(t, "launcher", "vm.net")
+	wait := func(words ...string) {
+		t.Helper()
+		_, err := n.addPod(t.Context(), pod, "net1")
+		for _, word := range append(words, "IPAMClaim", w.ns+"/vm.net") {
+			if err == nil || !strings.Contains(err.Error(), word) {
+				t.Errorf("%v, want %q", err, word)
+			}
+		}
+	}
+	rig.RemoveIPAMClaims(t, w.rest())
+	wait("CRD")
+	rig.InstallIPAMClaims(t, w.rest(), rig.OwnerPodIsAnObject)
+	rig.IPAMClaim(t, w.rest(), "default", "vm.net", "net") // of another namespace
+	defer rig.DeleteIPAMClaim(t, w.rest(), "default", "vm.net")
+	wait("not found")
+	rig.IPAMClaim(t, w.rest(), w.ns, "vm.net", "net")
+	addr := n.mustAddPod(t, pod)
+	// A claim that is made again under a running pod is another one.
+	rig.DeleteIPAMClaim(t, w.rest(), w.ns, "vm.net")
+	rig.IPAMClaim(t, w.rest(), w.ns, "vm.net", "net")
+	if got := n.mustAddPod(t, w.launch(t, "successor", "vm.net")); got == addr {
+		t.Errorf("%s is given twice", got)
+	}
+}
+
+// Two pods name one claim: the second one waits, and is told for whom.
+func TestIPAMClaimOfTwoPods(t *testing.T) {
+	w := claimed(t, blocksOf16, "a", "b")
+	a, b := newNode(t, w.ns, "a"), newNode(t, w.ns, "b")
+	rig.IPAMClaim(t, w.rest(), w.ns, "vm.net", "net")
+	first, second := w.launch(t, "first", "vm.net"), w.launch(t, "second", "vm.net")
+	addr := a.mustAddPod(t, first)
+	for _, n := range []*node{a, b} {
+		if _, err := n.addPod(t.Context(), second, "net1"); !errors.Is(err, claim.ErrKept) || !strings.Contains(err.Error(), addr) || !strings.Contains(err.Error(), w.ns+"/first") {
+			t.Errorf("the second pod: %v", err)
+		}
+	}
+	a.mustDelPod(t, first, "net1")
+	if got := b.mustAddPod(t, second); got != addr {
+		t.Errorf("got %s, had %s", got, addr)
+	}
+}
+
+// What the status has is the address, and no other: the record was lost, or another address
+// manager has written it.
+func TestIPAMClaimWithAddresses(t *testing.T) {
+	w := claimed(t, blocksOf16, "a")
+	rig.IPPool(t, w.client, w.ns, "v6", v1alpha1.IPPoolSpec{Subnet: "fd00::/64", PerNodeBlockSize: 16}, "a")
+	n := newNode(t, w.ns, "a")
+	rig.IPAMClaim(t, w.rest(), w.ns, "vm.net", "net", "10.0.0.77/24", "fd00::77/64")
+	both := func(pod *corev1.Pod) ([]claim.Claim, error) {
+		return n.Allocate(t.Context(), claim.Request{
+			Attachment: sandbox(pod, "net1"), Pools: ippool("p", "v6"), Network: "net", Persistent: true,
+			Pod: v1alpha1.PodReference{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID},
+		})
+	}
+	pod := w.launch(t, "dual", "vm.net")
+	if got, err := both(pod); err != nil || len(got) != 2 || got[0].Address.String() != "10.0.0.77" || got[1].Address.String() != "fd00::77" {
+		t.Fatalf("%v, %v", got, err)
+	}
+	n.mustDelPod(t, pod, "net1")
+	rig.IPAMClaim(t, w.rest(), w.ns, "late.net", "net", "10.0.0.78/24")
+	w.hold(t, "p", "10.0.0.78", "elsewhere", "squatter")
+	late := w.launch(t, "late", "late.net")
+	if _, err := n.addPod(t.Context(), late, "net1"); !errors.Is(err, claim.ErrKept) || !strings.Contains(err.Error(), "squatter") {
+		t.Errorf("another has the address: %v", err)
+	}
+	w.free(t, "p", "10.0.0.78")
+	if got := n.mustAddPod(t, late); got != "10.0.0.78" {
+		t.Errorf("got %s", got)
+	}
+	for _, outside := range []string{"10.9.9.9/24", "10.0.0.255/24"} {
+		name := "at" + strings.ReplaceAll(outside[:len(outside)-3], ".", "-")
+		rig.IPAMClaim(t, w.rest(), w.ns, name, "net", outside)
+		if _, err := n.addPod(t.Context(), w.launch(t, name, name), "net1"); !isRequestError(err) || !strings.Contains(err.Error(), outside[:len(outside)-3]) {
+			t.Errorf("%s: %v", outside, err)
+		}
+	}
+}
+
+// The pool's edit excludes the address. It is never replaced, and the pod is told.
+func TestIPAMClaimThatDoesNotFit(t *testing.T) {
+	w := claimed(t, blocksOf16, "a")
+	n := newNode(t, w.ns, "a")
+	rig.IPAMClaim(t, w.rest(), w.ns, "vm.net", "net")
+	pod := w.launch(t, "first", "vm.net")
+	addr := n.mustAddPod(t, pod)
+	n.mustDelPod(t, pod, "net1")
+	p, err := w.client.IPPools(w.ns).Get(t.Context(), "p", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	exclude := func(ranges ...v1alpha1.ExcludeRange) {
+		p.Spec.Exclusions = ranges
+		if p, err = w.client.IPPools(w.ns).Update(t.Context(), p, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		rig.Seen(t, w.client, w.ns, "p")
+	}
+	exclude(v1alpha1.ExcludeRange{StartIP: addr, EndIP: addr})
+	second := w.launch(t, "second", "vm.net")
+	if _, err := n.addPod(t.Context(), second, "net1"); !isRequestError(err) && !errors.Is(err, claim.ErrKept) || !strings.Contains(err.Error(), addr) {
+		t.Errorf("excluded: %v", err)
+	}
+	exclude()
+	if got := n.mustAddPod(t, second); got != addr {
+		t.Errorf("got %s, had %s", got, addr)
+	}
+}
+
+// What cannot be is refused, with the claim's name and the reason, and nothing is written.
+func TestIPAMClaimRefused(t *testing.T) {
+	w := claimed(t, blocksOf16, "a")
+	rig.IPPool(t, w.client, w.ns, "places", v1alpha1.IPPoolSpec{Subnet: "10.1.0.0/24", PerNodeBlockSize: 16, PerNodeExclusions: []v1alpha1.ExcludeIndexRange{{StartIndex: 0, EndIndex: 0}}}, "a")
+	rig.CIDRPool(t, w.client, w.ns, "c", v1alpha1.CIDRPoolSpec{CIDR: "10.2.0.0/16", PerNodeNetworkPrefix: 24}, "a")
+	n := newNode(t, w.ns, "a")
+	rig.IPAMClaim(t, w.rest(), w.ns, "vm.net", "net")
+	rig.IPAMClaim(t, w.rest(), w.ns, "other.net", "other")
+	cidr := []v1alpha1.PoolReference{{Kind: v1alpha1.PoolKindCIDRPool, Name: "c"}}
+	for i, tc := range []struct {
+		networks string
+		pools    []v1alpha1.PoolReference
+		want     pool.Want
+		words    []string
+	}{
+		{`[{"name": "net", "ipam-claim-reference": "vm.net", "ips": ["10.0.0.9/24"]}]`, ippool("p"), pool.Want{}, []string{"vm.net", "requests addresses"}},
+		{`[{"name": "net", "ipam-claim-reference": "vm.net"}]`, ippool("p"), pool.Want{Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.9")}}, []string{"vm.net", "requests addresses"}},
+		{`[{"name": "net", "ipam-claim-reference": "vm.net"}]`, ippool("places"), pool.Want{}, []string{"vm.net", "perNodeExclusions"}},
+		{`[{"name": "net", "ipam-claim-reference": "vm.net"}]`, cidr, pool.Want{}, []string{"vm.net", "CIDRPool"}},
+		{`[{"name": "net", "ipam-claim-reference": "other.net"}]`, ippool("p"), pool.Want{}, []string{"other.net", `network "other"`, `network "net"`}},
+		{`[{"name": "net", "ipam-claim-reference": "elsewhere/vm.net"}]`, ippool("p"), pool.Want{}, []string{"elsewhere/vm.net", "pod's namespace"}},
+		{`[{"name": "net", "ipam-claim-reference": "Vm"}]`, ippool("p"), pool.Want{}, []string{`"Vm"`, "not the name"}},
+		{`[{"name": 1}]`, ippool("p"), pool.Want{}, []string{ledger.AnnotationNetworks, "not valid"}},
+	} {
+		pod := w.annotated(t, fmt.Sprint("pod-", i), tc.networks)
+		_, err := n.Allocate(t.Context(), claim.Request{
+			Attachment: sandbox(pod, "net1"), Pools: tc.pools, Network: "net", Persistent: true, Want: tc.want,
+			Pod: v1alpha1.PodReference{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID},
+		})
+		for _, word := range tc.words {
+			if err == nil || !strings.Contains(err.Error(), word) {
+				t.Errorf("%s of %v: %v, want %q", tc.networks, tc.pools, err, word)
+			}
+		}
+	}
+	if all := w.all(t); len(all) > 0 {
+		t.Errorf("allocated: %v", all)
+	}
+}
