@@ -518,10 +518,11 @@ func TestPoolViews(t *testing.T) {
 	}
 	whole, err := os.ReadFile(h.path("pools", "ippool.p.json"))
 	must(t, err)
+	format := func(n int) string { return fmt.Sprintf(`"format":%d,`, n) }
 	for name, text := range map[string]string{
 		"half a file":     string(whole[:len(whole)/2]),
-		"earlier format":  strings.Replace(string(whole), `"format":6`, `"format":5`, 1),
-		"without format":  strings.Replace(string(whole), `"format":6,`, ``, 1),
+		"earlier format":  strings.Replace(string(whole), format(viewFormat), format(viewFormat-1), 1),
+		"without format":  strings.Replace(string(whole), format(viewFormat), ``, 1),
 		"of another pool": strings.Replace(string(whole), `"name":"p"`, `"name":"q"`, 1),
 	} {
 		must(t, os.WriteFile(h.path("pools", "ippool.p.json"), []byte(text), 0o600))

@@ -35,6 +35,7 @@ import (
 
 	cnitypes "github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
@@ -129,6 +130,8 @@ type machine struct {
 	// live are the addresses that the plugin has told a container which is still
 	// there.
 	live map[string][]string
+	// claims says that the subject's pod names an IPAMClaim: see launch.
+	claims bool
 	// lost is true from when the API server has lost what lives until a call has to have
 	// written it again.
 	lost bool
@@ -207,12 +210,14 @@ func (m *machine) input(t *testing.T, c call) rig.Call {
 	if c.verb == "GC" {
 		more["cni.dev/valid-attachments"] = c.valid
 	}
-	args := ";K8S_POD_UID=" + string(uidOf(c.container))
+	more["allowPersistentIPs"] = m.names(c.container)
+	pod := m.pod(c.container)
+	args := ";K8S_POD_UID=" + string(pod.UID)
 	if c.ip != "" {
 		args += ";IP=" + c.ip
 	}
 	return rig.Call{
-		Verb: c.verb, Container: c.container, Pod: podOf(c.container), Args: args,
+		Verb: c.verb, Container: c.container, Pod: pod.Name, Args: args,
 		Stdin: rig.NetConf(t, "1.1.0", map[string]any{"confDir": m.dir, "poolName": pools}, more),
 	}
 }
@@ -223,6 +228,30 @@ func podOf(container string) string {
 		return podOf(subject)
 	}
 	return "pod-of-" + container
+}
+
+// pod is a container's pod. One that names a claim is in the API server.
+func (m *machine) pod(container string) v1alpha1.PodReference {
+	ref := v1alpha1.PodReference{Namespace: "default", Name: podOf(container), UID: uidOf(container)}
+	if m.names(container) {
+		ref.Name, ref.UID = ref.Name+"-"+m.node, ""
+	}
+	return ref
+}
+
+// names reports whether a container's pod names an IPAMClaim.
+func (m *machine) names(container string) bool { return m.claims && podOf(container) == podOf(subject) }
+
+// launch makes the subject's pod, which names a claim that has an address of the node's block.
+func (m *machine) launch(t *testing.T) {
+	t.Helper()
+	m.claims = true
+	claim := "vm-" + m.node
+	rig.IPAMClaim(t, m.Kube.CoreV1().RESTClient(), "default", claim, "net", m.address(2).String()+"/16")
+	ref := m.pod(subject)
+	rig.Pod(t, m.Kube, ref.Namespace, ref.Name, "", func(p *corev1.Pod) {
+		p.Annotations = map[string]string{ledger.AnnotationNetworks: `[{"name": "net", "ipam-claim-reference": "` + claim + `"}]`}
+	})
 }
 
 func uidOf(container string) types.UID { return types.UID("uid-of-" + podOf(container)) }
@@ -530,8 +559,7 @@ func (m *machine) hold(t *testing.T, pools string, containers ...string) {
 	t.Helper()
 	for _, c := range containers {
 		claims, err := m.claimer().Allocate(t.Context(), claim.Request{
-			Attachment: attachment(c), Pools: m.pools(pools), Network: "net",
-			Pod: v1alpha1.PodReference{Namespace: "default", Name: podOf(c), UID: uidOf(c)},
+			Attachment: attachment(c), Pools: m.pools(pools), Network: "net", Persistent: m.names(c), Pod: m.pod(c),
 		})
 		if err != nil {
 			t.Fatal(err)
