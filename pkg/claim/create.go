@@ -268,7 +268,7 @@ func (c *Claimer) allocation(req Request, b *pool.Block, addr netip.Addr, reques
 
 		ReleaseCooldown: cooldown,
 	})
-	if !b.Shared && len(b.Overflow) == 0 && domain == "" && !b.Sticky && owner == nil { // nobody lists its window
+	if !b.Shared && len(b.Overflow) == 0 && domain == "" && !b.Sticky { // nobody lists its window
 		delete(a.Labels, v1alpha1.LabelWindow)
 	}
 	return a

@@ -53,11 +53,25 @@ func (c *Claimer) setClaim(ctx context.Context, req *Request, pod *metav1.Object
 		return err
 	}
 	i := slices.IndexFunc(selections, func(s ledger.Selection) bool { return s.Interface == req.Interface })
-	if i < 0 || selections[i].IPAMClaim == "" {
-		return nil
+	if i < 0 {
+		assumed := slices.IndexFunc(selections, func(s ledger.Selection) bool { return s.IPAMClaim != "" && s.Assumed })
+		if assumed < 0 {
+			return nil
+		}
+		return refuse("the pod names IPAMClaim %s/%s for a network without an interface, and no network of its annotation is that of interface %s: the runtime numbers them otherwise. Name the interface there (multus has defaultNetworks)",
+			pod.Namespace, selections[assumed].IPAMClaim, req.Interface)
 	}
 	name := selections[i].IPAMClaim
+	if name == "" {
+		return nil
+	}
+	families := map[bool]string{}
 	for _, v := range views {
+		four := v.Subnet.Addr().Is4()
+		if other := families[four]; other != "" {
+			return refuse("pools %q and %q are of one address family, and IPAMClaim %s/%s, which the pod names, has room for one address of each: name one of the two", other, v.Pool.Name, pod.Namespace, name)
+		}
+		families[four] = v.Pool.Name
 		if v.Lasting() == nil {
 			return refuse("pool %q, poolType %q keeps no address for IPAMClaim %s/%s: an address of it belongs to a node's block (a CIDRPool, or spec.perNodeExclusions). Name another pool",
 				v.Pool.Name, pool.Type(v.Pool.Kind), pod.Namespace, name)
@@ -76,13 +90,10 @@ func (c *Claimer) setClaim(ctx context.Context, req *Request, pod *metav1.Object
 	if claim.Spec.Network != "" && claim.Spec.Network != req.Network {
 		return refuse("IPAMClaim %s/%s is for network %q, and the pod names it for network %q", pod.Namespace, name, claim.Spec.Network, req.Network)
 	}
-	for _, text := range claim.Status.IPs {
-		addr, _, _ := strings.Cut(text, "/")
-		if a, err := pool.ParseAddr(addr); err == nil {
-			req.claimed = append(req.claimed, a)
-		}
-	}
 	req.owner = claim.Owner()
+	if req.claimed, err = claim.Status.Addresses(); err != nil {
+		return refuse("IPAMClaim %s/%s: %s: correct its status, or delete the claim", pod.Namespace, name, err)
+	}
 	return nil
 }
 
@@ -95,7 +106,7 @@ func (r *Request) keeps(b *pool.Block) bool {
 // looked at.
 func (r *Request) owns(s *v1alpha1.IPAllocationSpec) bool {
 	return s.SameIdentity(&v1alpha1.IPAllocationSpec{
-		PoolRef: s.PoolRef, Owner: r.owner, PodRef: r.Pod, NetworkName: r.Network, InterfaceName: r.Interface,
+		PoolRef: s.PoolRef, Domain: s.Domain, Address: s.Address, Owner: r.owner, PodRef: r.Pod, NetworkName: r.Network, InterfaceName: r.Interface,
 	})
 }
 

@@ -35,7 +35,8 @@ import (
 //  3. The operator says so, by v1alpha1.AnnotationRecordLost on the pool.
 //
 // An ADD finds 2 and 3 in the metadata that it reads anyway, and 1 in the answer to its
-// create. Look finds them on a node that starts nothing.
+// create; the first one in a pool looks at the other pools in which the node holds something.
+// Look finds them on a node that starts nothing.
 
 // DefaultLossGrace is how long a node that has found a loss claims nothing new. Meanwhile
 // the others find it, too: their installers look more often than that.
@@ -78,7 +79,7 @@ func (c *Claimer) Look(ctx context.Context) error {
 	if err := c.recordAll(ctx); err != nil {
 		return err
 	}
-	held := slices.DeleteFunc(c.Hint.Recorded(), func(e hint.Entry) bool { return e.Record.Spec.NodeName != c.Node })
+	held := c.recorded()
 	if err := c.settleAll(ctx, held); err != nil {
 		return err
 	}
@@ -107,6 +108,11 @@ func (c *Claimer) recordAll(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// recorded is what this node holds, as far as its hint has the record of it.
+func (c *Claimer) recorded() []hint.Entry {
+	return slices.DeleteFunc(c.Hint.Recorded(), func(e hint.Entry) bool { return e.Record.Spec.NodeName != c.Node })
 }
 
 // settleAll settles the pools of what is held.

@@ -61,7 +61,7 @@ func (c *Claimer) claimSticky(ctx context.Context, req Request, v view) (hint.En
 		return c.claimOwn(ctx, req, space, at)
 	}
 	for range maxTakeovers {
-		own, others, err := c.ofIdentity(ctx, space, me)
+		own, others, err := c.ofIdentity(ctx, space, me, only)
 		if err != nil {
 			return hint.Entry{}, err
 		}
@@ -87,18 +87,25 @@ func (c *Claimer) claimSticky(ctx context.Context, req Request, v view) (hint.En
 }
 
 // ofIdentity lists what the identity has in the pool: its address, nil if it has none, and
-// the proposals that have to go before that is taken over.
-func (c *Claimer) ofIdentity(ctx context.Context, space *pool.Block, me *v1alpha1.IPAllocation) (own *v1alpha1.IPAllocation, others []v1alpha1.IPAllocation, err error) {
+// the proposals that have to go before that is taken over. With only, no other address than
+// me's will do.
+func (c *Claimer) ofIdentity(ctx context.Context, space *pool.Block, me *v1alpha1.IPAllocation, only bool) (own *v1alpha1.IPAllocation, others []v1alpha1.IPAllocation, err error) {
 	all, err := c.OfIdentity(ctx, &me.Spec)
 	if err != nil {
 		return nil, nil, err
+	}
+	fits := func(a *v1alpha1.IPAllocation) bool {
+		return space.Contains(entryOf(a).Address) && (!only || a.Spec.Address == me.Spec.Address)
 	}
 	fitting := all[:0]
 	for _, a := range all {
 		addr := entryOf(&a).Address
 		switch {
-		case !a.Spec.Released() || space.Contains(addr):
+		case !a.Spec.Released() || fits(&a):
 			fitting = append(fitting, a)
+		case a.Spec.Owner.IsIPAMClaim() && space.Contains(addr):
+			return nil, nil, refuse("IPAMClaim %s/%s has the address %s in its status, and %s is kept for it: correct the status, or delete IPAllocation %s",
+				a.Spec.Owner.Namespace, a.Spec.Owner.Name, me.Spec.Address, addr, a.Name)
 		case a.Spec.Owner.IsIPAMClaim():
 			return nil, nil, doesNotFit(a.Spec.Owner, addr, space)
 		default:
@@ -116,7 +123,7 @@ func (c *Claimer) ofIdentity(ctx context.Context, space *pool.Block, me *v1alpha
 			return 0
 		case a.Spec.Released():
 			return 1
-		case space.Contains(entryOf(a).Address):
+		case fits(a):
 			return 2
 		}
 		return 3

@@ -71,6 +71,11 @@ func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference, saved *h
 	if err := c.settle(ctx, ref, epoch, epochOf(obj.Meta)); err != nil {
 		return view{}, err
 	}
+	if epoch == "" { // this pool is no evidence of a loss, but others may be
+		if err := c.settleAll(ctx, c.recorded()); err != nil {
+			return view{}, err
+		}
+	}
 	parsed, errs := obj.Parse()
 	if err := pool.Invalid(ref, errs); err != nil {
 		return view{}, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)

@@ -50,7 +50,7 @@ func (r *claimReconciler) reconcile(ctx context.Context, key types.NamespacedNam
 	status := claim.Status
 	status.Conditions = slices.Clone(status.Conditions)
 	ips, pod, condition := r.kept(claim)
-	if len(ips) == 0 {
+	if len(ips) == 0 { // nothing is kept, nor was
 		return nil
 	}
 	if !meta.SetStatusCondition(&status.Conditions, condition) && slices.Equal(ips, status.IPs) && status.OwnerPod.Name == pod {
@@ -76,21 +76,27 @@ func (r *claimReconciler) kept(claim *ledger.IPAMClaim) (ips []string, pod strin
 		Type: conditionIPsAllocated, Status: metav1.ConditionTrue, Reason: reasonSuccessfulAllocation, ObservedGeneration: claim.Metadata.Generation,
 	}
 	ips = slices.Clone(claim.Status.IPs)
+	written, err := claim.Status.Addresses()
+	if err != nil {
+		condition.Status, condition.Reason, condition.Message = metav1.ConditionFalse, reasonIPAddressConflict, err.Error()
+		return ips, "", condition
+	}
 	all := r.caches.allocations.by(byOwner, string(claim.Metadata.UID))
 	slices.SortFunc(all, func(a, b *v1alpha1.IPAllocation) int { return strings.Compare(a.Name, b.Name) })
 	for _, a := range all {
-		addr, err := netip.ParseAddr(a.Spec.Address)
-		if err != nil || a.Spec.IsReserved() {
+		prefix, ok := r.prefix(a)
+		if !ok || a.Spec.IsReserved() {
 			continue
 		}
+		addr := prefix.Addr()
 		if a.Spec.Held() {
 			pod = cmp.Or(pod, a.Spec.PodRef.Name)
 		}
-		i := slices.IndexFunc(ips, func(text string) bool { return strings.Contains(text, ":") == addr.Is6() })
+		i := slices.IndexFunc(written, func(w netip.Addr) bool { return w.Is4() == addr.Is4() })
 		switch {
 		case i < 0:
-			ips = append(ips, r.withLength(a, addr))
-		case !strings.HasPrefix(ips[i], addr.String()+"/"):
+			ips, written = append(ips, prefix.String()), append(written, addr)
+		case written[i] != addr:
 			condition.Status, condition.Reason = metav1.ConditionFalse, reasonIPAddressConflict
 			condition.Message = fmt.Sprintf("the status has %s, and a container was given %s, see IPAllocation %s/%s", ips[i], addr, a.Namespace, a.Name)
 		}
@@ -101,12 +107,14 @@ func (r *claimReconciler) kept(claim *ledger.IPAMClaim) (ips []string, pod strin
 	return ips, pod, condition
 }
 
-// withLength returns an address with the prefix length of its pool.
-func (r *claimReconciler) withLength(a *v1alpha1.IPAllocation, addr netip.Addr) string {
-	if p := r.caches.pool(a.Spec.PoolRef); p != nil {
-		if subnet, err := netip.ParsePrefix(p.Subnet); err == nil {
-			return netip.PrefixFrom(addr, subnet.Bits()).String()
-		}
+// prefix returns the address of an allocation with the prefix length of its pool. ok is false
+// if the pool does not have such an address, so that no node can write what it likes.
+func (r *claimReconciler) prefix(a *v1alpha1.IPAllocation) (prefix netip.Prefix, ok bool) {
+	addr, err := netip.ParseAddr(a.Spec.Address)
+	p := r.caches.pool(a.Spec.PoolRef)
+	if err != nil || p == nil {
+		return prefix, false
 	}
-	return netip.PrefixFrom(addr, addr.BitLen()).String()
+	subnet, err := netip.ParsePrefix(p.Subnet)
+	return netip.PrefixFrom(addr, subnet.Bits()), err == nil && subnet.Contains(addr)
 }

@@ -51,8 +51,12 @@ func (e *evidence) pod(a *v1alpha1.IPAllocation) *reclaim.Pod {
 	return pod
 }
 
-// others are the allocations that name the same pod as a.
+// others are the allocations that name the same pod as a; of what a claim keeps without a
+// container, those of the claim, whose pods have other names.
 func (e *evidence) others(a *v1alpha1.IPAllocation) []*v1alpha1.IPAllocation {
+	if a.Spec.Owner.IsIPAMClaim() && !a.Spec.Held() {
+		return e.caches.allocations.by(byOwner, string(a.Spec.Owner.UID))
+	}
 	return e.caches.allocations.by(byPod, podKey(a))
 }
 

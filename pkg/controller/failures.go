@@ -137,6 +137,7 @@ const (
 	failedNoPool      = "no_pool"
 	failedNoBlock     = "no_block"
 	failedNotAllowed  = "not_allowed"
+	failedClaim       = "ipam_claim"
 	failedRefused     = "refused"
 	failedUnavailable = "unavailable"
 	failedLost        = "record_lost"
@@ -147,6 +148,7 @@ const (
 // is used. TestFailedADDs has the plugin say each of them.
 var failureReasons = []struct{ words, reason string }{
 	{"requested IP is already reserved in the pool", failedInUse},
+	{"IPAMClaim ", failedClaim},
 	{"no free addresses in the pool", failedExhausted},
 	{"allocations were lost", failedLost},
 	{" not found: there is no ", failedNoPool},

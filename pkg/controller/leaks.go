@@ -65,17 +65,17 @@ func (r *leakReconciler) examine(ctx context.Context, key string) error {
 		r.locate(a.Spec.NodeName)
 	}
 	if !a.Spec.Held() && a.Spec.IsSticky() { // its owner is not watched
-		gone, err := r.confirmation.ownerGone(ctx, a)
-		if err != nil {
-			return err
-		}
-		e.OwnerGone = gone
 		if a.Spec.IsReserved() {
 			wait := untakenIn(a)
 			if e.Untaken = wait <= 0; !e.Untaken {
 				r.later(key, wait)
 			}
 		}
+		gone, err := r.confirmation.ownerGone(ctx, a)
+		if err != nil && !e.Untaken {
+			return err
+		}
+		e.OwnerGone = err == nil && gone
 	}
 	now := time.Now()
 	if wait := r.observations.cooling(key, a, now); wait > 0 {

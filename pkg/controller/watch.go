@@ -165,6 +165,7 @@ func (t *triggers) onAllocation() cache.ResourceEventHandler {
 			}
 			t.usedLess(a)
 			t.reserve(a)
+			t.claimChanged(a)
 			if len(t.caches.inDomain(a.DomainOf())) == 0 { // it has outlived its pool, and others may have said so
 				t.reconcileAllPools()
 			}

@@ -219,7 +219,7 @@ func (w *why) follow(ctx context.Context, c *Chain, s ledger.Selection) error {
 		return nil
 	}
 	for i, o := range objects {
-		if ok, err := w.allocation(ctx, c, o, blocks[i], wanted[i]); !ok || err != nil {
+		if ok, err := w.allocation(ctx, c, s, o, blocks[i], wanted[i]); !ok || err != nil {
 			return err
 		}
 	}
@@ -399,12 +399,16 @@ func (w *why) noBlock(o *pool.Object, p *pool.Pool, selected bool) (message, men
 }
 
 // allocation says whether the pod holds an address of a pool; if it does not, why.
-func (w *why) allocation(ctx context.Context, c *Chain, o *pool.Object, b *pool.Block, wanted netip.Addr) (ok bool, err error) {
+func (w *why) allocation(ctx context.Context, c *Chain, s ledger.Selection, o *pool.Object, b *pool.Block, wanted netip.Addr) (ok bool, err error) {
 	for _, a := range w.holds {
 		if a.Namespace == o.Meta.Namespace && a.Spec.PoolRef == o.Ref && a.Spec.InterfaceName == c.Interface && a.Spec.Held() {
 			c.ok(linkAllocation, "%s is held since %s (%s)", a.Spec.Address, a.CreationTimestamp.UTC().Format(time.RFC3339), a.Name)
 			return true, nil
 		}
+	}
+	if !wanted.IsValid() && s.IPAMClaim != "" { // of the whole subnet: the plugin says which one, and why not
+		w.notYet(c)
+		return false, nil
 	}
 	if !wanted.IsValid() {
 		c.ok(linkBlock, "%s", b.Range)

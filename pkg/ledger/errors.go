@@ -80,6 +80,8 @@ func Since(a *v1alpha1.IPAllocation) time.Time {
 // keeper says for whom an address is kept.
 func keeper(s *v1alpha1.IPAllocationSpec) string {
 	switch o := s.Owner; {
+	case o.IsIPAMClaim(): // of the pods that name it, the last one may be gone
+		return fmt.Sprintf("%s %s/%s", o.Kind, o.Namespace, o.Name)
 	case s.PodRef.Name != "":
 		return fmt.Sprintf("pod %s/%s", s.PodRef.Namespace, s.PodRef.Name)
 	case o != nil:

@@ -8,6 +8,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
+	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned/scheme"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
 // IPAMClaim is what is read of an IPAMClaim (k8s.cni.cncf.io/v1alpha1), by which the owner of
@@ -37,6 +40,19 @@ type IPAMClaimStatus struct {
 	IPs        []string           `json:"ips"`
 	OwnerPod   OwnerPod           `json:"ownerPod"`
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// Addresses returns the addresses that the status has.
+func (s *IPAMClaimStatus) Addresses() (out []netip.Addr, err error) {
+	for _, text := range s.IPs {
+		addr, _, _ := strings.Cut(text, "/")
+		a, err := pool.ParseAddr(addr)
+		if err != nil {
+			return nil, fmt.Errorf("status.ips: %q is not an address", text)
+		}
+		out = append(out, a)
+	}
+	return out, nil
 }
 
 // OwnerPod is the pod that has a claim's addresses now.

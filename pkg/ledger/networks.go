@@ -23,6 +23,9 @@ type Selection struct {
 	// IPAMClaim is the name of an IPAMClaim in the pod's namespace. Multus does not pass it
 	// on.
 	IPAMClaim string `json:"ipam-claim-reference"`
+	// Assumed says that the annotation names no interface, and Interface is what multus gives
+	// unless it has networks of its own before the pod's.
+	Assumed bool `json:"-"`
 }
 
 func (s Selection) String() string { return s.Namespace + "/" + s.Name }
@@ -55,6 +58,7 @@ func ParseNetworks(text, namespace string) ([]Selection, error) {
 			out[i].Namespace = namespace
 		}
 		if out[i].Interface == "" {
+			out[i].Assumed = true
 			out[i].Interface = fmt.Sprintf("net%d", i+1)
 		}
 	}

@@ -42,8 +42,8 @@ type Block struct {
 	// Overflow are the spaces in which the node goes on if the block is full, in this order.
 	// The last one is the whole subnet.
 	Overflow []*Block `json:"overflow,omitempty"`
-	// Whole is the whole subnet, in which pods that keep their addresses have theirs: see
-	// Lasting.
+	// Whole is the whole subnet, in which pods that keep their addresses have theirs, if
+	// nothing above is: see Lasting.
 	Whole *Block `json:"whole,omitempty"`
 	// Earlier is true where the block is of an earlier specification of the pool,
 	// and the node has none of the present one.

@@ -45,7 +45,7 @@ func (p *Pool) BlockOf(current []Assignment, node string) (b *Block, ok bool) {
 	if p.Overflow {
 		b.Overflow = p.overflow(current, node)
 	}
-	if p.layout.anywhere() && len(p.perNode) == 0 {
+	if p.layout.anywhere() && len(p.perNode) == 0 && !p.Overflow {
 		b.Whole = p.sharedBlock(p.whole(), node)
 	}
 	return b, true
@@ -54,8 +54,11 @@ func (p *Pool) BlockOf(current []Assignment, node string) (b *Block, ok bool) {
 // Lasting returns the space from which pods have the addresses that they keep, whichever
 // node they are on; nil if an address of the pool belongs to a node, or to a place in a block.
 func (b *Block) Lasting() *Block {
-	if b.Shared {
+	switch n := len(b.Overflow); {
+	case b.Shared:
 		return b
+	case n > 0:
+		return b.Overflow[n-1]
 	}
 	return b.Whole
 }

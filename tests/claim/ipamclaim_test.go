@@ -221,9 +221,11 @@ func TestIPAMClaimRefused(t *testing.T) {
 	w := claimed(t, blocksOf16, "a")
 	rig.IPPool(t, w.client, w.ns, "places", v1alpha1.IPPoolSpec{Subnet: "10.1.0.0/24", PerNodeBlockSize: 16, PerNodeExclusions: []v1alpha1.ExcludeIndexRange{{StartIndex: 0, EndIndex: 0}}}, "a")
 	rig.CIDRPool(t, w.client, w.ns, "c", v1alpha1.CIDRPoolSpec{CIDR: "10.2.0.0/16", PerNodeNetworkPrefix: 24}, "a")
+	rig.IPPool(t, w.client, w.ns, "p2", v1alpha1.IPPoolSpec{Subnet: "10.3.0.0/24", PerNodeBlockSize: 16}, "a")
 	n := newNode(t, w.ns, "a")
 	rig.IPAMClaim(t, w.rest(), w.ns, "vm.net", "net")
 	rig.IPAMClaim(t, w.rest(), w.ns, "other.net", "other")
+	rig.IPAMClaim(t, w.rest(), w.ns, "odd.net", "net", "10.0.0/24")
 	cidr := []v1alpha1.PoolReference{{Kind: v1alpha1.PoolKindCIDRPool, Name: "c"}}
 	for i, tc := range []struct {
 		networks string
@@ -238,6 +240,8 @@ func TestIPAMClaimRefused(t *testing.T) {
 		{`[{"name": "net", "ipam-claim-reference": "other.net"}]`, ippool("p"), pool.Want{}, []string{"other.net", `network "other"`, `network "net"`}},
 		{`[{"name": "net", "ipam-claim-reference": "elsewhere/vm.net"}]`, ippool("p"), pool.Want{}, []string{"elsewhere/vm.net", "pod's namespace"}},
 		{`[{"name": "net", "ipam-claim-reference": "Vm"}]`, ippool("p"), pool.Want{}, []string{`"Vm"`, "not the name"}},
+		{`[{"name": "net", "ipam-claim-reference": "vm.net"}]`, ippool("p", "p2"), pool.Want{}, []string{"vm.net", `"p" and "p2"`, "family"}},
+		{`[{"name": "net", "ipam-claim-reference": "odd.net"}]`, ippool("p"), pool.Want{}, []string{"odd.net", `"10.0.0/24"`}},
 		{`[{"name": 1}]`, ippool("p"), pool.Want{}, []string{ledger.AnnotationNetworks, "not valid"}},
 	} {
 		pod := w.annotated(t, fmt.Sprint("pod-", i), tc.networks)
@@ -251,7 +255,65 @@ func TestIPAMClaimRefused(t *testing.T) {
 			}
 		}
 	}
+	// Multus has numbered other networks before those of the pod.
+	for _, tc := range []struct{ networks, refusal string }{
+		{`[{"name": "net", "ipam-claim-reference": "vm.net"}]`, "Name the interface"},
+		{`[{"name": "net", "interface": "net7", "ipam-claim-reference": "vm.net"}]`, ""},
+	} {
+		pod := w.annotated(t, fmt.Sprint("default-", len(tc.refusal)), tc.networks)
+		if _, err := n.addPod(t.Context(), pod, "net2"); tc.refusal == "" && err != nil || tc.refusal != "" && (err == nil || !strings.Contains(err.Error(), tc.refusal)) {
+			t.Errorf("interface net2 of %s: %v", tc.networks, err)
+		}
+		n.mustDelPod(t, pod, "net2")
+	}
 	if all := w.all(t); len(all) > 0 {
 		t.Errorf("allocated: %v", all)
+	}
+}
+
+// A pool is replaced by another one of its domain: the claim's address is the same.
+func TestIPAMClaimInAnotherPoolOfTheDomain(t *testing.T) {
+	w := claimed(t, blocksOf16, "a")
+	rig.IPPool(t, w.client, w.ns, "larger", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/23", PoolAccess: v1alpha1.PoolAccess{Domain: "p"}}, "a")
+	n := newNode(t, w.ns, "a")
+	vm := rig.IPAMClaim(t, w.rest(), w.ns, "vm.net", "net")
+	first, second := w.launch(t, "first", "vm.net"), w.launch(t, "second", "vm.net")
+	addr := n.mustAddPod(t, first)
+	n.mustDelPod(t, first, "net1")
+	got, err := n.Allocate(t.Context(), claim.Request{
+		Attachment: sandbox(second, "net1"), Pools: ippool("larger"), Network: "net", Persistent: true,
+		Pod: v1alpha1.PodReference{Namespace: second.Namespace, Name: second.Name, UID: second.UID},
+	})
+	if err != nil || got[0].Address.String() != addr {
+		t.Errorf("%v, %v; had %s", got, err, addr)
+	}
+	if all := w.ofSet(t, vm.Metadata.UID); len(all) != 1 {
+		t.Errorf("%d allocations: %v", len(all), all)
+	}
+}
+
+// The status says one address, and the record has kept another: nobody decides that.
+func TestIPAMClaimWithTwoAnswers(t *testing.T) {
+	w := claimed(t, blocksOf16, "a")
+	n := newNode(t, w.ns, "a")
+	rig.IPAMClaim(t, w.rest(), w.ns, "vm.net", "net")
+	pod := w.launch(t, "first", "vm.net")
+	addr := n.mustAddPod(t, pod)
+	n.mustDelPod(t, pod, "net1")
+	claims := ledger.IPAMClaims{Client: w.rest()}
+	vm, err := claims.Get(t.Context(), w.ns, "vm.net")
+	if err == nil {
+		_, err = claims.PatchStatus(t.Context(), vm, ledger.IPAMClaimStatus{IPs: []string{"10.0.0.200/24"}}, metav1.PatchOptions{})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := w.launch(t, "next", "vm.net")
+	if _, err := n.addPod(t.Context(), next, "net1"); !isRequestError(err) || !strings.Contains(err.Error(), "10.0.0.200") || !strings.Contains(err.Error(), addr) {
+		t.Errorf("%v", err)
+	}
+	w.free(t, "p", addr)
+	if got := n.mustAddPod(t, next); got != "10.0.0.200" {
+		t.Errorf("got %s", got)
 	}
 }

@@ -49,6 +49,37 @@ func (n *node) afterGrace(t *testing.T) {
 	}
 }
 
+// The first ADD after a loss is in a pool that its node sees for the first time. What the node
+// holds in another one is evidence enough: the others have lost theirs as well.
+func TestLossIsFoundInANewPool(t *testing.T) {
+	for name, second := range map[string]v1alpha1.IPPoolSpec{
+		"blocks of the domain": {Subnet: "10.0.0.0/24", PerNodeBlockSize: 4, PoolAccess: v1alpha1.PoolAccess{Domain: "p"}},
+		"shared":               {Subnet: "10.1.0.0/24"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pools := shape{"p": {Subnet: "10.0.0.0/28"}, "q": second}
+			c := emptyCluster(t)
+			pools.make(t, c, "a", "b")
+			a, b := newNode(t, c.ns, "a"), newNode(t, c.ns, "b")
+			a.mustAdd(t, "a1", ippool("p"))
+			b.mustAdd(t, "b1", ippool("p"))
+			b.mustAdd(t, "b2", ippool("q"))
+			c.loseRecord(t, pools, "a", "b")
+			if got, err := a.add(t.Context(), "a2", ippool("q")); !errors.Is(err, claim.ErrRecordLost) {
+				t.Errorf("%v, %v", got, err)
+			}
+			a.afterGrace(t)
+			if err := b.Look(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			a.mustAdd(t, "a2", ippool("q"))
+			if all := rig.Addresses(t, c.client, c.ns); len(all) != 4 {
+				t.Errorf("held %v", all)
+			}
+		})
+	}
+}
+
 // A call that writes lost allocations again is interrupted at each of its requests, before
 // it or after it. The next one goes on, also without any evidence but what the first has
 // noted, and a DEL in between ends what it is about.

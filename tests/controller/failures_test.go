@@ -90,6 +90,8 @@ func TestFailedADDs(t *testing.T) {
 	want[`crd_ipam_failed_adds_total{`+nowhere+`reason="unavailable"}`]++
 	c.kubeletSays(t, "slow-2", fmt.Sprintf("claiming 10.2.0.1: %s: this node found that", claim.ErrRecordLost))
 	want[`crd_ipam_failed_adds_total{`+nowhere+`reason="record_lost"}`]++
+	c.kubeletSays(t, "slow-3", `reading IPAMClaim ml/vm.net: ipamclaims.k8s.cni.cncf.io "vm.net" not found`)
+	want[`crd_ipam_failed_adds_total{`+nowhere+`reason="ipam_claim"}`]++
 	// Not ours.
 	c.kubeletSays(t, "other", `failed to find plugin "macvlan" in path [/opt/cni/bin]`)
 

@@ -330,6 +330,14 @@ func TestIPAMClaimRights(t *testing.T) {
 	if all := c.Allocations(t); len(all) != 1 || !all[0].Spec.Released() || !all[0].Spec.Owner.IsIPAMClaim() {
 		t.Errorf("allocations %+v", all)
 	}
+	for name, p := range map[string]v1alpha1.PodReference{"": {Namespace: "ml", Name: "launcher"}, "of another namespace": {Namespace: "x", Name: "launcher"}, "without a pod": {Namespace: "ml"}} {
+		a := proposed("a")
+		ofClaim(a.Spec.Owner)
+		a.Spec.PodRef = p
+		if _, err := c.node(t, "a").IPAllocations(c.NS).Create(t.Context(), a, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}); (err == nil) != (name == "") {
+			t.Errorf("a proposal for an IPAMClaim %s: %v", name, err)
+		}
+	}
 }
 
 // persistentAddresses applies what a component adds to an overlay.

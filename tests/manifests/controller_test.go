@@ -152,6 +152,7 @@ var (
 		"pods get*", "pods list*", "pods watch*",
 		"ipallocations get", "ipallocations list", "ipallocations watch", "ipallocations create", "ipallocations patch", "ipallocations delete",
 		"ipreservations get", "ipreservations list", "ipreservations watch", "ipreservations/status patch",
+		"statefulsets get*", "ipamclaims get*", "ipamclaims/status patch*",
 	}
 	installerMay = []string{
 		"ippools get", "cidrpools get", "events create",
@@ -169,6 +170,7 @@ var (
 		"pods get*", "pods list*", "pods watch*",
 		"ipallocations get", "ipallocations list", "ipallocations watch", "ipallocations create", "ipallocations patch", "ipallocations delete",
 		"ipreservations get", "ipreservations list", "ipreservations watch", "ipreservations/status patch",
+		"statefulsets get*", "ipamclaims get*", "ipamclaims/status patch*",
 	}
 	operatorsInstallerMay = []string{
 		"pods get*", "pods list*", "pods watch*", "events create",
@@ -217,6 +219,8 @@ func rights(t *testing.T, env *testenv.Env, namespace, account string) (may []st
 		{Group: "nv-ipam.nvidia.com", Resource: "cidrpools"}, {Group: "nv-ipam.nvidia.com", Resource: "cidrpools", Subresource: "status"},
 		{Group: "nv-ipam.nvidia.com", Resource: "ipallocations"},
 		{Group: "nv-ipam.nvidia.com", Resource: "ipreservations"}, {Group: "nv-ipam.nvidia.com", Resource: "ipreservations", Subresource: "status"},
+		{Group: "apps", Resource: "statefulsets"},
+		{Group: "k8s.cni.cncf.io", Resource: "ipamclaims"}, {Group: "k8s.cni.cncf.io", Resource: "ipamclaims", Subresource: "status"},
 		{Group: "coordination.k8s.io", Resource: "leases"},
 		{Group: "rbac.authorization.k8s.io", Resource: "clusterroles"}, {Group: "rbac.authorization.k8s.io", Resource: "rolebindings"},
 		{Group: "admissionregistration.k8s.io", Resource: "validatingadmissionpolicies"},

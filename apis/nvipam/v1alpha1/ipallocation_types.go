@@ -4,6 +4,8 @@
 package v1alpha1
 
 import (
+	"cmp"
+	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -217,11 +219,17 @@ func (o *AllocationOwner) IsIPAMClaim() bool {
 func (s *IPAllocationSpec) IsSticky() bool { return s.Owner.IsStatefulSet() || s.Owner.IsIPAMClaim() }
 
 // SameIdentity reports whether two sticky allocations are for the same IPAMClaim, or for one
-// interface of one pod of a StatefulSet, whichever container and on whichever node. One such
-// identity has one address of a pool.
+// interface of one pod of a StatefulSet, whichever container and on whichever node. A claim has
+// one address of each family in a domain, a pod of a StatefulSet one of each pool.
 func (s *IPAllocationSpec) SameIdentity(o *IPAllocationSpec) bool {
-	return s.IsSticky() && o.IsSticky() && s.Owner.UID == o.Owner.UID && s.PoolRef == o.PoolRef && (s.Owner.IsIPAMClaim() ||
-		s.PodRef.Namespace == o.PodRef.Namespace && s.PodRef.Name == o.PodRef.Name && s.NetworkName == o.NetworkName && s.InterfaceName == o.InterfaceName)
+	switch {
+	case !s.IsSticky() || !o.IsSticky() || s.Owner.UID != o.Owner.UID:
+		return false
+	case s.Owner.IsIPAMClaim():
+		return cmp.Or(s.Domain, s.PoolRef.Name) == cmp.Or(o.Domain, o.PoolRef.Name) && strings.Contains(s.Address, ":") == strings.Contains(o.Address, ":")
+	}
+	return s.PoolRef == o.PoolRef && s.PodRef.Namespace == o.PodRef.Namespace && s.PodRef.Name == o.PodRef.Name &&
+		s.NetworkName == o.NetworkName && s.InterfaceName == o.InterfaceName
 }
 
 // Held reports whether a container uses the address.
