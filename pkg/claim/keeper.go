@@ -73,7 +73,7 @@ func (c *Claimer) setClaim(ctx context.Context, req *Request, pod *metav1.Object
 		}
 		families[four] = v.Pool.Name
 		if v.Lasting() == nil {
-			return refuse("pool %q, poolType %q keeps no address for IPAMClaim %s/%s: an address of it belongs to a node's block (a CIDRPool, or spec.perNodeExclusions). Name another pool",
+			return refuse("pool %q, poolType %q keeps no address for IPAMClaim %s/%s: an address of it belongs to a node, or to a place in a node's block (spec.perNodeExclusions). Name another pool",
 				v.Pool.Name, pool.Type(v.Pool.Kind), pod.Namespace, name)
 		}
 	}

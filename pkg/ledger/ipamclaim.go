@@ -38,7 +38,7 @@ type IPAMClaimStatus struct {
 	// IPs are the addresses with their prefix lengths, one of each family. Once written they
 	// stay.
 	IPs        []string           `json:"ips"`
-	OwnerPod   OwnerPod           `json:"ownerPod"`
+	OwnerPod   ownerPod           `json:"ownerPod"`
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
 
@@ -55,8 +55,8 @@ func (s *IPAMClaimStatus) Addresses() (out []netip.Addr, err error) {
 	return out, nil
 }
 
-// OwnerPod is the pod that has a claim's addresses now.
-type OwnerPod struct {
+// ownerPod is the pod that has a claim's addresses now.
+type ownerPod struct {
 	Name string
 	// Text says that it is written as the name alone. There are versions of the CRD with
 	// that, and with an object that has the name.
@@ -64,7 +64,7 @@ type OwnerPod struct {
 }
 
 // MarshalJSON writes null if there is no pod, or "" if it has to be the name.
-func (p OwnerPod) MarshalJSON() ([]byte, error) {
+func (p ownerPod) MarshalJSON() ([]byte, error) {
 	switch {
 	case p.Text:
 		return json.Marshal(p.Name)
@@ -75,7 +75,7 @@ func (p OwnerPod) MarshalJSON() ([]byte, error) {
 }
 
 // UnmarshalJSON reads either form.
-func (p *OwnerPod) UnmarshalJSON(data []byte) error {
+func (p *ownerPod) UnmarshalJSON(data []byte) error {
 	var object struct{ Name string }
 	if json.Unmarshal(data, &object) == nil {
 		p.Name = object.Name

@@ -236,7 +236,7 @@ func TestIPAMClaimRefused(t *testing.T) {
 		{`[{"name": "net", "ipam-claim-reference": "vm.net", "ips": ["10.0.0.9/24"]}]`, ippool("p"), pool.Want{}, []string{"vm.net", "requests addresses"}},
 		{`[{"name": "net", "ipam-claim-reference": "vm.net"}]`, ippool("p"), pool.Want{Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.9")}}, []string{"vm.net", "requests addresses"}},
 		{`[{"name": "net", "ipam-claim-reference": "vm.net"}]`, ippool("places"), pool.Want{}, []string{"vm.net", "perNodeExclusions"}},
-		{`[{"name": "net", "ipam-claim-reference": "vm.net"}]`, cidr, pool.Want{}, []string{"vm.net", "CIDRPool"}},
+		{`[{"name": "net", "ipam-claim-reference": "vm.net"}]`, cidr, pool.Want{}, []string{"vm.net", `poolType "cidrpool"`}},
 		{`[{"name": "net", "ipam-claim-reference": "other.net"}]`, ippool("p"), pool.Want{}, []string{"other.net", `network "other"`, `network "net"`}},
 		{`[{"name": "net", "ipam-claim-reference": "elsewhere/vm.net"}]`, ippool("p"), pool.Want{}, []string{"elsewhere/vm.net", "pod's namespace"}},
 		{`[{"name": "net", "ipam-claim-reference": "Vm"}]`, ippool("p"), pool.Want{}, []string{`"Vm"`, "not the name"}},
