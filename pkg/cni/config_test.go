@@ -284,3 +284,35 @@ func checkErr(t *testing.T, err error, text string) {
 		t.Errorf("error %v, want one with %q", err, text)
 	}
 }
+
+// Whether pods may keep addresses, a configuration says at its top or in ipam, and a node's
+// nv-ipam.conf if it says nothing.
+func TestAllowPersistentIPs(t *testing.T) {
+	args := &skel.CmdArgs{ContainerID: "c", IfName: "net1", Args: "K8S_POD_NAMESPACE=ns;K8S_POD_NAME=p"}
+	for _, tc := range []struct {
+		top, ipam, file string
+		want            bool
+	}{
+		{"", "", "", false}, {"true", "", "", true}, {"", "true", "", true}, {"", "", "true", true},
+		{"false", "true", "true", false}, {"", "false", "true", false}, {"true", "false", "", true},
+	} {
+		dir := t.TempDir()
+		key := func(value string) string {
+			if value == "" {
+				return ""
+			}
+			return `,"allowPersistentIPs":` + value
+		}
+		if err := os.WriteFile(filepath.Join(dir, confFile), []byte(`{"logLevel":"info"`+key(tc.file)+`}`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		n, err := parseNetwork([]byte(`{"name":"net"` + key(tc.top) + `,"ipam":{"type":"nv-ipam","poolName":"p","confDir":"` + dir + `"` + key(tc.ipam) + `}}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req, err := n.request(args)
+		if err != nil || req.Persistent != tc.want {
+			t.Errorf("%+v: %t, %v", tc, req.Persistent, err)
+		}
+	}
+}

@@ -25,15 +25,16 @@ var exampleAdds = map[string]struct {
 	want []string
 	pod  string // that the example is about
 }{
-	"rail.yaml":           {want: []string{"10.10.1.1/24"}},
-	"shared-subnet.yaml":  {want: []string{"in 10.20.0.0/22"}},
-	"dual-stack.yaml":     {want: []string{"10.30.0.2/16", "fd00:30::2/64"}},
-	"cidrpool.yaml":       {want: []string{"10.40.200.2/24"}},
-	"static-address.yaml": {args: ";IP=10.50.0.7", want: []string{"10.50.0.7/24"}},
-	"racks.yaml":          {want: []string{"10.60.1.1/24"}},
-	"overflow.yaml":       {want: []string{"10.70.0.1/24"}},
-	"sticky.yaml":         {want: []string{"10.81.0.1/24"}},
-	"reservation.yaml":    {args: ";IP=10.80.0.7", want: []string{"10.80.0.7/24"}, pod: "database"},
+	"rail.yaml":            {want: []string{"10.10.1.1/24"}},
+	"shared-subnet.yaml":   {want: []string{"in 10.20.0.0/22"}},
+	"dual-stack.yaml":      {want: []string{"10.30.0.2/16", "fd00:30::2/64"}},
+	"cidrpool.yaml":        {want: []string{"10.40.200.2/24"}},
+	"static-address.yaml":  {args: ";IP=10.50.0.7", want: []string{"10.50.0.7/24"}},
+	"racks.yaml":           {want: []string{"10.60.1.1/24"}},
+	"overflow.yaml":        {want: []string{"10.70.0.1/24"}},
+	"sticky.yaml":          {want: []string{"10.81.0.1/24"}},
+	"virtual-machine.yaml": {want: []string{"in 10.84.0.0/16"}, pod: "vm1-launcher"},
+	"reservation.yaml":     {args: ";IP=10.80.0.7", want: []string{"10.80.0.7/24"}, pod: "database"},
 }
 
 // Each example is applied to a server with the installation's CRDs and policies, its pools
@@ -54,6 +55,7 @@ func TestExamples(t *testing.T) {
 	kubectl(t, env, "wait", "--for=condition=Established", "crd", "--all")
 	kubectl(t, env, "apply", "-k", o.dir(t))
 	c := &rig.Cluster{Env: env, NS: o.namespace, Kube: rig.Kube(t, env.Config), IPAM: rig.Client(t, env.Config)}
+	rig.InstallIPAMClaims(t, c.Kube.CoreV1().RESTClient(), rig.OwnerPodIsAnObject)
 	c.Node(t, "node-a", map[string]string{"topology.kubernetes.io/rack": "r1"})
 	c.Node(t, "node-b", map[string]string{"topology.kubernetes.io/rack": "r2"})
 	c.RunController(t.Context(), t, rig.ControllerClients(t, env.Config, nil), controller.Options{})
