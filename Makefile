@@ -22,8 +22,9 @@ FUZZTIME ?= 30s
 SOAK ?= 10m
 # BENCHFLAGS are the flags of tests/perf; -write needs all phases.
 BENCHFLAGS ?= -write
-# CHAOS are the arguments of make chaos: how many attachments at once, how often.
-# make test runs the same, with fewer of them.
+# CHAOS are the arguments of make chaos: how many attachments at once, how often; -shared
+# for a pool without blocks, -kept for one in which addresses rest and are kept. make test
+# runs the same, with fewer of them.
 CHAOS ?= -attachments 1000 -rounds 3
 # IMAGE is the image's name. By default it is the manifests' placeholder, which no
 # registry serves: see manifests/base/kustomization.yaml.

@@ -9,9 +9,13 @@ import (
 	"math/bits"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
@@ -26,8 +30,12 @@ type cluster struct {
 
 	live   ledger
 	counts counts
-	losing sync.RWMutex // for writing while the record is lost
+	losing sync.RWMutex        // for writing while the record is lost
+	set    *appsv1.StatefulSet // of the pods that keep their addresses; nil if none do
+	ended  atomic.Bool         // nothing may rest or be kept either
 }
+
+const setName = "web"
 
 func newCluster(ctx context.Context, t *testing.T) *cluster {
 	t.Helper()
@@ -39,7 +47,39 @@ func newCluster(ctx context.Context, t *testing.T) *cluster {
 	if _, err := c.IPAM.IPPools(c.NS).Create(ctx, fullPool(*attachments), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	if *kept {
+		labels := map[string]string{"app": setName}
+		set, err := c.Kube.AppsV1().StatefulSets(c.NS).Create(ctx, &appsv1.StatefulSet{
+			ObjectMeta: metav1.ObjectMeta{Name: setName},
+			Spec: appsv1.StatefulSetSpec{Selector: &metav1.LabelSelector{MatchLabels: labels}, Template: corev1.PodTemplateSpec{
+				ObjectMeta: metav1.ObjectMeta{Labels: labels},
+				Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "i"}}},
+			}},
+		}, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.set = set
+	}
 	return c
+}
+
+// endSet deletes the StatefulSet: nothing keeps the addresses of its pods any more.
+func (c *cluster) endSet(ctx context.Context, t *testing.T) {
+	t.Helper()
+	if c.set == nil {
+		return
+	}
+	err := insist(ctx, func() error {
+		err := c.Kube.AppsV1().StatefulSets(c.NS).Delete(ctx, setName, metav1.DeleteOptions{})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 func nodeName(i int) string { return fmt.Sprintf("node-%d", i) }
@@ -57,6 +97,11 @@ func fullPool(n int) *v1alpha1.IPPool {
 		p.Spec.PerNodeBlockSize = block
 		p.Spec.PerNodeExclusions = []v1alpha1.ExcludeIndexRange{{StartIndex: int32(block - block/10), EndIndex: int32(block - 1)}}
 		return p
+	}
+	if *kept { // what a killed plugin has reserved is not free at once
+		p.Spec.Subnet = netip.PrefixFrom(netip.MustParseAddr("10.0.0.0"), 31-bits.Len(uint(n+1))).String()
+		p.Spec.Sticky, p.Spec.ReleaseCooldown = []v1alpha1.StickyKind{v1alpha1.StickyStatefulSet}, &metav1.Duration{Duration: 2 * time.Second}
+		p.Spec.Ranges = append(p.Spec.Ranges, fmt.Sprintf("%s-%s", after(firsts(block)[nodeName(0)], n), after(firsts(block)[nodeName(0)], 2*n-4)))
 	}
 	for _, first := range firsts(block) {
 		p.Spec.Ranges = append(p.Spec.Ranges, fmt.Sprintf("%s-%s", first, after(first, block-block/10-1)))
@@ -111,7 +156,9 @@ func (c *cluster) allocations(ctx context.Context) (map[string]string, error) {
 	}
 	held := map[string]string{}
 	for _, a := range list.Items {
-		held[a.Spec.Address] = a.Spec.ContainerID
+		if a.Spec.Held() || c.ended.Load() {
+			held[a.Spec.Address] = a.Spec.ContainerID
+		}
 	}
 	return held, nil
 }
@@ -158,6 +205,7 @@ func (c *cluster) wantAllHeld(ctx context.Context, t *testing.T) {
 // by the controller.
 func (c *cluster) wantNoneHeld(ctx context.Context, t *testing.T) {
 	t.Helper()
+	c.ended.Store(true)
 	for {
 		listed := c.mustList(ctx, t)
 		if len(listed) == 0 {

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -54,6 +55,8 @@ type kubelet struct {
 type pod struct {
 	name      string
 	requested string // its static address, if any
+	keeps     bool   // its address: it is of the StatefulSet
+	kept      string // that address, once it has one
 	random    *rand.Rand
 
 	uid       string
@@ -84,6 +87,8 @@ func (c *cluster) startKubelets(ctx context.Context, t *testing.T) []*kubelet {
 			if j < size/10 {
 				p.requested = static.String()
 				static = static.Next()
+			} else if *kept && j%3 == 0 {
+				p.name, p.keeps = fmt.Sprintf("%s-%d", setName, i*size+j), true
 			}
 			k.pods = append(k.pods, p)
 		}
@@ -152,6 +157,10 @@ func (k *kubelet) start(ctx context.Context, t *testing.T, p *pod) {
 			if p.requested != "" && address != p.requested {
 				t.Errorf("%s asked for %s and got %s", p.name, p.requested, address)
 			}
+			if p.keeps && p.kept != "" && address != p.kept {
+				t.Errorf("%s on %s got %s, and had %s", p.name, k.node, address, p.kept)
+			}
+			p.kept = address
 			if other := k.live.up(address, p.container()); other != "" {
 				t.Errorf("%s was given to %s while %s answers on it", address, p.container(), other)
 			}
@@ -216,8 +225,12 @@ func (k *kubelet) remove(ctx context.Context, t *testing.T, p *pod) bool {
 func (k *kubelet) createPod(ctx context.Context, p *pod) error {
 	pods := k.Kube.CoreV1().Pods(k.NS)
 	return insist(ctx, func() error {
+		var owner []metav1.OwnerReference
+		if p.keeps {
+			owner = []metav1.OwnerReference{*metav1.NewControllerRef(k.set, appsv1.SchemeGroupVersion.WithKind("StatefulSet"))}
+		}
 		obj, err := pods.Create(ctx, &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Name: p.name},
+			ObjectMeta: metav1.ObjectMeta{Name: p.name, OwnerReferences: owner},
 			Spec:       corev1.PodSpec{NodeName: k.node, Containers: []corev1.Container{{Name: "c", Image: "i"}}},
 		}, metav1.CreateOptions{})
 		if apierrors.IsAlreadyExists(err) { // made by a request whose answer was lost

@@ -12,6 +12,7 @@ import (
 	"flag"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -24,6 +25,7 @@ var (
 	rounds      = flag.Int("rounds", 1, "how often they are all created and deleted; oftener where not every kind of fault has come by then")
 	seed        = flag.Uint64("seed", 0, "of the random choices; 0 takes a new one")
 	shared      = flag.Bool("shared", false, "a pool without blocks")
+	kept        = flag.Bool("kept", false, "a pool without blocks, with room to spare, in which addresses rest, and a third of the pods are of a StatefulSet and keep theirs, on another node in each round")
 	limit       = flag.Duration("limit", 15*time.Minute, "what is not done by then has failed for good")
 )
 
@@ -40,7 +42,8 @@ func TestChaos(t *testing.T) {
 	if *seed == 0 {
 		*seed = rand.Uint64()
 	}
-	t.Logf("%d attachments on %d nodes, %d rounds, seed %d, without blocks: %v", *attachments, nodes, *rounds, *seed, *shared)
+	*shared = *shared || *kept
+	t.Logf("%d attachments on %d nodes, %d rounds, seed %d, without blocks: %v, with addresses that are kept: %v", *attachments, nodes, *rounds, *seed, *shared, *kept)
 	ctx, cancel := context.WithTimeout(t.Context(), *limit)
 	defer cancel()
 	began := time.Now()
@@ -60,14 +63,33 @@ func TestChaos(t *testing.T) {
 			c.lose(ctx, t, kubelets)
 		}
 		each(kubelets, func(k *kubelet) { k.forAll(func(p *pod) { k.stop(ctx, t, p) }) })
+		move(kubelets)
 		t.Logf("round %d is over after %v: %v", round, time.Since(began).Round(time.Second), &c.counts)
 	}
 	end()
 	background.Wait()
 
+	c.endSet(ctx, t)
 	c.wantNoneHeld(ctx, t)
 	controllers.stop(t)
 	t.Logf("all of it in %v: %v, reclaimed %d", time.Since(began).Round(time.Second), &c.counts, controllers.reclaimed(t))
+}
+
+// move gives the pods that keep their addresses to the next node.
+func move(kubelets []*kubelet) {
+	moved := make([][]*pod, len(kubelets))
+	for i, k := range kubelets {
+		next := (i + 1) % len(kubelets)
+		k.pods = slices.DeleteFunc(k.pods, func(p *pod) bool {
+			if p.keeps {
+				moved[next] = append(moved[next], p)
+			}
+			return p.keeps
+		})
+	}
+	for i, k := range kubelets {
+		k.pods = append(k.pods, moved[i]...)
+	}
 }
 
 func each(kubelets []*kubelet, f func(*kubelet)) {
