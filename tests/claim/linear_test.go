@@ -350,9 +350,10 @@ func (c *client) die(ctx context.Context, att hint.Attachment, candidates []stri
 			op := c.call(releases, address)
 			op.held = answer == yes
 			c.record(c.id, op, released, called, to)
-			if c.repeats() { // a create that arrives between two deletes of this call: the second ends it
-				op.held = false
-				c.record(c.id, op, maybe, called, to)
+		}
+		if c.repeats() { // a create that has arrived late, of whichever address, is ended if the call finds it
+			for _, address := range contended {
+				c.record(c.id, c.call(releases, address), maybe, called, to)
 			}
 		}
 		if err == nil {
