@@ -49,15 +49,7 @@ func (w *workload) annotated(t testing.TB, name, networks string) *corev1.Pod {
 // A pod that names a claim has the address of the pod before it, on whichever node, in five
 // requests of which one is a write. Nobody else gets it meanwhile.
 func TestIPAMClaim(t *testing.T) {
-	for name, spec := range map[string]v1alpha1.IPPoolSpec{
-		"blocks":    blocksOf16,
-		"shared":    {Subnet: "10.0.0.0/24"},
-		"overflow":  {Subnet: "10.0.0.0/28", PerNodeBlockSize: 4, Overflow: v1alpha1.OverflowSubnet},
-		"IPv6":      {Subnet: "fd00::/64", PerNodeBlockSize: 16},
-		"cooldown":  {Subnet: "10.0.0.0/24", PerNodeBlockSize: 16, PoolAccess: v1alpha1.PoolAccess{ReleaseCooldown: &metav1.Duration{Duration: 1e9}}},
-		"of domain": {Subnet: "10.0.0.0/24", PerNodeBlockSize: 16, PoolAccess: v1alpha1.PoolAccess{Domain: "net"}},
-		"sticky":    {Subnet: "10.0.0.0/24", PerNodeBlockSize: 16, PoolAccess: v1alpha1.PoolAccess{Sticky: []v1alpha1.StickyKind{v1alpha1.StickyStatefulSet}}},
-	} {
+	for name, spec := range keeping {
 		t.Run(name, func(t *testing.T) {
 			w := claimed(t, spec, "a", "b")
 			a, b := newNode(t, w.ns, "a"), newNode(t, w.ns, "b")
@@ -157,10 +149,7 @@ func TestIPAMClaimWithAddresses(t *testing.T) {
 	n := newNode(t, w.ns, "a")
 	rig.IPAMClaim(t, w.rest(), w.ns, "vm.net", "net", "10.0.0.77/24", "fd00::77/64")
 	both := func(pod *corev1.Pod) ([]claim.Claim, error) {
-		return n.Allocate(t.Context(), claim.Request{
-			Attachment: sandbox(pod, "net1"), Pools: ippool("p", "v6"), Network: "net", Persistent: true,
-			Pod: v1alpha1.PodReference{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID},
-		})
+		return n.Allocate(t.Context(), requestOf(pod, "net1", "p", "v6"))
 	}
 	pod := w.launch(t, "dual", "vm.net")
 	if got, err := both(pod); err != nil || len(got) != 2 || got[0].Address.String() != "10.0.0.77" || got[1].Address.String() != "fd00::77" {
@@ -186,14 +175,21 @@ func TestIPAMClaimWithAddresses(t *testing.T) {
 	}
 }
 
+// hasHad lets a pod of a new claim "vm.net" have an address, and end.
+func (w *workload) hasHad(t *testing.T, n *node) (vm *ledger.IPAMClaim, addr string) {
+	t.Helper()
+	vm = rig.IPAMClaim(t, w.rest(), w.ns, "vm.net", "net")
+	pod := w.launch(t, "first", "vm.net")
+	addr = n.mustAddPod(t, pod)
+	n.mustDelPod(t, pod, "net1")
+	return vm, addr
+}
+
 // The pool's edit excludes the address. It is never replaced, and the pod is told.
 func TestIPAMClaimThatDoesNotFit(t *testing.T) {
 	w := claimed(t, blocksOf16, "a")
 	n := newNode(t, w.ns, "a")
-	rig.IPAMClaim(t, w.rest(), w.ns, "vm.net", "net")
-	pod := w.launch(t, "first", "vm.net")
-	addr := n.mustAddPod(t, pod)
-	n.mustDelPod(t, pod, "net1")
+	_, addr := w.hasHad(t, n)
 	p, err := w.client.IPPools(w.ns).Get(t.Context(), "p", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -245,10 +241,9 @@ func TestIPAMClaimRefused(t *testing.T) {
 		{`[{"name": 1}]`, ippool("p"), pool.Want{}, []string{ledger.AnnotationNetworks, "not valid"}},
 	} {
 		pod := w.annotated(t, fmt.Sprint("pod-", i), tc.networks)
-		_, err := n.Allocate(t.Context(), claim.Request{
-			Attachment: sandbox(pod, "net1"), Pools: tc.pools, Network: "net", Persistent: true, Want: tc.want,
-			Pod: v1alpha1.PodReference{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID},
-		})
+		req := requestOf(pod, "net1")
+		req.Pools, req.Want = tc.pools, tc.want
+		_, err := n.Allocate(t.Context(), req)
 		for _, word := range tc.words {
 			if err == nil || !strings.Contains(err.Error(), word) {
 				t.Errorf("%s of %v: %v, want %q", tc.networks, tc.pools, err, word)
@@ -276,14 +271,9 @@ func TestIPAMClaimInAnotherPoolOfTheDomain(t *testing.T) {
 	w := claimed(t, blocksOf16, "a")
 	rig.IPPool(t, w.client, w.ns, "larger", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/23", PoolAccess: v1alpha1.PoolAccess{Domain: "p"}}, "a")
 	n := newNode(t, w.ns, "a")
-	vm := rig.IPAMClaim(t, w.rest(), w.ns, "vm.net", "net")
-	first, second := w.launch(t, "first", "vm.net"), w.launch(t, "second", "vm.net")
-	addr := n.mustAddPod(t, first)
-	n.mustDelPod(t, first, "net1")
-	got, err := n.Allocate(t.Context(), claim.Request{
-		Attachment: sandbox(second, "net1"), Pools: ippool("larger"), Network: "net", Persistent: true,
-		Pod: v1alpha1.PodReference{Namespace: second.Namespace, Name: second.Name, UID: second.UID},
-	})
+	vm, addr := w.hasHad(t, n)
+	second := w.launch(t, "second", "vm.net")
+	got, err := n.Allocate(t.Context(), requestOf(second, "net1", "larger"))
 	if err != nil || got[0].Address.String() != addr {
 		t.Errorf("%v, %v; had %s", got, err, addr)
 	}
@@ -296,16 +286,9 @@ func TestIPAMClaimInAnotherPoolOfTheDomain(t *testing.T) {
 func TestIPAMClaimWithTwoAnswers(t *testing.T) {
 	w := claimed(t, blocksOf16, "a")
 	n := newNode(t, w.ns, "a")
-	rig.IPAMClaim(t, w.rest(), w.ns, "vm.net", "net")
-	pod := w.launch(t, "first", "vm.net")
-	addr := n.mustAddPod(t, pod)
-	n.mustDelPod(t, pod, "net1")
+	vm, addr := w.hasHad(t, n)
 	claims := ledger.IPAMClaims{Client: w.rest()}
-	vm, err := claims.Get(t.Context(), w.ns, "vm.net")
-	if err == nil {
-		_, err = claims.PatchStatus(t.Context(), vm, ledger.IPAMClaimStatus{IPs: []string{"10.0.0.200/24"}}, metav1.PatchOptions{})
-	}
-	if err != nil {
+	if _, err := claims.PatchStatus(t.Context(), vm, ledger.IPAMClaimStatus{IPs: []string{"10.0.0.200/24"}}, metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	next := w.launch(t, "next", "vm.net")

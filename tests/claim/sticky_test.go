@@ -78,11 +78,16 @@ func sandbox(pod *corev1.Pod, ifName string) hint.Attachment {
 	return hint.Attachment{ContainerID: "sandbox-of-" + string(pod.UID), Interface: ifName}
 }
 
-func (n *node) addPod(ctx context.Context, pod *corev1.Pod, ifName string) (string, error) {
-	claims, err := n.Allocate(ctx, claim.Request{
-		Attachment: sandbox(pod, ifName), Pools: ippool("p"), Network: "net", Persistent: true,
+// requestOf is what a pod's interface asks for on network "net", which lets pods keep addresses.
+func requestOf(pod *corev1.Pod, ifName string, pools ...string) claim.Request {
+	return claim.Request{
+		Attachment: sandbox(pod, ifName), Pools: ippool(pools...), Network: "net", Persistent: true,
 		Pod: v1alpha1.PodReference{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID},
-	})
+	}
+}
+
+func (n *node) addPod(ctx context.Context, pod *corev1.Pod, ifName string) (string, error) {
+	claims, err := n.Allocate(ctx, requestOf(pod, ifName, "p"))
 	if err != nil {
 		return "", err
 	}
@@ -105,17 +110,21 @@ func (n *node) mustDelPod(t *testing.T, pod *corev1.Pod, ifName string) {
 	}
 }
 
+// keeping are pools in which pods keep addresses.
+var keeping = map[string]v1alpha1.IPPoolSpec{
+	"blocks":    blocksOf16,
+	"shared":    {Subnet: "10.0.0.0/24"},
+	"overflow":  {Subnet: "10.0.0.0/28", PerNodeBlockSize: 4, Overflow: v1alpha1.OverflowSubnet},
+	"IPv6":      {Subnet: "fd00::/64", PerNodeBlockSize: 16},
+	"cooldown":  {Subnet: "10.0.0.0/24", PerNodeBlockSize: 16, PoolAccess: v1alpha1.PoolAccess{ReleaseCooldown: &metav1.Duration{Duration: 1e9}}},
+	"of domain": {Subnet: "10.0.0.0/24", PerNodeBlockSize: 16, PoolAccess: v1alpha1.PoolAccess{Domain: "net"}},
+	"sticky":    {Subnet: "10.0.0.0/24", PerNodeBlockSize: 16, PoolAccess: v1alpha1.PoolAccess{Sticky: []v1alpha1.StickyKind{v1alpha1.StickyStatefulSet}}},
+}
+
 // The pod of a StatefulSet has its address again, on whichever node, in four requests of
 // which one is a write; nobody else gets it meanwhile.
 func TestSticky(t *testing.T) {
-	for name, spec := range map[string]v1alpha1.IPPoolSpec{
-		"blocks":    blocksOf16,
-		"shared":    {Subnet: "10.0.0.0/24"},
-		"overflow":  {Subnet: "10.0.0.0/28", PerNodeBlockSize: 4, Overflow: v1alpha1.OverflowSubnet},
-		"IPv6":      {Subnet: "fd00::/64", PerNodeBlockSize: 16},
-		"cooldown":  {Subnet: "10.0.0.0/24", PerNodeBlockSize: 16, PoolAccess: v1alpha1.PoolAccess{ReleaseCooldown: &metav1.Duration{Duration: 1e9}}},
-		"of domain": {Subnet: "10.0.0.0/24", PerNodeBlockSize: 16, PoolAccess: v1alpha1.PoolAccess{Domain: "net"}},
-	} {
+	for name, spec := range keeping {
 		t.Run(name, func(t *testing.T) {
 			w := stickyPool(t, spec, "a", "b")
 			a, b := newNode(t, w.ns, "a"), newNode(t, w.ns, "b")
