@@ -249,7 +249,7 @@ func (c *Cluster) Down() error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	if err := removeHostLink(); err != nil {
+	if err := removeLink(hostLink); err != nil {
 		return err
 	}
 	return os.RemoveAll(c.dir)

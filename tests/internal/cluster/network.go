@@ -11,6 +11,7 @@ import (
 
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // All machines and the host are on one Layer 2 network, a bridge in the control
@@ -79,15 +80,19 @@ func connectControlPlane(pid, nodes int) error {
 	})
 }
 
-// removeHostLink does what the kernel would do anyway, some time after the control
-// plane's namespace has gone.
-func removeHostLink() error {
-	link, err := netlink.LinkByName(hostLink)
+// removeLink removes a link of this network namespace, if it is there. The kernel
+// removes a link some time after the namespace of its other end, so that it may
+// go at any moment.
+func removeLink(name string) error {
+	link, err := netlink.LinkByName(name)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
 		return nil
 	}
 	if err == nil {
 		err = netlink.LinkDel(link)
+	}
+	if errors.Is(err, unix.ENODEV) {
+		return nil
 	}
 	return err
 }
@@ -95,11 +100,8 @@ func removeHostLink() error {
 // connectNode links node number i of several to the control plane's bridge.
 func connectNode(pid, control, i, nodes int) error {
 	err := within(control, func() error {
-		// Of an earlier boot: the kernel removes it some time after its other end.
-		if old, err := netlink.LinkByName(peerName(i)); err == nil {
-			if err := netlink.LinkDel(old); err != nil {
-				return err
-			}
+		if err := removeLink(peerName(i)); err != nil { // of an earlier boot
+			return err
 		}
 		node, err := os.Open(inNetns(pid))
 		if err != nil {
