@@ -34,6 +34,7 @@ type Request struct {
 
 	owner   *v1alpha1.AllocationOwner // what keeps the address for the pod; nil if nothing does
 	claimed []netip.Addr              // what the status of an IPAMClaim has: those, and no others
+	moves   bool                      // a migration has made the pod, for a virtual machine that runs in another one
 	started time.Time                 // when the ADD began; zero if that is unknown
 	known   *known                    // what the hint has; nil if that is not asked
 	foreign map[string]bool           // names of allocations that this node must not create: see hint.Foreign

@@ -126,6 +126,18 @@ func (c *Claimer) rebuild(ctx context.Context, since time.Time) ([]hint.Entry, e
 			entries = append(entries, entryOf(&all[i]))
 		}
 	}
+	for _, e := range r.Missing(entries) {
+		if !e.Record.Spec.Owner.IsIPAMClaim() {
+			continue
+		}
+		a, err := c.Get(ctx, e.Name()) // the node that holds it may be another one: see joins
+		if err != nil {
+			return nil, err
+		}
+		if a = c.of(a, e.Attachment); a != nil {
+			entries = append(entries, entryOf(a))
+		}
+	}
 	restored, err := c.restore(ctx, r.Missing(entries), version)
 	if err != nil {
 		return nil, err
@@ -170,7 +182,7 @@ func entryOf(a *v1alpha1.IPAllocation) hint.Entry {
 	return e
 }
 
-// isHeldBy reports whether an attachment of this node holds the allocation.
-func (c *Claimer) isHeldBy(a *v1alpha1.IPAllocation, att hint.Attachment) bool {
-	return a.Spec.Held() && ledger.Same(&a.Spec, &v1alpha1.IPAllocationSpec{NodeName: c.Node, ContainerID: att.ContainerID, InterfaceName: att.Interface})
+// of returns the allocation as that of an attachment of this node: see ledger.OfAttachment.
+func (c *Claimer) of(a *v1alpha1.IPAllocation, att hint.Attachment) *v1alpha1.IPAllocation {
+	return ledger.OfAttachment(a, &v1alpha1.IPAllocationSpec{NodeName: c.Node, ContainerID: att.ContainerID, InterfaceName: att.Interface})
 }

@@ -45,8 +45,8 @@ func (c *Claimer) claimReleased(ctx context.Context, req Request, b *pool.Block,
 		switch {
 		case err != nil:
 			return nil, false, err
-		case holder != nil && c.isHeldBy(holder, req.Attachment):
-			return holder, false, nil
+		case c.of(holder, req.Attachment) != nil:
+			return c.of(holder, req.Attachment), false, nil
 		case holder == nil:
 			held, created, err = c.Create(ctx, alloc)
 		default:
@@ -109,6 +109,9 @@ func (c *Claimer) claimFrom(ctx context.Context, holder *v1alpha1.IPAllocation, 
 		return c.Create(ctx, alloc)
 	case earlierSandbox:
 		return c.endEarlier(ctx, holder, alloc)
+	case moves:
+		held, err = c.Join(ctx, holder, alloc)
+		return held, err == nil, err
 	default:
 		c.strikeNotes(entryOf(holder)) // before its UID is that of another's claim
 		held, err = c.TakeOver(ctx, holder, alloc)
@@ -126,6 +129,7 @@ const (
 	sameKeeper     yielding = 3
 	rested         yielding = 4
 	reservedFor    yielding = 5
+	moves          yielding = 6
 )
 
 // yields reports whether, and why, the holder of an address yields to a request:
@@ -139,6 +143,8 @@ const (
 //     StatefulSet or an IPAMClaim, the identity.
 //  4. Released, without an owner, and its cooldown is over by this node's clock.
 //  5. Reserved, for this pod, or for this identity.
+//  6. Held by a pod on another node whose virtual machine moves to this pod: it holds the
+//     address until it ends, and the request's attachment is next (see joins).
 //
 // Otherwise the address is in use, or kept for others. Only 2 rests on what this node
 // knows. In 3 to 5 no container holds the address, as the record says, so a wrong clock
@@ -153,6 +159,9 @@ func (c *Claimer) yields(holder *v1alpha1.IPAllocation, req Request) yielding {
 		if s.NodeName == c.Node && (c.releasePending(holder) || isEarlierSandbox(holder, req)) {
 			return earlierSandbox
 		}
+		if c.joins(holder, req) {
+			return moves
+		}
 	case s.Released() && req.isKeeper(s):
 		return sameKeeper
 	case s.Released():
@@ -163,6 +172,18 @@ func (c *Claimer) yields(holder *v1alpha1.IPAllocation, req Request) yielding {
 		return reservedFor
 	}
 	return none
+}
+
+// joins reports whether the request's attachment may be the next one of an address that the
+// identity holds on another node: a migration has made its pod, and no other attachment
+// waits there. One of this pod that no longer runs does not count.
+func (c *Claimer) joins(holder *v1alpha1.IPAllocation, req Request) bool {
+	s := &holder.Spec
+	if !req.moves || !req.owner.IsIPAMClaim() || !req.owns(s) || s.NodeName == c.Node || req.Pod.UID == "" || req.started.IsZero() {
+		return false
+	}
+	waiting := holder.Promoted()
+	return waiting == nil || waiting.Spec.NodeName == c.Node && (c.releasePending(waiting) || isEarlierSandbox(waiting, req))
 }
 
 // isKeeper reports whether an address that no container holds is kept for the request: by a

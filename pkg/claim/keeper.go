@@ -46,6 +46,10 @@ func (c *Claimer) setOwner(ctx context.Context, req *Request, views []view) erro
 	return nil
 }
 
+// labelMigration is the label of KubeVirt on a pod that it makes to move a virtual machine
+// there, with the UID of the migration.
+const labelMigration = "kubevirt.io/migrationJobUID"
+
 // setClaim finds out which IPAMClaim a pod names for the request's interface, if any.
 func (c *Claimer) setClaim(ctx context.Context, req *Request, pod *metav1.ObjectMeta, views []view) error {
 	selections, err := ledger.ParseNetworks(pod.Annotations[ledger.AnnotationNetworks], pod.Namespace)
@@ -90,7 +94,7 @@ func (c *Claimer) setClaim(ctx context.Context, req *Request, pod *metav1.Object
 	if claim.Spec.Network != "" && claim.Spec.Network != req.Network {
 		return refuse("IPAMClaim %s/%s is for network %q, and the pod names it for network %q", pod.Namespace, name, claim.Spec.Network, req.Network)
 	}
-	req.owner = claim.Owner()
+	req.owner, req.moves = claim.Owner(), pod.Labels[labelMigration] != ""
 	if req.claimed, err = claim.Status.Addresses(); err != nil {
 		return refuse("IPAMClaim %s/%s: %s: correct its status, or delete the claim", pod.Namespace, name, err)
 	}

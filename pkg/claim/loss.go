@@ -246,6 +246,8 @@ func (c *Claimer) restoreOne(ctx context.Context, e hint.Entry) (*hint.Entry, er
 		switch s := &inUse.Holder.Spec; {
 		case s.Held() && ledger.Same(s, &spec): // this call, or one before, has written it
 			made, err = inUse.Holder, nil
+		case s.Held() && spec.Owner.IsIPAMClaim() && s.SameIdentity(&spec) && s.NodeName != c.Node && s.Next == nil: // both of a machine that moves
+			made, err = c.Join(ctx, inUse.Holder, again)
 		case s.Held():
 		case s.IsSticky() && s.IsReserved() && !s.SameIdentity(&spec): // nor has had it
 			if _, err = c.DeleteUnchanged(ctx, inUse.Holder); err == nil {

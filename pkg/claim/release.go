@@ -176,10 +176,12 @@ func (c *Claimer) held(ctx context.Context, e hint.Entry) (hint.Entry, error) {
 		return e, err
 	case alloc == nil, !alloc.Spec.Held(): // or may still be taken over
 		return e, errMayBeCreated
-	case !c.isHeldBy(alloc, e.Attachment):
+	case c.of(alloc, e.Attachment) == nil && alloc.Spec.Owner.IsIPAMClaim(): // or may still join
+		return e, errMayBeCreated
+	case c.of(alloc, e.Attachment) == nil:
 		return e, nil
 	}
-	return entryOf(alloc), nil
+	return entryOf(c.of(alloc, e.Attachment)), nil
 }
 
 // releasedAs enters in the hint that a release was carried out. It reports whether its
@@ -223,7 +225,7 @@ func (c *Claimer) checkIn(ctx context.Context, ref v1alpha1.PoolReference, pools
 		if err != nil {
 			return fmt.Errorf("reading allocation %s: %w", e.Name(), err)
 		}
-		if alloc != nil && c.isHeldBy(alloc, e.Attachment) &&
+		if c.of(alloc, e.Attachment) != nil &&
 			(alloc.Spec.PoolRef == ref || e.Domain == domain && alloc.Spec.PoolRef.Name != ref.Name && !slices.Contains(pools, alloc.Spec.PoolRef)) {
 			return nil
 		}
@@ -249,6 +251,12 @@ func (c *Claimer) Collect(ctx context.Context, network string, valid []hint.Atta
 		a := &all[i]
 		if a.Spec.NetworkName == network && a.Spec.Held() && !keep[hint.AttachmentOf(a)] && begunBefore(a, started.Add(-AddTime-CleanupTime)) {
 			stale = append(stale, entryOf(a))
+		}
+	}
+	for _, e := range c.recorded() { // of an address that another node holds: see joins
+		a := &v1alpha1.IPAllocation{Spec: e.Record.Spec}
+		if a.Spec.Owner.IsIPAMClaim() && a.Spec.NetworkName == network && !keep[e.Attachment] && begunBefore(a, started.Add(-AddTime-CleanupTime)) && !contains(stale, e) {
+			stale = append(stale, e)
 		}
 	}
 	return c.releaseAll(ctx, stale)

@@ -36,6 +36,9 @@ import (
 // about to take over: at most one of the two succeeds. What was taken over once is the
 // identity's address, as the first step assumes. A proposal that is left over is no one's: a
 // later ADD takes it, or the controller deletes it.
+//
+// The pod to which a virtual machine moves proposes nothing: it joins the pod that has the
+// address (6 at yields).
 
 // ErrKept means that the pod's own address cannot be had yet, and no other will do.
 var ErrKept = errors.New("the address that the pod keeps is in use")
@@ -57,13 +60,17 @@ func (c *Claimer) claimSticky(ctx context.Context, req Request, v view) (hint.En
 	if err != nil {
 		return hint.Entry{}, err
 	}
-	if at != nil && (c.isHeldBy(at, req.Attachment) || at.Spec.SameIdentity(&me.Spec) && !at.Spec.IsReserved()) { // 1
+	if c.of(at, req.Attachment) != nil || at != nil && at.Spec.SameIdentity(&me.Spec) && !at.Spec.IsReserved() { // 1
 		return c.claimOwn(ctx, req, space, at)
 	}
 	for range maxTakeovers {
 		own, others, err := c.ofIdentity(ctx, space, me, only)
 		if err != nil {
 			return hint.Entry{}, err
+		}
+		if req.moves && (own == nil || own.Spec.IsReserved()) {
+			return hint.Entry{}, refuse("a migration moves a machine to this pod, and no pod of %s %s/%s has had an address of pool %q: the machine was started without one. Start it again instead",
+				req.owner.Kind, req.owner.Namespace, req.owner.Name, space.Pool.Name)
 		}
 		if own == nil { // 3
 			if err := c.reserve(ctx, req, space, me, home, only); err != nil {
@@ -198,7 +205,7 @@ func (c *Claimer) claimOwn(ctx context.Context, req Request, space *pool.Block, 
 // proposal returns what reserves an address for the identity of an allocation.
 func (c *Claimer) proposal(name string, spec v1alpha1.IPAllocationSpec) *v1alpha1.IPAllocation {
 	spec.ContainerID, spec.DeviceID, spec.PodRef.UID, spec.Restored = "", "", "", false
-	spec.AddStartedAt, spec.ReleaseCooldown, spec.ReleasedAt = nil, nil, nil
+	spec.AddStartedAt, spec.ReleaseCooldown, spec.ReleasedAt, spec.Next = nil, nil, nil, nil
 	return c.named(name, spec)
 }
 

@@ -161,8 +161,8 @@ var allocationIndexers = cache.Indexers{
 		}
 		return []string{holderKey(a.DomainOf(), a.Spec.NodeName)}, nil
 	},
-	byPod:    indexAllocation(podKey),
-	byNode:   indexAllocation(func(a *v1alpha1.IPAllocation) string { return a.Spec.NodeName }),
+	byPod:    indexAttachments(podKey),
+	byNode:   indexAttachments(func(a *v1alpha1.IPAllocation) string { return a.Spec.NodeName }),
 	byPool:   indexAllocation(func(a *v1alpha1.IPAllocation) string { return poolKey(a.Spec.PoolRef) }),
 	byDomain: indexAllocation((*v1alpha1.IPAllocation).DomainOf),
 	byOwner: func(obj any) ([]string, error) {
@@ -175,6 +175,18 @@ var allocationIndexers = cache.Indexers{
 
 func indexAllocation(key func(*v1alpha1.IPAllocation) string) cache.IndexFunc {
 	return func(obj any) ([]string, error) { return []string{key(obj.(*v1alpha1.IPAllocation))}, nil }
+}
+
+// indexAttachments indexes by the holder and by what takes its place.
+func indexAttachments(key func(*v1alpha1.IPAllocation) string) cache.IndexFunc {
+	return func(obj any) ([]string, error) {
+		a := obj.(*v1alpha1.IPAllocation)
+		keys := []string{key(a)}
+		if promoted := a.Promoted(); promoted != nil {
+			keys = append(keys, key(promoted))
+		}
+		return keys, nil
+	}
 }
 
 // holderKey names a domain and the node that holds an address of it.

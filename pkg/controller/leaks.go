@@ -90,17 +90,26 @@ func (r *leakReconciler) examine(ctx context.Context, key string) error {
 	case reclaim.Delete:
 		return r.end(ctx, a, v)
 	default:
-		return nil
+		return r.examineNext(ctx, key, a, e, now)
 	}
 	if since.Before(a.CreationTimestamp.Time) {
 		since = a.CreationTimestamp.Time
 	}
-	// At least once more, however short the grace.
-	if wait := since.Add(r.graceOf(v)).Sub(now); wait > 0 || since.Equal(now) {
-		r.later(key, max(wait, time.Millisecond))
+	if !r.isDue(key, v, since, now) {
 		return nil
 	}
 	return r.free(ctx, a, v)
+}
+
+// isDue reports whether the grace of a candidate is over. If not, it is examined again then,
+// and at least once more, however short the grace.
+func (r *leakReconciler) isDue(key string, v reclaim.Verdict, since, now time.Time) bool {
+	wait := since.Add(r.graceOf(v)).Sub(now)
+	if wait > 0 || since.Equal(now) {
+		r.later(key, max(wait, time.Millisecond))
+		return false
+	}
+	return true
 }
 
 // graceOf is how long a leak candidate must have been one before it is freed.
@@ -115,7 +124,7 @@ func (r *leakReconciler) graceOf(v reclaim.Verdict) time.Duration {
 // been the same.
 func (r *leakReconciler) observe(ctx context.Context, a *v1alpha1.IPAllocation, v reclaim.Verdict, now time.Time) time.Time {
 	before, since := r.observations.note(cache.MetaObjectToName(a).String(),
-		observation{uid: a.UID, holder: a.Spec.ContainerID, action: v.Action, reason: v.Reason, prompt: v.Prompt, since: now})
+		observationOf(a, v, now))
 	message, level := "Allocation stays", 4
 	switch v.Action {
 	case reclaim.Hold:
@@ -177,9 +186,50 @@ func (r *leakReconciler) free(ctx context.Context, a *v1alpha1.IPAllocation, cac
 	r.metrics.reclaimed.WithLabelValues(v.Reason).Inc()
 	klog.FromContext(ctx).Info("Reclaimed", describe(a, v)...)
 	if pool := r.caches.pool(a.Spec.PoolRef); pool != nil {
-		r.recorder.Eventf(reference(pool), corev1.EventTypeNormal, reasonReclaimed,
-			"reclaimed %s of pod %s on node %s: %s", a.Spec.Address, podKey(a), a.Spec.NodeName, v.Message)
+		text := fmt.Sprintf("reclaimed %s of pod %s on node %s: %s", a.Spec.Address, podKey(a), a.Spec.NodeName, v.Message)
+		if promoted := a.Promoted(); promoted != nil {
+			text += fmt.Sprintf("; pod %s on node %s, to which the machine moved, has it now", podKey(promoted), promoted.Spec.NodeName)
+		}
+		r.recorder.Event(reference(pool), corev1.EventTypeNormal, reasonReclaimed, text)
 	}
+	return nil
+}
+
+// examineNext lets the next attachment of an allocation leave if it has ended.
+func (r *leakReconciler) examineNext(ctx context.Context, key string, a *v1alpha1.IPAllocation, holder reclaim.Evidence, now time.Time) error {
+	promoted := a.Promoted()
+	if promoted == nil {
+		r.observations.forgetNext(key)
+		return nil
+	}
+	e := r.evidence.of(promoted)
+	if e.Unplaced(promoted) {
+		r.locate(promoted.Spec.NodeName)
+	}
+	v := reclaim.DecideNext(a, holder, e)
+	_, since := r.observations.note(nextKey(key), observationOf(promoted, v, now))
+	if v.Action != reclaim.Candidate || !r.isDue(key, v, since, now) {
+		return nil
+	}
+	holder, err := r.confirmation.of(ctx, a, nil)
+	if err != nil {
+		return err
+	}
+	if e, err = r.confirmation.of(ctx, promoted, nil); err != nil {
+		return err
+	}
+	if v = reclaim.DecideNext(a, holder, e); v.Action != reclaim.Candidate {
+		r.observations.forgetNext(key)
+		return nil
+	}
+	patch, err := ledger.LeavePatch(a)
+	if err != nil {
+		return err
+	}
+	if _, err := r.allocations.Patch(ctx, a.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: name}); err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("end a move: %w", err)
+	}
+	klog.FromContext(ctx).Info("Ended a move: the machine stays where it is", describe(promoted, v)...)
 	return nil
 }
 
@@ -200,16 +250,22 @@ func (r *leakReconciler) end(ctx context.Context, a *v1alpha1.IPAllocation, v re
 	return nil
 }
 
-// give ends a leaked claim as its DEL would have: what outlives its container is released,
-// all else is deleted.
+// give ends a leaked claim as its DEL would have: what a machine moves to takes the place of
+// its holder, what outlives its container is released, and all else is deleted.
 func (r *leakReconciler) give(ctx context.Context, a *v1alpha1.IPAllocation) error {
 	if !a.Spec.IsKept() {
 		return r.delete(ctx, a)
 	}
-	patch, err := json.Marshal(map[string]any{
-		"metadata": map[string]any{"resourceVersion": a.ResourceVersion, "labels": map[string]string{v1alpha1.LabelReleased: "true"}},
-		"spec":     map[string]any{"releasedAt": metav1.Now().UTC().Format(time.RFC3339)},
-	})
+	var patch []byte
+	var err error
+	if promoted := a.Promoted(); promoted != nil {
+		patch, err = ledger.TakeoverPatch(a, promoted)
+	} else {
+		patch, err = json.Marshal(map[string]any{
+			"metadata": map[string]any{"resourceVersion": a.ResourceVersion, "labels": map[string]string{v1alpha1.LabelReleased: "true"}},
+			"spec":     map[string]any{"releasedAt": metav1.Now().UTC().Format(time.RFC3339)},
+		})
+	}
 	if err != nil {
 		return err
 	}

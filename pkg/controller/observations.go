@@ -24,6 +24,10 @@ type observation struct {
 	since  time.Time // action and prompt have been the same
 }
 
+func observationOf(a *v1alpha1.IPAllocation, v reclaim.Verdict, now time.Time) observation {
+	return observation{uid: a.UID, holder: a.Spec.ContainerID, action: v.Action, reason: v.Reason, prompt: v.Prompt, since: now}
+}
+
 // continues reports whether o finds the same as before, so that the grace period
 // goes on. A node that went away, or came back, begins a new one.
 func (o observation) continues(before observation) bool {
@@ -92,7 +96,18 @@ func (all *observations) forget(key string) {
 	all.mu.Lock()
 	defer all.mu.Unlock()
 	delete(all.all, key)
+	delete(all.all, nextKey(key))
 	delete(all.resting, key)
+}
+
+// nextKey is the key of what was found of an allocation's next attachment.
+func nextKey(key string) string { return key + " next" }
+
+// forgetNext forgets what was found of an allocation's next attachment.
+func (all *observations) forgetNext(key string) {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	delete(all.all, nextKey(key))
 }
 
 // finding is an action and its reason, to be counted.

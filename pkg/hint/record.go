@@ -37,7 +37,9 @@ type Record struct {
 
 // NewRecord returns the record of an allocation as the API server has it.
 func NewRecord(a *v1alpha1.IPAllocation) *Record {
-	return &Record{Spec: a.Spec, ResourceVersion: v1alpha1.VersionNumber(a.ResourceVersion)}
+	r := &Record{Spec: a.Spec, ResourceVersion: v1alpha1.VersionNumber(a.ResourceVersion)}
+	r.Spec.Next = nil // which another node writes again
+	return r
 }
 
 // listed sets the boot of a record that the API server has listed: this one if the ADD
@@ -142,7 +144,7 @@ func (h *Hint) recorded() (entries []Entry, without int) {
 		case e.Record == nil && e.UID != "":
 			without++
 		case e.Record != nil && !e.Record.dead():
-			entries = append(entries, e)
+			entries = append(entries, e.keptBy(e.Record))
 		}
 		return nil
 	})

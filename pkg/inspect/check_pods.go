@@ -108,6 +108,9 @@ func (k *checking) worn(s *site, names map[string][]wearer) {
 	for name, by := range names {
 		_, addr, _ := v1alpha1.ParseAllocationName(name)
 		a := held[name]
+		if a != nil && a.Spec.Next != nil && !slices.ContainsFunc(by, func(w wearer) bool { return !hasPod(a, w.pod) }) {
+			continue // a machine moves from one of them to the other
+		}
 		if len(by) > 1 {
 			var texts, pods []string
 			for _, w := range by {
@@ -129,7 +132,7 @@ func (k *checking) worn(s *site, names map[string][]wearer) {
 		switch {
 		case a == nil:
 			k.find(classNotRecorded, s.namespace, addr.String(), "pod "+w.pod+" has it, and no allocation: it may be given to another pod", proof+"there is no ipallocation "+name, mend)
-		case a.Spec.ContainerID != "" && podKey(a.Spec.PodRef) != w.pod:
+		case a.Spec.ContainerID != "" && !hasPod(a, w.pod):
 			k.find(classNotRecorded, s.namespace, addr.String(), "pod "+w.pod+" has it, and the allocation is pod "+podKey(a.Spec.PodRef)+"'s", proof+proofOf(a), mend)
 		}
 	}

@@ -62,6 +62,12 @@ func verdictOn(a *v1alpha1.IPAllocation, e reclaim.Evidence, node *corev1.Node) 
 	case d.Action == reclaim.Candidate:
 		v.State, v.Until = stateLeaked, "the controller reclaims it, after its --reclaim-grace, or --reclaim-grace-ready-node if the node is ready"
 	}
+	if next := a.Spec.Next; next != nil {
+		v.Message += fmt.Sprintf("; a machine moves to pod %s on node %s", podKey(next.PodRef), next.NodeName)
+		if v.State == stateLeaked {
+			v.Until = "the controller gives its place to that pod"
+		}
+	}
 	if v.State == stateHeld || v.State == stateLeaked {
 		v.Since = latest(v.Since, began(a, e, node))
 	}

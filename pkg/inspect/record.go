@@ -124,32 +124,63 @@ func (c *Cluster) poolsOf(ctx context.Context, kind v1alpha1.PoolKind, f func(*p
 
 // allocations calls f with each allocation that has the values of all the fields.
 func (c *Cluster) allocations(ctx context.Context, where fields.Set, f func(*v1alpha1.IPAllocation)) error {
-	list := func(selector string) error {
-		same := interner{}
-		return c.pages(ctx, "allocations", func() *rest.Request {
-			request := c.ipam.RESTClient().Get().NamespaceIfScoped(c.Namespace, c.Namespace != "").Resource(resourceAllocations)
-			if selector != "" {
-				request = request.Param("fieldSelector", selector)
-			}
-			return request
-		}, func(data []byte) (int, error) {
-			var page struct {
-				Items []item `json:"items"`
-			}
-			err := json.Unmarshal(data, &page)
-			for i := range page.Items {
-				if a := same.thin(&page.Items[i]); where == nil || where.AsSelector().Matches(fieldsOf(a)) {
-					f(a)
-				}
-			}
-			return len(page.Items), err
-		})
-	}
-	err := list(where.String())
+	matches := func(a *v1alpha1.IPAllocation) bool { return where.AsSelector().Matches(fieldsOf(a)) }
+	err := c.list(ctx, where, matches, f)
 	if apierrors.IsBadRequest(err) && len(where) > 0 { // Kubernetes 1.30 has no such selectors
-		err = list("")
+		err = c.list(ctx, nil, matches, f)
 	}
 	return err
+}
+
+// attachments is allocations, and those as well whose next attachment has the values. All
+// fields are of a pod or a node.
+func (c *Cluster) attachments(ctx context.Context, where fields.Set, f func(*v1alpha1.IPAllocation)) error {
+	next := fields.Set{}
+	for field, value := range where {
+		next[strings.Replace(field, "spec.", "spec.next.", 1)] = value
+	}
+	holds := func(a *v1alpha1.IPAllocation) bool { return where.AsSelector().Matches(fieldsOf(a)) }
+	waits := func(a *v1alpha1.IPAllocation) bool {
+		return a.Spec.Next != nil && where.AsSelector().Matches(fieldsOf(a.Promoted()))
+	}
+	err := c.list(ctx, where, holds, f)
+	if apierrors.IsBadRequest(err) {
+		return c.list(ctx, nil, func(a *v1alpha1.IPAllocation) bool { return holds(a) || waits(a) }, f)
+	}
+	if err == nil {
+		if err = c.list(ctx, next, waits, f); apierrors.IsBadRequest(err) { // the CRD is of a version without it
+			err = nil
+		}
+	}
+	return err
+}
+
+// list calls f with the allocations that a selector of fields selects and that match.
+func (c *Cluster) list(ctx context.Context, where fields.Set, matches func(*v1alpha1.IPAllocation) bool, f func(*v1alpha1.IPAllocation)) error {
+	same := interner{}
+	return c.pages(ctx, "allocations", func() *rest.Request {
+		request := c.ipam.RESTClient().Get().NamespaceIfScoped(c.Namespace, c.Namespace != "").Resource(resourceAllocations)
+		if len(where) > 0 {
+			request = request.Param("fieldSelector", where.String())
+		}
+		return request
+	}, func(data []byte) (int, error) {
+		var page struct {
+			Items []item `json:"items"`
+		}
+		err := json.Unmarshal(data, &page)
+		for i := range page.Items {
+			if a := same.thin(&page.Items[i]); matches(a) {
+				f(a)
+			}
+		}
+		return len(page.Items), err
+	})
+}
+
+// hasPod reports whether a pod, NAMESPACE/NAME, holds the address of an allocation, or is next.
+func hasPod(a *v1alpha1.IPAllocation, pod string) bool {
+	return podKey(a.Spec.PodRef) == pod || a.Spec.Next != nil && podKey(a.Spec.Next.PodRef) == pod
 }
 
 // item is what is read of an allocation: the rest of its metadata is longer than all of it.

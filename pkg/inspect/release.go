@@ -56,10 +56,12 @@ func (c *Cluster) Releasable(ctx context.Context, text string) (*Releasable, err
 		return nil, fmt.Errorf("cannot say whether a pod uses it: %w", err)
 	}
 	out := &Releasable{Holder: holderOf(a, v), version: a.ResourceVersion}
-	switch v.State {
-	case stateInUse:
+	switch next := a.Spec.Next; {
+	case v.State == stateInUse:
 		out.Refusal = fmt.Sprintf("pod %s uses it (%s): if it were free, it would be given to another pod as well; end the pod: kubectl delete pod %s", podKey(a.Spec.PodRef), v.Message, podName(a.Spec.PodRef))
-	case stateHeld:
+	case next != nil:
+		out.Refusal = fmt.Sprintf("a machine moves to pod %s with it; end that pod first: kubectl delete pod %s", podKey(next.PodRef), podName(next.PodRef))
+	case v.State == stateHeld:
 		out.Doubt = v.Reason + ": " + v.Message + "; a container may still use it"
 	}
 	return out, nil

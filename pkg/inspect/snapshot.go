@@ -229,10 +229,9 @@ func (s *Snapshot) Search(text string) Result {
 
 // mentions reports whether an allocation has a text in lower case in what people look for.
 func mentions(a *v1alpha1.IPAllocation, text string) bool {
-	for _, field := range []string{a.Spec.Address, podKey(a.Spec.PodRef), a.Spec.NodeName, a.Spec.ContainerID, a.Name} {
-		if strings.Contains(strings.ToLower(field), text) {
-			return true
-		}
+	names := []string{a.Spec.Address, podKey(a.Spec.PodRef), a.Spec.NodeName, a.Spec.ContainerID, a.Name}
+	if next := a.Spec.Next; next != nil {
+		names = append(names, podKey(next.PodRef), next.NodeName, next.ContainerID)
 	}
-	return false
+	return slices.ContainsFunc(names, func(name string) bool { return strings.Contains(strings.ToLower(name), text) })
 }

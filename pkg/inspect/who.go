@@ -38,6 +38,8 @@ type Holder struct {
 	// ReleasedAt is when the container released the address; absent if one uses it.
 	ReleasedAt *metav1.Time              `json:"releasedAt,omitempty"`
 	Owner      *v1alpha1.AllocationOwner `json:"owner,omitempty"`
+	// Next is what a virtual machine moves to; it has the address as well.
+	Next *v1alpha1.NextAttachment `json:"next,omitempty"`
 	Verdict    judgement                 `json:"verdict"`
 }
 
@@ -46,7 +48,7 @@ func holderOf(a *v1alpha1.IPAllocation, v judgement) Holder {
 	return Holder{
 		Address: s.Address, Namespace: a.Namespace, Allocation: a.Name, Domain: a.DomainOf(), AllocationID: a.UID,
 		Pool: PoolRef{a.Namespace, s.PoolRef.Kind, s.PoolRef.Name}, Node: s.NodeName, Pod: s.PodRef, Interface: s.InterfaceName,
-		Network: s.NetworkName, Container: s.ContainerID, Requested: s.Requested, Restored: s.Restored, HeldSince: metav1.NewTime(ledger.Since(a)), ReleasedAt: s.ReleasedAt, Owner: s.Owner, Verdict: v,
+		Network: s.NetworkName, Container: s.ContainerID, Requested: s.Requested, Restored: s.Restored, HeldSince: metav1.NewTime(ledger.Since(a)), ReleasedAt: s.ReleasedAt, Owner: s.Owner, Next: s.Next, Verdict: v,
 	}
 }
 
@@ -98,7 +100,11 @@ func (c *Cluster) Who(ctx context.Context, who Who) ([]Holder, error) {
 	}
 	found := map[types.UID]*v1alpha1.IPAllocation{}
 	for _, where := range wanted {
-		if err := c.allocations(ctx, where, func(a *v1alpha1.IPAllocation) { found[a.UID] = a }); err != nil {
+		find := c.attachments
+		if who.Address.IsValid() {
+			find = c.allocations
+		}
+		if err := find(ctx, where, func(a *v1alpha1.IPAllocation) { found[a.UID] = a }); err != nil {
 			return nil, err
 		}
 	}

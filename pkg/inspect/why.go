@@ -197,7 +197,12 @@ type why struct {
 
 func (w *why) held(ctx context.Context) error {
 	where := fields.Set{fieldPodNamespace: w.pod.Namespace, fieldPod: w.pod.Name}
-	return w.allocations(ctx, where, func(a *v1alpha1.IPAllocation) { w.holds = append(w.holds, a) })
+	return w.attachments(ctx, where, func(a *v1alpha1.IPAllocation) {
+		if promoted := a.Promoted(); promoted != nil && podKey(a.Spec.PodRef) != w.pod.Namespace+"/"+w.pod.Name {
+			a = promoted
+		}
+		w.holds = append(w.holds, a)
+	})
 }
 
 func (w *why) follow(ctx context.Context, c *Chain, s ledger.Selection) error {

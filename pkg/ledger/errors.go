@@ -64,8 +64,12 @@ func HeldBy(a *v1alpha1.IPAllocation) string {
 		return fmt.Sprintf("released by pod %s/%s on node %s at %s, and rests until %s", s.PodRef.Namespace, s.PodRef.Name, s.NodeName,
 			s.ReleasedAt.UTC().Format(day), until.UTC().Format(day))
 	}
-	return fmt.Sprintf("held by pod %s/%s on node %s (interface %s) since %s", s.PodRef.Namespace, s.PodRef.Name, s.NodeName, s.InterfaceName,
+	text := fmt.Sprintf("held by pod %s/%s on node %s (interface %s) since %s", s.PodRef.Namespace, s.PodRef.Name, s.NodeName, s.InterfaceName,
 		Since(a).UTC().Format(day))
+	if next := s.Next; next != nil {
+		text += fmt.Sprintf(", and moves to pod %s/%s on node %s", next.PodRef.Namespace, next.PodRef.Name, next.NodeName)
+	}
+	return text
 }
 
 // Since returns when the holder has claimed the address: a takeover leaves the creation

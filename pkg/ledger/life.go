@@ -36,7 +36,7 @@ type Claimed struct {
 
 // Release releases an allocation that outlives its attachment, in one write, if the
 // attachment still holds it. It returns the released allocation, or nil if the attachment
-// holds it no more.
+// holds it no more. What a machine moves to takes the place of its holder: see endMove.
 func (l *Ledger) Release(ctx context.Context, c Claimed, at time.Time) (released *v1alpha1.IPAllocation, err error) {
 	patch, err := json.Marshal(l.releasePatch(c, at))
 	if err != nil {
@@ -53,9 +53,18 @@ func (l *Ledger) Release(ctx context.Context, c Claimed, at time.Time) (released
 		case NotFound(err):
 			return nil
 		case apierrors.IsInvalid(err), apierrors.IsBadRequest(err), apierrors.IsConflict(err): // somebody has changed it
-			now, failed := l.heldStill(ctx, c)
-			if failed != nil || now != nil && now.Spec.Held() {
+			now, failed := Existing(l.Client.IPAllocations(l.Namespace).Get(ctx, c.Name, metav1.GetOptions{}))
+			switch {
+			case failed != nil:
 				return errors.Join(err, failed)
+			case now == nil:
+				return nil
+			case now.Spec.Next != nil:
+				return l.endMove(ctx, c, now)
+			case !l.isLast(c, now):
+				return nil
+			case now.Spec.Held():
+				return err
 			}
 			released = now
 			return nil
@@ -87,20 +96,15 @@ func (l *Ledger) releasePatch(c Claimed, at time.Time) []operation {
 		operation{"add", "/metadata/labels/" + strings.ReplaceAll(v1alpha1.LabelReleased, "/", "~1"), "true"})
 }
 
-// heldStill returns the allocation if its last attachment is still this one, else nil.
-func (l *Ledger) heldStill(ctx context.Context, c Claimed) (*v1alpha1.IPAllocation, error) {
-	now, err := Existing(l.Client.IPAllocations(l.Namespace).Get(ctx, c.Name, metav1.GetOptions{}))
+// isLast reports whether a claim is the last attachment of an allocation.
+func (l *Ledger) isLast(c Claimed, a *v1alpha1.IPAllocation) bool {
 	switch {
-	case now == nil || err != nil:
-		return nil, err
-	case !Same(&now.Spec, &v1alpha1.IPAllocationSpec{NodeName: l.Node, ContainerID: c.ContainerID, InterfaceName: c.Interface}):
-		return nil, nil
-	case c.Started != 0 && (now.Spec.AddStartedAt == nil || now.Spec.AddStartedAt.UnixMicro() != c.Started):
-		return nil, nil
-	case c.Started == 0 && c.UID != "" && now.UID != c.UID:
-		return nil, nil
+	case !Same(&a.Spec, &v1alpha1.IPAllocationSpec{NodeName: l.Node, ContainerID: c.ContainerID, InterfaceName: c.Interface}):
+		return false
+	case c.Started != 0:
+		return a.Spec.AddStartedAt != nil && a.Spec.AddStartedAt.UnixMicro() == c.Started
 	}
-	return now, nil
+	return c.UID == "" || a.UID == c.UID
 }
 
 // TakeOver makes alloc's attachment the holder of an allocation that is released or

@@ -43,6 +43,13 @@ import (
 //     a workload's pod holds another one; also of 1            Delete
 //     a workload reserved it, and no container took it; of 1   Delete
 //
+// What a machine moves to (spec.next) is decided about beside its holder: see DecideNext.
+//
+//  10. The holder is a candidate: next takes its place         Candidate
+//  11. The holder's pod is there, and the next one is not,
+//     or it ends and its node does not answer: next leaves    Candidate
+//     anything else                                           Keep
+//
 // A leak candidate is freed if it was one twice, a grace period apart, is older than
 // that, and the API server confirms everything that the verdict rests on. The grace
 // period of a prompt one is short. Nothing here rests on what the author of a pod can
@@ -173,6 +180,32 @@ func decide(a *v1alpha1.IPAllocation, e Evidence) Verdict {
 		return Verdict{Action: Hold, Reason: sandboxUnclear, Message: "pod has another sandbox, " + other.Spec.ContainerID + ", and which is the later cannot be told"}
 	}
 	return Verdict{Action: Keep, Reason: inUse, Message: own} // 3
+}
+
+// DecideNext decides about the next attachment of an allocation, which leaves if it is a
+// candidate. The evidence is that for the holder, and for the allocation as it would be
+// (IPAllocation.Promoted). Nothing is freed by that, since the holder keeps the address. So its
+// pod has to be there, but the node of the next one need not answer: a failed migration must
+// not keep the machine from the next.
+func DecideNext(a *v1alpha1.IPAllocation, holder, next Evidence) Verdict {
+	promoted := a.Promoted()
+	if holder.Pod.own(a) == "" || holder.Pod.elsewhere(a) || holder.Pod.Deleting || holder.Pod.Ended { // 10, or soon
+		return Verdict{Action: Keep, Reason: inUse, Message: "takes the place of the holder when that has ended"}
+	}
+	v := decide(promoted, next)
+	answers := !next.Node.dead() && next.Node.State == Answers
+	switch {
+	case v.Action == Hold && !answers, v.Action == Candidate:
+	case v.Reason == inUse && !answers && (next.Pod.Deleting || next.Pod.Ended):
+		v.Reason, v.Message = podEnded, "pod ends"
+	default:
+		return v
+	}
+	if v.Action = Candidate; v.Reason != podEnded {
+		v.Reason, v.Message = missing(promoted, next.Pod)
+	}
+	v.Prompt = !answers
+	return v
 }
 
 // withoutPod decides about an allocation whose pod is not on its node.

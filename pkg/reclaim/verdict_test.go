@@ -298,3 +298,48 @@ func TestReasonsAreSorted(t *testing.T) {
 		t.Error(HoldReasons, CandidateReasons)
 	}
 }
+
+// The numbers are those at Action.
+func TestDecideNext(t *testing.T) {
+	const targetUID = "8d0c9a3e-1111-4222-8333-444455556666"
+	a := allocation(func(a *v1alpha1.IPAllocation) {
+		a.Spec.Next = &v1alpha1.NextAttachment{NodeName: "node2", ContainerID: "c2", InterfaceName: "net1", PodRef: v1alpha1.PodReference{Namespace: "default", Name: "target", UID: targetUID}}
+	})
+	up, down := node(Answers), node(Unreachable)
+	lives := Evidence{Pod: pod(podUID, before, on("node")), Node: up}
+	target := func(n *Node, changes ...func(*Pod)) Evidence {
+		return Evidence{Pod: pod(targetUID, before, append([]func(*Pod){on("node2")}, changes...)...), Node: n}
+	}
+	gone := func(n *Node) Evidence { return Evidence{Node: n} }
+	for _, tc := range []struct {
+		name         string
+		holder, next Evidence
+		want         Action
+		reason       string
+		prompt       bool
+	}{
+		{"both run", lives, target(up), Keep, inUse, false},
+		{"the holder's node does not answer", Evidence{Pod: lives.Pod, Node: down}, gone(up), Candidate, podGone, false},
+		{"10 the holder is gone", gone(up), gone(up), Keep, inUse, false},
+		{"10 the holder is gone, and its node does not answer", gone(down), gone(down), Keep, inUse, false},
+		{"10 the holder ends", Evidence{Pod: pod(podUID, before, on("node"), deleting), Node: up}, gone(up), Keep, inUse, false},
+		{"10 the holder has ended", Evidence{Pod: pod(podUID, before, on("node"), ended), Node: up}, gone(up), Keep, inUse, false},
+		{"10 another pod has the holder's name", Evidence{Pod: pod("other", after), Node: up}, gone(up), Keep, inUse, false},
+		{"10 the holder's pod is elsewhere", Evidence{Pod: pod(podUID, before, on("other")), Node: up}, gone(up), Keep, inUse, false},
+		{"11 next is gone", lives, gone(up), Candidate, podGone, false},
+		{"11 another pod has the next one's name", lives, Evidence{Pod: pod("other", after, on("node2")), Node: up}, Candidate, podReplaced, false},
+		{"11 next is elsewhere", lives, Evidence{Pod: pod(targetUID, before, on("other")), Node: up}, Candidate, podElsewhere, false},
+		{"11 next is gone with its node", lives, gone(nil), Candidate, podGone, true},
+		{"11 next is gone, and its node does not answer", lives, gone(down), Candidate, podGone, true},
+		{"11 next is gone, and its node is not ready", lives, gone(node(NotReady)), Candidate, podGone, true},
+		{"11 next ends, and its node does not answer", lives, target(down, deleting), Candidate, podEnded, true},
+		{"11 next has ended, and its node is out of service", lives, target(node(OutOfService), ended), Candidate, podEnded, true},
+		{"next ends, and its node answers", lives, target(up, deleting), Keep, inUse, false},
+		{"next runs, and its node does not answer", lives, target(down), Keep, inUse, false},
+		{"nobody has asked yet where next is", lives, Evidence{Pod: pod(targetUID, before), Node: up}, Keep, inUse, false},
+	} {
+		if v := DecideNext(a, tc.holder, tc.next); v.Action != tc.want || v.Reason != tc.reason || v.Prompt != tc.prompt || v.Message == "" {
+			t.Errorf("%s: %+v, want %v, %s, prompt %v", tc.name, v, tc.want, tc.reason, tc.prompt)
+		}
+	}
+}

@@ -236,6 +236,27 @@ var scenarios = []scenario{
 		states: []string{claimed, noted, releasing, released, nothing},
 	},
 	{
+		name:   "ADD of a pod to which a machine moves",
+		before: func(t *testing.T, m *machine) { m.hold(t, "p", "c0"); m.moveHere(t) },
+		killed: func(*testing.T, *machine) call { return call{verb: "ADD", container: subject} },
+		steps:  []string{"symlinkat hint/claims/p.ADDRESS", "renameat hint/claims/p.ADDRESS", "write stdout"},
+		states: []string{nothing, entered, unanswered, claimed},
+	},
+	{
+		name:   "DEL of a pod to which a machine moves",
+		before: func(t *testing.T, m *machine) { m.moveHere(t); m.hold(t, "p", "c0", subject) },
+		killed: func(*testing.T, *machine) call { return call{verb: "DEL", container: subject} },
+		steps:  []string{"symlinkat hint/releases/p.ADDRESS@HASH", "write socket: data", "unlinkat hint/releases/p.ADDRESS@HASH"},
+		states: []string{claimed, noted, releasing, released, nothing},
+	},
+	{
+		name:   "DEL of a pod from which a machine moves",
+		before: func(t *testing.T, m *machine) { m.hold(t, "p", "c0"); m.moveAway(t) },
+		killed: func(*testing.T, *machine) call { return call{verb: "DEL", container: subject} },
+		steps:  []string{"symlinkat hint/releases/p.ADDRESS@HASH", "write socket: data", "unlinkat hint/releases/p.ADDRESS@HASH"},
+		states: []string{claimed, noted, releasing, released, nothing},
+	},
+	{
 		name:   "ADD after a loss",
 		before: func(t *testing.T, m *machine) { m.hold(t, "p", "c0", "d0"); m.lose(t) },
 		killed: func(*testing.T, *machine) call { return call{verb: "ADD", container: subject} },
@@ -405,6 +426,9 @@ var sequels = []sequel{
 	}},
 	{"reboot", func(t *testing.T, r *run) {
 		r.reboot(t)
+		if r.state == unanswered {
+			r.forgetMove()
+		}
 		r.del(t, append(slices.Sorted(maps.Keys(r.live)), subject)...)
 		r.replace(t)
 	}},
@@ -417,6 +441,7 @@ var sequels = []sequel{
 		for _, d := range r.pending {
 			r.abandoned[d] = true
 		}
+		r.forgetMove()
 		r.del(t, subject)
 		r.replace(t)
 	}},
@@ -430,14 +455,27 @@ var sequels = []sequel{
 		}
 		r.reboot(t)
 		r.noted = r.notes(t)
+		r.forgetMove()
 		r.del(t, append(slices.Sorted(maps.Keys(r.live)), subject)...)
 		r.replace(t)
 	}},
 }
 
-// replace adds the pod's next container.
+// forgetMove leaves to the controller what only this node's disk knew: an address that it
+// shares with the node that holds it.
+func (r *run) forgetMove() {
+	if r.moves == here {
+		r.abandoned[subject] = true
+	}
+}
+
+// replace adds the pod's next container, unless that has no place: the machine is elsewhere, or
+// an earlier container of the pod has not left.
 func (r *run) replace(t *testing.T) {
 	t.Helper()
+	if r.moves == away || r.moves == here && r.abandoned[subject] {
+		return
+	}
 	c := r.killed(t, r.machine)
 	if c.verb != "ADD" || r.refused {
 		c = call{verb: "ADD"}

@@ -132,10 +132,21 @@ type machine struct {
 	live map[string][]string
 	// claims says that the subject's pod names an IPAMClaim: see launch.
 	claims bool
+	// moves says where the virtual machine of the subject's pod moves, if it does: from or to
+	// the neighbour. Then uid is that of the pod.
+	moves moves
+	uid   types.UID
 	// lost is true from when the API server has lost what lives until a call has to have
 	// written it again.
 	lost bool
 }
+
+type moves string
+
+const (
+	here moves = "here"
+	away moves = "away"
+)
 
 func (c *cluster) machine(t *testing.T, b *batch) *machine {
 	t.Helper()
@@ -234,7 +245,7 @@ func podOf(container string) string {
 func (m *machine) pod(container string) v1alpha1.PodReference {
 	ref := v1alpha1.PodReference{Namespace: "default", Name: podOf(container), UID: uidOf(container)}
 	if m.names(container) {
-		ref.Name, ref.UID = ref.Name+"-"+m.node, ""
+		ref.Name, ref.UID = ref.Name+"-"+m.node, m.uid
 	}
 	return ref
 }
@@ -243,15 +254,49 @@ func (m *machine) pod(container string) v1alpha1.PodReference {
 func (m *machine) names(container string) bool { return m.claims && podOf(container) == podOf(subject) }
 
 // launch makes the subject's pod, which names a claim that has an address of the node's block.
-func (m *machine) launch(t *testing.T) {
+func (m *machine) launch(t *testing.T) *ledger.IPAMClaim {
 	t.Helper()
 	m.claims = true
-	claim := "vm-" + m.node
-	rig.IPAMClaim(t, m.Kube.CoreV1().RESTClient(), "default", claim, "net", m.address(2).String()+"/16")
+	claim := rig.IPAMClaim(t, m.Kube.CoreV1().RESTClient(), "default", "vm-"+m.node, "net", m.address(2).String()+"/16")
 	ref := m.pod(subject)
-	rig.Pod(t, m.Kube, ref.Namespace, ref.Name, "", func(p *corev1.Pod) {
-		p.Annotations = map[string]string{ledger.AnnotationNetworks: `[{"name": "net", "ipam-claim-reference": "` + claim + `"}]`}
+	made := rig.Pod(t, m.Kube, ref.Namespace, ref.Name, "", func(p *corev1.Pod) {
+		p.Annotations = map[string]string{ledger.AnnotationNetworks: `[{"name": "net", "ipam-claim-reference": "` + claim.Metadata.Name + `"}]`}
+		if m.moves == here {
+			p.Labels = map[string]string{"kubevirt.io/migrationJobUID": "m"}
+		}
 	})
+	if m.moves != "" {
+		m.uid = made.UID
+	}
+	return claim
+}
+
+// moveHere makes the subject's pod that to which a machine moves, from the neighbour.
+func (m *machine) moveHere(t *testing.T) {
+	t.Helper()
+	m.moves = here
+	claim := m.launch(t)
+	a := m.allocation(m.address(2), m.neighbour(), "foreign")
+	a.Spec.NetworkName, a.Spec.Owner = "net", claim.Owner()
+	m.create(t, a)
+}
+
+// moveAway lets a machine move from the subject's pod, which has its address, to the neighbour.
+func (m *machine) moveAway(t *testing.T) {
+	t.Helper()
+	m.moves = away
+	m.launch(t)
+	m.hold(t, "p", subject)
+	for _, a := range m.held(t) {
+		if a.Spec.ContainerID == subject {
+			target := m.allocation(m.address(2), m.neighbour(), "foreign").Spec
+			target.PodRef = v1alpha1.PodReference{Namespace: "default", Name: "target", UID: uidOf("target")}
+			a.Spec.Next = v1alpha1.NextOf(&target)
+			if _, err := m.IPAM.IPAllocations(m.NS).Update(t.Context(), &a, metav1.UpdateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 }
 
 func uidOf(container string) types.UID { return types.UID("uid-of-" + podOf(container)) }
@@ -386,6 +431,15 @@ func (m *machine) held(t *testing.T) []v1alpha1.IPAllocation {
 	list, err := m.IPAM.IPAllocations(m.NS).List(t.Context(), metav1.ListOptions{LabelSelector: selector(m.node)})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if m.moves == here {
+		a, err := ledger.Existing(m.IPAM.IPAllocations(m.NS).Get(t.Context(), v1alpha1.AllocationName(m.p, m.address(2)), metav1.GetOptions{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a != nil && a.Spec.Next != nil {
+			list.Items = append(list.Items, *a.Promoted())
+		}
 	}
 	return slices.DeleteFunc(list.Items, func(a v1alpha1.IPAllocation) bool { return !a.Spec.Held() })
 }

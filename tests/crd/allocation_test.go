@@ -55,6 +55,20 @@ func owned(a *v1alpha1.IPAllocation) *v1alpha1.IPAllocation {
 	return a
 }
 
+// moving is what a machine on node1 moves from, to node2.
+func moving(a *v1alpha1.IPAllocation) *v1alpha1.IPAllocation {
+	machine(a).Spec.Next = &v1alpha1.NextAttachment{
+		NodeName: "node2", ContainerID: "c2", InterfaceName: "net1", PodRef: v1alpha1.PodReference{Namespace: "default", Name: "pod2", UID: "u2"},
+	}
+	return a
+}
+
+// machine is owned by an IPAMClaim.
+func machine(a *v1alpha1.IPAllocation) *v1alpha1.IPAllocation {
+	a.Spec.Owner = &v1alpha1.AllocationOwner{APIGroup: v1alpha1.IPAMClaimGroup, Kind: v1alpha1.KindIPAMClaim, Namespace: "default", Name: "vm", UID: "u1"}
+	return a
+}
+
 func released(a *v1alpha1.IPAllocation) *v1alpha1.IPAllocation {
 	a.Spec.ReleasedAt = &metav1.Time{Time: time.Unix(1, 0)}
 	return a
@@ -134,6 +148,24 @@ func TestCreateAllocation(t *testing.T) {
 		{name: "cooldown of a part of a second", edit: func(a *alloc) { kept(a).Spec.ReleaseCooldown.Duration = time.Millisecond }, says: "spec.releaseCooldown"},
 		{name: "owner without a name", edit: func(a *alloc) { owned(a).Spec.Owner.Name = "" }, says: "spec.owner.name"},
 		{name: "without a pod", edit: func(a *alloc) { a.Spec.PodRef = v1alpha1.PodReference{} }},
+		{name: "moves", edit: func(a *alloc) { moving(a) }},
+		{name: "moves with the longest of each", edit: func(a *alloc) {
+			moving(a)
+			s := longest().Spec
+			a.Spec.NodeName, a.Spec.PodRef, a.Spec.ContainerID, a.Spec.InterfaceName = s.NodeName, s.PodRef, s.ContainerID, s.InterfaceName
+			a.Spec.NetworkName, a.Spec.DeviceID, a.Spec.AddStartedAt = s.NetworkName, s.DeviceID, s.AddStartedAt
+			s.NodeName = strings.Repeat("b", 253)
+			a.Spec.Next = v1alpha1.NextOf(&s)
+		}},
+		{name: "moves without an owner", edit: func(a *alloc) { moving(a).Spec.Owner = nil }, says: "next waits for an address that a container holds, and that an IPAMClaim keeps"},
+		{name: "moves for a StatefulSet", edit: func(a *alloc) { owned(moving(a)) }, says: "next waits for an address"},
+		{name: "moves without a container", edit: func(a *alloc) { moving(a).Spec.ContainerID = "" }, says: "next waits for an address"},
+		{name: "moves and is released", edit: func(a *alloc) { released(moving(a)) }, says: "what has a next is not released"},
+		{name: "moves on its node", edit: func(a *alloc) { moving(a).Spec.Next.NodeName = "node1" }, says: "next is on another node"},
+		{name: "moves to no pod", edit: func(a *alloc) { moving(a).Spec.Next.PodRef = v1alpha1.PodReference{} }, says: "podRef has a namespace, a name and a uid"},
+		{name: "moves to a pod of no UID", edit: func(a *alloc) { moving(a).Spec.Next.PodRef.UID = "" }, says: "podRef has a namespace, a name and a uid"},
+		{name: "moves to no node", edit: func(a *alloc) { moving(a).Spec.Next.NodeName = "" }, says: "spec.next.nodeName"},
+		{name: "moves to no container", edit: func(a *alloc) { moving(a).Spec.Next.ContainerID = "" }, says: "spec.next.containerID"},
 
 		{name: "name of another address", edit: func(a *alloc) { a.Name = "pool1.10.0.0.6" }, says: "metadata.name must be spec.domain (spec.poolRef.name if that is not set), a dot and spec.address"},
 		{name: "name that begins with the address", edit: func(a *alloc) { a.Name = "pool1.10.0.0.50" }, says: "metadata.name must be"},
@@ -266,6 +298,26 @@ func TestUpdateAllocation(t *testing.T) {
 		{name: "what is released is reserved", from: released(kept(attached())), edit: func(a *alloc) { a.Spec = owned(reserved()).Spec }},
 		{name: "a reservation is released", from: reserved(), edit: func(a *alloc) { a.Spec = released(kept(attached())).Spec }, says: "a reservation is not released"},
 		{name: "a reservation has an owner", from: reserved(), edit: func(a *alloc) { *a = *owned(a) }},
+
+		{name: "begins to move", from: machine(attached()), edit: func(a *alloc) { moving(a) }},
+		{name: "begins to move, to another node too", from: machine(attached()), edit: func(a *alloc) { moving(a).Spec.NodeName = "node3" }, says: another},
+		{name: "moves elsewhere", from: moving(attached()), edit: func(a *alloc) { a.Spec.Next.NodeName, a.Spec.Next.ContainerID = "node3", "c3" }},
+		{name: "moves no more", from: moving(attached()), edit: func(a *alloc) { a.Spec.Next = nil }},
+		{name: "moves no more, for another owner", from: moving(attached()), edit: func(a *alloc) { a.Spec.Next, a.Spec.Owner.UID = nil, "u2" }, says: another},
+		{name: "has moved", from: moving(attached()), edit: func(a *alloc) { *a = *a.Promoted() }},
+		{name: "has moved, and no start is known", from: moving(started(attached(), 1)), edit: func(a *alloc) { *a = *a.Promoted() }},
+		{name: "has moved, to another container", from: moving(attached()), edit: func(a *alloc) { *a = *a.Promoted(); a.Spec.ContainerID = "c3" }, says: another},
+		{name: "has moved, to another node", from: moving(attached()), edit: func(a *alloc) { *a = *a.Promoted(); a.Spec.NodeName = "node3" }, says: another},
+		{name: "has moved, to another interface", from: moving(attached()), edit: func(a *alloc) { *a = *a.Promoted(); a.Spec.InterfaceName = "net2" }, says: another},
+		{name: "has moved, to another pod", from: moving(attached()), edit: func(a *alloc) { *a = *a.Promoted(); a.Spec.PodRef.UID = "u3" }, says: another},
+		{name: "has moved, to no pod", from: moving(attached()), edit: func(a *alloc) { *a = *a.Promoted(); a.Spec.PodRef = v1alpha1.PodReference{} }, says: another},
+		{name: "has moved, to another network", from: moving(attached()), edit: func(a *alloc) { *a = *a.Promoted(); a.Spec.NetworkName = "net" }, says: another},
+		{name: "has moved, with another device", from: moving(attached()), edit: func(a *alloc) { *a = *a.Promoted(); a.Spec.DeviceID = "0000:00:00.0" }, says: another},
+		{name: "has moved, with another start", from: moving(attached()), edit: func(a *alloc) { *a = *started(a.Promoted(), 1) }, says: another},
+		{name: "has moved, and moves on", from: moving(attached()), edit: func(a *alloc) { next := a.Spec.Next; *a = *a.Promoted(); a.Spec.Next, next.NodeName = next, "node3" }, says: another},
+		{name: "has moved, and is released", from: moving(attached()), edit: func(a *alloc) { *a = *released(a.Promoted()) }, says: another},
+		{name: "is released while it moves", from: moving(attached()), edit: func(a *alloc) { a.Spec.Next = nil; *a = *released(a) }},
+		{name: "what is released moves", from: released(machine(attached())), edit: func(a *alloc) { a.Spec = moving(attached()).Spec }, says: "next waits for an address that a container holds"},
 
 		{name: "a reservation is taken up", from: reserved(), edit: func(a *alloc) { a.Spec = attached().Spec }},
 		{name: "a reservation of another start of an ADD is taken up", from: started(reserved(), 1), edit: func(a *alloc) { a.Spec = started(attached(), 2).Spec }},

@@ -154,17 +154,18 @@ func onNode(node string) string {
 	return "{kubernetes.io/hostname: " + node + "}"
 }
 
-// pod creates a pod on a node with this annotation for its networks.
-func (s *scene) pod(name, node, networks string) {
+// pod creates a pod on a node with this annotation for its networks, and labels ("key: value").
+func (s *scene) pod(name, node, networks string, labels ...string) {
 	s.t.Helper()
 	apply(s.t, fmt.Sprintf(`apiVersion: v1
 kind: Pod
 metadata:
   name: %s
   namespace: %s
+  labels: {%s}
   annotations:
     k8s.v1.cni.cncf.io/networks: '%s'
-spec:%s`, name, s.name, networks, strings.ReplaceAll(fmt.Sprintf(podSpec, onNode(node)), "\n    ", "\n  ")))
+spec:%s`, name, s.name, strings.Join(labels, ", "), networks, strings.ReplaceAll(fmt.Sprintf(podSpec, onNode(node)), "\n    ", "\n  ")))
 }
 
 // deployment creates one whose pods are on a node, or anywhere.

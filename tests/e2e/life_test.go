@@ -143,19 +143,21 @@ spec:
 	kubectl(t, "delete", "statefulset", "-n", s.name, "member", "--timeout=3m")
 }
 
-// The pods of a machine keep its address by an IPAMClaim, from node to node, until the claim
-// is gone.
-func TestIPAMClaim(t *testing.T) {
-	s := newScene(t)
-	apply(t, rig.IPAMClaimCRD(rig.OwnerPodIsAnObject))
-	kubectl(t, "wait", "--for=condition=Established", "crd/ipamclaims.k8s.cni.cncf.io")
-	s.customPool("IPPool", "machines", "subnet: 10.47.0.0/16\n  perNodeBlockSize: 64")
+// machines makes a network on which pods keep addresses, and returns the annotation of the pods
+// of machine vm1.
+func (s *scene) machines(subnet string) (networks string) {
+	s.t.Helper()
+	apply(s.t, rig.IPAMClaimCRD(rig.OwnerPodIsAnObject))
+	kubectl(s.t, "wait", "--for=condition=Established", "crd/ipamclaims.k8s.cni.cncf.io")
+	s.customPool("IPPool", "machines", "subnet: "+subnet+"\n  perNodeBlockSize: 64")
 	s.network("machines", `"poolName": "machines", "allowPersistentIPs": true`)
-	networks := `[{"name": "machines", "interface": "net1", "ipam-claim-reference": "vm1.machines"}]`
-	s.pod("launcher-1", "kind-worker", networks)
-	failure(t, s.name, "launcher-1", "IPAMClaim "+s.name+"/vm1.machines") // it is not allowed to read it, and there is none
-	kubectl(t, "apply", "-f", filepath.Join(rig.Root(t), "manifests/components/persistent-addresses/rbac.yaml"))
-	apply(t, fmt.Sprintf(`apiVersion: k8s.cni.cncf.io/v1alpha1
+	return `[{"name": "machines", "interface": "net1", "ipam-claim-reference": "vm1.machines"}]`
+}
+
+// claim makes the claim of machine vm1.
+func (s *scene) claim() {
+	s.t.Helper()
+	apply(s.t, fmt.Sprintf(`apiVersion: k8s.cni.cncf.io/v1alpha1
 kind: IPAMClaim
 metadata:
   name: vm1.machines
@@ -163,6 +165,57 @@ metadata:
 spec:
   network: machines
   interface: ""`, s.name))
+}
+
+// A machine moves to another node and back, and then a migration fails. Both of its pods have
+// its address meanwhile, and it is never free.
+func TestLiveMigration(t *testing.T) {
+	s := newScene(t)
+	networks := s.machines("10.48.0.0/16")
+	kubectl(t, "apply", "-f", filepath.Join(rig.Root(t), "manifests/components/persistent-addresses/rbac.yaml"))
+	s.claim()
+	s.pod("launcher-0", "kind-worker", networks)
+	s.running("launcher-0")
+	addr := s.addresses("launcher-0", "net1")[0]
+	moves := func(to, node string) {
+		t.Helper()
+		s.pod(to, node, networks, "kubevirt.io/migrationJobUID: "+to)
+		s.running(to)
+		if got := s.addresses(to, "net1"); got[0] != addr {
+			t.Errorf("the target has %v, the machine has %s", got, addr)
+		}
+	}
+	recorded := func(want string) {
+		t.Helper()
+		got, err := c.Kubectl(t.Context(), "get", "ipa", "-n", poolsNamespace, "machines."+addr, "-o", "jsonpath={.spec.podRef.name} {.spec.next.podRef.name} {.spec.releasedAt}")
+		if err != nil || strings.TrimSpace(got) != want {
+			t.Errorf("%s is of %q, %v, want %q", addr, got, err, want)
+		}
+	}
+	for i, node := range []string{"kind-worker2", "kind-worker"} {
+		source, target := fmt.Sprint("launcher-", i), fmt.Sprint("launcher-", i+1)
+		moves(target, node)
+		recorded(source + " " + target)
+		kubectl(t, "delete", "pod", "-n", s.name, source, "--timeout=3m")
+		recorded(target)
+	}
+	moves("fails", "kind-worker2")
+	recorded("launcher-2 fails")
+	kubectl(t, "delete", "pod", "-n", s.name, "fails", "--timeout=3m")
+	recorded("launcher-2")
+	s.have(map[string]string{"launcher-2": addr})
+	kubectl(t, "delete", "ipamclaim", "-n", s.name, "vm1.machines")
+}
+
+// The pods of a machine keep its address by an IPAMClaim, from node to node, until the claim
+// is gone.
+func TestIPAMClaim(t *testing.T) {
+	s := newScene(t)
+	networks := s.machines("10.47.0.0/16")
+	s.pod("launcher-1", "kind-worker", networks)
+	failure(t, s.name, "launcher-1", "IPAMClaim "+s.name+"/vm1.machines") // it is not allowed to read it, and there is none
+	kubectl(t, "apply", "-f", filepath.Join(rig.Root(t), "manifests/components/persistent-addresses/rbac.yaml"))
+	s.claim()
 	status := func(want string) {
 		t.Helper()
 		eventually(t, "the claim says "+want, func() error {

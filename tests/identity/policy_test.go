@@ -27,7 +27,7 @@ import (
 // What the policy says to node a.
 const (
 	mayCreate  = `node a may create only allocations whose spec.nodeName is its own name, this one has "`
-	mayChange  = "node a may change an allocation only to release its own (spec.releasedAt), or to take over one that is released or reserved"
+	mayChange  = "node a may change an allocation only to release its own (spec.releasedAt), to take over one that is released or reserved, or for itself to join or leave one that moves (spec.next)"
 	mayDelete  = `node a may delete only allocations whose spec.nodeName is its own name, this one has "`
 	namesBoth  = "node a may claim only allocations that name a container and a pod with its namespace"
 	mustLabel  = "node a must label an allocation with nv-ipam.nvidia.com/pool and nv-ipam.nvidia.com/node"

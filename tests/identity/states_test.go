@@ -36,6 +36,27 @@ var states = map[string]func() *v1alpha1.IPAllocation{
 	"kept":     func() *v1alpha1.IPAllocation { return gaveUp(ownedBy(allocation("p", "10.0.0.1", "a"))) }, // released, with an owner
 	"reserved": func() *v1alpha1.IPAllocation { return ownedBy(allocation("p", "10.0.0.1", "")) },
 	"proposed": func() *v1alpha1.IPAllocation { return proposed("a") }, // reserved by a node, for an interface of a pod of a StatefulSet
+	"claimed":  func() *v1alpha1.IPAllocation { return claimed("a") },  // held, with an IPAMClaim as owner
+	"moving":   func() *v1alpha1.IPAllocation { return moving("b") },   // the same, with a next attachment
+	"moved":    func() *v1alpha1.IPAllocation { return moving("b").Promoted() },
+}
+
+// claimed is held on node a, by a pod of a virtual machine.
+func claimed(node string) *v1alpha1.IPAllocation {
+	a := ownedBy(allocation("p", "10.0.0.1", node))
+	ofClaim(a.Spec.Owner)
+	label(v1alpha1.LabelOwner, v1alpha1.OwnerLabel("u"))(a)
+	return a
+}
+
+// moving is what a machine on node a moves from, to another node.
+func moving(to string) *v1alpha1.IPAllocation {
+	a := claimed("a")
+	a.Spec.Next = &v1alpha1.NextAttachment{
+		NodeName: to, PodRef: v1alpha1.PodReference{Namespace: "ml", Name: "launcher-2", UID: "u2"}, ContainerID: "c9", InterfaceName: "net1", NetworkName: "net",
+		AddStartedAt: &metav1.MicroTime{Time: time.Date(2026, 1, 2, 3, 4, 5, 678000, time.UTC)},
+	}
+	return a
 }
 
 func proposed(node string) *v1alpha1.IPAllocation {
@@ -69,11 +90,13 @@ var transitions = map[string][]string{
 		"nothing>held", "nothing>held+", "held>nothing", "held+>released", "held*>kept",
 		"released>held", "released>held+", "kept>held*", "reserved>held*",
 		"nothing>proposed", "proposed>held*", "proposed>nothing", "reserved>nothing",
+		"moving>moved",
 	},
 	"other node": {
 		"nothing>held", "nothing>held+",
 		"released>held", "released>held+", "kept>held*", "reserved>held*",
 		"nothing>proposed", "proposed>held*", "proposed>nothing", "reserved>nothing",
+		"claimed>moving", "moving>claimed", "moving>moving",
 	},
 	// It never holds an address itself.
 	"controller": {
@@ -81,6 +104,7 @@ var transitions = map[string][]string{
 		"held+>released", "held*>kept", "released>reserved", "kept>reserved",
 		"nothing>reserved",
 		"nothing>proposed", "proposed>nothing", "released>proposed", "kept>proposed", "proposed>reserved", "reserved>proposed",
+		"claimed>nothing", "moving>nothing", "moved>nothing", "moving>claimed", "moving>moved",
 	},
 	"nobody": nil,
 }
@@ -89,6 +113,7 @@ var transitions = map[string][]string{
 func TestTransitions(t *testing.T) {
 	c := newCluster(t)
 	c.Apply(t, "base/controller")
+	c.persistentAddresses(t, "default", "persistent-addresses")
 	c.account(t, "other", "")
 	writers := map[string]struct {
 		as   clientv1alpha1.NvIpamV1alpha1Interface
@@ -102,7 +127,7 @@ func TestTransitions(t *testing.T) {
 	for writer, w := range writers {
 		for from, before := range states {
 			for to, after := range states {
-				if from == to && !strings.HasPrefix(to, "held") {
+				if from == to && !strings.HasPrefix(to, "held") && to != "moving" {
 					continue
 				}
 				pair := from + ">" + to
@@ -147,6 +172,14 @@ func (c *cluster) transition(t *testing.T, as clientv1alpha1.NvIpamV1alpha1Inter
 		return client.Delete(ctx, name, metav1.DeleteOptions{})
 	}
 	wanted := after()
+	if isMove(stored, wanted) { // the attachments stay as they are
+		wanted.ResourceVersion = stored.ResourceVersion
+		if next := wanted.Spec.Next; next != nil && stored.Spec.Next != nil {
+			next.ContainerID = "c10" // a later sandbox
+		}
+		_, err := client.Patch(ctx, name, types.MergePatchType, difference(t, stored, wanted), metav1.PatchOptions{})
+		return err
+	}
 	if wanted.Spec.NodeName != "" && !wanted.Spec.Released() { // of the writer, and another container
 		wanted.Spec.NodeName = node
 		wanted.Labels[v1alpha1.LabelNode] = node
@@ -168,6 +201,12 @@ func (c *cluster) transition(t *testing.T, as clientv1alpha1.NvIpamV1alpha1Inter
 	patch := difference(t, stored, wanted)
 	_, err := client.Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{})
 	return err
+}
+
+// isMove reports whether one allocation of a machine is made of another, with a next attachment
+// on either side.
+func isMove(stored, wanted *v1alpha1.IPAllocation) bool {
+	return stored != nil && stored.Spec.Owner.IsIPAMClaim() && wanted.Spec.Owner.IsIPAMClaim() && (stored.Spec.Next != nil || wanted.Spec.Next != nil)
 }
 
 // difference is the merge patch from one to the other, spec and labels only.
@@ -217,6 +256,27 @@ func TestTransitionsWithMore(t *testing.T) {
 	ofClaimNow := func(state string) func() *alloc {
 		return func() *alloc { a := states[state](); ofClaim(a.Spec.Owner); return a }
 	}
+	on := func(holder, next string) func() *alloc {
+		return func() *alloc {
+			a := claimed(holder)
+			if next != "" {
+				a.Spec.Next = moving(next).Spec.Next
+			}
+			return a
+		}
+	}
+	joins := func(next string) edit {
+		return func(a *alloc) {
+			if a.Spec.Next = nil; next != "" {
+				a.Spec.Next = moving(next).Spec.Next
+			}
+		}
+	}
+	promote := func(a *alloc) {
+		promoted := a.Promoted()
+		a.Spec, a.Labels = promoted.Spec, promoted.Labels
+	}
+	c.persistentAddresses(t, "default", "persistent-addresses")
 	for _, tc := range []struct {
 		name   string
 		before func() *alloc
@@ -259,6 +319,21 @@ func TestTransitionsWithMore(t *testing.T) {
 		{"release with another value", states["held+"], both(give, label(v1alpha1.LabelReleased, strings.Repeat("x", 60))), noLabel},
 		{"release another's", func() *alloc { return cools(allocation("p", "10.0.0.1", "b")) }, give, mayChange},
 		{"release again", states["released"], func(*alloc) {}, ""},
+		{"join", on("b", ""), joins("a"), ""},
+		{"join again, with a later sandbox", on("b", "a"), both(joins("a"), func(a *alloc) { a.Spec.Next.ContainerID = "c10" }), ""},
+		{"join for another node", on("b", ""), joins("c"), mayChange},
+		{"join for a pod of another namespace", on("b", ""), both(joins("a"), func(a *alloc) { a.Spec.Next.PodRef.Namespace = "x" }), mayChange},
+		{"join for no pod", on("b", ""), both(joins("a"), func(a *alloc) { a.Spec.Next.PodRef.Name = "" }), mayChange},
+		{"join in the place of another node", on("b", "c"), joins("a"), mayChange},
+		{"join and change a label", on("b", ""), both(joins("a"), label(v1alpha1.LabelNode, "a")), noLabel},
+		{"join and annotate", on("b", ""), both(joins("a"), annotated), noMeta},
+		{"leave", on("b", "a"), joins(""), ""},
+		{"leave and change a label", on("b", "a"), both(joins(""), label("x", "y")), noLabel},
+		{"let another node leave", on("b", "c"), joins(""), mayChange},
+		{"take the holder's place", on("b", "a"), promote, mayChange},
+		{"give the place to the next", on("a", "b"), promote, ""},
+		{"give the place to the next under the own label", on("a", "b"), both(promote, label(v1alpha1.LabelNode, "a")), mustLabel},
+		{"give the place to the next and annotate", on("a", "b"), both(promote, annotated), noMeta},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			stored, err := c.IPAM.IPAllocations(c.NS).Create(t.Context(), tc.before(), metav1.CreateOptions{FieldManager: "kubectl"})

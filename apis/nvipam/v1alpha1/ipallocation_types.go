@@ -33,6 +33,11 @@ import (
 // A container that is the last one to need an address either deletes the allocation, or
 // releases it if the allocation has an owner or a releaseCooldown.
 //
+// While a virtual machine moves from one node to another, two containers have its address.
+// The machine's pod on the other node joins as next, which changes nothing for the holder.
+// With the end of the holder next becomes the holder, so that the address is never free in
+// between; if next ends first, it only leaves.
+//
 // The name decides which address is held, so the name must agree with spec.domain and
 // spec.address exactly: the API server refuses any other.
 //
@@ -52,6 +57,7 @@ import (
 // +kubebuilder:printcolumn:name="Requested",type="boolean",JSONPath=`.spec.requested`
 // +kubebuilder:printcolumn:name="Released",type="date",JSONPath=`.spec.releasedAt`
 // +kubebuilder:printcolumn:name="Owner",type="string",JSONPath=`.spec.owner.name`,priority=1
+// +kubebuilder:printcolumn:name="Next",type="string",JSONPath=`.spec.next.podRef.name`,priority=1
 // +kubebuilder:printcolumn:name="Restored",type="boolean",JSONPath=`.spec.restored`,priority=1
 // +kubebuilder:printcolumn:name="Age",type="date",JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:selectablefield:JSONPath=`.spec.address`
@@ -59,6 +65,9 @@ import (
 // +kubebuilder:selectablefield:JSONPath=`.spec.poolRef.name`
 // +kubebuilder:selectablefield:JSONPath=`.spec.podRef.namespace`
 // +kubebuilder:selectablefield:JSONPath=`.spec.podRef.name`
+// +kubebuilder:selectablefield:JSONPath=`.spec.next.nodeName`
+// +kubebuilder:selectablefield:JSONPath=`.spec.next.podRef.namespace`
+// +kubebuilder:selectablefield:JSONPath=`.spec.next.podRef.name`
 // +kubebuilder:validation:XValidation:rule="self.metadata.name.startsWith((has(self.spec.domain) ? self.spec.domain : self.spec.poolRef.name) + '.')",message="metadata.name must begin with spec.domain (spec.poolRef.name if that is not set) and a dot"
 // +kubebuilder:validation:XValidation:rule="self.spec.address.contains(':') || self.metadata.name == (has(self.spec.domain) ? self.spec.domain : self.spec.poolRef.name) + '.' + self.spec.address",message="metadata.name must be spec.domain (spec.poolRef.name if that is not set), a dot and spec.address"
 // +kubebuilder:validation:XValidation:rule="!self.spec.address.contains(':') || [(has(self.spec.domain) ? self.spec.domain : self.spec.poolRef.name)].all(domain, !self.metadata.name.startsWith(domain + '.') || (self.metadata.name.substring(size(domain) + 1).matches('^[0-9a-f]{4}(-[0-9a-f]{4}){7}$') && (':' + self.metadata.name.substring(size(domain) + 1).replace('-', ':') + ':').replace(':0', ':').replace(':0', ':').replace(':0', ':').matches('^:?' + self.spec.address.replace('::', ':(0:)+') + ':?$')))",message="metadata.name must be spec.domain (spec.poolRef.name if that is not set), a dot and spec.address, an IPv6 address as eight groups of four digits that are joined by dashes"
@@ -72,11 +81,14 @@ type IPAllocation struct {
 // IPAllocationSpec says which address is held, and by whom.
 //
 // +kubebuilder:validation:XValidation:rule="self.poolRef == oldSelf.poolRef && has(self.domain) == has(oldSelf.domain) && (!has(self.domain) || self.domain == oldSelf.domain) && self.address == oldSelf.address",message="poolRef, domain and address are immutable: delete the allocation and create another"
-// +kubebuilder:validation:XValidation:rule="!has(oldSelf.containerID) || has(oldSelf.releasedAt) || self == oldSelf || (has(self.releasedAt) && (has(self.nodeName) ? has(oldSelf.nodeName) && self.nodeName == oldSelf.nodeName : !has(oldSelf.nodeName)) && (has(self.podRef) ? has(oldSelf.podRef) && self.podRef == oldSelf.podRef : !has(oldSelf.podRef)) && (has(self.containerID) ? has(oldSelf.containerID) && self.containerID == oldSelf.containerID : !has(oldSelf.containerID)) && (has(self.interfaceName) ? has(oldSelf.interfaceName) && self.interfaceName == oldSelf.interfaceName : !has(oldSelf.interfaceName)) && (has(self.networkName) ? has(oldSelf.networkName) && self.networkName == oldSelf.networkName : !has(oldSelf.networkName)) && (has(self.deviceID) ? has(oldSelf.deviceID) && self.deviceID == oldSelf.deviceID : !has(oldSelf.deviceID)) && (has(self.requested) ? has(oldSelf.requested) && self.requested == oldSelf.requested : !has(oldSelf.requested)) && (has(self.addStartedAt) ? has(oldSelf.addStartedAt) && self.addStartedAt == oldSelf.addStartedAt : !has(oldSelf.addStartedAt)) && (has(self.restored) ? has(oldSelf.restored) && self.restored == oldSelf.restored : !has(oldSelf.restored)) && (has(self.owner) ? has(oldSelf.owner) && self.owner == oldSelf.owner : !has(oldSelf.owner)) && (has(self.releaseCooldown) ? has(oldSelf.releaseCooldown) && self.releaseCooldown == oldSelf.releaseCooldown : !has(oldSelf.releaseCooldown)))",message="an attachment never becomes another, and its pod stays, unless it is released (releasedAt): delete the allocation and create another"
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.containerID) || has(oldSelf.releasedAt) || self == oldSelf || ((has(self.requested) ? has(oldSelf.requested) && self.requested == oldSelf.requested : !has(oldSelf.requested)) && (has(self.restored) ? has(oldSelf.restored) && self.restored == oldSelf.restored : !has(oldSelf.restored)) && (has(self.owner) ? has(oldSelf.owner) && self.owner == oldSelf.owner : !has(oldSelf.owner)) && (has(self.releaseCooldown) ? has(oldSelf.releaseCooldown) && self.releaseCooldown == oldSelf.releaseCooldown : !has(oldSelf.releaseCooldown)) && ((has(self.nodeName) ? has(oldSelf.nodeName) && self.nodeName == oldSelf.nodeName : !has(oldSelf.nodeName)) && (has(self.podRef) ? has(oldSelf.podRef) && self.podRef == oldSelf.podRef : !has(oldSelf.podRef)) && (has(self.containerID) ? has(oldSelf.containerID) && self.containerID == oldSelf.containerID : !has(oldSelf.containerID)) && (has(self.interfaceName) ? has(oldSelf.interfaceName) && self.interfaceName == oldSelf.interfaceName : !has(oldSelf.interfaceName)) && (has(self.networkName) ? has(oldSelf.networkName) && self.networkName == oldSelf.networkName : !has(oldSelf.networkName)) && (has(self.deviceID) ? has(oldSelf.deviceID) && self.deviceID == oldSelf.deviceID : !has(oldSelf.deviceID)) && (has(self.addStartedAt) ? has(oldSelf.addStartedAt) && self.addStartedAt == oldSelf.addStartedAt : !has(oldSelf.addStartedAt)) || has(oldSelf.next) && !has(self.next) && !has(self.releasedAt) && has(self.nodeName) && self.nodeName == oldSelf.next.nodeName && has(self.containerID) && self.containerID == oldSelf.next.containerID && has(self.interfaceName) && self.interfaceName == oldSelf.next.interfaceName && (has(self.networkName) ? has(oldSelf.next.networkName) && self.networkName == oldSelf.next.networkName : !has(oldSelf.next.networkName)) && (has(self.deviceID) ? has(oldSelf.next.deviceID) && self.deviceID == oldSelf.next.deviceID : !has(oldSelf.next.deviceID)) && (has(self.addStartedAt) ? has(oldSelf.next.addStartedAt) && self.addStartedAt == oldSelf.next.addStartedAt : !has(oldSelf.next.addStartedAt)) && has(self.podRef) && (has(self.podRef.__namespace__) ? has(oldSelf.next.podRef.__namespace__) && self.podRef.__namespace__ == oldSelf.next.podRef.__namespace__ : !has(oldSelf.next.podRef.__namespace__)) && (has(self.podRef.name) ? has(oldSelf.next.podRef.name) && self.podRef.name == oldSelf.next.podRef.name : !has(oldSelf.next.podRef.name)) && (has(self.podRef.uid) ? has(oldSelf.next.podRef.uid) && self.podRef.uid == oldSelf.next.podRef.uid : !has(oldSelf.next.podRef.uid))))",message="an attachment never becomes another, and its pod stays, unless it is released (releasedAt), or the next one takes its place (next): delete the allocation and create another"
 // +kubebuilder:validation:XValidation:rule="!has(oldSelf.releasedAt) || self == oldSelf || !has(self.releasedAt)",message="what is released stays as it is until a container takes it over, or it is reserved"
 // +kubebuilder:validation:XValidation:rule="!has(self.containerID) || (has(self.owner) ? has(oldSelf.owner) && self.owner == oldSelf.owner : !has(oldSelf.owner))",message="owner stays when a container takes the address over"
 // +kubebuilder:validation:XValidation:rule="!has(self.releasedAt) || has(oldSelf.containerID)",message="a reservation is not released: delete it"
 // +kubebuilder:validation:XValidation:rule="!has(self.releasedAt) || (has(self.containerID) && (has(self.owner) || has(self.releaseCooldown)))",message="releasedAt needs the last attachment, and an owner or a releaseCooldown: an address that nothing keeps is deleted"
+// +kubebuilder:validation:XValidation:rule="!has(self.next) || (has(self.containerID) && !has(self.releasedAt) && has(self.owner) && self.owner.kind == 'IPAMClaim' && has(self.owner.apiGroup) && self.owner.apiGroup == 'k8s.cni.cncf.io')",message="next waits for an address that a container holds, and that an IPAMClaim keeps: what has a next is not released"
+// +kubebuilder:validation:XValidation:rule="!has(self.next) || !has(self.nodeName) || self.next.nodeName != self.nodeName",message="next is on another node"
+// +kubebuilder:validation:XValidation:rule="!has(self.next) || (has(oldSelf.containerID) && !has(oldSelf.releasedAt))",message="next waits for an address that a container holds"
 // +kubebuilder:validation:XValidation:rule="!has(self.containerID) || has(self.interfaceName)",message="an attachment has an interfaceName"
 // +kubebuilder:validation:XValidation:rule="!has(self.containerID) || has(self.nodeName)",message="an attachment has a nodeName"
 type IPAllocationSpec struct {
@@ -162,6 +174,72 @@ type IPAllocationSpec struct {
 	// is not set as long as a container uses the address.
 	// +optional
 	ReleasedAt *metav1.Time `json:"releasedAt,omitempty"`
+	// next is the attachment to which a virtual machine moves: it has the address beside the
+	// holder, and takes its place when that ends.
+	// +optional
+	Next *NextAttachment `json:"next,omitempty"`
+}
+
+// NextAttachment is an attachment that waits for its place. The fields are as in
+// IPAllocationSpec.
+//
+// +structType=atomic
+// +kubebuilder:validation:XValidation:rule="has(self.podRef.name) && self.podRef.name != '' && has(self.podRef.__namespace__) && self.podRef.__namespace__ != '' && has(self.podRef.uid) && self.podRef.uid != ''",message="podRef has a namespace, a name and a uid"
+type NextAttachment struct {
+	// nodeName is the node whose plugin has joined.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`
+	NodeName string `json:"nodeName"`
+	// podRef is the pod to which the machine moves.
+	PodRef PodReference `json:"podRef"`
+	// containerID is the CNI container ID.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=256
+	// +kubebuilder:validation:Pattern=`^[a-zA-Z0-9][-a-zA-Z0-9_.]*$`
+	ContainerID string `json:"containerID"`
+	// interfaceName is the name of the interface inside the container.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=15
+	// +kubebuilder:validation:Pattern=`^[^/:\s\p{Cc}\p{Z}]+$`
+	// +kubebuilder:validation:XValidation:rule="self != '.' && self != '..'",message="must not be . or .."
+	InterfaceName string `json:"interfaceName"`
+	// networkName is the name of the CNI network.
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^([a-zA-Z0-9][-a-zA-Z0-9_.]*)?$`
+	// +optional
+	NetworkName string `json:"networkName,omitempty"`
+	// deviceID is the device (PCI address) behind the interface, if any.
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[!-~]*$`
+	// +optional
+	DeviceID string `json:"deviceID,omitempty"`
+	// addStartedAt is when the container's CNI ADD began, by the clock of its node.
+	// +optional
+	AddStartedAt *metav1.MicroTime `json:"addStartedAt,omitempty"`
+}
+
+// NextOf returns the attachment of an allocation as one that waits.
+func NextOf(s *IPAllocationSpec) *NextAttachment {
+	return &NextAttachment{
+		NodeName: s.NodeName, PodRef: s.PodRef, ContainerID: s.ContainerID, InterfaceName: s.InterfaceName,
+		NetworkName: s.NetworkName, DeviceID: s.DeviceID, AddStartedAt: s.AddStartedAt,
+	}
+}
+
+// Promoted returns the allocation as it is when next has become the holder, nil if it has
+// no next.
+func (a *IPAllocation) Promoted() *IPAllocation {
+	next := a.Spec.Next
+	if next == nil {
+		return nil
+	}
+	out := a.DeepCopy()
+	s := &out.Spec
+	s.NodeName, s.PodRef, s.ContainerID, s.InterfaceName = next.NodeName, next.PodRef, next.ContainerID, next.InterfaceName
+	s.NetworkName, s.DeviceID, s.AddStartedAt, s.Next = next.NetworkName, next.DeviceID, next.AddStartedAt, nil
+	out.Labels = AllocationLabels(s)
+	return out
 }
 
 // AllocationOwner is an object that keeps an address.

@@ -1,0 +1,122 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+)
+
+// While a virtual machine moves, the attachment on the other node waits in spec.next of the
+// allocation. All that changes there names the resource version that was read, so of two
+// nodes that end their claims at once, the second one reads what the first one has made of it.
+
+// Join makes alloc's attachment the next one of an allocation that another holds, as it was
+// read. It returns the allocation as it will be then. The errors are those of TakeOver.
+func (l *Ledger) Join(ctx context.Context, holder, alloc *v1alpha1.IPAllocation) (promoted *v1alpha1.IPAllocation, err error) {
+	patch, err := nextPatch(holder, v1alpha1.NextOf(&alloc.Spec))
+	if err != nil {
+		return nil, err
+	}
+	unanswered := false
+	err = Retry(ctx, func(ctx context.Context) error {
+		now, err := l.Client.IPAllocations(l.Namespace).Patch(ctx, holder.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+		if err == nil && now.Spec.Next == nil {
+			return fmt.Errorf("joining %s: the API server has dropped spec.next: apply the CRD of IPAllocations of this version", holder.Name)
+		}
+		if err != nil {
+			unanswered = unanswered || !Refused(err)
+			if !apierrors.IsConflict(err) && !NotFound(err) {
+				return err
+			}
+			now, err = Existing(l.Client.IPAllocations(l.Namespace).Get(ctx, holder.Name, metav1.GetOptions{}))
+			if err != nil {
+				unanswered = true // this attachment may have joined
+				return err
+			}
+		}
+		if promoted = OfAttachment(now, &alloc.Spec); promoted == nil {
+			addr, _ := netip.ParseAddr(alloc.Spec.Address) // never fails: it was written from an address
+			return &InUseError{Address: addr, Holder: now}
+		}
+		return nil
+	})
+	if unanswered && err != nil && !IsInUse(err) {
+		err = fmt.Errorf("%w, %w", err, ErrUnanswered)
+	}
+	return promoted, err
+}
+
+// OfAttachment returns the allocation as that of an attachment: as it is if the attachment
+// holds it, as it will be if it is the next one, and nil if it is neither.
+func OfAttachment(a *v1alpha1.IPAllocation, att *v1alpha1.IPAllocationSpec) *v1alpha1.IPAllocation {
+	if a == nil {
+		return nil
+	}
+	if promoted := a.Promoted(); promoted != nil && Same(&promoted.Spec, att) {
+		return promoted
+	}
+	if a.Spec.Held() && Same(&a.Spec, att) {
+		return a
+	}
+	return nil
+}
+
+// endMove ends a claim on an allocation that has a next attachment. If that is the claim, it
+// leaves; if the claim is the holder, the next one takes its place.
+func (l *Ledger) endMove(ctx context.Context, c Claimed, now *v1alpha1.IPAllocation) error {
+	promoted := now.Promoted()
+	var patch []byte
+	var err error
+	switch {
+	case l.isLast(c, promoted):
+		patch, err = LeavePatch(now)
+	case l.isLast(c, now):
+		patch, err = TakeoverPatch(now, promoted)
+	default:
+		return nil
+	}
+	if err == nil {
+		_, err = l.Client.IPAllocations(l.Namespace).Patch(ctx, now.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+	}
+	if apierrors.IsConflict(err) { // it is looked at again
+		return apierrors.NewServerTimeout(v1alpha1.Resource("ipallocations"), "patch", 0)
+	}
+	return err
+}
+
+// nextPatch returns the merge patch that sets the next attachment of an allocation, as it was
+// read; nil stands for none.
+func nextPatch(a *v1alpha1.IPAllocation, next *v1alpha1.NextAttachment) ([]byte, error) {
+	var value any
+	if next != nil {
+		fields := map[string]any{ // none stays of another next attachment
+			"nodeName": next.NodeName, "podRef": map[string]any{"namespace": next.PodRef.Namespace, "name": next.PodRef.Name, "uid": next.PodRef.UID},
+			"containerID": next.ContainerID, "interfaceName": next.InterfaceName, "networkName": nil, "deviceID": nil, "addStartedAt": next.AddStartedAt,
+		}
+		if next.NetworkName != "" {
+			fields["networkName"] = next.NetworkName
+		}
+		if next.DeviceID != "" {
+			fields["deviceID"] = next.DeviceID
+		}
+		value = fields
+	}
+	return json.Marshal(map[string]any{
+		"metadata": map[string]any{"resourceVersion": a.ResourceVersion},
+		"spec":     map[string]any{"next": value},
+	})
+}
+
+// LeavePatch returns the merge patch that ends the claim of the next attachment of an
+// allocation, as it was read.
+func LeavePatch(a *v1alpha1.IPAllocation) ([]byte, error) { return nextPatch(a, nil) }
