@@ -98,6 +98,36 @@ func TestWho(t *testing.T) {
 	ipamAs(t, blind, "", "who", "10.1.0.2").want(t, 0, "10.1.0.2", "Unknown", "reading pod", "is forbidden")
 }
 
+// While a machine moves, its address is found by either pod and by either node, and that two
+// pods have the address is no finding. A third one is.
+func TestWhileAMachineMoves(t *testing.T) {
+	h := newHouse(t)
+	h.network(t, "rail1", map[string]any{"poolName": "rail1"})
+	worn := h.has("rail1", "10.1.0.2")
+	source, target := h.pod(t, "source", "worker-1", networkStatus, worn), h.pod(t, "target", "worker-2", networkStatus, worn)
+	moves := func(address string, source, target v1alpha1.PodReference) {
+		a := rig.Allocation("rail1", address, "worker-1", source, "sandbox-"+source.Name)
+		a.Spec.Owner = &v1alpha1.AllocationOwner{APIGroup: v1alpha1.IPAMClaimGroup, Kind: v1alpha1.KindIPAMClaim, Namespace: h.NS, Name: "vm", UID: "u"}
+		a.Spec.Next = v1alpha1.NextOf(&rig.Allocation("rail1", address, "worker-2", target, "sandbox-"+target.Name).Spec)
+		a.Labels = v1alpha1.AllocationLabels(&a.Spec)
+		h.Claim(t, h.IPAM, a)
+	}
+	moves("10.1.0.2", source, target)
+	for _, who := range []string{"source", "target", "worker-1", "worker-2", "10.1.0.2"} {
+		h.ipam(t, "who", "-n", h.NS, who).want(t, 0, "10.1.0.2", h.NS+"/source", "a machine moves to pod "+h.NS+"/target on node worker-2")
+	}
+	if got := h.ipam(t, "who", "-n", h.NS, "target", "-o", "json").items(t); field(got[0], "next.podRef.name") != "target" {
+		t.Errorf("who: %v", got)
+	}
+	h.ipam(t, "check", "-n", h.NS).want(t, 0)
+	h.pod(t, "third", "worker-2", networkStatus, worn)
+	h.ipam(t, "check", "-n", h.NS).want(t, 1, "AddressOnTwoPods", "/third")
+
+	moves("10.1.0.3", h.gone("over"), target)
+	h.ipam(t, "leaks", "-n", h.NS).want(t, 1, "10.1.0.3", "the controller gives its place to that pod")
+	h.ipam(t, "release", "-n", h.NS, "10.1.0.3", "--yes").want(t, 1, "a machine moves to pod "+h.NS+"/target with it", "kubectl delete pod -n "+h.NS+" target")
+}
+
 func TestFree(t *testing.T) {
 	h := newHouse(t)
 	for _, a := range []string{"10.1.0.2", "10.1.0.5"} {
