@@ -121,7 +121,7 @@ chaos: build ## Run 1,000 attachments while API server, controllers and plugins 
 
 .PHONY: soak
 soak: build ## Check random histories of claims for SOAK (10m), new ones each time
-	@$(with_parts) set -x; go test ./claim -run 'TestHistories|TestLinearizable' -count=1 -v -timeout 24h $(TESTFLAGS) -args -soak $(SOAK)
+	@$(with_parts) set -x; go test ./claim -run 'Histories$$|TestLinearizable' -count=1 -v -timeout 24h $(TESTFLAGS) -args -soak $(SOAK)
 
 .PHONY: demo
 demo: root build ## Walk through what it does, on a real API server on this machine (as root)

@@ -92,6 +92,30 @@ func TestIPAMClaim(t *testing.T) {
 	}
 }
 
+// The first pod of an identity has its address in seven requests, of which two are writes, and
+// one more for a claim: all later ones in four.
+func TestFirstOfAnIdentity(t *testing.T) {
+	for _, of := range []string{"StatefulSet", "IPAMClaim"} {
+		t.Run(of, func(t *testing.T) {
+			w := claimed(t, keeping["sticky"], "a")
+			n := newNode(t, w.ns, "a")
+			n.mustAddPod(t, w.start(t, "other", "")) // the node has seen the pool
+			want := []string{"GET ippools/p", "GET pods/web-0"}
+			pod := w.start(t, "web-0", "set-1")
+			if of == "IPAMClaim" {
+				rig.IPAMClaim(t, w.rest(), w.ns, "vm.net", "net")
+				pod, want = w.launch(t, "web-1", "vm.net"), []string{"GET ippools/p", "GET pods/web-1", "GET ipamclaims/vm.net"}
+			}
+			n.wire.take()
+			object := "ipallocations/" + w.nameOf(t, n.mustAddPod(t, pod))
+			want = append(want, "GET "+object, "GET ipallocations", "POST ipallocations", "GET ipallocations", "PATCH "+object)
+			if got := n.wire.take(); !slices.Equal(got, want) {
+				t.Errorf("requests %q, want %q", got, want)
+			}
+		})
+	}
+}
+
 // The claim may come after the pod, and its CRD as well. Until then the pod waits, and is told
 // for what.
 func TestIPAMClaimComesLater(t *testing.T) {

@@ -161,7 +161,7 @@ func TestLinearizable(t *testing.T) {
 	t.Logf("seed %d", *linearSeed)
 	total := map[string]int{}
 	began := time.Now()
-	for i := 0; i < *histories || time.Since(began) < *soak/2; i++ {
+	for i := 0; i < *histories || !soaked(began); i++ {
 		h := newHistory(t, i)
 		h.play()
 		result := porcupine.CheckOperationsTimeout(register.ToModel(), h.operations, 2*time.Minute)

@@ -383,7 +383,8 @@ func TestMigrationHistories(t *testing.T) {
 	if testing.Short() {
 		histories = 8
 	}
-	for range histories {
+	began := time.Now()
+	for i := 0; i < histories || !soaked(began); i++ {
 		seed := rand.Uint64()
 		t.Run(fmt.Sprint(seed), func(t *testing.T) { moveHistory(t, rand.New(rand.NewPCG(seed, 0))) })
 	}

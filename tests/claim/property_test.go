@@ -75,8 +75,14 @@ func (p *simPod) attachment() hint.Attachment {
 
 var nodeNames = []string{"a", "b", "c"}
 
-// soak is split evenly between the two kinds of histories.
+// soak is split evenly between the kinds of histories.
 var soak = flag.Duration("soak", 0, "go on with new histories for that long")
+
+// soaked reports whether a kind of histories that began then has had its part.
+func soaked(began time.Time) bool {
+	const kinds = 4
+	return time.Since(began) >= *soak/kinds
+}
 
 // tally is what all histories together came to.
 var tally struct{ histories, claimed, released, lostDELs, late, faults, reboots, hints, records, cuts, controllers atomic.Int64 }
@@ -102,7 +108,7 @@ func TestHistories(t *testing.T) {
 	}
 	for began := time.Now(); !t.Failed(); {
 		rapid.Check(t, func(rt *rapid.T) { play(t, rt, kube) })
-		if time.Since(began) >= *soak/2 {
+		if soaked(began) {
 			break
 		}
 	}

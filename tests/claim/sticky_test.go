@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -409,7 +410,8 @@ func TestStickyHistories(t *testing.T) {
 	if testing.Short() {
 		histories = 8
 	}
-	for i := range histories {
+	began := time.Now()
+	for i := 0; i < histories || !soaked(began); i++ {
 		seed := rand.Uint64()
 		t.Run(fmt.Sprint(seed), func(t *testing.T) { stickyHistory(t, seed, i%2 == 1) })
 	}
