@@ -126,11 +126,11 @@ func (c *Claimer) rebuild(ctx context.Context, since time.Time) ([]hint.Entry, e
 			entries = append(entries, entryOf(&all[i]))
 		}
 	}
-	for _, e := range r.Missing(entries) {
+	for _, e := range r.Unlisted(entries) {
 		if !e.Record.Spec.Owner.IsIPAMClaim() {
 			continue
 		}
-		a, err := c.Get(ctx, e.Name()) // the node that holds it may be another one: see joins
+		a, err := c.Get(ctx, e.Name()) // another node may hold it: see joins
 		if err != nil {
 			return nil, err
 		}

@@ -42,11 +42,11 @@ func (c *Claimer) claimReleased(ctx context.Context, req Request, b *pool.Block,
 		if holder == nil {
 			holder, err = c.Get(ctx, alloc.Name)
 		}
-		switch {
+		switch mine := c.of(holder, req.Attachment); {
 		case err != nil:
 			return nil, false, err
-		case c.of(holder, req.Attachment) != nil:
-			return c.of(holder, req.Attachment), false, nil
+		case mine != nil:
+			return mine, false, nil
 		case holder == nil:
 			held, created, err = c.Create(ctx, alloc)
 		default:
@@ -239,6 +239,11 @@ func (c *Claimer) endEarlier(ctx context.Context, holder, alloc *v1alpha1.IPAllo
 	}
 	c.Hint.NotClaimed(e)
 	c.Log.Info("released the claim of an earlier container", "address", e.Address, "domain", e.Domain, "earlier", e.ContainerID)
+	if released == nil { // somebody else has it now, or a machine has moved from it
+		if released, err = c.Get(ctx, e.Name()); err != nil {
+			return nil, false, err
+		}
+	}
 	return nil, false, &ledger.InUseError{Address: e.Address, Holder: released}
 }
 

@@ -150,7 +150,7 @@ func (c *Claimer) isLost(ctx context.Context, held []hint.Entry) (bool, error) {
 	}
 	latest := slices.MaxFunc(held, func(a, b hint.Entry) int { return cmp.Compare(a.Record.ResourceVersion, b.Record.ResourceVersion) })
 	alloc, err := c.Get(ctx, latest.Name())
-	if err != nil || alloc != nil && alloc.UID == latest.UID {
+	if err != nil || alloc != nil && alloc.UID == latest.UID && c.of(alloc, latest.Attachment) != nil {
 		return false, err
 	}
 	version, err := c.Version(ctx)

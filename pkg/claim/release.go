@@ -151,7 +151,10 @@ func (c *Claimer) endHeld(ctx context.Context, e hint.Entry, at time.Time) (done
 		if !apierrors.IsForbidden(err) {
 			return done, err
 		}
-		// Role and policy are of an earlier version: nobody may take over, and a UID says who holds.
+		// Role and policy are of an earlier version: nobody may take over, nor join, and a UID says who holds.
+		if now, failed := c.Get(ctx, e.Name()); failed != nil || now != nil && now.Spec.Next != nil {
+			return ended{}, errors.Join(err, failed)
+		}
 	}
 	done.replaced, err = c.Delete(ctx, e.Name(), e.UID)
 	if apierrors.IsForbidden(err) && !e.Kept && e.Record == nil { // the hint may not know that it is kept

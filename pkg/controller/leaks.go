@@ -60,6 +60,10 @@ func (r *leakReconciler) examine(ctx context.Context, key string) error {
 		r.observations.forget(key)
 		return nil
 	}
+	if promoted := a.Promoted(); promoted != nil {
+		return r.examineMove(ctx, key, a, promoted)
+	}
+	r.observations.forgetNext(key)
 	e := r.evidence.of(a)
 	if e.Unplaced(a) {
 		r.locate(a.Spec.NodeName)
@@ -90,12 +94,9 @@ func (r *leakReconciler) examine(ctx context.Context, key string) error {
 	case reclaim.Delete:
 		return r.end(ctx, a, v)
 	default:
-		return r.examineNext(ctx, key, a, e, now)
+		return nil
 	}
-	if since.Before(a.CreationTimestamp.Time) {
-		since = a.CreationTimestamp.Time
-	}
-	if !r.isDue(key, v, since, now) {
+	if !r.isDue(key, v, latest(since, a.CreationTimestamp.Time), now) {
 		return nil
 	}
 	return r.free(ctx, a, v)
@@ -152,7 +153,7 @@ func describe(a *v1alpha1.IPAllocation, v reclaim.Verdict) []any {
 		"node", a.Spec.NodeName, "container", a.Spec.ContainerID, "reason", v.Reason, "message", v.Message,
 	}
 	if v.Action == reclaim.Hold {
-		out = append(out, "until", reclaim.Until(v.Reason))
+		out = append(out, "until", reclaim.Until(a, v.Reason))
 	}
 	return out
 }
@@ -195,42 +196,54 @@ func (r *leakReconciler) free(ctx context.Context, a *v1alpha1.IPAllocation, cac
 	return nil
 }
 
-// examineNext lets the next attachment of an allocation leave if it has ended.
-func (r *leakReconciler) examineNext(ctx context.Context, key string, a *v1alpha1.IPAllocation, holder reclaim.Evidence, now time.Time) error {
-	promoted := a.Promoted()
-	if promoted == nil {
-		r.observations.forgetNext(key)
-		return nil
-	}
-	e := r.evidence.of(promoted)
-	if e.Unplaced(promoted) {
-		r.locate(promoted.Spec.NodeName)
-	}
-	v := reclaim.DecideNext(a, holder, e)
-	_, since := r.observations.note(nextKey(key), observationOf(promoted, v, now))
-	if v.Action != reclaim.Candidate || !r.isDue(key, v, since, now) {
-		return nil
-	}
-	holder, err := r.confirmation.of(ctx, a, nil)
+// examineMove examines an allocation from which a machine moves: the holder as any other, and
+// if that stays, the next attachment. It asks the API server about both pods, of which the
+// caches do not say when they have ended: there are few moves.
+func (r *leakReconciler) examineMove(ctx context.Context, key string, a, promoted *v1alpha1.IPAllocation) error {
+	holder, err := r.confirmation.of(ctx, a, r.evidence.others(a))
 	if err != nil {
 		return err
 	}
-	if e, err = r.confirmation.of(ctx, promoted, nil); err != nil {
+	next, err := r.confirmation.of(ctx, promoted, r.evidence.others(promoted))
+	if err != nil {
 		return err
 	}
-	if v = reclaim.DecideNext(a, holder, e); v.Action != reclaim.Candidate {
-		r.observations.forgetNext(key)
+	now := time.Now()
+	if v := reclaim.Decide(a, holder); v.Action == reclaim.Candidate {
+		if !r.isDue(key, v, latest(r.observe(ctx, a, v, now), a.CreationTimestamp.Time), now) {
+			return nil
+		}
+		return r.free(ctx, a, v)
+	}
+	v := reclaim.DecideNext(a, holder, next)
+	_, since := r.observations.note(nextKey(key), observationOf(promoted, v, now))
+	if v.Action != reclaim.Candidate || !r.isDue(key, v, since, now) {
 		return nil
 	}
 	patch, err := ledger.LeavePatch(a)
 	if err != nil {
 		return err
 	}
-	if _, err := r.allocations.Patch(ctx, a.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: name}); err != nil && !apierrors.IsNotFound(err) {
+	_, err = r.allocations.Patch(ctx, a.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: name})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("end a move: %w", err)
 	}
 	klog.FromContext(ctx).Info("Ended a move: the machine stays where it is", describe(promoted, v)...)
+	if pool := r.caches.pool(a.Spec.PoolRef); pool != nil {
+		r.recorder.Eventf(reference(pool), corev1.EventTypeNormal, reasonReclaimed, "%s moves no more to pod %s on node %s (%s), and stays with pod %s",
+			a.Spec.Address, podKey(promoted), promoted.Spec.NodeName, v.Message, podKey(a))
+	}
 	return nil
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
 }
 
 // end deletes an allocation that no container holds and nothing keeps any more.

@@ -74,7 +74,9 @@ type locator struct {
 // locate asks which pods with an address on a node are there, if any of them has
 // not been placed yet. One worker calls it.
 func (l *locator) locate(ctx context.Context, node string) error {
-	found := l.caches.allocations.by(byNode, node)
+	found := slices.DeleteFunc(l.caches.allocations.by(byNode, node), func(a *v1alpha1.IPAllocation) bool {
+		return a.Spec.NodeName != node // only moves there: see examineMove
+	})
 	if !slices.ContainsFunc(found, l.unplaced) {
 		return nil
 	}

@@ -22,7 +22,8 @@ type Rebuilding struct {
 	mark string
 	lock *os.File
 	err  error // the mark could not be made
-	// before are the claims that the hint had before the list.
+	// before are the claims with a record that the hint had before the list, also those of
+	// containers that ended with the node's last stop.
 	before []Entry
 }
 
@@ -48,13 +49,19 @@ func (h *Hint) Rebuild(ctx context.Context, since time.Time) *Rebuilding {
 	_ = os.Remove(h.path("claims", r.mark)) // of a process that died and had this one's number
 	r.err = h.link(markText(), "claims", r.mark)
 	h.failed("rebuilding", r.err)
-	r.before = h.Recorded()
+	r.before, _ = h.recorded()
 	return r
 }
 
 // Missing returns the claims that the hint had before the list, and the list lacks. What
-// is to be released is not among them.
+// is to be released is not among them, nor what belongs to containers that ended with the
+// node's last stop.
 func (r *Rebuilding) Missing(held []Entry) []Entry {
+	return slices.DeleteFunc(r.Unlisted(held), func(e Entry) bool { return e.Record.dead() })
+}
+
+// Unlisted is Missing with what belongs to containers that have ended.
+func (r *Rebuilding) Unlisted(held []Entry) []Entry {
 	listed := make(map[string]Attachment, len(held))
 	for _, e := range held {
 		listed[e.Name()] = e.Attachment

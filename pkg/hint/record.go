@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -114,7 +115,7 @@ func isLost(text string) bool {
 // the node's last stop.
 func (h *Hint) Recorded() (entries []Entry) {
 	entries, _ = h.recorded()
-	return entries
+	return slices.DeleteFunc(entries, func(e Entry) bool { return e.Record.dead() })
 }
 
 // LostAt returns the entry of a lost allocation of an address whose container may live, or
@@ -143,7 +144,7 @@ func (h *Hint) recorded() (entries []Entry, without int) {
 		switch {
 		case e.Record == nil && e.UID != "":
 			without++
-		case e.Record != nil && !e.Record.dead():
+		case e.Record != nil:
 			entries = append(entries, e.keptBy(e.Record))
 		}
 		return nil

@@ -120,6 +120,9 @@ func (k *checking) worn(s *site, names map[string][]wearer) {
 			right := "no allocation says whose it is"
 			if a != nil {
 				right = "by allocation " + a.Name + " it is pod " + podKey(a.Spec.PodRef) + "'s"
+				if next := a.Spec.Next; next != nil {
+					right += ", and moves to pod " + podKey(next.PodRef)
+				}
 			}
 			k.find(classTwoPods, s.namespace, addr.String(), fmt.Sprintf("%d pods answer on it: %s; %s", len(by), strings.Join(pods, ", "), right),
 				"annotation "+annotationStatus+" of "+strings.Join(texts, " and of "), "delete the pod whose it is not, so that it starts with another address: kubectl delete pod "+deleteOther(by, a))
@@ -141,7 +144,7 @@ func (k *checking) worn(s *site, names map[string][]wearer) {
 // deleteOther names a pod that should not have an address.
 func deleteOther(by []wearer, a *v1alpha1.IPAllocation) string {
 	for _, w := range by {
-		if a == nil || podKey(a.Spec.PodRef) != w.pod {
+		if a == nil || !hasPod(a, w.pod) {
 			ns, name, _ := strings.Cut(w.pod, "/")
 			return "-n " + ns + " " + name
 		}

@@ -58,7 +58,7 @@ func verdictOn(a *v1alpha1.IPAllocation, e reclaim.Evidence, node *corev1.Node) 
 	case a.Spec.Released():
 		v.State, v.Since, v.Until = stateKept, *a.Spec.ReleasedAt, "a container of its owner takes it, or the owner is gone"
 	case d.Action == reclaim.Hold:
-		v.State, v.Until = stateHeld, strings.ReplaceAll(reclaim.Until(d.Reason), "kubectl delete ipa NAME", releaseCommand(a)+" --force")
+		v.State, v.Until = stateHeld, strings.ReplaceAll(reclaim.Until(a, d.Reason), "kubectl delete ipa NAME", releaseCommand(a)+" --force")
 	case d.Action == reclaim.Candidate:
 		v.State, v.Until = stateLeaked, "the controller reclaims it, after its --reclaim-grace, or --reclaim-grace-ready-node if the node is ready"
 	}
@@ -102,13 +102,27 @@ func releaseCommand(a *v1alpha1.IPAllocation) string {
 
 // verdict decides about an allocation by the record.
 func (r *record) verdict(s *site, a *v1alpha1.IPAllocation) judgement {
+	v := verdictOn(a, r.evidence(s, a), r.nodes[a.Spec.NodeName])
+	if promoted := a.Promoted(); promoted != nil {
+		v.leaves(reclaim.DecideNext(a, r.evidence(s, a), r.evidence(s, promoted)))
+	}
+	return v
+}
+
+func (r *record) evidence(s *site, a *v1alpha1.IPAllocation) reclaim.Evidence {
 	e := reclaim.Evidence{Others: s.byPod[podKey(a.Spec.PodRef)], OptOut: optOut(s.inDomain(a.DomainOf()))}
 	if p := r.pods[podKey(a.Spec.PodRef)]; p != nil {
 		e.Pod = &p.Pod
 	}
-	node := r.nodes[a.Spec.NodeName]
-	e.Node = nodeEvidence(node)
-	return verdictOn(a, e, node)
+	e.Node = nodeEvidence(r.nodes[a.Spec.NodeName])
+	return e
+}
+
+// leaves adds the verdict on what a machine moves to, if that has ended.
+func (v *judgement) leaves(next reclaim.Verdict) {
+	if next.Action == reclaim.Candidate {
+		v.Message += " (" + next.Message + ": the controller ends the move)"
+	}
 }
 
 func optOut(pools []*pool.Object) string {
@@ -161,13 +175,29 @@ func (c *Cluster) live(pools []*pool.Object) *live {
 }
 
 func (l *live) verdict(ctx context.Context, a *v1alpha1.IPAllocation) (judgement, error) {
-	p, err := l.pod(ctx, a.Spec.PodRef)
+	e, node, err := l.evidence(ctx, a)
 	if err != nil {
 		return judgement{}, err
 	}
+	v := verdictOn(a, e, node)
+	if promoted := a.Promoted(); promoted != nil {
+		next, _, err := l.evidence(ctx, promoted)
+		if err != nil {
+			return judgement{}, err
+		}
+		v.leaves(reclaim.DecideNext(a, e, next))
+	}
+	return v, nil
+}
+
+func (l *live) evidence(ctx context.Context, a *v1alpha1.IPAllocation) (reclaim.Evidence, *corev1.Node, error) {
+	p, err := l.pod(ctx, a.Spec.PodRef)
+	if err != nil {
+		return reclaim.Evidence{}, nil, err
+	}
 	node, err := l.node(ctx, a.Spec.NodeName)
 	if err != nil {
-		return judgement{}, err
+		return reclaim.Evidence{}, nil, err
 	}
 	e := reclaim.Evidence{Node: nodeEvidence(node)}
 	if p != nil {
@@ -186,7 +216,7 @@ func (l *live) verdict(ctx context.Context, a *v1alpha1.IPAllocation) (judgement
 		}
 	}
 	e.OptOut = optOut(domain)
-	return verdictOn(a, e, node), err
+	return e, node, err
 }
 
 // tell is verdict for whoever may not see pods or nodes: it says so.

@@ -124,7 +124,7 @@ func (c *Cluster) poolsOf(ctx context.Context, kind v1alpha1.PoolKind, f func(*p
 
 // allocations calls f with each allocation that has the values of all the fields.
 func (c *Cluster) allocations(ctx context.Context, where fields.Set, f func(*v1alpha1.IPAllocation)) error {
-	matches := func(a *v1alpha1.IPAllocation) bool { return where.AsSelector().Matches(fieldsOf(a)) }
+	matches := func(a *v1alpha1.IPAllocation) bool { return where == nil || where.AsSelector().Matches(fieldsOf(a)) }
 	err := c.list(ctx, where, matches, f)
 	if apierrors.IsBadRequest(err) && len(where) > 0 { // Kubernetes 1.30 has no such selectors
 		err = c.list(ctx, nil, matches, f)

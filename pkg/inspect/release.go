@@ -51,16 +51,25 @@ func (c *Cluster) Releasable(ctx context.Context, text string) (*Releasable, err
 		return nil, fmt.Errorf("%s is held %d times, in different domains or namespaces: name one of %q, with -n", text, len(found), names)
 	}
 	a := found[0]
-	v, err := c.live(pools).verdict(ctx, a)
+	l := c.live(pools)
+	v, err := l.verdict(ctx, a)
 	if err != nil {
 		return nil, fmt.Errorf("cannot say whether a pod uses it: %w", err)
 	}
 	out := &Releasable{Holder: holderOf(a, v), version: a.ResourceVersion}
-	switch next := a.Spec.Next; {
+	moves := false
+	if next := a.Spec.Next; next != nil {
+		p, err := l.pod(ctx, next.PodRef)
+		if err != nil {
+			return nil, fmt.Errorf("cannot say whether a pod uses it: %w", err)
+		}
+		moves = p != nil && p.UID == next.PodRef.UID && !p.Ended
+	}
+	switch {
 	case v.State == stateInUse:
 		out.Refusal = fmt.Sprintf("pod %s uses it (%s): if it were free, it would be given to another pod as well; end the pod: kubectl delete pod %s", podKey(a.Spec.PodRef), v.Message, podName(a.Spec.PodRef))
-	case next != nil:
-		out.Refusal = fmt.Sprintf("a machine moves to pod %s with it; end that pod first: kubectl delete pod %s", podKey(next.PodRef), podName(next.PodRef))
+	case moves:
+		out.Refusal = fmt.Sprintf("a machine moves to pod %s with it; end that pod first: kubectl delete pod %s", podKey(a.Spec.Next.PodRef), podName(a.Spec.Next.PodRef))
 	case v.State == stateHeld:
 		out.Doubt = v.Reason + ": " + v.Message + "; a container may still use it"
 	}

@@ -39,8 +39,8 @@ type Holder struct {
 	ReleasedAt *metav1.Time              `json:"releasedAt,omitempty"`
 	Owner      *v1alpha1.AllocationOwner `json:"owner,omitempty"`
 	// Next is what a virtual machine moves to; it has the address as well.
-	Next *v1alpha1.NextAttachment `json:"next,omitempty"`
-	Verdict    judgement                 `json:"verdict"`
+	Next    *v1alpha1.NextAttachment `json:"next,omitempty"`
+	Verdict judgement                `json:"verdict"`
 }
 
 func holderOf(a *v1alpha1.IPAllocation, v judgement) Holder {

@@ -36,7 +36,7 @@ type Claimed struct {
 
 // Release releases an allocation that outlives its attachment, in one write, if the
 // attachment still holds it. It returns the released allocation, or nil if the attachment
-// holds it no more. What a machine moves to takes the place of its holder: see endMove.
+// holds it no more, or if what a machine moves to has taken its place: see endMove.
 func (l *Ledger) Release(ctx context.Context, c Claimed, at time.Time) (released *v1alpha1.IPAllocation, err error) {
 	patch, err := json.Marshal(l.releasePatch(c, at))
 	if err != nil {

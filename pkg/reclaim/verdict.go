@@ -4,6 +4,8 @@
 package reclaim
 
 import (
+	"strings"
+
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 )
 
@@ -17,6 +19,7 @@ import (
 //     two is later cannot be told                              Hold
 //     the pod has ended (Succeeded, Failed), and the node is
 //     gone or out of service                                   Candidate, prompt
+//     the pod has ended, and a machine moves from it           Candidate
 //
 // Otherwise its pod is not there. That alone does not prove that nothing answers
 // on the address: somebody may have deleted the pod by force, and the kubelet is
@@ -47,7 +50,8 @@ import (
 //
 //  10. The holder is a candidate: next takes its place         Candidate
 //  11. The holder's pod is there, and the next one is not,
-//     or it ends and its node does not answer: next leaves    Candidate
+//     or has ended, or ends and its node does not answer:
+//     next leaves                                             Candidate
 //     anything else                                           Keep
 //
 // A leak candidate is freed if it was one twice, a grace period apart, is older than
@@ -111,8 +115,17 @@ var (
 	CandidateReasons = []string{podElsewhere, podEnded, podGone, podInvalid, podReplaced, sandboxReplaced}
 )
 
-// Until says what ends a hold, in words for an operator; "" for other reasons.
-func Until(reason string) string {
+// Until says what ends a hold, in words for an operator; "" for other reasons. It advises no
+// delete where a machine moves: its pod on the other node has the address as well.
+func Until(a *v1alpha1.IPAllocation, reason string) string {
+	out := until(reason)
+	if a.Spec.Next != nil {
+		out, _, _ = strings.Cut(out, "; if you know")
+	}
+	return out
+}
+
+func until(reason string) string {
 	const node = "the node is ready, its Node object is deleted, or it has the taint node.kubernetes.io/out-of-service"
 	switch reason {
 	case nodeNotReady, nodeUnreachable:
@@ -176,6 +189,9 @@ func decide(a *v1alpha1.IPAllocation, e Evidence) Verdict {
 	if e.Pod.Ended && e.Node.dead() { // 3
 		return Verdict{Action: Candidate, Reason: podEnded, Message: "pod has ended, and its node is " + e.Node.state(), Prompt: true}
 	}
+	if e.Pod.Ended && a.Spec.Next != nil { // 3: nothing is freed by that
+		return Verdict{Action: Candidate, Reason: podEnded, Message: "pod has ended, and a machine has moved from it"}
+	}
 	if order == unclear { // 3
 		return Verdict{Action: Hold, Reason: sandboxUnclear, Message: "pod has another sandbox, " + other.Spec.ContainerID + ", and which is the later cannot be told"}
 	}
@@ -193,18 +209,18 @@ func DecideNext(a *v1alpha1.IPAllocation, holder, next Evidence) Verdict {
 		return Verdict{Action: Keep, Reason: inUse, Message: "takes the place of the holder when that has ended"}
 	}
 	v := decide(promoted, next)
-	answers := !next.Node.dead() && next.Node.State == Answers
-	switch {
-	case v.Action == Hold && !answers, v.Action == Candidate:
-	case v.Reason == inUse && !answers && (next.Pod.Deleting || next.Pod.Ended):
-		v.Reason, v.Message = podEnded, "pod ends"
-	default:
-		return v
-	}
-	if v.Action = Candidate; v.Reason != podEnded {
+	switch v.Reason {
+	case nodeUnreachable, nodeNotReady:
+		v.Action = Candidate
 		v.Reason, v.Message = missing(promoted, next.Pod)
+	case inUse:
+		if answers := !next.Node.dead() && next.Node.State == Answers; next.Pod.Ended || next.Pod.Deleting && !answers {
+			v = Verdict{Action: Candidate, Reason: podEnded, Message: "pod ends", Prompt: next.Node.dead()}
+		}
 	}
-	v.Prompt = !answers
+	if v.Action == Candidate && next.OptOut != "" { // 8
+		return Verdict{Action: Hold, Reason: reclaimDisabled, Message: v.Message + ", but the pool has " + next.OptOut}
+	}
 	return v
 }
 

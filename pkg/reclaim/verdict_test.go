@@ -188,6 +188,8 @@ func TestDecide(t *testing.T) {
 		{"3 when its ADD began is not known", allocation(), alive.with(allocation(other, later, func(a *v1alpha1.IPAllocation) { a.Spec.AddStartedAt = nil })), Hold, sandboxUnclear, false},
 		{"3 ended, and its node is out of service", allocation(), Evidence{Pod: pod(podUID, before, on("node"), ended), Node: dead}, Candidate, podEnded, true},
 		{"3 ended, and its node is gone", allocation(), Evidence{Pod: pod(podUID, before, on("node"), ended)}, Candidate, podEnded, true},
+		{"3 ended, and a machine moves from it", allocation(moves), Evidence{Pod: pod(podUID, before, on("node"), ended), Node: up}, Candidate, podEnded, false},
+		{"3 runs, and a machine moves from it", allocation(moves), alive, Keep, inUse, false},
 		{"3 ended, and its node answers", allocation(), Evidence{Pod: pod(podUID, before, on("node"), ended), Node: up}, Keep, inUse, false},
 		{"3 ended, and its node does not answer", allocation(), Evidence{Pod: pod(podUID, before, on("node"), ended), Node: down}, Keep, inUse, false},
 
@@ -248,8 +250,8 @@ func TestDecide(t *testing.T) {
 				t.Errorf("got %+v, want %v, %s, prompt %v", v, tc.want, tc.reason, tc.prompt)
 			}
 			// Reason and action go together, and an operator can end each hold.
-			if held := slices.Contains(HoldReasons, v.Reason); held != (v.Action == Hold) || held != (Until(v.Reason) != "") {
-				t.Errorf("action %v, reason %s, until %q", v.Action, v.Reason, Until(v.Reason))
+			if held := slices.Contains(HoldReasons, v.Reason); held != (v.Action == Hold) || held != (Until(tc.alloc, v.Reason) != "") {
+				t.Errorf("action %v, reason %s, until %q", v.Action, v.Reason, Until(tc.alloc, v.Reason))
 			}
 			if slices.Contains(CandidateReasons, v.Reason) != (v.Action == Candidate) {
 				t.Errorf("action %v, reason %s", v.Action, v.Reason)
@@ -299,12 +301,18 @@ func TestReasonsAreSorted(t *testing.T) {
 	}
 }
 
+const targetUID = "8d0c9a3e-1111-4222-8333-444455556666"
+
+// moves is an allocation of a machine that moves to another pod.
+func moves(a *v1alpha1.IPAllocation) {
+	a.Spec.Next = &v1alpha1.NextAttachment{
+		NodeName: "node2", ContainerID: "c2", InterfaceName: "net1", PodRef: v1alpha1.PodReference{Namespace: "default", Name: "target", UID: targetUID},
+	}
+}
+
 // The numbers are those at Action.
 func TestDecideNext(t *testing.T) {
-	const targetUID = "8d0c9a3e-1111-4222-8333-444455556666"
-	a := allocation(func(a *v1alpha1.IPAllocation) {
-		a.Spec.Next = &v1alpha1.NextAttachment{NodeName: "node2", ContainerID: "c2", InterfaceName: "net1", PodRef: v1alpha1.PodReference{Namespace: "default", Name: "target", UID: targetUID}}
-	})
+	a := allocation(moves)
 	up, down := node(Answers), node(Unreachable)
 	lives := Evidence{Pod: pod(podUID, before, on("node")), Node: up}
 	target := func(n *Node, changes ...func(*Pod)) Evidence {
@@ -330,9 +338,11 @@ func TestDecideNext(t *testing.T) {
 		{"11 another pod has the next one's name", lives, Evidence{Pod: pod("other", after, on("node2")), Node: up}, Candidate, podReplaced, false},
 		{"11 next is elsewhere", lives, Evidence{Pod: pod(targetUID, before, on("other")), Node: up}, Candidate, podElsewhere, false},
 		{"11 next is gone with its node", lives, gone(nil), Candidate, podGone, true},
-		{"11 next is gone, and its node does not answer", lives, gone(down), Candidate, podGone, true},
-		{"11 next is gone, and its node is not ready", lives, gone(node(NotReady)), Candidate, podGone, true},
-		{"11 next ends, and its node does not answer", lives, target(down, deleting), Candidate, podEnded, true},
+		{"11 next is gone, and its node does not answer", lives, gone(down), Candidate, podGone, false},
+		{"11 next is gone, and its node is not ready", lives, gone(node(NotReady)), Candidate, podGone, false},
+		{"11 next ends, and its node does not answer", lives, target(down, deleting), Candidate, podEnded, false},
+		{"11 next has ended", lives, target(up, ended), Candidate, podEnded, false},
+		{"8 next is gone, and reclaim is disabled", lives, Evidence{Node: up, OptOut: "annotation"}, Hold, reclaimDisabled, false},
 		{"11 next has ended, and its node is out of service", lives, target(node(OutOfService), ended), Candidate, podEnded, true},
 		{"next ends, and its node answers", lives, target(up, deleting), Keep, inUse, false},
 		{"next runs, and its node does not answer", lives, target(down), Keep, inUse, false},

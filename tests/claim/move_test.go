@@ -6,8 +6,11 @@ package claim
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -338,6 +341,42 @@ func TestMigrationAndTheHint(t *testing.T) {
 	m.wantMoving(t, "target", "")
 	m.b.mustDelPod(t, target, "net1")
 	m.wantMoving(t, "", "")
+}
+
+// The target's node has started again: its DEL finds what it has joined.
+func TestMigrationAndAReboot(t *testing.T) {
+	m := newMachine(t, blocksOf16)
+	target := m.migrate(t, "target")
+	m.b.mustAddPod(t, target)
+	reboot(t, m.b)
+	m.b.mustDelPod(t, target, "net1")
+	m.wantMoving(t, "source", "")
+}
+
+// reboot makes the hint of a node one of before its last start.
+func reboot(t *testing.T, n *node) {
+	t.Helper()
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := strings.TrimSpace(string(boot))
+	err = filepath.WalkDir(n.path(), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.Type() != fs.ModeSymlink {
+			return err
+		}
+		text, err := os.Readlink(path)
+		before := strings.Replace(strings.Replace(text, "/"+id, "/an-earlier-one", 1), " "+id[:8]+" ", " earlier ", 1)
+		if err == nil && before != text {
+			err = errors.Join(os.Remove(path), os.Symlink(before, path))
+		}
+		lutimes(t, path, time.Now().Add(-time.Hour))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.restart()
 }
 
 // The record is lost while a machine moves. Both nodes write again what they have, and both

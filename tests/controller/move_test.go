@@ -77,6 +77,14 @@ func TestMigrationEnds(t *testing.T) {
 		return ref
 	}
 	runs := func(node, name string) v1alpha1.PodReference { return c.startPodOn(t, node, name, nil) }
+	ended := func(node, name string) v1alpha1.PodReference {
+		ref := runs(node, name)
+		patch := []byte(`{"status":{"phase":"Failed"}}`)
+		if _, err := c.Kube.CoreV1().Pods(c.NS).Patch(t.Context(), name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status"); err != nil {
+			t.Fatal(err)
+		}
+		return ref
+	}
 	for i, tc := range []struct {
 		what             string
 		from, to         v1alpha1.PodReference
@@ -95,6 +103,10 @@ func TestMigrationEnds(t *testing.T) {
 		{"both are gone", gonePod("f9"), gonePod("t9"), "a", "b", "kept"},
 		{"the source ends, and the target is gone", ending("a", "f10"), gonePod("t10"), "a", "b", "f10 -> t10"},
 		{"both are gone, and the target's node does not answer", gonePod("f11"), gonePod("t11"), "a", "away", "t11"},
+		{"the target has ended", runs("a", "f12"), ended("b", "t12"), "a", "b", "f12"},
+		{"the target has ended, and its node is dead", runs("a", "f13"), ended("dead", "t13"), "a", "dead", "f13"},
+		{"the target is on another node than it says", runs("a", "f14"), runs("a", "t14"), "a", "b", "f14"},
+		{"the source has ended", ended("a", "f15"), runs("b", "t15"), "a", "b", "t15"},
 	} {
 		address := fmt.Sprintf("10.0.0.%d", i+1)
 		c.moving(t, rig.IPAMClaim(t, c.core(), c.NS, fmt.Sprint("vm", i), "net"), address, tc.from, tc.to, tc.fromNode, tc.toNode)

@@ -552,7 +552,6 @@ func (m *machine) age(t *testing.T) {
 // reboot makes the hint one of before the node's last start.
 func (m *machine) reboot(t *testing.T) {
 	t.Helper()
-	m.age(t)
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		t.Fatal(err)
@@ -568,6 +567,7 @@ func (m *machine) reboot(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+	m.age(t)
 }
 
 // claimer does what the plugin does, in this process: for what comes before a call

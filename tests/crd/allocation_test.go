@@ -316,7 +316,7 @@ func TestUpdateAllocation(t *testing.T) {
 		{name: "has moved, with another start", from: moving(attached()), edit: func(a *alloc) { *a = *started(a.Promoted(), 1) }, says: another},
 		{name: "has moved, and moves on", from: moving(attached()), edit: func(a *alloc) { next := a.Spec.Next; *a = *a.Promoted(); a.Spec.Next, next.NodeName = next, "node3" }, says: another},
 		{name: "has moved, and is released", from: moving(attached()), edit: func(a *alloc) { *a = *released(a.Promoted()) }, says: another},
-		{name: "is released while it moves", from: moving(attached()), edit: func(a *alloc) { a.Spec.Next = nil; *a = *released(a) }},
+		{name: "is released while it moves", from: moving(attached()), edit: func(a *alloc) { a.Spec.Next = nil; *a = *released(a) }, says: "what has a next is not released"},
 		{name: "what is released moves", from: released(machine(attached())), edit: func(a *alloc) { a.Spec = moving(attached()).Spec }, says: "next waits for an address that a container holds"},
 
 		{name: "a reservation is taken up", from: reserved(), edit: func(a *alloc) { a.Spec = attached().Spec }},

@@ -121,7 +121,7 @@ func TestWhileAMachineMoves(t *testing.T) {
 	}
 	h.ipam(t, "check", "-n", h.NS).want(t, 0)
 	h.pod(t, "third", "worker-2", networkStatus, worn)
-	h.ipam(t, "check", "-n", h.NS).want(t, 1, "AddressOnTwoPods", "/third")
+	h.ipam(t, "check", "-n", h.NS).want(t, 1, "AddressOnTwoPods", "and moves to pod "+h.NS+"/target", "kubectl delete pod -n "+h.NS+" third")
 
 	moves("10.1.0.3", h.gone("over"), target)
 	h.ipam(t, "leaks", "-n", h.NS).want(t, 1, "10.1.0.3", "the controller gives its place to that pod")

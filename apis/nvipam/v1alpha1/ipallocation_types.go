@@ -87,6 +87,7 @@ type IPAllocation struct {
 // +kubebuilder:validation:XValidation:rule="!has(self.releasedAt) || has(oldSelf.containerID)",message="a reservation is not released: delete it"
 // +kubebuilder:validation:XValidation:rule="!has(self.releasedAt) || (has(self.containerID) && (has(self.owner) || has(self.releaseCooldown)))",message="releasedAt needs the last attachment, and an owner or a releaseCooldown: an address that nothing keeps is deleted"
 // +kubebuilder:validation:XValidation:rule="!has(self.next) || (has(self.containerID) && !has(self.releasedAt) && has(self.owner) && self.owner.kind == 'IPAMClaim' && has(self.owner.apiGroup) && self.owner.apiGroup == 'k8s.cni.cncf.io')",message="next waits for an address that a container holds, and that an IPAMClaim keeps: what has a next is not released"
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.next) || !has(self.releasedAt)",message="what has a next is not released: next takes its place"
 // +kubebuilder:validation:XValidation:rule="!has(self.next) || !has(self.nodeName) || self.next.nodeName != self.nodeName",message="next is on another node"
 // +kubebuilder:validation:XValidation:rule="!has(self.next) || (has(oldSelf.containerID) && !has(oldSelf.releasedAt))",message="next waits for an address that a container holds"
 // +kubebuilder:validation:XValidation:rule="!has(self.containerID) || has(self.interfaceName)",message="an attachment has an interfaceName"
