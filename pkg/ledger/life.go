@@ -117,35 +117,36 @@ func (l *Ledger) TakeOver(ctx context.Context, holder, alloc *v1alpha1.IPAllocat
 	if err != nil {
 		return nil, err
 	}
+	return l.claimBy(ctx, patch, alloc)
+}
+
+// claimBy claims an address by a patch of its allocation as that was read, and returns the
+// allocation as that of alloc's attachment: see OfAttachment. The errors are those of TakeOver.
+func (l *Ledger) claimBy(ctx context.Context, patch []byte, alloc *v1alpha1.IPAllocation) (mine *v1alpha1.IPAllocation, err error) {
 	unanswered := false
 	err = Retry(ctx, func(ctx context.Context) error {
-		made, err := l.Client.IPAllocations(l.Namespace).Patch(ctx, holder.Name, types.MergePatchType, patch, metav1.PatchOptions{})
-		if err == nil {
-			held = made
-			return nil
+		now, err := l.Client.IPAllocations(l.Namespace).Patch(ctx, alloc.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+		if err != nil {
+			unanswered = unanswered || !Refused(err)
+			if !apierrors.IsConflict(err) && !NotFound(err) {
+				return err
+			}
+			now, err = Existing(l.Client.IPAllocations(l.Namespace).Get(ctx, alloc.Name, metav1.GetOptions{}))
 		}
-		if !Refused(err) {
-			unanswered = true
-		}
-		if !apierrors.IsConflict(err) && !NotFound(err) {
-			return err
-		}
-		now, err := Existing(l.Client.IPAllocations(l.Namespace).Get(ctx, holder.Name, metav1.GetOptions{}))
-		switch {
-		case err != nil:
+		if err != nil {
 			unanswered = true // this attachment may be the holder
 			return err
-		case now != nil && now.Spec.Held() && Same(&now.Spec, &alloc.Spec):
-			held = now
-			return nil
 		}
-		addr, _ := netip.ParseAddr(alloc.Spec.Address) // never fails: it was written from an address
-		return &InUseError{Address: addr, Holder: now}
+		if mine = OfAttachment(now, &alloc.Spec); mine == nil {
+			addr, _ := netip.ParseAddr(alloc.Spec.Address) // never fails: it was written from an address
+			return &InUseError{Address: addr, Holder: now}
+		}
+		return nil
 	})
 	if unanswered && err != nil && !IsInUse(err) {
 		err = fmt.Errorf("%w, %w", err, ErrUnanswered)
 	}
-	return held, err
+	return mine, err
 }
 
 // TakeoverPatch returns the merge patch that makes of a holder, as it was read, what alloc

@@ -6,8 +6,8 @@ package ledger
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
-	"net/netip"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -21,37 +21,17 @@ import (
 // nodes that end their claims at once, the second one reads what the first one has made of it.
 
 // Join makes alloc's attachment the next one of an allocation that another holds, as it was
-// read. It returns the allocation as it will be then. The errors are those of TakeOver.
+// read. It returns the allocation as it will be then. The errors are those of TakeOver, and
+// another one if the CRD has no spec.next.
 func (l *Ledger) Join(ctx context.Context, holder, alloc *v1alpha1.IPAllocation) (promoted *v1alpha1.IPAllocation, err error) {
 	patch, err := nextPatch(holder, v1alpha1.NextOf(&alloc.Spec))
 	if err != nil {
 		return nil, err
 	}
-	unanswered := false
-	err = Retry(ctx, func(ctx context.Context) error {
-		now, err := l.Client.IPAllocations(l.Namespace).Patch(ctx, holder.Name, types.MergePatchType, patch, metav1.PatchOptions{})
-		if err == nil && now.Spec.Next == nil {
-			return fmt.Errorf("joining %s: the API server has dropped spec.next: apply the CRD of IPAllocations of this version", holder.Name)
-		}
-		if err != nil {
-			unanswered = unanswered || !Refused(err)
-			if !apierrors.IsConflict(err) && !NotFound(err) {
-				return err
-			}
-			now, err = Existing(l.Client.IPAllocations(l.Namespace).Get(ctx, holder.Name, metav1.GetOptions{}))
-			if err != nil {
-				unanswered = true // this attachment may have joined
-				return err
-			}
-		}
-		if promoted = OfAttachment(now, &alloc.Spec); promoted == nil {
-			addr, _ := netip.ParseAddr(alloc.Spec.Address) // never fails: it was written from an address
-			return &InUseError{Address: addr, Holder: now}
-		}
-		return nil
-	})
-	if unanswered && err != nil && !IsInUse(err) {
-		err = fmt.Errorf("%w, %w", err, ErrUnanswered)
+	promoted, err = l.claimBy(ctx, patch, alloc)
+	var inUse *InUseError
+	if errors.As(err, &inUse) && inUse.Holder != nil && inUse.Holder.ResourceVersion == holder.ResourceVersion { // nothing was changed
+		return nil, fmt.Errorf("the API server has dropped spec.next of %s: apply the CRD of IPAllocations of this version", holder.Name)
 	}
 	return promoted, err
 }

@@ -4,6 +4,7 @@
 package claim
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -218,6 +219,27 @@ func TestMigrationRefused(t *testing.T) {
 			t.Fatal("a takeover without a request")
 		}
 	}
+}
+
+// The CRD is of an earlier version: its API server drops the field, and says that all is well.
+func TestMigrationWithAnEarlierCRD(t *testing.T) {
+	m := newMachine(t, blocksOf16)
+	now := m.get(t, m.nameOf(t, m.addr))
+	now.APIVersion, now.Kind = v1alpha1.GroupVersion.String(), "IPAllocation"
+	data, err := json.Marshal(now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.b.wire.setAnswer(func(req *http.Request) *page {
+		if req.Method != http.MethodPatch {
+			return nil
+		}
+		return &page{http.StatusOK, "application/json", string(data)}
+	})
+	if _, err := m.b.addPod(t.Context(), m.migrate(t, "target"), "net1"); err == nil || !strings.Contains(err.Error(), "apply the CRD of IPAllocations of this version") {
+		t.Error(err)
+	}
+	m.wantMoving(t, "source", "")
 }
 
 // Both pods end at once, or one while the other's ADD runs: the address is kept for the
