@@ -239,24 +239,8 @@ func (c *Claimer) restoreOne(ctx context.Context, e hint.Entry) (*hint.Entry, er
 	if !spec.IsSticky() {
 		spec.Owner = nil // a node gives an address no owner; who was to keep it, does so after the release
 	}
-	again := c.named(e.Name(), spec)
-	made, err := c.write(ctx, again)
+	made, err := c.rewrite(ctx, c.named(e.Name(), spec))
 	var inUse *ledger.InUseError
-	if errors.As(err, &inUse) && inUse.Holder != nil { // unless another attachment holds it, nobody has it
-		switch s := &inUse.Holder.Spec; {
-		case s.Held() && ledger.Same(s, &spec): // this call, or one before, has written it
-			made, err = inUse.Holder, nil
-		case s.Held() && spec.Owner.IsIPAMClaim() && s.SameIdentity(&spec) && s.NodeName != c.Node && s.Next == nil: // both of a machine that moves
-			made, err = c.Join(ctx, inUse.Holder, again)
-		case s.Held():
-		case s.IsSticky() && s.IsReserved() && !s.SameIdentity(&spec): // nor has had it
-			if _, err = c.DeleteUnchanged(ctx, inUse.Holder); err == nil {
-				made, err = c.write(ctx, again)
-			}
-		case s.Rests(), s.SameIdentity(&spec), !s.IsSticky() && sameName(s.PodRef, spec.PodRef):
-			made, err = c.TakeOver(ctx, inUse.Holder, again)
-		}
-	}
 	switch {
 	case errors.As(err, &inUse) && inUse.Holder != nil:
 		c.keepLost(e, "the address is held twice: this container answers on it, and it is "+ledger.HeldBy(inUse.Holder))
@@ -276,6 +260,32 @@ func (c *Claimer) restoreOne(ctx context.Context, e hint.Entry) (*hint.Entry, er
 	}
 	c.Log.Info("wrote a lost allocation again", "address", e.Address, "domain", e.Domain, "container", e.ContainerID, "interface", e.Interface)
 	return &e, nil
+}
+
+// rewrite writes a lost allocation again. If there is one of the address by now that no
+// container holds, and that is for the same pod or owner, or rests, it takes that over. Of a
+// machine that moves it joins the other pod.
+func (c *Claimer) rewrite(ctx context.Context, again *v1alpha1.IPAllocation) (made *v1alpha1.IPAllocation, err error) {
+	made, err = c.write(ctx, again)
+	var inUse *ledger.InUseError
+	if !errors.As(err, &inUse) || inUse.Holder == nil { // unless another attachment holds it, nobody has it
+		return made, err
+	}
+	spec := &again.Spec
+	switch s := &inUse.Holder.Spec; {
+	case ledger.OfAttachment(inUse.Holder, spec) != nil: // this call, or one before, has written it
+		return ledger.OfAttachment(inUse.Holder, spec), nil
+	case s.Held() && spec.Owner.IsIPAMClaim() && s.SameIdentity(spec) && s.NodeName != c.Node && s.Next == nil: // both of a machine that moves
+		return c.Join(ctx, inUse.Holder, again)
+	case s.Held():
+	case s.IsSticky() && s.IsReserved() && !s.SameIdentity(spec): // nor has had it
+		if _, err = c.DeleteUnchanged(ctx, inUse.Holder); err == nil {
+			made, err = c.write(ctx, again)
+		}
+	case s.Rests(), s.SameIdentity(spec), !s.IsSticky() && sameName(s.PodRef, spec.PodRef):
+		return c.TakeOver(ctx, inUse.Holder, again)
+	}
+	return made, err
 }
 
 // write writes a lost allocation again. Of one that a StatefulSet or an IPAMClaim keeps, a node

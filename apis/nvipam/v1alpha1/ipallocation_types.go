@@ -185,7 +185,7 @@ type IPAllocationSpec struct {
 // IPAllocationSpec.
 //
 // +structType=atomic
-// +kubebuilder:validation:XValidation:rule="has(self.podRef.name) && self.podRef.name != '' && has(self.podRef.__namespace__) && self.podRef.__namespace__ != '' && has(self.podRef.uid) && self.podRef.uid != ''",message="podRef has a namespace, a name and a uid"
+// +kubebuilder:validation:XValidation:rule="has(self.podRef.name) && size(self.podRef.name) > 0 && has(self.podRef.__namespace__) && size(self.podRef.__namespace__) > 0 && has(self.podRef.uid) && size(self.podRef.uid) > 0",message="podRef has a namespace, a name and a uid"
 type NextAttachment struct {
 	// nodeName is the node whose plugin has joined.
 	// +kubebuilder:validation:MinLength=1
