@@ -209,14 +209,16 @@ func (r *leakReconciler) examineMove(ctx context.Context, key string, a, promote
 		return err
 	}
 	now := time.Now()
-	if v := reclaim.Decide(a, holder); v.Action == reclaim.Candidate {
-		if !r.isDue(key, v, latest(r.observe(ctx, a, v, now), a.CreationTimestamp.Time), now) {
+	v := reclaim.Decide(a, holder)
+	since := r.observe(ctx, a, v, now)
+	if v.Action == reclaim.Candidate {
+		if !r.isDue(key, v, latest(since, a.CreationTimestamp.Time), now) {
 			return nil
 		}
 		return r.free(ctx, a, v)
 	}
-	v := reclaim.DecideNext(a, holder, next)
-	_, since := r.observations.note(nextKey(key), observationOf(promoted, v, now))
+	v = reclaim.DecideNext(a, holder, next)
+	_, since = r.observations.note(nextKey(key), observationOf(promoted, v, now))
 	if v.Action != reclaim.Candidate || !r.isDue(key, v, since, now) {
 		return nil
 	}
