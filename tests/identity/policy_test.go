@@ -31,7 +31,7 @@ const (
 	mayDelete  = `node a may delete only allocations whose spec.nodeName is its own name, this one has "`
 	namesBoth  = "node a may claim only allocations that name a container and a pod with its namespace"
 	mustLabel  = "node a must label an allocation with nv-ipam.nvidia.com/pool and nv-ipam.nvidia.com/node"
-	ownerOnly  = "node a may not create an allocation with spec.releasedAt, nor with spec.owner unless that is the StatefulSet of a pod for which the address is reserved"
+	ownerOnly  = "node a may not create an allocation with spec.releasedAt or spec.next, nor with spec.owner unless that is the StatefulSet of a pod for which the address is reserved"
 	nothingNew = "node a may not create an allocation with annotations, ownerReferences or finalizers"
 )
 

@@ -323,7 +323,6 @@ func TestTransitionsWithMore(t *testing.T) {
 		{"join again, with a later sandbox", on("b", "a"), both(joins("a"), func(a *alloc) { a.Spec.Next.ContainerID = "c10" }), ""},
 		{"join for another node", on("b", ""), joins("c"), mayChange},
 		{"join for a pod of another namespace", on("b", ""), both(joins("a"), func(a *alloc) { a.Spec.Next.PodRef.Namespace = "x" }), mayChange},
-		{"join for no pod", on("b", ""), both(joins("a"), func(a *alloc) { a.Spec.Next.PodRef.Name = "" }), mayChange},
 		{"join in the place of another node", on("b", "c"), joins("a"), mayChange},
 		{"join and change a label", on("b", ""), both(joins("a"), label(v1alpha1.LabelNode, "a")), noLabel},
 		{"join and annotate", on("b", ""), both(joins("a"), annotated), noMeta},
