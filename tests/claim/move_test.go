@@ -7,11 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math/rand/v2"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -375,29 +372,14 @@ func TestMigrationAndAReboot(t *testing.T) {
 	m.wantMoving(t, "source", "")
 }
 
-// reboot makes the hint of a node one of before its last start.
+// reboot makes the hint of a node one of long before its last start.
 func reboot(t *testing.T, n *node) {
 	t.Helper()
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		t.Fatal(err)
-	}
-	id := strings.TrimSpace(string(boot))
-	err = filepath.WalkDir(n.path(), func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.Type() != fs.ModeSymlink {
-			return err
-		}
-		text, err := os.Readlink(path)
-		before := strings.Replace(strings.Replace(text, "/"+id, "/an-earlier-one", 1), " "+id[:8]+" ", " earlier ", 1)
-		if err == nil && before != text {
-			err = errors.Join(os.Remove(path), os.Symlink(before, path))
-		}
+	rig.Reboot(t, n.path())
+	rig.Links(t, n.path(), func(path, _ string) error {
 		lutimes(t, path, time.Now().Add(-time.Hour))
-		return err
+		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	n.restart()
 }
 

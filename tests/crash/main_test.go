@@ -471,17 +471,10 @@ func (m *machine) check(t *testing.T) {
 // entries walks the links of the hint, which are its entries.
 func (m *machine) entries(t *testing.T, f func(path, text string)) {
 	t.Helper()
-	err := filepath.WalkDir(m.data(), func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.Type() != fs.ModeSymlink {
-			return err
-		}
-		text, err := os.Readlink(path)
+	rig.Links(t, m.data(), func(path, text string) error {
 		f(path, text)
-		return err
+		return nil
 	})
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		t.Fatal(err)
-	}
 }
 
 // hintAndAPI is what the hint and the API server have of a container.
@@ -526,8 +519,6 @@ func (m *machine) notes(t *testing.T) map[string]bool {
 // since is the time in the note of a release: at its begin or at its end.
 var since = regexp.MustCompile(`(^|/)[0-9]+(;|$)`)
 
-func relink(path, text string) error { return errors.Join(os.Remove(path), os.Symlink(text, path)) }
-
 // age makes everything in the hint older than any call can be.
 func (m *machine) age(t *testing.T) {
 	t.Helper()
@@ -541,7 +532,7 @@ func (m *machine) age(t *testing.T) {
 				parts[3] = fmt.Sprint(ago.Unix())
 				aged = strings.Join(parts, "/")
 			}
-			err = relink(path, aged)
+			err = rig.Relink(path, aged)
 		}
 		if err := errors.Join(err, unix.Lutimes(path, []unix.Timeval{old, old})); err != nil {
 			t.Fatal(err)
@@ -552,21 +543,7 @@ func (m *machine) age(t *testing.T) {
 // reboot makes the hint one of before the node's last start.
 func (m *machine) reboot(t *testing.T) {
 	t.Helper()
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		t.Fatal(err)
-	}
-	id := strings.TrimSpace(string(boot))
-	short := " " + id[:8] + " " // in the record of a claim
-	m.entries(t, func(path, text string) {
-		before := strings.Replace(strings.Replace(text, "/"+id, "/an-earlier-one", 1), short, " earlier ", 1)
-		if before == text {
-			return
-		}
-		if err := relink(path, before); err != nil {
-			t.Fatal(err)
-		}
-	})
+	rig.Reboot(t, m.data())
 	m.age(t)
 }
 
