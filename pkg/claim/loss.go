@@ -272,9 +272,10 @@ func (c *Claimer) rewrite(ctx context.Context, again *v1alpha1.IPAllocation) (ma
 		return made, err
 	}
 	spec := &again.Spec
+	if mine := ledger.OfAttachment(inUse.Holder, spec); mine != nil { // this call, or one before, has written it
+		return mine, nil
+	}
 	switch s := &inUse.Holder.Spec; {
-	case ledger.OfAttachment(inUse.Holder, spec) != nil: // this call, or one before, has written it
-		return ledger.OfAttachment(inUse.Holder, spec), nil
 	case s.Held() && spec.Owner.IsIPAMClaim() && s.SameIdentity(spec) && s.NodeName != c.Node && s.Next == nil: // both of a machine that moves
 		return c.Join(ctx, inUse.Holder, again)
 	case s.Held():

@@ -174,17 +174,15 @@ func (c *Claimer) held(ctx context.Context, e hint.Entry) (hint.Entry, error) {
 		return e, nil
 	}
 	alloc, err := c.Get(ctx, e.Name())
-	switch {
+	switch mine := c.of(alloc, e.Attachment); {
 	case err != nil:
 		return e, err
-	case alloc == nil, !alloc.Spec.Held(): // or may still be taken over
+	case mine != nil:
+		return entryOf(mine), nil
+	case alloc == nil, !alloc.Spec.Held(), alloc.Spec.Owner.IsIPAMClaim(): // or may still be taken over, or be joined
 		return e, errMayBeCreated
-	case c.of(alloc, e.Attachment) == nil && alloc.Spec.Owner.IsIPAMClaim(): // or may still join
-		return e, errMayBeCreated
-	case c.of(alloc, e.Attachment) == nil:
-		return e, nil
 	}
-	return entryOf(c.of(alloc, e.Attachment)), nil
+	return e, nil
 }
 
 // releasedAs enters in the hint that a release was carried out. It reports whether its

@@ -63,7 +63,9 @@ func (r *leakReconciler) examine(ctx context.Context, key string) error {
 	if promoted := a.Promoted(); promoted != nil {
 		return r.examineMove(ctx, key, a, promoted)
 	}
-	r.observations.forgetNext(key)
+	if a.Spec.Owner.IsIPAMClaim() { // nothing else moves
+		r.observations.forgetNext(key)
+	}
 	e := r.evidence.of(a)
 	if e.Unplaced(a) {
 		r.locate(a.Spec.NodeName)

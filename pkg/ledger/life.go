@@ -152,18 +152,9 @@ func (l *Ledger) claimBy(ctx context.Context, patch []byte, alloc *v1alpha1.IPAl
 // TakeoverPatch returns the merge patch that makes of a holder, as it was read, what alloc
 // is. The pool that the address was taken from stays, and so does the owner if alloc has none.
 func TakeoverPatch(holder, alloc *v1alpha1.IPAllocation) ([]byte, error) {
-	before, err := fields(&holder.Spec)
+	spec, before, err := instead(&holder.Spec, &alloc.Spec)
 	if err != nil {
 		return nil, err
-	}
-	spec, err := fields(&alloc.Spec)
-	if err != nil {
-		return nil, err
-	}
-	for field := range before {
-		if _, set := spec[field]; !set {
-			spec[field] = nil
-		}
 	}
 	for _, stays := range []string{"poolRef", "domain", "address"} {
 		delete(spec, stays)
@@ -189,8 +180,25 @@ func TakeoverPatch(holder, alloc *v1alpha1.IPAllocation) ([]byte, error) {
 	})
 }
 
-func fields(spec *v1alpha1.IPAllocationSpec) (out map[string]any, err error) {
-	data, err := json.Marshal(spec)
+// instead returns the fields of a merge patch that leaves none of an object, and those of the
+// object. What is inside of fields is merged.
+func instead(object, now any) (patch, before map[string]any, err error) {
+	if before, err = fields(object); err != nil {
+		return nil, nil, err
+	}
+	if patch, err = fields(now); err != nil {
+		return nil, nil, err
+	}
+	for field := range before {
+		if _, set := patch[field]; !set {
+			patch[field] = nil
+		}
+	}
+	return patch, before, nil
+}
+
+func fields(object any) (out map[string]any, err error) {
+	data, err := json.Marshal(object)
 	if err == nil {
 		err = json.Unmarshal(data, &out)
 	}

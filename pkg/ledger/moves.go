@@ -79,17 +79,11 @@ func (l *Ledger) endMove(ctx context.Context, c Claimed, now *v1alpha1.IPAllocat
 func nextPatch(a *v1alpha1.IPAllocation, next *v1alpha1.NextAttachment) ([]byte, error) {
 	var value any
 	if next != nil {
-		fields := map[string]any{ // none stays of another next attachment
-			"nodeName": next.NodeName, "podRef": map[string]any{"namespace": next.PodRef.Namespace, "name": next.PodRef.Name, "uid": next.PodRef.UID},
-			"containerID": next.ContainerID, "interfaceName": next.InterfaceName, "networkName": nil, "deviceID": nil, "addStartedAt": next.AddStartedAt,
+		patch, _, err := instead(a.Spec.Next, next) // its podRef has all fields
+		if err != nil {
+			return nil, err
 		}
-		if next.NetworkName != "" {
-			fields["networkName"] = next.NetworkName
-		}
-		if next.DeviceID != "" {
-			fields["deviceID"] = next.DeviceID
-		}
-		value = fields
+		value = patch
 	}
 	return json.Marshal(map[string]any{
 		"metadata": map[string]any{"resourceVersion": a.ResourceVersion},

@@ -55,6 +55,15 @@ func newMachine(t *testing.T, spec v1alpha1.IPPoolSpec) *machine {
 	return m
 }
 
+// newMove is a machine that moves from node a to a pod on node b.
+func newMove(t *testing.T) (m *machine, target *corev1.Pod) {
+	t.Helper()
+	m = newMachine(t, blocksOf16)
+	target = m.migrate(t, "target")
+	m.b.mustAddPod(t, target)
+	return m, target
+}
+
 // wantMoving checks who holds the machine's address, and who is next; "" stands for nobody.
 func (m *machine) wantMoving(t *testing.T, holder, next string) {
 	t.Helper()
@@ -274,9 +283,7 @@ func TestMigrationEndsAtOnce(t *testing.T) {
 func TestMigrationWhileTheServerIsAway(t *testing.T) {
 	for _, lost := range []string{"source", "target"} {
 		t.Run(lost, func(t *testing.T) {
-			m := newMachine(t, blocksOf16)
-			target := m.migrate(t, "target")
-			m.b.mustAddPod(t, target)
+			m, target := newMove(t)
 			n, pod, holder := m.a, m.pod, "target"
 			if lost == "target" {
 				n, pod, holder = m.b, target, "source"
@@ -330,9 +337,7 @@ func TestMigrationWithoutAnswer(t *testing.T) {
 
 // A runtime collects what it does not know any more: the target's attachment leaves.
 func TestMigrationIsCollected(t *testing.T) {
-	m := newMachine(t, blocksOf16)
-	target := m.migrate(t, "target")
-	m.b.mustAddPod(t, target)
+	m, target := newMove(t)
 	later := time.Now().Add(time.Minute)
 	if err := m.b.Collect(t.Context(), "net", []hint.Attachment{sandbox(target, "net1")}, later); err != nil {
 		t.Fatal(err)
@@ -346,9 +351,7 @@ func TestMigrationIsCollected(t *testing.T) {
 
 // The hint is made again while a machine moves: what the node has joined stays there.
 func TestMigrationAndTheHint(t *testing.T) {
-	m := newMachine(t, blocksOf16)
-	target := m.migrate(t, "target")
-	m.b.mustAddPod(t, target)
+	m, target := newMove(t)
 	if err := m.b.Refresh(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -364,9 +367,7 @@ func TestMigrationAndTheHint(t *testing.T) {
 
 // The target's node has started again: its DEL finds what it has joined.
 func TestMigrationAndAReboot(t *testing.T) {
-	m := newMachine(t, blocksOf16)
-	target := m.migrate(t, "target")
-	m.b.mustAddPod(t, target)
+	m, target := newMove(t)
 	reboot(t, m.b)
 	m.b.mustDelPod(t, target, "net1")
 	m.wantMoving(t, "source", "")
@@ -388,9 +389,7 @@ func reboot(t *testing.T, n *node) {
 func TestMigrationIsRestored(t *testing.T) {
 	for _, first := range []string{"source", "target"} {
 		t.Run(first, func(t *testing.T) {
-			m := newMachine(t, blocksOf16)
-			target := m.migrate(t, "target")
-			m.b.mustAddPod(t, target)
+			m, target := newMove(t)
 			m.sayLostBy(t, "before") // both have seen the pool
 			for _, n := range []*node{m.a, m.b} {
 				if err := n.Look(t.Context()); err != nil {
