@@ -585,6 +585,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 		c.reclaim(t)
 		c.recarve(t)
 		for _, m := range c.left {
+			m.clear(t, m.neighbour()) // what is kept for the machine that has moved there
 			m.age(t)
 			m.fill(t)
 		}
