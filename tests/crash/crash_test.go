@@ -304,10 +304,12 @@ func requested(_ *testing.T, m *machine) call {
 func claimForEarlier(t *testing.T, c *cluster, b *batch) {
 	t.Helper()
 	const nodes = 500 // more than there are runs
-	b.nodes = b.nodes[:nodes]
-	for _, node := range b.nodes {
-		m := &machine{cluster: c, batch: b, node: node}
-		a := m.allocation(m.address(2), node, earlier)
+	for len(b.free) < nodes {
+		c.carve(t, b)
+	}
+	for _, at := range b.free {
+		m := &machine{cluster: c, place: at}
+		a := m.allocation(m.address(2), m.node, earlier)
 		a.Spec.NetworkName = "net"
 		a.Spec.PodRef = v1alpha1.PodReference{Namespace: "default", Name: podOf(earlier), UID: uidOf(earlier)}
 		a.Spec.AddStartedAt = &metav1.MicroTime{Time: time.Now()}
@@ -555,7 +557,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 		if otherHalf(i) {
 			continue
 		}
-		batches[i] = c.carve(t, s.access)
+		batches[i] = &batch{access: s.access}
 		if s.ahead != nil {
 			s.ahead(t, c, batches[i])
 		}

@@ -69,19 +69,23 @@ type cluster struct {
 	plugin string // a copy: a build may replace the other under way
 	dir    string
 
+	mu sync.Mutex
 	// carved are the blocks of all pools.
 	carved map[string][]v1alpha1.Allocation
-
-	mu sync.Mutex
 	// left are the machines on which something is left to the controller.
 	left []*machine
 }
 
-// batch is a pair of pools, carved for many nodes: each run has one to itself.
+// place is a node and its pair of pools.
+type place struct {
+	node, p, q string
+	first      netip.Addr // of its block in p
+}
+
+// batch are places that nobody has yet: each run has one to itself.
 type batch struct {
-	p, q  string
-	first map[string]netip.Addr // of each node's block in p
-	nodes []string              // that nobody has yet
+	access v1alpha1.PoolAccess
+	free   []place
 }
 
 func newCluster(t *testing.T) *cluster {
@@ -98,20 +102,24 @@ func newCluster(t *testing.T) *cluster {
 	return c
 }
 
-func (c *cluster) carve(t *testing.T, access v1alpha1.PoolAccess) *batch {
+// carve makes a pair of pools for a few nodes: many in one would make each call read what
+// all the others have.
+func (c *cluster) carve(t *testing.T, b *batch) {
 	t.Helper()
-	const nodes = 1500 // the longest call has some 200 steps, with six sequels each
+	const nodes = 32
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	n := len(c.carved) / 2
-	b := &batch{p: fmt.Sprint("p", n), q: fmt.Sprint("q", n), first: map[string]netip.Addr{}}
+	p, q := fmt.Sprint("p", n), fmt.Sprint("q", n)
+	var names []string
 	for i := range nodes {
-		b.nodes = append(b.nodes, fmt.Sprintf("n%d-%d", n, i))
+		names = append(names, fmt.Sprintf("n%d-%d", n, i))
 	}
-	c.pool(t, b.q, v1alpha1.IPPoolSpec{Subnet: fmt.Sprintf("11.%d.0.0/16", n), PerNodeBlockSize: blockQ, PoolAccess: access}, b.nodes)
-	c.pool(t, b.p, v1alpha1.IPPoolSpec{Subnet: fmt.Sprintf("10.%d.0.0/16", n), PerNodeBlockSize: blockP, PoolAccess: access}, b.nodes)
-	for _, a := range c.carved[b.p] {
-		b.first[a.NodeName] = netip.MustParseAddr(a.StartIP)
+	c.pool(t, q, v1alpha1.IPPoolSpec{Subnet: fmt.Sprintf("11.%d.%d.0/24", n/256, n%256), PerNodeBlockSize: blockQ, PoolAccess: b.access}, names)
+	c.pool(t, p, v1alpha1.IPPoolSpec{Subnet: fmt.Sprintf("10.%d.%d.0/24", n/256, n%256), PerNodeBlockSize: blockP, PoolAccess: b.access}, names)
+	for _, a := range c.carved[p] {
+		b.free = append(b.free, place{a.NodeName, p, q, netip.MustParseAddr(a.StartIP)})
 	}
-	return b
 }
 
 func (c *cluster) pool(t *testing.T, name string, spec v1alpha1.IPPoolSpec, nodes []string) {
@@ -123,8 +131,7 @@ func (c *cluster) pool(t *testing.T, name string, spec v1alpha1.IPPoolSpec, node
 // machine is a node: its disk, its pools, and what its runtime believes.
 type machine struct {
 	*cluster
-	*batch
-	node string
+	place
 	dir  string
 	hint *hint.Hint
 	// live are the addresses that the plugin has told a container which is still
@@ -150,22 +157,22 @@ const (
 
 func (c *cluster) machine(t *testing.T, b *batch) *machine {
 	t.Helper()
-	if len(b.nodes) == 0 {
-		t.Fatal("more runs than nodes")
+	if len(b.free) == 0 {
+		c.carve(t, b)
 	}
-	node := b.nodes[0]
-	b.nodes = b.nodes[1:]
-	m := &machine{cluster: c, batch: b, node: node, dir: filepath.Join(c.dir, node), live: map[string][]string{}}
+	at := b.free[0]
+	b.free = b.free[1:]
+	m := &machine{cluster: c, place: at, dir: filepath.Join(c.dir, at.node), live: map[string][]string{}}
 	if err := os.Mkdir(m.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	site, err := ledger.SiteOf(env.Config, node)
+	site, err := ledger.SiteOf(env.Config, m.node)
 	if err != nil {
 		t.Fatal(err)
 	}
 	m.hint = hint.Open(m.data(), site, c.NS, slog.New(slog.DiscardHandler))
 	settings, err := json.Marshal(map[string]any{
-		"kubeconfig": env.Kubeconfig, "poolsNamespace": c.NS, "nodeName": node,
+		"kubeconfig": env.Kubeconfig, "poolsNamespace": c.NS, "nodeName": m.node,
 		"dataDir": m.data(), "logFile": filepath.Join(m.dir, "log"), "logLevel": "info",
 		"lossGrace": "1ns", // an ADD that finds a loss goes on
 	})
@@ -180,7 +187,7 @@ func (c *cluster) machine(t *testing.T, b *batch) *machine {
 
 // address returns one of the node's block in p.
 func (m *machine) address(index int) netip.Addr {
-	addr := m.first[m.node]
+	addr := m.first
 	for range index {
 		addr = addr.Next()
 	}
