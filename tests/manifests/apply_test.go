@@ -28,7 +28,7 @@ func TestOverlays(t *testing.T) {
 	for n, o := range overlays {
 		t.Run(o.name, func(t *testing.T) {
 			t.Parallel() // it waits for kubectl and the server most of the time
-			env := start(t)
+			env := servers.Get(t)
 			if env.Minor < o.from || env.Minor > o.to {
 				t.Skipf("not for 1.%d", env.Minor)
 			}
@@ -248,7 +248,7 @@ func installNetworkOperator(t *testing.T, env *testenv.Env, namespace string) {
 // its lists are in another one, and what else it asks is in neither.
 func TestPriorityAndFairness(t *testing.T) {
 	t.Parallel()
-	env := start(t)
+	env := servers.Get(t)
 	dir := t.TempDir()
 	rel, err := filepath.Rel(dir, filepath.Join(rig.Root(t), "manifests"))
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 // What holds the record is not deleted by mistake, whoever tries, and goes when the
 // annotation says so, which the refusal names.
 func TestDeletionIsRefused(t *testing.T) {
-	env := start(t)
+	env := servers.Get(t)
 	o := overlays[1] // which every server takes
 	crds := o.record()
 	kubectl(t, env, "apply", "-k", crds.dir(t))

@@ -50,7 +50,7 @@ func TestDocuments(t *testing.T) {
 			if before[document] == nil || len(commands) == 0 {
 				t.Fatalf("%d commands were found", len(commands))
 			}
-			env := start(t)
+			env := servers.Get(t)
 			if env.Minor < 31 {
 				t.Skipf("the documents' first choice is for 1.31 and newer, this is 1.%d", env.Minor)
 			}

@@ -48,7 +48,7 @@ func TestExamples(t *testing.T) {
 		t.Fatalf("%d examples, and %d are tested", len(files), len(exampleAdds))
 	}
 	readme := string(readFile(t, filepath.Join(rig.Root(t), "manifests", "examples", "README.md")))
-	env := start(t)
+	env := servers.Get(t)
 	o := overlays[slices.IndexFunc(overlays, func(o overlay) bool { return o.from <= env.Minor && o.namespace == "kube-system" })]
 	kubectl(t, env, "apply", "-k", o.record().dir(t))
 	kubectl(t, env, "apply", "-f", filepath.Join(rig.Root(t), "tests/whereabouts/testdata/network-attachment-definitions.yaml"))

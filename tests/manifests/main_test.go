@@ -8,6 +8,7 @@ package manifests
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -52,22 +53,18 @@ func (o overlay) dir(t testing.TB) string {
 	return filepath.Join(rig.Root(t), "manifests", "overlays", o.name)
 }
 
-// start starts a server without CRDs. Its tokens are for the audience that a cluster
-// has by default.
-func start(t *testing.T) *testenv.Env {
-	t.Helper()
-	env, err := testenv.Start(testenv.Options{
-		NoCRDs: true, APIServerArgs: map[string]string{"api-audiences": "https://kubernetes.default.svc.cluster.local"},
-	})
-	if err != nil {
-		t.Fatal(err)
+// servers have no CRDs. Their tokens are for the audience that a cluster has by default.
+var servers = testenv.Pool{Options: testenv.Options{
+	NoCRDs: true, APIServerArgs: map[string]string{"api-audiences": "https://kubernetes.default.svc.cluster.local"},
+}}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if err := servers.Stop(); err != nil {
+		fmt.Fprintln(os.Stderr, "FAIL:", err)
+		code = 1
 	}
-	t.Cleanup(func() {
-		if err := env.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	return env
+	os.Exit(code)
 }
 
 // kubectl runs kubectl, which has to succeed.

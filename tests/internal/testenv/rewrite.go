@@ -7,7 +7,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
-	"fmt"
+	"io"
 	"net/http"
 	"testing"
 
@@ -92,7 +92,8 @@ func (e *Env) etcd(t testing.TB, verb string, request, answer any) {
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {
-		t.Fatal(fmt.Errorf("etcd: %s", resp.Status))
+		said, _ := io.ReadAll(resp.Body)
+		t.Fatalf("etcd: %s: %s", resp.Status, said)
 	}
 	if err := json.NewDecoder(resp.Body).Decode(answer); err != nil {
 		t.Fatal(err)

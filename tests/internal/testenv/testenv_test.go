@@ -219,3 +219,55 @@ func TestKilled(t *testing.T) {
 		}
 	}
 }
+
+// A server that is lent again has nothing of what was done to it.
+func TestPool(t *testing.T) {
+	servers := testenv.Pool{Options: testenv.Options{NoCRDs: true}}
+	var first *testenv.Env
+	role := func(t *testing.T, env *testenv.Env) string {
+		t.Helper()
+		out, err := env.Kubectl(t.Context(), "get", "clusterrole", "system:basic-user", "-o", "jsonpath={.rules}")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	var rules string
+	t.Run("one", func(t *testing.T) {
+		first = servers.Get(t)
+		rules = role(t, first)
+		ns := first.Namespace(t)
+		for _, args := range [][]string{
+			{"create", "configmap", "left", "-n", ns},
+			{"create", "clusterrole", "left", "--verb=get", "--resource=pods"},
+			{"patch", "clusterrole", "system:basic-user", "--type=json", `-p=[{"op": "remove", "path": "/rules/0"}]`},
+			{"apply", "-f", "../../../manifests/base/crds/nv-ipam.nvidia.com_ippools.yaml"},
+			{"wait", "--for=condition=Established", "--timeout=1m", "crd", "--all"},
+			{"get", "ippools", "-A"},
+		} {
+			if _, err := first.Kubectl(t.Context(), args...); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	t.Run("another", func(t *testing.T) {
+		if env := servers.Get(t); env != first {
+			t.Error("it is another server")
+		}
+		if got := role(t, first); got != rules {
+			t.Errorf("role system:basic-user has %s", got)
+		}
+		for _, args := range [][]string{{"get", "configmaps", "-A"}, {"get", "namespaces"}, {"get", "clusterroles"}} {
+			out, err := first.Kubectl(t.Context(), args...)
+			if err != nil || strings.Contains(out, "left") || strings.Contains(out, "test-") {
+				t.Errorf("%v: %v\n%s", args, err, out)
+			}
+		}
+		if out, err := first.Kubectl(t.Context(), "get", "ippools", "-A"); err == nil {
+			t.Errorf("pools are served: %s", out)
+		}
+	})
+	if err := servers.Stop(); err != nil {
+		t.Error(err)
+	}
+}
