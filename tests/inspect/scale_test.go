@@ -4,9 +4,17 @@
 package inspect
 
 import (
+	"bufio"
 	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/cookiejar"
 	"net/netip"
+	"net/url"
 	"os"
 	"os/exec"
 	"strings"
@@ -17,14 +25,20 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/inspect"
 	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
-// In a large namespace each command answers within 300 MiB. How long that takes is logged:
-// the machine may be busy.
+var size = flag.Int("allocations", 20_000, "how many TestScale has")
+
+// most is how much memory each command may need.
+const most = 300 // MiB
+
+// In a large namespace each command answers within 300 MiB, and so does the web page. How long
+// that takes is logged: the machine may be busy.
 func TestScale(t *testing.T) {
-	total := 20_000
+	total := *size
 	if testing.Short() {
 		total = 5_000
 	}
@@ -77,8 +91,90 @@ func TestScale(t *testing.T) {
 		usage := cmd.ProcessState.SysUsage().(*syscall.Rusage)
 		mib := usage.Maxrss >> 10
 		t.Logf("%-40s %6d ms, %6d ms CPU, %4d MiB, exit code %d, %d bytes", args, took.Milliseconds(), (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Milliseconds(), mib, cmd.ProcessState.ExitCode(), out.Len())
-		if mib > 300 || cmd.ProcessState.ExitCode() > 1 {
+		if mib > most || cmd.ProcessState.ExitCode() > 1 {
 			t.Errorf("%s: %d MiB, %s: %.400s", args, mib, took, out.String())
 		}
+	}
+	web(t, own, h.NS, total)
+}
+
+// web asks for what the page shows when it is opened, and for a search.
+func web(t *testing.T, own *testenv.Env, namespace string, total int) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), rig.Binary(t, "kubectl-ipam"), "web", "-n", namespace)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+own.Kubeconfig, "HOME="+own.Dir)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := url.Parse(strings.TrimSpace(line))
+	if err != nil {
+		t.Fatal(err)
+	}
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := &http.Client{Jar: jar}
+	get := func(path string) *http.Response {
+		t.Helper()
+		resp, err := client.Get(page.Scheme + "://" + page.Host + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.StatusCode != http.StatusOK {
+			t.Fatalf("%s: %s", path, resp.Status)
+		}
+		return resp
+	}
+	_ = get("/?" + page.RawQuery).Body.Close() // lets in
+	events := get("/api/events")
+	for lines := bufio.NewScanner(events.Body); ; {
+		if !lines.Scan() {
+			t.Fatal("the stream has ended: ", lines.Err())
+		}
+		var state struct{ Summary inspect.Summary }
+		data, found := strings.CutPrefix(lines.Text(), "data: ")
+		if !found {
+			continue
+		}
+		if err := json.Unmarshal([]byte(data), &state); err != nil {
+			t.Fatal(err)
+		}
+		if state.Summary.Leaks != nil && state.Summary.Allocations == total {
+			break
+		}
+	}
+	t.Logf("%-40s %6d ms until all is read", "web", time.Since(start).Milliseconds())
+	pool := url.Values{"namespace": {namespace}, "kind": {string(v1alpha1.PoolKindIPPool)}, "name": {"big"}}
+	for _, path := range []string{"/api/pools", "/api/leaks", "/api/map?" + pool.Encode(), "/api/search?q=pod-7", "/api/search?q=10.64.9.9"} {
+		start := time.Now()
+		resp := get(path)
+		n, err := io.Copy(io.Discard, resp.Body)
+		if err := errors.Join(err, resp.Body.Close()); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%-40s %6d ms, %d bytes", path, time.Since(start).Milliseconds(), n)
+	}
+	_ = events.Body.Close()
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	used := cmd.ProcessState
+	mib := used.SysUsage().(*syscall.Rusage).Maxrss >> 10
+	t.Logf("%-40s %6d ms CPU, %4d MiB", "web", (used.UserTime() + used.SystemTime()).Milliseconds(), mib)
+	if mib > most {
+		t.Errorf("web: %d MiB", mib)
 	}
 }
