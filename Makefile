@@ -150,6 +150,15 @@ e2e-oldest: KUBE := $(KUBE_OLDEST)
 e2e-oldest: root image ## Run the walkthrough of the e2e tests on the oldest supported version
 	@$(with_cluster) set -x; unset KUBECONFIG; E2E_WALKTHROUGH_ONLY=1 go test ./e2e -run TestWalkthrough -count=1 -v -timeout 20m $(TESTFLAGS)
 
+# MATRIX are the flags of tests/matrix: -slice N for one cell, -write for the table in
+# docs/compatibility-matrix.md.
+MATRIX ?= -write
+
+.PHONY: e2e-matrix
+e2e-matrix: IMAGE := registry.example.com/crd-ipam:v1
+e2e-matrix: root image ## Run a selection of the e2e tests on each kind of cluster in the matrix, and write docs/compatibility-matrix.md; MATRIX='-slice 3' for one cell
+	@cd tests; go build -o ../bin/ ./matrix; unset KUBECONFIG; exec ../bin/matrix $(MATRIX)
+
 .PHONY: root
 root:
 	@[ "$$(id -u)" = 0 ] || { echo "make $(MAKECMDGOALS) creates namespaces and must run as root: sudo env PATH=\$$PATH make $(MAKECMDGOALS)" >&2; exit 1; }

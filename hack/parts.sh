@@ -10,8 +10,10 @@
 #   kubelet         one of those
 #   cni             the CNI plugins
 #   containerd      containerd, its shim and ctr
+#   containerd-debian   the same of Debian's package, unpacked, not installed
 #   multus          multus, the thin plugin
-#   network-operator    the controller of MacvlanNetwork, with its manifests
+#   multus-thick    multus' daemon, its shim, what installs that, and the manifest
+#   network-operator    its controllers of networks, with their manifests
 #   prometheus      prometheus, without its web pages, and promtool
 #   prometheus-operator    its CRDs, nothing else
 #   krew            kubectl's plugin manager
@@ -80,9 +82,15 @@ describe() {
 		dir=$cache/multus-$(version "$module" gopkg.in/k8snetworkplumbingwg/multus-cni.v4)
 		packages=(gopkg.in/k8snetworkplumbingwg/multus-cni.v4/cmd/multus)
 		;;
+	multus-thick)
+		module=$hack/parts/multus
+		dir=$cache/multus-thick-$(version "$module" gopkg.in/k8snetworkplumbingwg/multus-cni.v4)
+		packages=(gopkg.in/k8snetworkplumbingwg/multus-cni.v4/cmd/{multus-daemon,multus-shim,install_multus,passthru-cni})
+		make=multus_thick
+		;;
 	network-operator)
 		module=$hack/parts/network-operator
-		dir=$cache/network-operator-$(version "$module" github.com/Mellanox/network-operator)
+		dir=$cache/network-operator-$(version "$module" github.com/Mellanox/network-operator)-$(cksum <"$module/main.go" | cut -d' ' -f1)
 		packages=(github.com/crd-ipam/crd-ipam/hack/parts/network-operator)
 		make=network_operator
 		;;
@@ -122,6 +130,11 @@ describe() {
 		packages=(runc bash-static busybox)
 		make=debian
 		;;
+	containerd-debian)
+		dir=$cache/containerd-debian-$(. /etc/os-release && echo "$VERSION_ID")
+		packages=(containerd containerd-shim-runc-v2 ctr)
+		make=containerd_debian
+		;;
 	chromium)
 		dir=$cache/chromium-debian-$(. /etc/os-release && echo "$VERSION_ID")
 		packages=(browser)
@@ -139,7 +152,10 @@ describe() {
 	esac
 	binaries=("${packages[@]##*/}")
 	# The names of these packages do not say what they are.
-	case $1 in etcd | whereabouts) binaries[0]=$1 ;; esac
+	case $1 in
+	etcd | whereabouts) binaries[0]=$1 ;;
+	multus-thick) binaries[3]=passthru ;;
+	esac
 }
 
 # kube_version PACKAGE VERSION: linker flags that set the version. Without them an API
@@ -204,6 +220,14 @@ network_operator() {
 	cp -r --no-preserve=mode "$source/manifests" "$source/deployment/network-operator/crds" "$1"
 }
 
+# multus_thick TO: the programs, with the manifest that runs them.
+multus_thick() {
+	go_build "$1"
+	local source
+	source=$(source_of gopkg.in/k8snetworkplumbingwg/multus-cni.v4)
+	cp --no-preserve=mode "$source/deployments/multus-daemonset-thick.yml" "$1"
+}
+
 # prometheus_operator TO: the CRDs.
 prometheus_operator() {
 	local source
@@ -227,9 +251,14 @@ pause() {
 }
 
 # debian TO: programs that are not Go modules, from Debian's packages.
-debian() {
+debian() { programs "$1" runc bash-static busybox-static; }
+
+containerd_debian() { programs "$1" containerd; }
+
+# programs TO PACKAGE...: what is wanted of the programs in Debian's packages.
+programs() {
 	local b
-	unpack "$1" runc bash-static busybox-static
+	unpack "$@"
 	for b in "${packages[@]}"; do find "$1/root" -type f -path "*bin/$b" -exec mv {} "$1" \;; done
 	rm -r "$1/root"
 }

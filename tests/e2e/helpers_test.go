@@ -4,6 +4,7 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -126,14 +127,20 @@ spec:
 // network makes a macvlan network whose ipam section has these keys.
 func (s *scene) network(name, ipam string) {
 	s.t.Helper()
+	s.networkConfig(name, fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "%s", "type": "macvlan", "master": "eth0", "mode": "bridge", "ipam": {"type": "nv-ipam", %s}}`, name, ipam))
+}
+
+// networkConfig makes a network with this configuration.
+func (s *scene) networkConfig(name, config string) {
+	s.t.Helper()
 	apply(s.t, fmt.Sprintf(`apiVersion: k8s.cni.cncf.io/v1
 kind: NetworkAttachmentDefinition
 metadata:
   name: %s
   namespace: %s
 spec:
-  config: '{"cniVersion": "1.0.0", "name": "%s", "type": "macvlan", "master": "eth0", "mode": "bridge", "ipam": {"type": "nv-ipam", %s}}'
-`, name, s.name, name, ipam))
+  config: '%s'
+`, name, s.name, config))
 }
 
 // podSpec is the pod that the walkthrough has.
@@ -197,7 +204,7 @@ func (s *scene) running(pods ...string) {
 
 func (s *scene) deletePods() {
 	s.t.Helper()
-	for _, args := range [][]string{{"deployments"}, {"pods"}} {
+	for _, args := range [][]string{{"deployments,statefulsets"}, {"pods"}} {
 		if _, err := c.Kubectl(ctx(), append([]string{"delete", "-n", s.name, "--all", "--timeout=3m"}, args...)...); err != nil {
 			s.t.Error(err)
 		}
@@ -310,6 +317,25 @@ func within(t *testing.T, address, first, last string) {
 	a := netip.MustParseAddr(address)
 	if a.Less(netip.MustParseAddr(first)) || netip.MustParseAddr(last).Less(a) {
 		t.Errorf("%s is not between %s and %s", address, first, last)
+	}
+}
+
+// callPlugin runs nv-ipam on a node, as a main plugin does. It enters no network namespace, and
+// so any is good enough.
+func callPlugin(t *testing.T, node string, config map[string]any, environ ...string) {
+	t.Helper()
+	input, err := json.Marshal(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd, err := c.Node(node).Command(t.Context(), "/opt/cni/bin/nv-ipam")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Env = append(cmd.Env, append(environ, "CNI_PATH=/opt/cni/bin", "CNI_NETNS=/proc/1/ns/net", "CNI_NETNS_OVERRIDE=1")...)
+	cmd.Stdin = bytes.NewReader(input)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v: %s", environ, err, out)
 	}
 }
 

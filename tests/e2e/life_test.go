@@ -84,39 +84,18 @@ func TestStatefulSet(t *testing.T) {
 	s := newScene(t)
 	s.customPool("IPPool", "members", "subnet: 10.46.0.0/16\n  perNodeBlockSize: 64\n  sticky: [StatefulSet]")
 	s.network("members", `"poolName": "members"`)
-	apply(t, fmt.Sprintf(`apiVersion: apps/v1
-kind: StatefulSet
-metadata:
-  name: member
-  namespace: %s
-spec:
-  serviceName: member
-  podManagementPolicy: Parallel
-  replicas: 3
-  selector:
-    matchLabels: {app: member}
-  template:
-    metadata:
-      labels: {app: member}
-      annotations:
-        k8s.v1.cni.cncf.io/networks: members
-    spec:%s`, s.name, strings.ReplaceAll(fmt.Sprintf(podSpec, onNode("kind-worker")), "\n    ", "\n      ")))
+	s.statefulSet("members", "kind-worker", 3)
 	has := map[string]string{}
 	same := func(step, node string) {
 		t.Helper()
 		defer phase(t.Name() + " " + step)()
-		kubectl(t, "rollout", "status", "-n", s.name, "--timeout=3m", "statefulset/member")
-		for i := range 3 {
-			pod := fmt.Sprintf("member-%d", i)
-			s.running(pod)
-			addr := s.addresses(pod, "net1")[0]
+		s.membersRun(node, 3)
+		for pod, addresses := range s.memberAddresses(3) {
+			addr := addresses[0]
 			if before := has[pod]; before != "" && before != addr {
 				t.Errorf("%s: %s has %s, and had %s", step, pod, addr, before)
 			}
 			has[pod] = addr
-			if on := kubectl(t, "get", "pod", "-n", s.name, pod, "-o", "jsonpath={.spec.nodeName}"); on != node {
-				t.Errorf("%s: %s is on %s", step, pod, on)
-			}
 		}
 		if held := s.held(); len(held) != 3 {
 			t.Errorf("%s: allocated %v", step, held)
@@ -125,7 +104,7 @@ spec:
 	same("start", "kind-worker")
 	kubectl(t, "delete", "pod", "-n", s.name, "member-1", "--timeout=3m")
 	same("restart", "kind-worker")
-	kubectl(t, "patch", "statefulset", "-n", s.name, "member", "--type=merge", "-p", `{"spec":{"template":{"spec":{"nodeSelector":{"kubernetes.io/hostname":"kind-worker2"}}}}}`)
+	s.moveMembers("kind-worker2")
 	same("move", "kind-worker2")
 	kubectl(t, "scale", "statefulset", "-n", s.name, "member", "--replicas=0")
 	kubectl(t, "wait", "-n", s.name, "--for=delete", "--timeout=3m", "pod/member-0", "pod/member-1", "pod/member-2")
@@ -141,6 +120,60 @@ spec:
 	kubectl(t, "scale", "statefulset", "-n", s.name, "member", "--replicas=3")
 	same("scale", "kind-worker2")
 	kubectl(t, "delete", "statefulset", "-n", s.name, "member", "--timeout=3m")
+}
+
+// statefulSet creates one of the name "member", whose pods are on a node.
+func (s *scene) statefulSet(networks, node string, replicas int) {
+	s.t.Helper()
+	apply(s.t, fmt.Sprintf(`apiVersion: apps/v1
+kind: StatefulSet
+metadata:
+  name: member
+  namespace: %s
+spec:
+  serviceName: member
+  podManagementPolicy: Parallel
+  replicas: %d
+  selector:
+    matchLabels: {app: member}
+  template:
+    metadata:
+      labels: {app: member}
+      annotations:
+        k8s.v1.cni.cncf.io/networks: %s
+    spec:%s`, s.name, replicas, networks, strings.ReplaceAll(fmt.Sprintf(podSpec, onNode(node)), "\n    ", "\n      ")))
+	s.membersRun(node, replicas)
+}
+
+// moveMembers lets the StatefulSet's pods start on another node, one after the other.
+func (s *scene) moveMembers(node string) {
+	s.t.Helper()
+	kubectl(s.t, "patch", "statefulset", "-n", s.name, "member", "--type=merge", "-p",
+		`{"spec":{"template":{"spec":{"nodeSelector":{"kubernetes.io/hostname":"`+node+`"}}}}}`)
+}
+
+// membersRun waits until all pods of the StatefulSet run on a node.
+func (s *scene) membersRun(node string, replicas int) {
+	s.t.Helper()
+	kubectl(s.t, "rollout", "status", "-n", s.name, "--timeout=3m", "statefulset/member")
+	for i := range replicas {
+		pod := fmt.Sprintf("member-%d", i)
+		s.running(pod)
+		if on := kubectl(s.t, "get", "pod", "-n", s.name, pod, "-o", "jsonpath={.spec.nodeName}"); on != node {
+			s.t.Errorf("%s is on %s", pod, on)
+		}
+	}
+}
+
+// memberAddresses are the addresses of the StatefulSet's pods.
+func (s *scene) memberAddresses(replicas int) map[string][]string {
+	s.t.Helper()
+	has := map[string][]string{}
+	for i := range replicas {
+		pod := fmt.Sprintf("member-%d", i)
+		has[pod] = s.addresses(pod, "net1")
+	}
+	return has
 }
 
 // machines makes a network on which pods keep addresses, and returns the annotation of the pods

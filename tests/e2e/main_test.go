@@ -170,15 +170,20 @@ func install(ctx context.Context) error {
 	return installed(ctx)
 }
 
+// oldest reports whether the cluster is of the oldest version, which has manifests of its own.
+func oldest() bool {
+	return walkthroughOnly || cell != nil && strings.HasPrefix(cell.Kubernetes, "1.30.")
+}
+
 func overlay() string {
-	if walkthroughOnly {
+	if oldest() {
 		return "testdata/install-1.30"
 	}
 	return "testdata/install"
 }
 
 func crds() string {
-	if walkthroughOnly {
+	if oldest() {
 		return "../../manifests/overlays/crds-k8s-1.30"
 	}
 	return "../../manifests/overlays/crds"

@@ -4,9 +4,13 @@
 package e2e
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -60,6 +64,51 @@ func TestNetworkOperator(t *testing.T) {
 		}
 		ping(t, s.name, "a", "10.18.0.5")
 	})
+}
+
+// The networks of network-operator for which no node here has a device: what it makes of them is
+// what the plugin is called with.
+func TestNetworksOfTheOperator(t *testing.T) {
+	needsOwnCluster(t, "it calls the plugin on a node")
+	s := newScene(t)
+	s.pool("fabric", "10.19.0.0/16", "10.19.0.1")
+	for kind, of := range map[string]string{"HostDeviceNetwork": "resourceName: rdma", "IPoIBNetwork": "master: ib0"} {
+		t.Run(kind, func(t *testing.T) {
+			name := strings.ToLower(kind)
+			apply(t, fmt.Sprintf(`apiVersion: mellanox.com/v1alpha1
+kind: %s
+metadata:
+  name: %s
+spec:
+  networkNamespace: %s
+  %s
+  ipam: |
+    {
+      "type": "nv-ipam",
+      "poolName": "fabric"
+    }
+`, kind, name, s.name, of))
+			defer kubectl(t, "delete", kind, name)
+			var config map[string]any
+			eventually(t, "network-operator's NetworkAttachmentDefinition", func() error {
+				out, err := c.Kubectl(t.Context(), "get", "network-attachment-definitions", "-n", s.name, name, "-o", "jsonpath={.spec.config}")
+				if err != nil {
+					return err
+				}
+				return json.Unmarshal([]byte(out), &config)
+			})
+			call := []string{"CNI_CONTAINERID=" + name, "CNI_IFNAME=net1", "CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=" + s.name + ";K8S_POD_NAME=" + name}
+			callPlugin(t, "kind-worker", config, append(call, "CNI_COMMAND=ADD")...)
+			held := slices.Collect(maps.Values(allocations(t, s.name)))
+			if len(held) != 1 || held[0].Spec.NetworkName != name || held[0].Spec.PoolRef.Name != "fabric" {
+				t.Errorf("%v gives %v", config, held)
+			}
+			callPlugin(t, "kind-worker", config, append(call, "CNI_COMMAND=DEL")...)
+			if held := allocations(t, s.name); len(held) != 0 {
+				t.Errorf("DEL leaves %v", held)
+			}
+		})
+	}
 }
 
 // operatorRoles returns the project's directory, and the roles that network-operator's own

@@ -1,9 +1,9 @@
 // Copyright The crd-ipam Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// network-operator runs the one controller of NVIDIA's network-operator that
-// makes a NetworkAttachmentDefinition out of a MacvlanNetwork. Its templates are
-// in STATE_MANIFEST_BASE_DIR, the API server in KUBECONFIG.
+// network-operator runs those controllers of NVIDIA's network-operator that make a
+// NetworkAttachmentDefinition out of a MacvlanNetwork, a HostDeviceNetwork or an
+// IPoIBNetwork. Its templates are in STATE_MANIFEST_BASE_DIR, the API server in KUBECONFIG.
 package main
 
 import (
@@ -42,9 +42,14 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	err = (&controllers.MacvlanNetworkReconciler{Client: mgr.GetClient(), Log: ctrl.Log, Scheme: scheme}).SetupWithManager(mgr)
-	if err != nil {
-		return err
+	for _, reconciler := range []interface{ SetupWithManager(ctrl.Manager) error }{
+		&controllers.MacvlanNetworkReconciler{Client: mgr.GetClient(), Log: ctrl.Log, Scheme: scheme},
+		&controllers.HostDeviceNetworkReconciler{Client: mgr.GetClient(), Log: ctrl.Log, Scheme: scheme},
+		&controllers.IPoIBNetworkReconciler{Client: mgr.GetClient(), Log: ctrl.Log, Scheme: scheme},
+	} {
+		if err := reconciler.SetupWithManager(mgr); err != nil {
+			return err
+		}
 	}
 	return mgr.Start(ctrl.SetupSignalHandler())
 }

@@ -118,6 +118,30 @@ func (c *Cluster) program(name string) (string, error) {
 	return "", fmt.Errorf("%s is not in CLUSTER_PATH=%q, which make cluster sets", name, dirs)
 }
 
+// thick reports whether the cluster has multus as a daemon: there is no thin one among its
+// programs.
+func (c *Cluster) thick() bool {
+	_, err := c.program("multus")
+	return err != nil
+}
+
+// containerdConfig is for the version of containerd that the cluster has.
+func (c *Cluster) containerdConfig(runc string) (string, error) {
+	path, err := c.program("containerd")
+	if err != nil {
+		return "", err
+	}
+	// "containerd MODULE VERSION REVISION", of which Debian's has no revision
+	version, err := output(exec.Command(path, "--version"))
+	if err != nil {
+		return "", err
+	}
+	if fields := strings.Fields(version); len(fields) > 2 && strings.HasPrefix(strings.TrimPrefix(fields[2], "v"), "1.") {
+		return oldContainerdConfig(runc), nil
+	}
+	return newContainerdConfig(runc), nil
+}
+
 func isFile(path string) bool {
 	info, err := os.Stat(path)
 	return err == nil && info.Mode().IsRegular()
@@ -167,7 +191,25 @@ func (c *Cluster) Up(ctx context.Context, out io.Writer) error {
 			return err
 		}
 	}
+	if c.thick() {
+		return c.awaitThick(ctx)
+	}
 	return nil
+}
+
+// awaitThick waits until all nodes start pods through multus' daemon.
+func (c *Cluster) awaitThick(ctx context.Context) error {
+	if _, err := c.Kubectl(ctx, "rollout", "status", "-n", "kube-system", "--timeout=3m", "daemonset/kube-multus-ds"); err != nil {
+		return err
+	}
+	return poll(ctx, time.Minute, "multus' configuration", func() error {
+		for _, n := range c.Nodes {
+			if !isFile(n.Disk(multusConf)) {
+				return fmt.Errorf("%s has none", n.Name)
+			}
+		}
+		return nil
+	})
 }
 
 // visible checks that nothing the nodes need is below a directory that they have
@@ -275,7 +317,15 @@ func (c *Cluster) applyBasics(ctx context.Context) error {
 	if err := write(c.path("basics.yaml"), multusRBAC); err != nil {
 		return err
 	}
-	for _, path := range []string{crds, c.path("basics.yaml")} {
+	paths := []string{crds, c.path("basics.yaml")}
+	if c.thick() {
+		daemon, err := c.program("multus-daemon")
+		if err != nil {
+			return err
+		}
+		paths = []string{crds, filepath.Join(filepath.Dir(daemon), "multus-daemonset-thick.yml")}
+	}
+	for _, path := range paths {
 		if _, err := c.Kubectl(ctx, "apply", "--server-side", "-f", path); err != nil {
 			return err
 		}

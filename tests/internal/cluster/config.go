@@ -50,7 +50,8 @@ func (c *Cluster) controlPlaneServices() ([]service, error) {
 	return services, nil
 }
 
-func containerdConfig(runc string) string {
+// newContainerdConfig is for containerd 2, oldContainerdConfig for the one before.
+func newContainerdConfig(runc string) string {
 	return fmt.Sprintf(`version = 3
 
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
@@ -70,6 +71,29 @@ conf_dir = "/etc/cni/net.d"
 runtime_type = "io.containerd.runc.v2"
 
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+BinaryName = %q
+SystemdCgroup = false
+`, PauseImage, runc)
+}
+
+func oldContainerdConfig(runc string) string {
+	return fmt.Sprintf(`version = 2
+
+[plugins.'io.containerd.grpc.v1.cri']
+sandbox_image = %q
+restrict_oom_score_adj = true
+
+[plugins.'io.containerd.grpc.v1.cri'.registry]
+config_path = "/etc/containerd/certs.d"
+
+[plugins.'io.containerd.grpc.v1.cri'.cni]
+bin_dir = "/opt/cni/bin"
+conf_dir = "/etc/cni/net.d"
+
+[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+
+[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc.options]
 BinaryName = %q
 SystemdCgroup = false
 `, PauseImage, runc)
@@ -104,16 +128,9 @@ resolvConf: ""
 `
 }
 
-// multusConfig has the cluster network of a node as kindnet configures it.
-func multusConfig(pods string) string {
+// clusterNetwork is that of a node as kindnet configures it.
+func clusterNetwork(pods string) string {
 	return `{
-  "cniVersion": "0.3.1",
-  "name": "multus-cni-network",
-  "type": "multus",
-  "kubeconfig": "/etc/cni/net.d/multus.d/multus.kubeconfig",
-  "logFile": "/var/log/multus.log",
-  "logLevel": "verbose",
-  "delegates": [{
     "cniVersion": "0.3.1",
     "name": "kindnet",
     "type": "ptp",
@@ -124,12 +141,24 @@ func multusConfig(pods string) string {
       "ranges": [[{"subnet": "` + pods + `"}]],
       "routes": [{"dst": "0.0.0.0/0"}]
     }
-  }]
+  }`
+}
+
+// multusConfig is of the thin multus; the thick one writes its own.
+func multusConfig(pods string) string {
+	return `{
+  "cniVersion": "0.3.1",
+  "name": "multus-cni-network",
+  "type": "multus",
+  "kubeconfig": "/etc/cni/net.d/multus.d/multus.kubeconfig",
+  "logFile": "/var/log/multus.log",
+  "logLevel": "verbose",
+  "delegates": [` + clusterNetwork(pods) + `]
 }
 `
 }
 
-// multusRBAC is what multus needs, as user multus.
+// multusRBAC is what the thin multus needs, as user multus.
 const multusRBAC = `apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata:

@@ -108,6 +108,12 @@ func (n *Node) Load(ctx context.Context, archive string) error {
 // /etc, /opt, /var/lib or /var/log.
 func (n *Node) Disk(path string) string { return n.path("disk", path) }
 
+// passwd is an /etc/passwd.
+const passwd = "root:x:0:0:root:/root:/bin/sh\n"
+
+// multusConf is the runtime's configuration, of both kinds of multus.
+const multusConf = "/etc/cni/net.d/00-multus.conf"
+
 // writeDisk makes the node's disk as an installation of Kubernetes leaves it.
 func (n *Node) writeDisk(ca *authority) error {
 	for _, dir := range append(ownDirs, "/opt/cni/bin", "/var/log/pods", "/var/log/containers") {
@@ -120,18 +126,25 @@ func (n *Node) writeDisk(ca *authority) error {
 		return err
 	}
 	files := map[string]string{
-		"/etc/hosts":                  "127.0.0.1 localhost\n::1 localhost\n" + nodeIP(n.index) + " " + n.Name + "\n",
-		"/etc/hostname":               n.Name + "\n",
-		"/etc/machine-id":             fmt.Sprintf("%032x\n", n.index+1),
-		"/etc/passwd":                 "root:x:0:0:root:/root:/bin/sh\n",
-		"/etc/group":                  "root:x:0:\n",
-		"/etc/nsswitch.conf":          "hosts: files\n",
-		"/etc/resolv.conf":            "",
-		"/etc/containerd/config.toml": containerdConfig(runc),
+		"/etc/hosts":         "127.0.0.1 localhost\n::1 localhost\n" + nodeIP(n.index) + " " + n.Name + "\n",
+		"/etc/hostname":      n.Name + "\n",
+		"/etc/machine-id":    fmt.Sprintf("%032x\n", n.index+1),
+		"/etc/passwd":        passwd,
+		"/etc/group":         "root:x:0:\n",
+		"/etc/nsswitch.conf": "hosts: files\n",
+		"/etc/resolv.conf":   "",
 		"/etc/containerd/certs.d/_default/hosts.toml": hostsTOML,
 		"/etc/kubernetes/kubelet.yaml":                kubeletConfig(n.Name),
 		"/etc/kubernetes/pki/ca.crt":                  string(ca.certPEM),
-		"/etc/cni/net.d/00-multus.conf":               multusConfig(podSubnet(n.index)),
+	}
+	files["/etc/containerd/config.toml"], err = n.cluster.containerdConfig(runc)
+	if err != nil {
+		return err
+	}
+	if n.cluster.thick() {
+		files["/etc/cni/net.d/10-kindnet.conf"] = clusterNetwork(podSubnet(n.index)) + "\n"
+	} else {
+		files[multusConf] = multusConfig(podSubnet(n.index))
 	}
 	for path, content := range files {
 		if err := write(n.Disk(path), content); err != nil {
@@ -146,7 +159,14 @@ func (n *Node) writeDisk(ca *authority) error {
 }
 
 func (n *Node) copyPlugins() error {
-	for _, name := range []string{"multus", "ptp", "host-local", "loopback", "macvlan", "bridge", "host-device"} {
+	names := []string{
+		"loopback", "ptp", "host-local", // of the cluster's network
+		"macvlan", "ipvlan", "vlan", "bridge", "host-device", "tuning", "sbr", "bandwidth", "firewall",
+	}
+	if !n.cluster.thick() {
+		names = append(names, "multus")
+	}
+	for _, name := range names {
 		path, err := n.cluster.program(name)
 		if err != nil {
 			return err

@@ -24,9 +24,12 @@ const (
 	PauseImage = "registry.k8s.io/pause:crd-ipam"
 	// ToolsImage has a shell and busybox. The name is the walkthrough's.
 	ToolsImage = "docker.io/centos/tools:latest"
+	// thickImage has multus' daemon. The name and the paths in it are those of its manifest.
+	thickImage    = "ghcr.io/k8snetworkplumbingwg/multus-cni:snapshot-thick"
+	thickPrograms = "usr/src/multus-cni/bin"
 )
 
-// registryAddress is where all nodes look for all images. It has the two above, and what
+// registryAddress is where all nodes look for all images. It has those above, and what
 // is pushed: a tag "latest", as the walkthrough has it, makes the kubelet ask for it each
 // time.
 const registryAddress = controlIP + ":5000"
@@ -180,15 +183,32 @@ func descriptor(mediaType string, content []byte) map[string]any {
 // applets of busybox that tests call in pods.
 var applets = []string{"sh", "sleep", "ip", "ping", "cat", "ls", "true", "false", "wget", "nc"}
 
+// thick are the programs in the image of multus' daemon, which is the first.
+var thick = []string{"multus-daemon", "multus-shim", "install_multus", "passthru"}
+
 // publishImages makes the cluster's own images.
 func (c *Cluster) publishImages() error {
+	names := []string{"pause", "bash-static", "busybox"}
+	if c.thick() {
+		names = append(names, thick...)
+	}
 	content := map[string][]byte{}
-	for _, name := range []string{"pause", "bash-static", "busybox"} {
+	for _, name := range names {
 		file, err := c.program(name)
 		if err != nil {
 			return err
 		}
 		if content[name], err = os.ReadFile(file); err != nil {
+			return err
+		}
+	}
+	if c.thick() {
+		// As in Debian's image: the daemon looks who it is, and runtimes say /var/run/netns.
+		programs := []program{{path: "etc/passwd", content: []byte(passwd)}, {path: "var/run", target: "/run"}}
+		for _, name := range thick {
+			programs = append(programs, program{path: path.Join(thickPrograms, name), content: content[name]})
+		}
+		if err := c.publish(thickImage, []string{path.Join("/", thickPrograms, thick[0])}, programs); err != nil {
 			return err
 		}
 	}
