@@ -136,7 +136,7 @@ cluster-down: root ## Stop that cluster and remove it
 	@cd tests; go build -o ../bin/cluster ./cluster; exec ../bin/cluster down
 
 # The name that tests/e2e/testdata has, and docs/install.md.
-e2e e2e-oldest: IMAGE := registry.example.com/crd-ipam:v1
+e2e e2e-oldest e2e-matrix: IMAGE := registry.example.com/crd-ipam:v1
 
 # On a cluster of the user's: with neither root's rights nor the parts of one.
 e2e: CLUSTER_PARTS := $(if $(KUBECONFIG),kubectl,$(CLUSTER_PARTS))
@@ -155,7 +155,6 @@ e2e-oldest: root image ## Run the walkthrough of the e2e tests on the oldest sup
 MATRIX ?= -write
 
 .PHONY: e2e-matrix
-e2e-matrix: IMAGE := registry.example.com/crd-ipam:v1
 e2e-matrix: root image ## Run a selection of the e2e tests on each kind of cluster in the matrix, and write docs/compatibility-matrix.md; MATRIX='-slice 3' for one cell
 	@cd tests; go build -o ../bin/ ./matrix; unset KUBECONFIG; exec ../bin/matrix $(MATRIX)
 

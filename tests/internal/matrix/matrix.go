@@ -10,17 +10,17 @@ import "strings"
 // Cell is a cluster, and the networks that its pods have, one after the other.
 type Cell struct {
 	// Kubernetes is a version that hack/parts.sh knows.
-	Kubernetes string `json:"kubernetes"`
+	Kubernetes string
 	// Containerd and Multus are parts of hack/parts.sh.
-	Containerd string    `json:"containerd"`
-	Multus     string    `json:"multus"`
-	Networks   []Network `json:"networks"`
+	Containerd string
+	Multus     string
+	Networks   []Network
 }
 
 // Network is what differs between NetworkAttachmentDefinitions.
 type Network struct {
-	Family     string `json:"family"`
-	CNIVersion string `json:"cniVersion"`
+	Family     string
+	CNIVersion string
 }
 
 // Values of a cell and of its networks.

@@ -4,7 +4,6 @@
 package testenv
 
 import (
-	"encoding/base64"
 	"errors"
 	"os"
 	"path/filepath"
@@ -79,25 +78,13 @@ func (p *Pool) Stop() error {
 	return errors.Join(errs...)
 }
 
-// stored is what etcd has, by key, both as etcd's JSON has them, without what the server
-// writes by itself at any time.
+// stored is what etcd has, by key, without what the server writes by itself at any time.
 func (e *Env) stored(t *testing.T) map[string]string {
 	t.Helper()
-	var found struct {
-		Kvs []struct {
-			Key   string `json:"key"`
-			Value string `json:"value"`
-		} `json:"kvs"`
-	}
-	e.etcd(t, "range", map[string]any{"key": []byte("/registry/"), "range_end": []byte("/registry0")}, &found)
 	out := map[string]string{}
-	for _, kv := range found.Kvs {
-		key, err := base64.StdEncoding.DecodeString(kv.Key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !ofTheServer.Match(key) {
-			out[kv.Key] = kv.Value
+	for _, kv := range e.read(t, map[string]any{"key": []byte("/registry/"), "range_end": []byte("/registry0")}) {
+		if !ofTheServer.Match(kv.Key) {
+			out[string(kv.Key)] = string(kv.Value)
 		}
 	}
 	return out
@@ -127,28 +114,19 @@ func (e *Env) groups(t *testing.T) (out []string) {
 // would do it, so that no finalizer is asked. It returns when nothing of it is served.
 func (l *lent) rewind(t *testing.T) {
 	t.Helper()
-	const most = 128 // that etcd takes in one transaction
 	var ops []any
-	flush := func(atLeast int) {
-		if len(ops) >= atLeast {
-			l.etcd(t, "txn", map[string]any{"success": ops}, &struct{}{})
-			ops = nil
-		}
-	}
 	now := l.stored(t)
 	for key := range now {
 		if _, old := l.had[key]; !old {
-			ops = append(ops, map[string]any{"requestDeleteRange": map[string]string{"key": key}})
-			flush(most)
+			ops = append(ops, map[string]any{"requestDeleteRange": map[string]any{"key": []byte(key)}})
 		}
 	}
 	for key, value := range l.had {
 		if now[key] != value {
-			ops = append(ops, map[string]any{"requestPut": map[string]string{"key": key, "value": value}})
-			flush(most)
+			ops = append(ops, put(key, []byte(value)))
 		}
 	}
-	flush(1)
+	l.write(t, ops)
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		if groups := l.groups(t); slices.Equal(groups, l.served) {
 			break

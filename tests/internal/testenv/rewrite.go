@@ -5,10 +5,10 @@ package testenv
 
 import (
 	"bytes"
-	"encoding/base64"
 	"encoding/json"
 	"io"
 	"net/http"
+	"slices"
 	"testing"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
@@ -19,17 +19,8 @@ import (
 func (e *Env) Rewrite(t *testing.T, namespace, name string, change func(spec map[string]any)) {
 	t.Helper()
 	key := "/registry/" + v1alpha1.GroupName + "/ipallocations/" + namespace + "/" + name
-	var found struct {
-		Kvs []struct {
-			Value []byte `json:"value"`
-		} `json:"kvs"`
-	}
-	e.etcd(t, "range", map[string]string{"key": base64.StdEncoding.EncodeToString([]byte(key))}, &found)
-	if len(found.Kvs) != 1 {
-		t.Fatalf("%d objects in etcd under %s", len(found.Kvs), key)
-	}
 	var object map[string]any
-	if err := json.Unmarshal(found.Kvs[0].Value, &object); err != nil {
+	if err := json.Unmarshal(e.value(t, key), &object); err != nil {
 		t.Fatal(err)
 	}
 	change(object["spec"].(map[string]any))
@@ -37,9 +28,7 @@ func (e *Env) Rewrite(t *testing.T, namespace, name string, change func(spec map
 	if err != nil {
 		t.Fatal(err)
 	}
-	e.etcd(t, "put", map[string]string{
-		"key": base64.StdEncoding.EncodeToString([]byte(key)), "value": base64.StdEncoding.EncodeToString(data),
-	}, &struct{}{})
+	e.etcd(t, "put", keyValue{[]byte(key), data}, &struct{}{})
 }
 
 // Copy writes n copies of an allocation where it is stored, behind the API server's back:
@@ -48,20 +37,11 @@ func (e *Env) Rewrite(t *testing.T, namespace, name string, change func(spec map
 func (e *Env) Copy(t testing.TB, namespace, name string, n int, change func(i int, metadata, spec map[string]any)) {
 	t.Helper()
 	prefix := "/registry/" + v1alpha1.GroupName + "/ipallocations/" + namespace + "/"
-	var found struct {
-		Kvs []struct {
-			Value []byte `json:"value"`
-		} `json:"kvs"`
-	}
-	e.etcd(t, "range", map[string]string{"key": base64.StdEncoding.EncodeToString([]byte(prefix + name))}, &found)
-	if len(found.Kvs) != 1 {
-		t.Fatalf("%d objects in etcd of name %s", len(found.Kvs), name)
-	}
-	const most = 128 // that etcd takes in one transaction
+	original := e.value(t, prefix+name)
 	var puts []any
 	for i := range n {
 		var object map[string]any
-		if err := json.Unmarshal(found.Kvs[0].Value, &object); err != nil {
+		if err := json.Unmarshal(original, &object); err != nil {
 			t.Fatal(err)
 		}
 		metadata := object["metadata"].(map[string]any)
@@ -70,11 +50,47 @@ func (e *Env) Copy(t testing.TB, namespace, name string, n int, change func(i in
 		if err != nil {
 			t.Fatal(err)
 		}
-		puts = append(puts, map[string]any{"requestPut": map[string]any{"key": []byte(prefix + metadata["name"].(string)), "value": data}})
-		if len(puts) == most || i == n-1 {
-			e.etcd(t, "txn", map[string]any{"success": puts}, &struct{}{})
-			puts = nil
-		}
+		puts = append(puts, put(prefix+metadata["name"].(string), data))
+	}
+	e.write(t, puts)
+}
+
+// keyValue is what etcd stores, with the names of its JSON.
+type keyValue struct {
+	Key   []byte `json:"key"`
+	Value []byte `json:"value"`
+}
+
+// value is what etcd has under a key.
+func (e *Env) value(t testing.TB, key string) []byte {
+	t.Helper()
+	found := e.read(t, map[string]any{"key": []byte(key)})
+	if len(found) != 1 {
+		t.Fatalf("%d objects in etcd under %s", len(found), key)
+	}
+	return found[0].Value
+}
+
+// read asks etcd for a range of keys.
+func (e *Env) read(t testing.TB, keys map[string]any) []keyValue {
+	t.Helper()
+	var found struct {
+		Kvs []keyValue `json:"kvs"`
+	}
+	e.etcd(t, "range", keys, &found)
+	return found.Kvs
+}
+
+func put(key string, value []byte) any {
+	return map[string]any{"requestPut": keyValue{[]byte(key), value}}
+}
+
+// write carries out operations, in as few transactions as etcd takes them.
+func (e *Env) write(t testing.TB, ops []any) {
+	t.Helper()
+	const most = 128 // in one transaction
+	for some := range slices.Chunk(ops, most) {
+		e.etcd(t, "txn", map[string]any{"success": some}, &struct{}{})
 	}
 }
 
