@@ -70,18 +70,21 @@ func (c *Cluster) each(ctx context.Context, what string, opts metav1.ListOptions
 }
 
 // pages lists in pages what a request asks for, and calls f with each, as JSON. It asks for
-// the next page while f works.
-func (c *Cluster) pages(ctx context.Context, what string, request func() *rest.Request, f func(data []byte) (items int, err error)) error {
+// the next page while f works. It returns the resource version that all of them are of.
+func (c *Cluster) pages(ctx context.Context, what string, request func() *rest.Request, f func(data []byte) (items int, err error)) (string, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	found := make(chan []byte, 1)
 	failed := make(chan error, 1)
+	version := "" // belongs to who asks, until found is closed
 	go func() {
 		defer close(found)
 		for next := ""; ; {
 			data, err := raw(ctx, request().Param("limit", strconv.Itoa(pageSize)).Param("continue", next))
 			if err == nil {
-				next, err = continueOf(data)
+				var meta metav1.ListMeta
+				meta, err = listMeta(data)
+				next, version = meta.Continue, meta.ResourceVersion
 			}
 			if err != nil {
 				failed <- err
@@ -101,7 +104,7 @@ func (c *Cluster) pages(ctx context.Context, what string, request func() *rest.R
 	for data := range found {
 		n, err := f(data)
 		if err != nil {
-			return fmt.Errorf("listing %s: %w", what, err)
+			return "", fmt.Errorf("listing %s: %w", what, err)
 		}
 		if read += n; c.Progress != nil {
 			c.Progress(what, read)
@@ -109,25 +112,28 @@ func (c *Cluster) pages(ctx context.Context, what string, request func() *rest.R
 	}
 	select {
 	case err := <-failed:
-		return fmt.Errorf("listing %s: %w", what, err)
+		return "", fmt.Errorf("listing %s: %w", what, err)
 	default:
-		return ctx.Err()
+		return version, ctx.Err()
 	}
 }
 
-// continueOf returns where a list goes on. The API server writes a list of custom resources
+// listMeta returns the metadata of a list. The API server writes a list of custom resources
 // with its metadata at the end, where they are read without the rest.
-func continueOf(data []byte) (string, error) {
+func listMeta(data []byte) (metav1.ListMeta, error) {
 	const key = `"metadata":`
-	var meta metav1.ListMeta
-	if i := bytes.LastIndex(data, []byte(key)); i >= 0 && json.NewDecoder(bytes.NewReader(data[i+len(key):])).Decode(&meta) == nil && meta.Continue != "" {
-		return meta.Continue, nil
+	if i := bytes.LastIndex(data, []byte(key)); i >= 0 {
+		var meta metav1.ListMeta
+		tail := json.NewDecoder(bytes.NewReader(data[i+len(key):]))
+		if tail.Decode(&meta) == nil && string(bytes.TrimSpace(data[i+len(key)+int(tail.InputOffset()):])) == "}" {
+			return meta, nil
+		}
 	}
 	var list struct {
 		Metadata metav1.ListMeta `json:"metadata"`
 	}
 	err := json.Unmarshal(data, &list)
-	return list.Metadata.Continue, err
+	return list.Metadata, err
 }
 
 // object is what is read of an object of another project's.
@@ -140,7 +146,7 @@ type object struct {
 // false if the API server does not know the resource.
 func (c *Cluster) foreign(ctx context.Context, resource, namespace string) (all []object, known bool, err error) {
 	request := func() *rest.Request { return c.ipam.RESTClient().Get().AbsPath(foreignPath(resource, namespace)) }
-	err = c.pages(ctx, resource, request, func(data []byte) (int, error) {
+	_, err = c.pages(ctx, resource, request, func(data []byte) (int, error) {
 		var page struct {
 			Items []object `json:"items"`
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -69,7 +70,12 @@ func (c *Cluster) Follow(ctx context.Context) (*Copy, error) {
 		s := &source{copy: out, keep: keep, of: of, objects: map[string]any{}, Source: Source{Resource: resource}}
 		out.sources = append(out.sources, s)
 		lw := cache.NewFilteredListWatchFromClient(client, resource, namespace, func(*metav1.ListOptions) {})
-		r := cache.NewReflectorWithOptions(s.watched(lw), example, s, cache.ReflectorOptions{
+		var watched cache.ListerWatcher = s.watched(lw)
+		if resource == resourceAllocations {
+			lw.ListWithContextFunc = c.allAllocations
+			watched = listed{s.watched(lw)}
+		}
+		r := cache.NewReflectorWithOptions(watched, example, s, cache.ReflectorOptions{
 			Name: resource, Backoff: &wait.Backoff{Duration: 500 * time.Millisecond, Factor: 1.5, Jitter: 0.2, Cap: 5 * time.Second, Steps: 10},
 		})
 		run = append(run, func() { r.RunWithContext(klog.NewContext(ctx, klog.Logger{})) }) // its errors are in Source
@@ -85,6 +91,22 @@ func (c *Cluster) Follow(ctx context.Context) (*Copy, error) {
 		go r()
 	}
 	return out, nil
+}
+
+// listed is watched only after a list: decoding each of 100,000 allocations as the event of
+// a watch takes several times as long.
+type listed struct{ *cache.ListWatch }
+
+// IsWatchListSemanticsUnSupported is what a reflector asks.
+func (listed) IsWatchListSemanticsUnSupported() bool { return true }
+
+// allAllocations lists the allocations as they are kept, in pages of its own.
+func (c *Cluster) allAllocations(ctx context.Context, _ metav1.ListOptions) (runtime.Object, error) {
+	out := &internalversion.List{}
+	all := func(*v1alpha1.IPAllocation) bool { return true }
+	version, err := c.list(ctx, nil, all, func(a *v1alpha1.IPAllocation) { out.Items = append(out.Items, a) })
+	out.ResourceVersion = version
+	return out, err
 }
 
 const resourceAllocations = "ipallocations"

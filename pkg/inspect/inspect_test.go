@@ -31,6 +31,21 @@ func TestParseStatus(t *testing.T) {
 	}
 }
 
+func TestListMeta(t *testing.T) {
+	for _, text := range []string{
+		`{"items": [{"metadata": {"resourceVersion": "1"}}], "metadata": {"continue": "x", "resourceVersion": "7"}}`,
+		`{"metadata": {"continue": "x", "resourceVersion": "7"}, "items": [{"metadata": {"resourceVersion": "1"}}]}`,
+		`{"items": [], "metadata": {"continue": "x", "resourceVersion": "7"}, "kind": "List"}`,
+	} {
+		if meta, err := listMeta([]byte(text)); err != nil || meta.Continue != "x" || meta.ResourceVersion != "7" {
+			t.Errorf("%s: %v, %v", text, meta, err)
+		}
+	}
+	if meta, err := listMeta([]byte(`{"items": [`)); err == nil {
+		t.Errorf("half a list: %v", meta)
+	}
+}
+
 func TestReservedAddress(t *testing.T) {
 	for name, want := range map[string]string{
 		"10.0.0.5": "10.0.0.5", "net-10.0.0.5": "10.0.0.5", "fd00--5": "fd00::5", "my-net-fd00--5": "fd00::5", "nonsense": "", "": "", "-": "",

@@ -125,9 +125,9 @@ func (c *Cluster) poolsOf(ctx context.Context, kind v1alpha1.PoolKind, f func(*p
 // allocations calls f with each allocation that has the values of all the fields.
 func (c *Cluster) allocations(ctx context.Context, where fields.Set, f func(*v1alpha1.IPAllocation)) error {
 	matches := func(a *v1alpha1.IPAllocation) bool { return where == nil || where.AsSelector().Matches(fieldsOf(a)) }
-	err := c.list(ctx, where, matches, f)
+	_, err := c.list(ctx, where, matches, f)
 	if apierrors.IsBadRequest(err) && len(where) > 0 { // Kubernetes 1.30 has no such selectors
-		err = c.list(ctx, nil, matches, f)
+		_, err = c.list(ctx, nil, matches, f)
 	}
 	return err
 }
@@ -143,20 +143,22 @@ func (c *Cluster) attachments(ctx context.Context, where fields.Set, f func(*v1a
 	waits := func(a *v1alpha1.IPAllocation) bool {
 		return a.Spec.Next != nil && where.AsSelector().Matches(fieldsOf(a.Promoted()))
 	}
-	err := c.list(ctx, where, holds, f)
+	_, err := c.list(ctx, where, holds, f)
 	if apierrors.IsBadRequest(err) {
-		return c.list(ctx, nil, func(a *v1alpha1.IPAllocation) bool { return holds(a) || waits(a) }, f)
+		_, err = c.list(ctx, nil, func(a *v1alpha1.IPAllocation) bool { return holds(a) || waits(a) }, f)
+		return err
 	}
 	if err == nil {
-		if err = c.list(ctx, next, waits, f); apierrors.IsBadRequest(err) { // the CRD is of a version without it
+		if _, err = c.list(ctx, next, waits, f); apierrors.IsBadRequest(err) { // the CRD is of a version without it
 			err = nil
 		}
 	}
 	return err
 }
 
-// list calls f with the allocations that a selector of fields selects and that match.
-func (c *Cluster) list(ctx context.Context, where fields.Set, matches func(*v1alpha1.IPAllocation) bool, f func(*v1alpha1.IPAllocation)) error {
+// list calls f with the allocations that a selector of fields selects and that match. It
+// returns the resource version that the list is of.
+func (c *Cluster) list(ctx context.Context, where fields.Set, matches func(*v1alpha1.IPAllocation) bool, f func(*v1alpha1.IPAllocation)) (version string, err error) {
 	same := interner{}
 	return c.pages(ctx, "allocations", func() *rest.Request {
 		request := c.ipam.RESTClient().Get().NamespaceIfScoped(c.Namespace, c.Namespace != "").Resource(resourceAllocations)

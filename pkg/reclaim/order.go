@@ -33,6 +33,10 @@ func (e *Evidence) LaterSandbox(a *v1alpha1.IPAllocation) *v1alpha1.IPAllocation
 // is one container with all of its interfaces. It returns an allocation that
 // shows it, and a replaced sandbox before one that is unclear.
 func (e *Evidence) otherSandbox(a *v1alpha1.IPAllocation) (*v1alpha1.IPAllocation, order) {
+	others := func(o *v1alpha1.IPAllocation) bool { return o.Spec.ContainerID != a.Spec.ContainerID }
+	if !slices.ContainsFunc(e.Others, others) {
+		return nil, latest // of nearly all pods, and quick for one with hundreds of addresses
+	}
 	sandboxes := e.sandboxes(a, e.samePod)
 	mine := slices.Concat(sandboxes[a.Spec.ContainerID], []*v1alpha1.IPAllocation{a})
 	delete(sandboxes, a.Spec.ContainerID)
@@ -55,6 +59,9 @@ func (e *Evidence) otherSandbox(a *v1alpha1.IPAllocation) (*v1alpha1.IPAllocatio
 // nil if there is none. A kubelet runs one static pod of a name at a time; only
 // after its own restart it may start the next while the first still ends.
 func (e *Evidence) nextStatic(a *v1alpha1.IPAllocation) *v1alpha1.IPAllocation {
+	if !static(a.Spec.PodRef.UID) {
+		return nil
+	}
 	for _, theirs := range e.sandboxes(a, otherStatic) {
 		if shows, how := compare([]*v1alpha1.IPAllocation{a}, theirs); how == replaced {
 			return shows
@@ -91,9 +98,10 @@ func (e *Evidence) samePod(a, o *v1alpha1.IPAllocation) bool {
 	return e.Pod.own(a) != "" && e.Pod.own(o) != "" && !e.Pod.elsewhere(a)
 }
 
+// otherStatic reports whether o is for another static pod than a, which is for one.
 func otherStatic(a, o *v1alpha1.IPAllocation) bool {
 	x, y := a.Spec.PodRef.UID, o.Spec.PodRef.UID
-	return x != y && static(x) && static(y)
+	return x != y && static(y)
 }
 
 // compare compares two sandboxes on one node, of which the second may be later,
