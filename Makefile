@@ -119,6 +119,10 @@ fuzz: ## Fuzz the input of the plugin, FUZZTIME (30s) for each target
 chaos: build ## Run 1,000 attachments while API server, controllers and plugins are killed; CHAOS='-attachments 1000 -rounds 3 -seed N'
 	@$(with_parts) set -x; go test ./chaos -run TestChaos -count=1 -v -timeout 30m $(TESTFLAGS) -args $(CHAOS)
 
+.PHONY: versions
+versions: build ## Change versions in random order under load: plugins, controllers, CRDs and policies of this one and of the one before
+	@$(with_parts) set -x; go test ./chaos -run TestVersions -count=1 -v -timeout 20m $(TESTFLAGS)
+
 .PHONY: soak
 soak: build ## Check random histories of claims for SOAK (10m), new ones each time
 	@$(with_parts) set -x; go test ./claim -run 'Histories$$|TestLinearizable' -count=1 -v -timeout 24h $(TESTFLAGS) -args -soak $(SOAK)

@@ -2,7 +2,8 @@
 # Builds the real components that tests and the demo run, from the pinned tool
 # modules below hack/, once for every version, into the user's cache directory.
 #
-# Usage: [KUBE=1.37.2] hack/parts.sh PART...
+# Usage: [KUBE=1.37.2] hack/parts.sh [-n] PART...
+# With -n it builds nothing, and fails if a part has not been built.
 #   assets          a directory with etcd, kube-apiserver and kubectl, as envtest
 #                   needs it; if KUBEBUILDER_ASSETS is set, that directory is used
 #                   and nothing is built
@@ -175,6 +176,7 @@ built() {
 build() {
 	describe "$1"
 	if built; then return; fi
+	if $dry; then say "$1 (${dir##*/}) has not been built"; return 1; fi
 	mkdir -p "$cache"
 	exec 9>"$cache/lock"
 	flock -n 9 || { say "waiting for another build to finish"; flock 9; }
@@ -336,6 +338,11 @@ assets() {
 	dir=$links
 }
 
+dry=false
+if [ "${1-}" = -n ]; then
+	dry=true
+	shift
+fi
 [ $# -gt 0 ] || { sed -n '2,/^set /{/^#/p}' "$0" >&2; exit 2; }
 for part in "$@"; do
 	if [ "$part" = assets ]; then assets; else build "$part"; fi

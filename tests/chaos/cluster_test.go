@@ -20,6 +20,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
+	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
 const poolName = "p"
@@ -37,10 +38,10 @@ type cluster struct {
 
 const setName = "web"
 
-func newCluster(ctx context.Context, t *testing.T) *cluster {
+func newCluster(ctx context.Context, t *testing.T, env *testenv.Env, v *version) *cluster {
 	t.Helper()
 	c := &cluster{Cluster: rig.NewCluster(t, env)}
-	c.Apply(t, "base/plugin", "base/policy")
+	c.install(ctx, t, v)
 	for i := range nodes {
 		c.Node(t, nodeName(i), nil)
 	}

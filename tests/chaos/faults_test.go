@@ -19,8 +19,6 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
 // controllers are two replicas, each started again whenever it ends, as a
@@ -31,25 +29,24 @@ type controllers struct {
 	end    context.CancelFunc
 	all    sync.WaitGroup
 
+	version atomic.Pointer[version]
+
 	mu      sync.Mutex
 	running []*os.Process // by replica
 }
 
-func (c *cluster) startControllers(t *testing.T) *controllers {
+func (c *cluster) startControllers(t *testing.T, v *version) *controllers {
 	t.Helper()
-	binary, err := testenv.Binary("ipam-controller")
-	if err != nil {
-		t.Fatal(err)
-	}
 	const replicas = 2
 	ctx, end := context.WithCancel(context.Background())
 	cs := &controllers{log: filepath.Join(t.TempDir(), "controllers.log"), counts: &c.counts, end: end, running: make([]*os.Process, replicas)}
+	cs.version.Store(v)
 	for i := range replicas {
 		cs.all.Go(func() {
 			for ctx.Err() == nil {
-				cs.run(ctx, t, i, binary, "--kubeconfig="+env.Kubeconfig, "--ippools-namespace="+c.NS,
-					"--leader-elect", "--leader-elect-namespace="+c.NS, "--reclaim-grace=2s", "--reclaim-grace-ready-node=2s", "--loss-grace="+lossGrace,
-					"--health-probe-bind-address=0", "--metrics-bind-address=0")
+				v := cs.version.Load()
+				cs.run(ctx, t, i, v.program("ipam-controller"), append(v.controller, "--kubeconfig="+c.Env.Kubeconfig, "--ippools-namespace="+c.NS,
+					"--leader-elect", "--leader-elect-namespace="+c.NS, "--reclaim-grace=2s", "--health-probe-bind-address=0", "--metrics-bind-address=0")...)
 				pause(ctx, 500*time.Millisecond) // CrashLoopBackOff begins with ten seconds
 			}
 		})
@@ -97,6 +94,18 @@ func (cs *controllers) kill(r *rand.Rand) {
 	}
 }
 
+// roll ends the replicas one after the other, which start again with another version.
+func (cs *controllers) roll(v *version) {
+	cs.version.Store(v)
+	for i := range cs.running {
+		cs.mu.Lock()
+		if p := cs.running[i]; p != nil {
+			_ = p.Signal(syscall.SIGTERM)
+		}
+		cs.mu.Unlock()
+	}
+}
+
 func (cs *controllers) stop(t *testing.T) {
 	t.Helper()
 	cs.end()
@@ -128,9 +137,9 @@ func (c *cluster) disturb(ctx context.Context, t *testing.T, cs *controllers) {
 		case 0, 2:
 			cs.kill(r)
 		case 1:
-			c.restart(ctx, t, r, env.StopAPIServer, &c.counts.serverRestarts)
+			c.restart(ctx, t, r, c.Env.StopAPIServer, &c.counts.serverRestarts)
 		case 3:
-			c.restart(ctx, t, r, env.KillAPIServer, &c.counts.serverKills)
+			c.restart(ctx, t, r, c.Env.KillAPIServer, &c.counts.serverKills)
 		}
 	}
 }
@@ -140,7 +149,7 @@ func (c *cluster) restart(ctx context.Context, t *testing.T, r *rand.Rand, stop 
 		t.Error(err)
 	}
 	pause(ctx, pick(r, 0, 3*time.Second))
-	if err := env.StartAPIServer(); err != nil {
+	if err := c.Env.StartAPIServer(); err != nil {
 		t.Error(err)
 	}
 	count.Add(1)

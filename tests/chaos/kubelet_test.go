@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -25,7 +26,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
-	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
 // How often things go wrong: once in so many calls.
@@ -43,9 +43,9 @@ const atOnce = 3
 // kubelet is a node: kubelet, runtime and disk.
 type kubelet struct {
 	*cluster
-	node   string
-	plugin string
-	stdin  []byte
+	node    string
+	version atomic.Pointer[version] // of its plugin
+	stdin   []byte
 	// installer is a look of the node's installer.
 	installer []string
 	pods      []*pod
@@ -64,16 +64,13 @@ type pod struct {
 	address   string
 }
 
-func (c *cluster) startKubelets(ctx context.Context, t *testing.T) []*kubelet {
+func (c *cluster) startKubelets(ctx context.Context, t *testing.T, v *version) []*kubelet {
 	t.Helper()
-	plugin, err := testenv.Binary("nv-ipam")
-	if err != nil {
-		t.Fatal(err)
-	}
 	first := c.blocks(ctx, t)
 	var all []*kubelet
 	for i := range nodes {
-		k := &kubelet{cluster: c, node: nodeName(i), plugin: plugin}
+		k := &kubelet{cluster: c, node: nodeName(i)}
+		k.version.Store(v)
 		k.configure(t)
 		// The static addresses are in the next node's block, past what that one
 		// hands out itself.
@@ -99,17 +96,13 @@ func (c *cluster) startKubelets(ctx context.Context, t *testing.T) []*kubelet {
 
 func (k *kubelet) configure(t *testing.T) {
 	t.Helper()
-	kubeconfig, err := env.NodeKubeconfig(k.node)
+	kubeconfig, err := k.Env.NodeKubeconfig(k.node)
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	program, err := testenv.Binary("ipam-node")
-	if err != nil {
-		t.Fatal(err)
-	}
 	k.installer = []string{
-		program, "--restore-only", "--node-name=" + k.node, "--ippools-namespace=" + k.NS, "--kubeconfig=" + kubeconfig,
+		k.version.Load().program("ipam-node"), "--restore-only", "--node-name=" + k.node, "--ippools-namespace=" + k.NS, "--kubeconfig=" + kubeconfig,
 		"--cni-data-dir=" + filepath.Join(dir, "data"),
 	}
 	k.stdin, err = json.Marshal(map[string]any{
@@ -279,12 +272,13 @@ func (k *kubelet) call(verb string, p *pod) ([]byte, error) {
 	if p.requested != "" && verb == "ADD" {
 		args += ";IP=" + p.requested
 	}
-	cmd := exec.Command(k.plugin)
+	plugin := k.version.Load().program("nv-ipam")
+	cmd := exec.Command(plugin)
 	// The plugin alone, without the main plugin that enters the container's
 	// namespace: skel has to be told that this is no mistake.
 	cmd.Env = []string{
 		"CNI_COMMAND=" + verb, "CNI_CONTAINERID=" + p.container(), "CNI_IFNAME=net1", "CNI_ARGS=" + args,
-		"CNI_NETNS=/proc/self/ns/net", "CNI_NETNS_OVERRIDE=1", "CNI_PATH=" + filepath.Dir(k.plugin),
+		"CNI_NETNS=/proc/self/ns/net", "CNI_NETNS_OVERRIDE=1", "CNI_PATH=" + filepath.Dir(plugin),
 	}
 	cmd.Stdin = bytes.NewReader(k.stdin)
 	var out, stderr bytes.Buffer

@@ -48,9 +48,10 @@ func TestChaos(t *testing.T) {
 	defer cancel()
 	began := time.Now()
 
-	c := newCluster(ctx, t)
-	controllers := c.startControllers(t)
-	kubelets := c.startKubelets(ctx, t)
+	v := current(t)
+	c := newCluster(ctx, t, env, v)
+	controllers := c.startControllers(t, v)
+	kubelets := c.startKubelets(ctx, t, v)
 
 	calm, end := context.WithCancel(ctx)
 	var background sync.WaitGroup

@@ -14,23 +14,11 @@ import (
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
 )
 
-// before is the commit of an earlier version: the last one without an installer that asks
-// the plugin for its STATUS, without policies against deletion, with the CRDs in the
-// overlays, and with the hint as it was then.
-const before = "533c9ad77e1d708049f2b698016c389c433c2049"
-
 // From an earlier version to this one and back, twice, under pods that run.
 func TestVersionBefore(t *testing.T) {
 	needsOwnCluster(t, "it loads an image onto the nodes")
 	s := newScene(t)
-	root, err := testenv.Root()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.CommandContext(t.Context(), "git", "-C", root, "cat-file", "-e", before+"^{commit}").CombinedOutput(); err != nil {
-		t.Skipf("commit %s cannot be read (git fetch --unshallow, if this is a shallow clone): %v\n%s", before, err, out)
-	}
-	byBefore := state{"the version before", applied(buildBefore(t, root)), ownFiles, true}
+	byBefore := state{"the version before", applied(buildBefore(t)), ownFiles, true}
 	s.pool("versions", "10.32.0.0/16", "10.32.0.1")
 	s.network("versions", `"poolName": "versions"`)
 	defer reinstall(t)
@@ -44,14 +32,16 @@ func TestVersionBefore(t *testing.T) {
 
 // buildBefore loads the image of the version before onto the nodes, and returns a
 // kustomization that installs it.
-func buildBefore(t *testing.T, root string) string {
+func buildBefore(t *testing.T) string {
 	t.Helper()
 	defer phase(t.Name() + " image")()
 	dir := t.TempDir()
-	build := exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c",
-		`git -C "$ROOT" archive "$COMMIT" | tar -x; IMAGE=registry.example.com/crd-ipam:before hack/image.sh`)
+	if err := testenv.Checkout(t.Context(), testenv.Before, dir); err != nil {
+		t.Skip(err)
+	}
+	build := exec.CommandContext(t.Context(), "hack/image.sh")
 	build.Dir = dir
-	build.Env = append(os.Environ(), "ROOT="+root, "COMMIT="+before, "VERSION=before", "OUT=bin", "IMAGE_USER=65532:65532")
+	build.Env = append(os.Environ(), "IMAGE=registry.example.com/crd-ipam:before", "VERSION=before", "OUT=bin", "IMAGE_USER=65532:65532")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}

@@ -30,11 +30,12 @@ import (
 )
 
 func main() {
-	slice := flag.Int("slice", -1, "only the cell whose number this is, counted on from the first one after the last")
+	slice := flag.Int("slice", -1, "only the cell whose number this is, counted on from the first one after the last; with -built, of those")
+	built := flag.Bool("built", false, "leave out cells whose Kubernetes would have to be built first, which takes up to an hour")
 	write := flag.Bool("write", false, "write the lines of the cells that ran into docs/compatibility-matrix.md")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, *slice, *write)
+	err := run(ctx, *slice, *built, *write)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "FAIL:", err)
@@ -42,7 +43,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, slice int, write bool) error {
+func run(ctx context.Context, slice int, built, write bool) error {
 	root, err := testenv.Root()
 	if err != nil {
 		return err
@@ -50,10 +51,18 @@ func run(ctx context.Context, slice int, write bool) error {
 	var results []*result
 	var errs []error
 	start := time.Now()
+	var numbers []int
 	for i, c := range matrix.Cells {
-		if slice >= 0 && slice%len(matrix.Cells) != i {
-			continue
+		if !built || isBuilt(ctx, root, c) {
+			numbers = append(numbers, i)
 		}
+	}
+	if slice >= 0 && len(numbers) > 0 {
+		n := slice % len(numbers)
+		numbers = numbers[n : n+1]
+	}
+	for _, i := range numbers {
+		c := matrix.Cells[i]
 		fmt.Printf("matrix: cell %d: Kubernetes %s, %s, %s, %v\n", i, c.Kubernetes, c.Containerd, c.Multus, c.Networks)
 		r, err := try(ctx, root, i, c)
 		if err != nil {
@@ -107,10 +116,19 @@ func try(ctx context.Context, root string, i int, c matrix.Cell) (*result, error
 	return r, errors.Join(r.read(out), cmd.Wait())
 }
 
+// kubernetes are the parts that are of a cell's Kubernetes.
+var kubernetes = []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet"}
+
+// isBuilt reports whether a cell's Kubernetes is there.
+func isBuilt(ctx context.Context, root string, c matrix.Cell) bool {
+	cmd := exec.CommandContext(ctx, filepath.Join(root, "hack", "parts.sh"), append([]string{"-n"}, kubernetes...)...)
+	cmd.Env = append(os.Environ(), "KUBE="+c.Kubernetes)
+	return cmd.Run() == nil
+}
+
 // parts builds what the cell's cluster is made of, and returns its directories.
 func parts(ctx context.Context, root string, c matrix.Cell) (string, error) {
-	cmd := exec.CommandContext(ctx, filepath.Join(root, "hack", "parts.sh"), "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler",
-		"kubectl", "kubelet", "cni", "network-operator", "pause", "debian", c.Containerd, c.Multus)
+	cmd := exec.CommandContext(ctx, filepath.Join(root, "hack", "parts.sh"), append(kubernetes, "etcd", "cni", "network-operator", "pause", "debian", c.Containerd, c.Multus)...)
 	cmd.Env = append(os.Environ(), "KUBE="+c.Kubernetes)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()

@@ -53,14 +53,17 @@ func CopyTree(t testing.TB, to string, parts ...string) {
 
 // Kustomization writes one on top of parts of manifests/, as a person would, and
 // returns its directory. It has fields, such as namespace; in the lists resources and
-// components, paths below manifests.
+// components, paths below manifests, or of anywhere.
 func Kustomization(t testing.TB, fields map[string]any) string {
 	t.Helper()
 	dir := t.TempDir()
 	for _, list := range []string{"resources", "components"} {
 		parts, _ := fields[list].([]string)
 		for i, part := range parts {
-			parts[i] = must(filepath.Rel(dir, filepath.Join(Root(t), "manifests", part)))(t)
+			if !filepath.IsAbs(part) {
+				part = filepath.Join(Root(t), "manifests", part)
+			}
+			parts[i] = must(filepath.Rel(dir, part))(t)
 		}
 	}
 	data := must(json.Marshal(fields))(t) // which is YAML, too
