@@ -34,6 +34,9 @@ OVERLAY ?= default
 # NAMESPACE is where that installs, and where the pools are. Nothing stands for the
 # overlay's own: kube-system, except for openshift and network-operator.
 NAMESPACE ?=
+# CNI_BIN_DIR is where the nodes have their CNI plugins. Nothing stands for the overlay's:
+# /opt/cni/bin, except for openshift.
+CNI_BIN_DIR ?=
 # IMAGE_USER is the user of a container whose manifest names none.
 IMAGE_USER ?= 65532:65532
 # URL is where the files of a release are: see docs/release.md.
@@ -70,7 +73,7 @@ image: ## Build the container image for amd64 and arm64 into bin/image.tar, with
 
 .PHONY: manifests
 manifests: ## Write bin/manifests, which installs OVERLAY in NAMESPACE with IMAGE, pinned by its digest, and bin/manifests/crds
-	@IMAGE='$(IMAGE)' OVERLAY='$(OVERLAY)' NAMESPACE='$(NAMESPACE)' hack/manifests.sh
+	@IMAGE='$(IMAGE)' OVERLAY='$(OVERLAY)' NAMESPACE='$(NAMESPACE)' CNI_BIN_DIR='$(CNI_BIN_DIR)' hack/manifests.sh
 
 .PHONY: release
 release: IMAGE :=

@@ -2,7 +2,7 @@
 # Writes a kustomization that installs an overlay with an image of yours, pinned by its
 # digest: what runs is what was built, even if the tag moves.
 #
-# Usage: IMAGE=NAME[:TAG][@DIGEST] [OVERLAY=default] [NAMESPACE=...] [OUT=bin] hack/manifests.sh
+# Usage: IMAGE=NAME[:TAG][@DIGEST] [OVERLAY=default] [NAMESPACE=...] [CNI_BIN_DIR=...] [OUT=bin] hack/manifests.sh
 # Without a digest it takes that of the image which hack/image.sh has built in OUT, and
 # which you push under that name. Without a namespace it takes the overlay's own. Writes
 # OUT/manifests and, with what has to outlive it, OUT/manifests/crds: the CRDs and, if it is
@@ -15,6 +15,7 @@ cd "$(dirname "$0")/.."
 IMAGE=${IMAGE:-}
 OVERLAY=${OVERLAY:-default}
 NAMESPACE=${NAMESPACE:-}
+CNI_BIN_DIR=${CNI_BIN_DIR:-}
 OUT=${OUT:-bin}
 
 fail() { echo "manifests: $*" >&2; exit 1; }
@@ -35,6 +36,11 @@ esac
 case $NAMESPACE in
 *[!-a-z0-9]* | -* | *-) fail "NAMESPACE=$NAMESPACE is no name of a namespace" ;;
 kube-system) [ "$OVERLAY" != openshift ] || fail "NAMESPACE=kube-system: OpenShift's security context constraints do not count there; without NAMESPACE it is crd-ipam" ;;
+esac
+
+case $CNI_BIN_DIR in
+"") ;;
+*[!-_./a-zA-Z0-9]* | [!/]* | */../* | */..) fail "CNI_BIN_DIR=$CNI_BIN_DIR has to be an absolute path on the nodes, of letters, digits and -_./" ;;
 esac
 
 to=$OUT/manifests
@@ -61,6 +67,23 @@ images:
 - name: crd-ipam.invalid/crd-ipam
   newName: $name
   digest: $digest
+$([ -z "$CNI_BIN_DIR" ] || bin_dir)
+EOF
+}
+# bin_dir: the patch for the directory of CNI plugins. The installer has the host's own path,
+# because it runs the plugin in the host's root directory.
+bin_dir() {
+	local spec=/spec/template/spec
+	cat <<EOF
+patches:
+- target:
+    kind: DaemonSet
+  patch: |-
+    - {op: replace, path: $spec/containers/0/args/2, value: --cni-bin-dir=$CNI_BIN_DIR}
+    - {op: test, path: $spec/containers/0/volumeMounts/0/name, value: cnibin}
+    - {op: replace, path: $spec/containers/0/volumeMounts/0/mountPath, value: $CNI_BIN_DIR}
+    - {op: test, path: $spec/volumes/0/name, value: cnibin}
+    - {op: replace, path: $spec/volumes/0/hostPath/path, value: $CNI_BIN_DIR}
 EOF
 }
 parts "$to" "$overlays/$OVERLAY"

@@ -197,6 +197,79 @@ func TestFindCredentials(t *testing.T) {
 	})
 }
 
+// What each distribution writes for its kubelet names the server, the authority and the
+// node; with an exec credential, the node is that of the configuration.
+func TestDistributions(t *testing.T) {
+	const node = "worker-1.example.com"
+	p := newPair(t, "system:node:"+node, time.Now().Add(time.Hour))
+	both, ca := string(p.cert)+string(p.key), base64.StdEncoding.EncodeToString(p.cert)
+	pem := func(path string) string { return "client-certificate: ROOT" + path + ", client-key: ROOT" + path }
+	exec := func(command, args string) string {
+		return "exec: {apiVersion: client.authentication.k8s.io/v1beta1, command: " + command + ", args: [" + args + "], env: null, provideClusterInfo: false}"
+	}
+	const current = "/var/lib/kubelet/pki/kubelet-client-current.pem"
+	for _, tc := range []struct {
+		name, file, server, authority, user string
+		files                               map[string]string
+		byConfiguration                     bool
+	}{
+		{name: "kubeadm", file: "/etc/kubernetes/kubelet.conf", server: "https://10.0.0.1:6443", authority: "certificate-authority-data: " + ca,
+			user: pem(current), files: map[string]string{current: both}},
+		{name: "kubeadm, before the first rotation", file: "/etc/kubernetes/kubelet.conf", server: "https://10.0.0.1:6443", authority: "certificate-authority-data: " + ca, user: p.inline()},
+		{name: "K3s", file: "/var/lib/rancher/k3s/agent/kubelet.kubeconfig", server: "https://127.0.0.1:6444", authority: "certificate-authority: ROOT/var/lib/rancher/k3s/agent/server-ca.crt",
+			user:  "client-certificate: ROOT/var/lib/rancher/k3s/agent/client-kubelet.crt, client-key: ROOT/var/lib/rancher/k3s/agent/client-kubelet.key",
+			files: map[string]string{"/var/lib/rancher/k3s/agent/server-ca.crt": string(p.cert), "/var/lib/rancher/k3s/agent/client-kubelet.crt": string(p.cert), "/var/lib/rancher/k3s/agent/client-kubelet.key": string(p.key)}},
+		{name: "RKE2", file: "/var/lib/rancher/rke2/agent/kubelet.kubeconfig", server: "https://127.0.0.1:6443", authority: "certificate-authority: ROOT/var/lib/rancher/rke2/agent/server-ca.crt",
+			user:  "client-certificate: ROOT/var/lib/rancher/rke2/agent/client-kubelet.crt, client-key: ROOT/var/lib/rancher/rke2/agent/client-kubelet.key",
+			files: map[string]string{"/var/lib/rancher/rke2/agent/server-ca.crt": string(p.cert), "/var/lib/rancher/rke2/agent/client-kubelet.crt": string(p.cert), "/var/lib/rancher/rke2/agent/client-kubelet.key": string(p.key)}},
+		{name: "OpenShift", file: "/var/lib/kubelet/kubeconfig", server: "https://api-int.example.com:6443", authority: "certificate-authority-data: " + ca,
+			user: pem(current), files: map[string]string{current: both}},
+		{name: "Talos", file: "/etc/kubernetes/kubeconfig-kubelet", server: "https://127.0.0.1:7445", authority: "certificate-authority-data: " + ca,
+			user: pem(current), files: map[string]string{current: both}},
+		{name: "k0s", file: "/var/lib/k0s/kubelet.conf", server: "https://10.0.0.1:6443", authority: "certificate-authority-data: " + ca,
+			user: pem("/var/lib/k0s/kubelet/pki/kubelet-client-current.pem"), files: map[string]string{"/var/lib/k0s/kubelet/pki/kubelet-client-current.pem": both}},
+		{name: "MicroK8s", file: "/var/snap/microk8s/current/credentials/kubelet.config", server: "https://127.0.0.1:16443", authority: "certificate-authority-data: " + ca, user: p.inline()},
+		{name: "MicroK8s, with a token", file: "/var/snap/microk8s/current/credentials/kubelet.config", server: "https://127.0.0.1:16443", authority: "certificate-authority-data: " + ca,
+			user: "token: abcdef0123456789", byConfiguration: true},
+		{name: "EKS", file: "/var/lib/kubelet/kubeconfig", server: "https://0123456789.gr7.eu-west-1.eks.amazonaws.com", authority: "certificate-authority: ROOT/etc/kubernetes/pki/ca.crt",
+			user: exec("aws", "eks, get-token, --cluster-name, c, --region, eu-west-1"), files: map[string]string{"/etc/kubernetes/pki/ca.crt": string(p.cert)}, byConfiguration: true},
+		{name: "Bottlerocket", file: "/etc/kubernetes/kubelet/kubeconfig", server: "https://0123456789.gr7.eu-west-1.eks.amazonaws.com", authority: "certificate-authority: ROOT/etc/kubernetes/pki/ca.crt",
+			user: exec("/usr/bin/aws-iam-authenticator", "token, -i, c"), files: map[string]string{"/etc/kubernetes/pki/ca.crt": string(p.cert)}, byConfiguration: true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			root := t.TempDir()
+			for path, data := range tc.files {
+				writeFile(t, filepath.Join(root, path), []byte(data))
+			}
+			path := writeFile(t, filepath.Join(root, tc.file), []byte(strings.ReplaceAll(fmt.Sprintf(`apiVersion: v1
+kind: Config
+clusters: [{name: c, cluster: {server: %q, %s}}]
+users: [{name: u, user: {%s}}]
+contexts: [{name: x, context: {cluster: c, user: u}}]
+current-context: x
+preferences: {}
+`, tc.server, tc.authority, tc.user), "ROOT", root)))
+			c, err := findCredentials(Settings{ConfDir: filepath.Join(root, "etc/cni/net.d/nv-ipam.d")}, root)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := rest.TLSConfigFor(c.config); err != nil && !tc.byConfiguration { // an exec credential is not run here
+				t.Error(err)
+			}
+			if c.file != path || c.config.Host != tc.server || c.config.CAFile == "" && len(c.config.CAData) == 0 {
+				t.Errorf("file %s, server %s", c.file, c.config.Host)
+			}
+			if named := c.node == node; named == tc.byConfiguration {
+				t.Errorf("node %q", c.node)
+			}
+			got, err := c.nodeName(node, slog.New(slog.DiscardHandler))
+			if err != nil || got != node {
+				t.Errorf("node %q, %v", got, err)
+			}
+		})
+	}
+}
+
 func TestIdentity(t *testing.T) {
 	later := time.Now().Add(time.Hour)
 	node, admin := newPair(t, "system:node:worker-1.example.com", later), newPair(t, "kubernetes-admin", later)

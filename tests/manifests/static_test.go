@@ -4,6 +4,7 @@
 package manifests
 
 import (
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -280,6 +281,59 @@ func TestPinnedImage(t *testing.T) {
 			}
 			if found != 3 {
 				t.Errorf("%d containers", found)
+			}
+		})
+	}
+}
+
+// The installer of every manifest that make manifests writes puts the plugin where the nodes
+// have their plugins: where the overlay says, or where CNI_BIN_DIR does.
+func TestCNIBinDirOfManifests(t *testing.T) {
+	for _, tc := range []struct{ overlay, dir, want, complaint string }{
+		{"default", "", "/opt/cni/bin", ""},
+		{"default", "/var/lib/rancher/k3s/data/cni", "/var/lib/rancher/k3s/data/cni", ""},
+		{"serviceaccount", "/var/snap/microk8s/current/opt/cni/bin", "/var/snap/microk8s/current/opt/cni/bin", ""},
+		{"openshift", "", "/var/lib/cni/bin", ""},
+		{"openshift", "/opt/multus/bin", "/opt/multus/bin", ""},
+		{"default", "opt/cni/bin", "", "has to be an absolute path"},
+		{"default", "/opt/../etc", "", "has to be an absolute path"},
+		{"default", "/opt/cni bin", "", "has to be an absolute path"},
+		{"default", "/opt}, {op: remove", "", "has to be an absolute path"},
+	} {
+		t.Run(tc.overlay+" "+tc.dir, func(t *testing.T) {
+			out := t.TempDir()
+			cmd := exec.CommandContext(t.Context(), filepath.Join(rig.Root(t), "hack", "manifests.sh"))
+			cmd.Env = append(os.Environ(), "IMAGE=registry.example.com/crd-ipam@sha256:"+strings.Repeat("0123456789abcdef", 4), "OVERLAY="+tc.overlay, "CNI_BIN_DIR="+tc.dir, "OUT="+out)
+			says, err := cmd.CombinedOutput()
+			if failed := err != nil; failed != (tc.complaint != "") || !strings.Contains(string(says), tc.complaint) {
+				t.Fatalf("%v: %s", err, says)
+			}
+			if tc.complaint != "" {
+				return
+			}
+			for _, part := range []string{"", "uninstall", "migrate-dry-run", "migrate-only"} {
+				found := false
+				for _, u := range render(t, filepath.Join(out, "manifests", part)) {
+					if u.GetKind() != "DaemonSet" {
+						continue
+					}
+					found = true
+					data, err := json.Marshal(u.Object)
+					if err != nil {
+						t.Fatal(err)
+					}
+					for _, want := range []string{"--cni-bin-dir=" + tc.want, `"mountPath":"` + tc.want + `"`, `"hostPath":{"path":"` + tc.want + `"`} {
+						if !strings.Contains(string(data), want) {
+							t.Errorf("%s/%s in %q has no %s", u.GetKind(), u.GetName(), part, want)
+						}
+					}
+					if tc.want != "/opt/cni/bin" && strings.Contains(string(data), "/opt/cni/bin\"") && !strings.HasSuffix(tc.want, "/opt/cni/bin") {
+						t.Errorf("%s/%s in %q still has /opt/cni/bin", u.GetKind(), u.GetName(), part)
+					}
+				}
+				if !found {
+					t.Errorf("%q has no DaemonSet", part)
+				}
 			}
 		})
 	}
