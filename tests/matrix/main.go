@@ -57,7 +57,10 @@ func run(ctx context.Context, slice int, built, write bool) error {
 			numbers = append(numbers, i)
 		}
 	}
-	if slice >= 0 && len(numbers) > 0 {
+	if len(numbers) == 0 {
+		return errors.New("no cell's Kubernetes has been built: leave out -built")
+	}
+	if slice >= 0 {
 		n := slice % len(numbers)
 		numbers = numbers[n : n+1]
 	}
