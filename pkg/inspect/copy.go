@@ -70,10 +70,11 @@ func (c *Cluster) Follow(ctx context.Context) (*Copy, error) {
 		s := &source{copy: out, keep: keep, of: of, objects: map[string]any{}, Source: Source{Resource: resource}}
 		out.sources = append(out.sources, s)
 		lw := cache.NewFilteredListWatchFromClient(client, resource, namespace, func(*metav1.ListOptions) {})
-		var watched cache.ListerWatcher = s.watched(lw)
+		noted := s.watched(lw)
+		var watched cache.ListerWatcher = noted
 		if resource == resourceAllocations {
 			lw.ListWithContextFunc = c.allAllocations
-			watched = listed{s.watched(lw)}
+			watched = listed{noted}
 		}
 		r := cache.NewReflectorWithOptions(watched, example, s, cache.ReflectorOptions{
 			Name: resource, Backoff: &wait.Backoff{Duration: 500 * time.Millisecond, Factor: 1.5, Jitter: 0.2, Cap: 5 * time.Second, Steps: 10},

@@ -286,6 +286,20 @@ func TestPinnedImage(t *testing.T) {
 	}
 }
 
+// makeManifests runs hack/manifests.sh with an image and variables, as make manifests does, and
+// returns where it wrote, or that it has refused with the complaint; "" wants none.
+func makeManifests(t *testing.T, complaint string, variables ...string) (out string, refused bool) {
+	t.Helper()
+	out = t.TempDir()
+	cmd := exec.CommandContext(t.Context(), filepath.Join(rig.Root(t), "hack", "manifests.sh"))
+	cmd.Env = append(os.Environ(), append(variables, "IMAGE=registry.example.com/crd-ipam@sha256:"+strings.Repeat("0123456789abcdef", 4), "OUT="+out)...)
+	says, err := cmd.CombinedOutput()
+	if refused = err != nil; refused != (complaint != "") || !strings.Contains(string(says), complaint) {
+		t.Fatalf("%v: %s", err, says)
+	}
+	return out, refused
+}
+
 // The installer of every manifest that make manifests writes puts the plugin where the nodes
 // have their plugins: where the overlay says, or where CNI_BIN_DIR does.
 func TestCNIBinDirOfManifests(t *testing.T) {
@@ -301,14 +315,8 @@ func TestCNIBinDirOfManifests(t *testing.T) {
 		{"default", "/opt}, {op: remove", "", "has to be an absolute path"},
 	} {
 		t.Run(tc.overlay+" "+tc.dir, func(t *testing.T) {
-			out := t.TempDir()
-			cmd := exec.CommandContext(t.Context(), filepath.Join(rig.Root(t), "hack", "manifests.sh"))
-			cmd.Env = append(os.Environ(), "IMAGE=registry.example.com/crd-ipam@sha256:"+strings.Repeat("0123456789abcdef", 4), "OVERLAY="+tc.overlay, "CNI_BIN_DIR="+tc.dir, "OUT="+out)
-			says, err := cmd.CombinedOutput()
-			if failed := err != nil; failed != (tc.complaint != "") || !strings.Contains(string(says), tc.complaint) {
-				t.Fatalf("%v: %s", err, says)
-			}
-			if tc.complaint != "" {
+			out, refused := makeManifests(t, tc.complaint, "OVERLAY="+tc.overlay, "CNI_BIN_DIR="+tc.dir)
+			if refused {
 				return
 			}
 			for _, part := range []string{"", "uninstall", "migrate-dry-run", "migrate-only"} {
@@ -355,18 +363,9 @@ func TestNamespaceOfManifests(t *testing.T) {
 		{"default", "-ml", "", "is no name of a namespace"},
 	} {
 		t.Run(tc.overlay+" "+tc.asked, func(t *testing.T) {
-			out := t.TempDir()
-			cmd := exec.CommandContext(t.Context(), filepath.Join(rig.Root(t), "hack", "manifests.sh"))
-			cmd.Env = append(os.Environ(), "IMAGE=registry.example.com/crd-ipam@sha256:"+strings.Repeat("0123456789abcdef", 4), "OVERLAY="+tc.overlay, "NAMESPACE="+tc.asked, "OUT="+out)
-			says, err := cmd.CombinedOutput()
-			if tc.complaint != "" {
-				if err == nil || !strings.Contains(string(says), tc.complaint) {
-					t.Errorf("%v: %s", err, says)
-				}
+			out, refused := makeManifests(t, tc.complaint, "OVERLAY="+tc.overlay, "NAMESPACE="+tc.asked)
+			if refused {
 				return
-			}
-			if err != nil {
-				t.Fatalf("%v: %s", err, says)
 			}
 			parts := []string{"", "uninstall", "migrate-dry-run", "migrate-only"}
 			if tc.overlay == "network-operator" { // which has no installer of ours
