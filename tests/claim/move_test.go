@@ -376,11 +376,13 @@ func TestMigrationAndAReboot(t *testing.T) {
 // reboot makes the hint of a node one of long before its last start.
 func reboot(t *testing.T, n *node) {
 	t.Helper()
-	rig.Reboot(t, n.path())
-	rig.Links(t, n.path(), func(path, _ string) error {
+	err := errors.Join(rig.Reboot(n.path()), rig.Links(n.path(), func(path, _ string) error {
 		lutimes(t, path, time.Now().Add(-time.Hour))
 		return nil
-	})
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
 	n.restart()
 }
 

@@ -478,10 +478,13 @@ func (m *machine) check(t *testing.T) {
 // entries walks the links of the hint, which are its entries.
 func (m *machine) entries(t *testing.T, f func(path, text string)) {
 	t.Helper()
-	rig.Links(t, m.data(), func(path, text string) error {
+	err := rig.Links(m.data(), func(path, text string) error {
 		f(path, text)
 		return nil
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // hintAndAPI is what the hint and the API server have of a container.
@@ -550,7 +553,9 @@ func (m *machine) age(t *testing.T) {
 // reboot makes the hint one of before the node's last start.
 func (m *machine) reboot(t *testing.T) {
 	t.Helper()
-	rig.Reboot(t, m.data())
+	if err := rig.Reboot(m.data()); err != nil {
+		t.Fatal(err)
+	}
 	m.age(t)
 }
 

@@ -101,6 +101,13 @@ func (s *scene) pool(name, subnet, gateway string) {
 // it is ready.
 func (s *scene) customPool(kind, name, spec string) {
 	s.t.Helper()
+	s.applyPool(kind, name, spec)
+	kubectl(s.t, "wait", "-n", poolsNamespace, "--for=condition=Ready", "--timeout=1m", kind+"/"+name)
+}
+
+// applyPool is customPool for a pool that does not become ready.
+func (s *scene) applyPool(kind, name, spec string) {
+	s.t.Helper()
 	apply(s.t, fmt.Sprintf(`apiVersion: nv-ipam.nvidia.com/v1alpha1
 kind: %s
 metadata:
@@ -121,7 +128,6 @@ spec:
 			}
 		}
 	})
-	kubectl(s.t, "wait", "-n", poolsNamespace, "--for=condition=Ready", "--timeout=1m", kind+"/"+name)
 }
 
 // network makes a macvlan network whose ipam section has these keys.

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 
@@ -166,6 +167,16 @@ func hardened(t *testing.T, c corev1.Container) {
 	}
 	if c.Resources.Requests.Cpu().IsZero() || c.Resources.Requests.Memory().IsZero() || c.Resources.Limits.Memory().IsZero() {
 		t.Errorf("%s: resources %+v", c.Name, c.Resources)
+	}
+	for _, e := range c.Env {
+		if e.Name != "GOMEMLIMIT" {
+			continue
+		}
+		soft, err := resource.ParseQuantity(strings.TrimSuffix(e.Value, "B"))
+		// Go leaves out what the kernel holds for the container.
+		if hard := c.Resources.Limits.Memory().Value(); err != nil || soft.Value() > hard*9/10 {
+			t.Errorf("%s: GOMEMLIMIT is %s (%v), more than nine tenths of the limit %d", c.Name, e.Value, err, hard)
+		}
 	}
 }
 

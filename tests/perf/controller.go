@@ -16,7 +16,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -115,17 +114,7 @@ func (b *bench) leaveTheCluster() error {
 	if err := b.ipam.IPPools(namespace).DeleteCollection(b.ctx, metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
 		return err
 	}
-	// From the server's memory: to delete them as a collection it would read all from etcd.
-	left, err := b.ipam.IPAllocations(namespace).List(b.ctx, metav1.ListOptions{LabelSelector: v1alpha1.LabelPool + "=floor", ResourceVersion: "0"})
-	if err != nil {
-		return err
-	}
-	for _, a := range left.Items {
-		if err := b.ipam.IPAllocations(namespace).Delete(b.ctx, a.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
-			return err
-		}
-	}
-	return nil
+	return b.drop("floor")
 }
 
 // step measures what the controller needs for one thing.

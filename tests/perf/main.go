@@ -48,6 +48,8 @@ var phases = []struct {
 	{"restart", (*bench).restart},
 	{"pools", (*bench).pools},
 	{"allocations", (*bench).allocations},
+	{"boot", (*bench).boot},
+	{"exhausted", (*bench).exhausted},
 	{"controller", (*bench).controller},
 }
 

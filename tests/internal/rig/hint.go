@@ -9,13 +9,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"testing"
 )
 
 // Links calls f with the path and the text of each link below a directory, as which a node's
 // hint has its entries. The directory may be missing.
-func Links(t testing.TB, dir string, f func(path, text string) error) {
-	t.Helper()
+func Links(dir string, f func(path, text string) error) error {
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.Type() != fs.ModeSymlink {
 			return err
@@ -26,9 +24,10 @@ func Links(t testing.TB, dir string, f func(path, text string) error) {
 		}
 		return f(path, text)
 	})
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		t.Fatal(err)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
+	return err
 }
 
 // Relink makes a link point at another text.
@@ -36,15 +35,14 @@ func Relink(path, text string) error { return errors.Join(os.Remove(path), os.Sy
 
 // Reboot makes the hint below a directory one of before the node's last start. The links are
 // new then: what asks for their age has to be told another one.
-func Reboot(t testing.TB, dir string) {
-	t.Helper()
+func Reboot(dir string) error {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	id := strings.TrimSpace(string(boot))
 	short := " " + id[:8] + " " // in the record of a claim
-	Links(t, dir, func(path, text string) error {
+	return Links(dir, func(path, text string) error {
 		before := strings.Replace(strings.Replace(text, "/"+id, "/an-earlier-one", 1), short, " earlier ", 1)
 		if before == text {
 			return nil

@@ -1,0 +1,229 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
+)
+
+// cost is what calls cost the API server.
+type cost struct {
+	requests
+	elapsed, cpu time.Duration // cpu is the API server's
+}
+
+// costOf measures what f costs the API server.
+func (b *bench) costOf(f func() error) (c cost, err error) {
+	pid, err := b.env.PID("kube-apiserver")
+	if err != nil {
+		return c, err
+	}
+	before, err := b.requests()
+	if err != nil {
+		return c, err
+	}
+	cpu, err := cpuTime(pid)
+	if err != nil {
+		return c, err
+	}
+	begin := time.Now()
+	if err := f(); err != nil {
+		return c, err
+	}
+	c.elapsed = time.Since(begin)
+	after, err := b.requests()
+	if err != nil {
+		return c, err
+	}
+	used, err := cpuTime(pid)
+	c.requests, c.cpu = after.since(before), used-cpu
+	return c, err
+}
+
+// boot has ten nodes end all they had and claim as much at the same time, first as nodes that
+// were never away and then as nodes that have just started.
+func (b *bench) boot() error {
+	const pods = 30
+	const calls = 2 * pods * hostCount
+	if err := b.haveAllocations(b.total); err != nil {
+		return err
+	}
+	if err := b.pool("boot", blocksOf("10.62.0.0/16", 1000), hostNames(hostCount)); err != nil {
+		return err
+	}
+	hosts, err := b.oneEach("boot", "boot")
+	if err != nil {
+		return err
+	}
+	for _, h := range hosts {
+		if err := h.warmUp(); err != nil {
+			return err
+		}
+	}
+	running := b.attached(pods * hostCount)
+	if _, _, err := atOnce(hostCount, len(running), func(i int) (sample, error) { return hosts[i%hostCount].call("ADD", running[i], "") }); err != nil {
+		return err
+	}
+	t := b.table("A cluster that boots", fmt.Sprintf("%d DELs and as many ADDs on each of ten nodes, all %d processes at the same time, with %s other allocations in the namespace: of nodes that were never away, and of nodes that have just started, so that none trusts what it remembers. "+
+		"API server: its CPU time, lists and all, for each call. Owed: DELs that did not wait for the API server.", pods, calls, thousands(b.total)),
+		"seconds", "p50 ms", "p99 ms", "requests per call", "lists", "API server, CPU ms per call", "owed")
+	for _, booted := range []bool{false, true} {
+		name := "never away"
+		if booted {
+			name = "just started"
+			for _, h := range hosts {
+				if err := rig.Reboot(h.dataDir()); err != nil {
+					return err
+				}
+			}
+		}
+		if err := b.calm(); err != nil {
+			return err
+		}
+		fresh := b.attached(len(running))
+		var walls times
+		c, err := b.costOf(func() (err error) {
+			_, walls, err = atOnce(calls, calls, func(i int) (sample, error) {
+				h := hosts[i/2%hostCount]
+				if i%2 == 0 {
+					return h.call("DEL", running[i/2], "")
+				}
+				return h.call("ADD", fresh[i/2], "")
+			})
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		held, err := b.of("boot")
+		if err != nil {
+			return err
+		}
+		lists := float64(c.sum("LIST", "ipallocations"))
+		t.add(name, c.elapsed.Seconds(), walls.p50(), walls.p99(), float64(c.sum("", ""))/calls, lists, perCall(c.cpu, calls), float64(len(held)-len(fresh)))
+		b.say("%s: %.1f s, %.0f lists, %v", name, c.elapsed.Seconds(), lists, c.requests)
+		if booted {
+			b.target("boot, lists for each node", lists/hostCount, 1, "")
+		}
+		running = fresh
+	}
+	return b.drop("boot")
+}
+
+// exhausted has pods wait for addresses of pools that have none left, and give some back.
+func (b *bench) exhausted() error {
+	const block, waiting, rounds = 20, 30, 5
+	if err := b.haveAllocations(b.total); err != nil {
+		return err
+	}
+	if err := b.pool("full-blocks", v1alpha1.IPPoolSpec{Subnet: "10.63.0.0/24", PerNodeBlockSize: block}, hostNames(hostCount)); err != nil {
+		return err
+	}
+	if err := b.pool("full-shared", v1alpha1.IPPoolSpec{Subnet: "10.63.1.0/24", Ranges: []string{fmt.Sprintf("10.63.1.1-10.63.1.%d", block*hostCount)}}, nil); err != nil {
+		return err
+	}
+	t := b.table("Exhausted", fmt.Sprintf("%d pods on each of ten nodes wait for an address of a pool of %d that are all held, with %s other allocations in the namespace. Each tries %d times, 30 processes at a time, without the pause that kubelets make. "+
+		"Found: until an ADD succeeds that is tried again and again after an address was given back, on the same node for blocks and on another one for the pool without.", waiting, block*hostCount, thousands(b.total), rounds),
+		"seconds", "p50 ms", "p99 ms", "requests per ADD", "lists", "API server, CPU ms per ADD", "found, s")
+	for _, p := range []struct {
+		name, pool string
+		finder     int // the host that looks for what host 0 gives back
+	}{{"blocks", "full-blocks", 0}, {"no blocks", "full-shared", 1}} {
+		hosts, err := b.oneEach(p.pool, p.pool)
+		if err != nil {
+			return err
+		}
+		holders := b.attached(block * hostCount)
+		if _, _, err := atOnce(hostCount, len(holders), func(i int) (sample, error) { return hosts[i%hostCount].call("ADD", holders[i], "") }); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+		if err := b.calm(); err != nil {
+			return err
+		}
+		waiters := b.attached(waiting * hostCount)
+		tries := len(waiters) * rounds
+		var walls times
+		c, err := b.costOf(func() (err error) {
+			_, walls, err = atOnce(30, tries, func(i int) (sample, error) { return hosts[i%hostCount].refused(waiters[i%len(waiters)]) })
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+		if _, err := hosts[0].call("DEL", holders[0], ""); err != nil {
+			return err
+		}
+		given := time.Now()
+		if err := b.until("what was given back is found", func() (bool, error) {
+			_, err := hosts[p.finder].call("ADD", waiters[p.finder], "")
+			if isExhausted(err) {
+				return false, nil
+			}
+			return err == nil, err
+		}); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+		found := time.Since(given)
+		lists := float64(c.sum("LIST", "ipallocations"))
+		t.add(p.name, c.elapsed.Seconds(), walls.p50(), walls.p99(), float64(c.sum("", ""))/float64(tries), lists, perCall(c.cpu, tries), found.Seconds())
+		b.say("%s: %d ADDs refused in %.1f s, %.0f lists, found after %.1f s, %v", p.name, tries, c.elapsed.Seconds(), lists, found.Seconds(), c.requests)
+		b.target("exhausted, requests of an ADD: "+p.name, float64(c.sum("", ""))/float64(tries), 2, "")
+		if err := b.drop(p.pool); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// refused makes an ADD that has to fail, for the pool is full.
+func (h *host) refused(container string) (sample, error) {
+	s, err := h.call("ADD", container, "")
+	if isExhausted(err) {
+		return s, nil
+	}
+	if err == nil {
+		err = fmt.Errorf("an ADD succeeded in pool %s, which is full", h.pool)
+	}
+	return s, err
+}
+
+func isExhausted(err error) bool {
+	return err != nil && strings.Contains(err.Error(), claim.ErrExhausted.Error())
+}
+
+// of returns the allocations of a pool, from the API server's memory: elsewhere it would have
+// to read all of the namespace.
+func (b *bench) of(pool string) ([]v1alpha1.IPAllocation, error) {
+	list, err := b.ipam.IPAllocations(namespace).List(b.ctx, metav1.ListOptions{LabelSelector: v1alpha1.LabelPool + "=" + pool, ResourceVersion: "0"})
+	if err != nil {
+		return nil, err
+	}
+	return list.Items, nil
+}
+
+// drop removes the allocations of a pool.
+func (b *bench) drop(pool string) error {
+	left, err := b.of(pool)
+	if err != nil {
+		return err
+	}
+	for _, a := range left {
+		if err := b.ipam.IPAllocations(namespace).Delete(b.ctx, a.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+// perCall returns milliseconds for each of n calls.
+func perCall(d time.Duration, n int) float64 { return d.Seconds() * 1000 / float64(n) }
