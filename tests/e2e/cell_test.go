@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/tests/internal/matrix"
 )
 
@@ -32,21 +33,36 @@ func cellOf(number string) *matrix.Cell {
 	return &matrix.Cells[n]
 }
 
-// What a user needs in any case, on each kind of network that the cell has.
+// What a user needs in any case, on each kind of network that the cell has. The networks are
+// there side by side, and their pods mostly wait.
 func TestCell(t *testing.T) {
 	if cell == nil {
 		t.Skip("make e2e-matrix runs it, which sets E2E_CELL")
 	}
+	needsOwnCluster(t, "it crashes a node")
+	var scenes []*cellScene
 	for i, n := range cell.Networks {
-		t.Run(n.Name(), func(t *testing.T) {
-			s := newCellScene(t, i, n)
-			t.Run("static", s.static)
-			t.Run("StatefulSet", s.statefulSet)
-			t.Run("reboot", s.reboot)
-			t.Run("GC", s.collect)
-			t.Run("observed", s.observe)
+		scenes = append(scenes, newCellScene(t, i, n))
+	}
+	each := func(step string, run func(*cellScene, *testing.T)) {
+		t.Run(step, func(t *testing.T) {
+			for _, s := range scenes {
+				t.Run(s.Name(), func(t *testing.T) {
+					t.Parallel()
+					run(s, t)
+				})
+			}
 		})
 	}
+	each("static", (*cellScene).static)
+	each("StatefulSet", (*cellScene).statefulSet)
+	for _, s := range scenes {
+		s.beforeReboot(t)
+	}
+	crashAndBoot(t, secondNode)
+	each("reboot", (*cellScene).afterReboot)
+	each("GC", (*cellScene).collect)
+	each("observed", (*cellScene).observe)
 }
 
 // cellScene has a network of the cell, whose pods get an address of each pool, and another
@@ -54,13 +70,15 @@ func TestCell(t *testing.T) {
 type cellScene struct {
 	*scene
 	matrix.Network
-	pools     []string
-	requested []string // an address of each
+	cell, seen string // the networks
+	pools      []string
+	requested  []string // an address of each
+
+	held    map[string]v1alpha1.IPAllocation // before the reboot
+	members map[string][]string              // the StatefulSet's pods and their addresses then
 }
 
 const (
-	cellNetwork  = "cell"
-	seenNetwork  = "seen"
 	seenLog      = "/var/log/recorder.log"
 	firstNode    = "kind-worker"
 	secondNode   = "kind-worker2"
@@ -77,10 +95,10 @@ printf %s "$input" | /opt/cni/bin/nv-ipam
 
 func newCellScene(t *testing.T, i int, n matrix.Network) *cellScene {
 	t.Helper()
-	s := &cellScene{scene: newScene(t), Network: n}
+	s := &cellScene{scene: newSceneIn(t, "cell-"+n.Name()), Network: n, cell: fmt.Sprint("cell-", i), seen: fmt.Sprint("seen-", i)}
 	for _, pool := range []struct{ family, name, subnet, requested string }{
-		{matrix.IPv4, "four", "10.60.0.0/16", "10.60.0.5"},
-		{matrix.IPv6, "six", "fd00:60::/64", "fd00:60::5"},
+		{matrix.IPv4, "four", fmt.Sprintf("10.6%d.0.0/16", i), fmt.Sprintf("10.6%d.0.5", i)},
+		{matrix.IPv6, "six", fmt.Sprintf("fd00:6%d::/64", i), fmt.Sprintf("fd00:6%d::5", i)},
 	} {
 		if n.Family == pool.family || n.Family == matrix.Dual {
 			name := fmt.Sprintf("%s-%d", pool.name, i)
@@ -88,7 +106,7 @@ func newCellScene(t *testing.T, i int, n matrix.Network) *cellScene {
 			s.pools, s.requested = append(s.pools, name), append(s.requested, pool.requested)
 		}
 	}
-	for name, ipam := range map[string]string{cellNetwork: "nv-ipam", seenNetwork: "recorder"} {
+	for name, ipam := range map[string]string{s.cell: "nv-ipam", s.seen: "recorder"} {
 		s.networkConfig(name, s.config(name, ipam))
 	}
 	for _, node := range []string{firstNode, secondNode} {
@@ -115,7 +133,7 @@ func (s *cellScene) of(t *testing.T) *scene { return &scene{t: t, name: s.name} 
 // it when that has gone.
 func (s *cellScene) static(t *testing.T) {
 	sub := s.of(t)
-	networks := fmt.Sprintf(`[{"name": %q, "ips": ["%s"]}]`, cellNetwork, strings.Join(s.requested, `", "`))
+	networks := fmt.Sprintf(`[{"name": %q, "ips": ["%s"]}]`, s.cell, strings.Join(s.requested, `", "`))
 	sub.pod("holds", firstNode, networks)
 	sub.running("holds")
 	sub.pod("waits", secondNode, networks)
@@ -132,7 +150,7 @@ func (s *cellScene) static(t *testing.T) {
 // The pods of a StatefulSet keep their addresses when they start again, there and elsewhere.
 func (s *cellScene) statefulSet(t *testing.T) {
 	sub := s.of(t)
-	sub.statefulSet(cellNetwork, firstNode, members)
+	sub.statefulSet(s.cell, firstNode, members)
 	before := sub.memberAddresses(members)
 	kubectl(t, "delete", "pod", "-n", s.name, "member-1", "--timeout=3m")
 	sub.membersRun(firstNode, members)
@@ -151,34 +169,42 @@ func (s *cellScene) statefulSet(t *testing.T) {
 	}
 }
 
-// The node of those pods crashes and boots: all that was held is given back or taken over.
-func (s *cellScene) reboot(t *testing.T) {
-	needsOwnCluster(t, "it crashes a node")
-	sub := s.of(t)
-	before, addresses := allocations(t, s.name), sub.memberAddresses(members)
-	if err := c.Node(secondNode).Crash(); err != nil {
+// beforeReboot notes what is held, by the pods of the node that is going to crash and by others.
+func (s *cellScene) beforeReboot(t *testing.T) {
+	s.held, s.members = allocations(t, s.name), s.of(t).memberAddresses(members)
+}
+
+// crashAndBoot has a node crash and start again.
+func crashAndBoot(t *testing.T, node string) {
+	t.Helper()
+	if err := c.Node(node).Crash(); err != nil {
 		t.Fatal(err)
 	}
-	notReady(t, secondNode)
-	boot(t, secondNode)
+	notReady(t, node)
+	boot(t, node)
+}
+
+// The node of those pods has crashed and booted: all that was held is given back or taken over.
+func (s *cellScene) afterReboot(t *testing.T) {
 	eventually(t, "all sandboxes to be new", func() error {
 		held, err := listAllocations(s.name)
 		if err != nil {
 			return err
 		}
-		if len(held) != len(before) {
-			return fmt.Errorf("%v are held, before the crash %v", slices.Sorted(maps.Keys(held)), slices.Sorted(maps.Keys(before)))
+		if len(held) != len(s.held) {
+			return fmt.Errorf("%v are held, before the crash %v", slices.Sorted(maps.Keys(held)), slices.Sorted(maps.Keys(s.held)))
 		}
 		for address, a := range held {
-			if old, ok := before[address]; ok && old.Spec.ContainerID == a.Spec.ContainerID {
+			if old, ok := s.held[address]; ok && old.Spec.ContainerID == a.Spec.ContainerID {
 				return fmt.Errorf("%s is held for the container of before the crash", address)
 			}
 		}
 		return nil
 	})
+	sub := s.of(t)
 	sub.membersRun(secondNode, members)
-	if now := sub.memberAddresses(members); !maps.EqualFunc(now, addresses, slices.Equal) {
-		t.Errorf("after the crash they have %v, before it %v", now, addresses)
+	if now := sub.memberAddresses(members); !maps.EqualFunc(now, s.members, slices.Equal) {
+		t.Errorf("after the crash they have %v, before it %v", now, s.members)
 	}
 }
 
@@ -199,7 +225,7 @@ func (s *cellScene) collect(t *testing.T) {
 		}
 	}
 	config := map[string]any{}
-	if err := json.Unmarshal([]byte(s.config(cellNetwork, "nv-ipam")), &config); err != nil {
+	if err := json.Unmarshal([]byte(s.config(s.cell, "nv-ipam")), &config); err != nil {
 		t.Fatal(err)
 	}
 	callPlugin(t, secondNode, config, "CNI_COMMAND=ADD", "CNI_CONTAINERID=forgotten", "CNI_IFNAME=net1",
@@ -222,7 +248,7 @@ func (s *cellScene) collect(t *testing.T) {
 // for the table in docs/compatibility-matrix.md.
 func (s *cellScene) observe(t *testing.T) {
 	sub := s.of(t)
-	sub.pod("seen", firstNode, seenNetwork)
+	sub.pod("seen", firstNode, s.seen)
 	sub.running("seen")
 	kubectl(t, "delete", "pod", "-n", s.name, "seen", "--timeout=3m")
 	log := c.Node(firstNode).Disk(seenLog)
@@ -235,6 +261,9 @@ func (s *cellScene) observe(t *testing.T) {
 		}
 		for line := range strings.Lines(string(data)) {
 			fields := strings.SplitN(strings.TrimSuffix(line, "\n"), "\t", 3)
+			if len(fields) == 3 && !strings.Contains(fields[1], "K8S_POD_NAMESPACE="+s.name+";") {
+				continue // of the other network
+			}
 			var input struct {
 				CNIVersion string          `json:"cniVersion"`
 				PrevResult json.RawMessage `json:"prevResult"`

@@ -66,11 +66,17 @@ type scene struct {
 // may be allocated to one of them.
 func newScene(t *testing.T) *scene {
 	t.Helper()
+	return newSceneIn(t, strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(t.Name(), "Test")), "/", "-"))
+}
+
+// newSceneIn is newScene for one of several scenes of a test.
+func newSceneIn(t *testing.T, namespace string) *scene {
+	t.Helper()
 	if walkthroughOnly {
 		t.Skip("only the walkthrough is run, because of E2E_WALKTHROUGH_ONLY")
 	}
-	s := &scene{t: t, name: strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(t.Name(), "Test")), "/", "-")}
-	done := phase(t.Name())
+	s := &scene{t: t, name: namespace}
+	done := phase(t.Name() + " in " + namespace)
 	kubectl(t, "create", "namespace", s.name)
 	// The controller manager makes it, and no pod can be created without.
 	eventually(t, "service account default", func() error {

@@ -173,10 +173,10 @@ func key(c matrix.Cell, n matrix.Network) string {
 func (r *result) lines() map[string]string {
 	out := map[string]string{}
 	for _, n := range r.Networks {
-		test := "TestCell/" + n.Name()
-		seen := r.attrs[test+"/observed"]
+		step := func(name string) string { return "TestCell/" + name + "/" + n.Name() }
+		seen := r.attrs[step("observed")]
 		out[key(r.Cell, n)] = fmt.Sprintf(" %s |", strings.Join([]string{
-			r.outcome("TestWalkthrough"), r.outcome(test + "/static"), r.outcome(test + "/StatefulSet"), r.outcome(test + "/reboot"), r.outcome(test + "/GC"),
+			r.outcome("TestWalkthrough"), r.outcome(step("static")), r.outcome(step("StatefulSet")), r.outcome(step("reboot")), r.outcome(step("GC")),
 			seen["calls"], seen["K8S_POD_UID"], seen["prevResult"],
 		}, " | "))
 	}
