@@ -35,6 +35,11 @@ func newClient(config *rest.Config) (clientv1alpha1.NvIpamV1alpha1Interface, err
 	if config.Proxy == nil { // no proxy-url
 		config.Proxy = func(*http.Request) (*url.URL, error) { return nil, nil }
 	}
+	return clientFor(config)
+}
+
+// clientFor is newClient where the environment says nothing.
+func clientFor(config *rest.Config) (clientv1alpha1.NvIpamV1alpha1Interface, error) {
 	config.QPS = -1 // a process makes two requests
 	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return jsonOnly{next} })
 	config.APIPath, config.GroupVersion = "/apis", &schema.GroupVersion{Group: v1alpha1.GroupName, Version: v1alpha1.GroupVersion.Version}

@@ -26,7 +26,7 @@ const heldPage = 2000
 func (l *Ledger) HeldInWindow(ctx context.Context, domain string, addr netip.Addr) (map[netip.Addr]bool, error) {
 	held := map[netip.Addr]bool{}
 	selector := labels.Set{v1alpha1.LabelWindow: v1alpha1.WindowLabel(addr)}.String()
-	err := Retry(ctx, func(ctx context.Context) error {
+	err := Retry(ctx, func(context.Context) error { // the list has all the time of ctx
 		clear(held)
 		_, err := l.names(ctx, domain, held, map[string]string{"labelSelector": selector, "resourceVersion": "0"})
 		return err
@@ -61,7 +61,9 @@ func (l *Ledger) Held(ctx context.Context, domain string) (map[netip.Addr]bool, 
 // names lists allocations, of which the API server sends the metadata only, and enters
 // those of the domain. It returns where the list goes on.
 func (l *Ledger) names(ctx context.Context, domain string, held map[netip.Addr]bool, params map[string]string) (next string, err error) {
-	request := l.Client.RESTClient().Get().Namespace(l.Namespace).Resource("ipallocations")
+	// No time of its own, as lists of the typed client have none: an overloaded API server would
+	// begin the same work again and again.
+	request := l.Client.RESTClient().Get().Timeout(0).Namespace(l.Namespace).Resource("ipallocations")
 	for name, value := range params {
 		request = request.Param(name, value)
 	}
