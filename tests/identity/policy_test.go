@@ -74,6 +74,16 @@ func six(a *v1alpha1.IPAllocation) {
 
 func annotated(a *v1alpha1.IPAllocation) { a.Annotations = map[string]string{"x": "y"} }
 
+// asked is what an earlier plugin notes: when its ADD began.
+func asked(text string) edit {
+	return func(a *v1alpha1.IPAllocation) {
+		if a.Annotations == nil {
+			a.Annotations = map[string]string{}
+		}
+		a.Annotations["nv-ipam.nvidia.com/asked"] = text
+	}
+}
+
 func owned(a *v1alpha1.IPAllocation) {
 	a.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: "gone", UID: "u"}}
 }
@@ -170,6 +180,9 @@ func writes() []write {
 		create("own with another label in place of one", mustLabel, label(v1alpha1.LabelContainer, ""), label("x", v1alpha1.ContainerLabel("c1"))),
 
 		create("own with an annotation", nothingNew, annotated),
+		create("own with when its ADD began, as an earlier plugin", "", asked("2026-11-23T17:38:02.123456789Z")),
+		create("own with more than that", nothingNew, annotated, asked("2026-11-23T17:38:02.123456789Z")),
+		create("own with a longer text there", nothingNew, asked(strings.Repeat("2", 41))),
 		create("own with an owner", nothingNew, owned),
 		create("own with a finalizer", nothingNew, finalizer("example.com/stay")),
 
