@@ -168,10 +168,11 @@ func (k *kubelet) start(ctx context.Context, t *testing.T, p *pod) {
 	}
 }
 
-// notTemporary reports whether a runtime that asks again would hear the same.
+// notTemporary reports whether a runtime that asks again would hear the same: also if a policy
+// refuses, for a node may have to wait for the plugin that the policy is made for.
 func notTemporary(err error) bool {
 	var cniErr *types.Error
-	return errors.As(err, &cniErr) && cniErr.Code != types.ErrTryAgainLater
+	return errors.As(err, &cniErr) && (cniErr.Code != types.ErrTryAgainLater || strings.Contains(cniErr.Msg+cniErr.Details, "denied request"))
 }
 
 // stop deletes a pod. Some DELs never get through and are not repeated, as

@@ -90,7 +90,7 @@ func start(ctx context.Context, o options) (_ *bench, err error) {
 	if b.http, err = rest.HTTPClientFor(b.env.Config); err != nil {
 		return nil, err
 	}
-	if err := b.describeMachine(); err != nil {
+	if err := errors.Join(b.describeMachine(), b.favourServers()); err != nil {
 		return nil, err
 	}
 	for i := range hostCount {
