@@ -92,7 +92,7 @@ spec:
   podRef: {namespace: `+s.name+`, name: never}
 `)
 		}, []string{"check"}, []string{"AllocationWithoutPod questions.10.46.0.99", "pod is gone", "kubectl ipam release -n " + poolsNamespace + " questions.10.46.0.99"}, []string{"release", "-n", poolsNamespace, "questions.10.46.0.99", "--yes"}},
-		{"two pods have the address that another plugin gave", func(t *testing.T) {
+		{"two pods have the address that another plugin gave", func(*testing.T) {
 			s.networkConfig("before", `{"cniVersion": "1.0.0", "name": "before", "type": "macvlan", "master": "eth0", "mode": "bridge", "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.46.0.0/16", "rangeStart": "10.46.200.9", "rangeEnd": "10.46.200.9"}]]}}`)
 			s.pod("twin-1", "kind-worker", "before")
 			s.pod("twin-2", "kind-worker2", "before")
