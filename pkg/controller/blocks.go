@@ -162,7 +162,7 @@ func blocks(obj *pool.Object, have []pool.Assignment, nodes []*corev1.Node, held
 	case len(unserved) > 0:
 		out.ready = notReady(v1alpha1.ReasonNoFreeRanges, noRoom(unserved))
 	case len(selected) == 0 && parsed.SelectorText() != "":
-		out.ready = ready(v1alpha1.ReasonNoMatchingNodes, fmt.Sprintf("no node matches spec.nodeSelector (%s); nodes with a block: %d", parsed.SelectorText(), len(use.Active())))
+		out.ready = ready(v1alpha1.ReasonNoMatchingNodes, fmt.Sprintf("no node matches spec.nodeSelector (%s); nodes with a block: %d", parsed.SelectorText(), len(use.Active)))
 	case parsed.Shared:
 		out.ready = ready(v1alpha1.ReasonNoBlocks, "no blocks: every node that the pool selects may use the whole subnet")
 	default: // no count, which would be one more write for each node that joins

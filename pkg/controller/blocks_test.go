@@ -395,9 +395,9 @@ func TestTriggers(t *testing.T) {
 		{"pod comes", func(w *world) { w.triggers.onPod().OnAdd(pod(podUID, claimed, nil), false) }, 0, 1},
 		{"pod changes", func(w *world) { w.triggers.onPod().OnUpdate(pod(podUID, claimed, nil), pod(podUID, claimed, nil)) }, 0, 0},
 		{"pod is replaced while the watch is down", func(w *world) { w.triggers.onPod().OnUpdate(pod(podUID, claimed, nil), pod("new", claimed, nil)) }, 0, 1},
-		{"one of a node's addresses goes", func(w *world) { w.triggers.onAllocation().OnDelete(allocation()) }, 0, 1},
-		{"a node's last address goes", func(w *world) {
-			_ = w.caches.allocations.Delete(allocation())
+		{"an address goes", func(w *world) { w.triggers.onAllocation().OnDelete(allocation()) }, 0, 1},
+		{"an address goes, and a block is kept for such", func(w *world) {
+			w.memories.set(ipRef, memory{kept: true})
 			w.triggers.onAllocation().OnDelete(allocation())
 		}, 1, 1},
 		{"node that answers is declared dead", func(w *world) {
@@ -439,16 +439,22 @@ func TestTriggers(t *testing.T) {
 }
 
 func TestThin(t *testing.T) {
+	written := metav1.Unix(1, 0)
 	fields := []metav1.ManagedFieldsEntry{
 		{Manager: "kubectl", Operation: "Update", FieldsV1: metav1.NewFieldsV1("{}")},
-		{Manager: v1alpha1.BlocksManagerPrefix + "x", Operation: "Apply", Subresource: "status", FieldsV1: metav1.NewFieldsV1("{}")},
+		{Manager: v1alpha1.BlocksManagerPrefix + "x", Operation: "Apply", Subresource: "status", FieldsV1: metav1.NewFieldsV1("{}"), Time: &metav1.Time{}},
+		{Manager: name, Operation: "Update", Subresource: "status", FieldsV1: metav1.NewFieldsV1("{}"), Time: &written},
+		{Manager: name, Operation: "Update", FieldsV1: metav1.NewFieldsV1("{}"), Time: &written},
 	}
 	p := ippool([]v1alpha1.Allocation{{NodeName: "a"}})
 	p.ManagedFields = fields
 	p.Annotations = map[string]string{"kubectl.kubernetes.io/last-applied-configuration": "{}", v1alpha1.AnnotationReclaim: "disabled"}
 	want := ippool([]v1alpha1.Allocation{{NodeName: "a"}})
 	want.Annotations = map[string]string{v1alpha1.AnnotationReclaim: "disabled"}
-	want.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: v1alpha1.BlocksManagerPrefix + "x", Operation: "Apply", Subresource: "status"}}
+	want.ManagedFields = []metav1.ManagedFieldsEntry{
+		{Manager: v1alpha1.BlocksManagerPrefix + "x", Operation: "Apply", Subresource: "status"},
+		{Manager: name, Operation: "Update", Subresource: "status", Time: &written},
+	}
 	for range 2 { // it may come twice
 		got, err := thin(p)
 		if err != nil || !reflect.DeepEqual(got, want) {
@@ -471,7 +477,7 @@ func TestNoticesAreWrittenSeldom(t *testing.T) {
 	w.nodesNamed(t, "a")
 	p := ippool([]v1alpha1.Allocation{{NodeName: "a", StartIP: "192.168.0.1", EndIP: "192.168.0.2"}})
 	p.Spec.PerNodeBlockSize = 2
-	p.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: pool.BlocksManager(pool.ObjectOf(p).Blocks()), Operation: metav1.ManagedFieldsOperationApply, Subresource: "status"}}
+	p.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: pool.BlocksManager(pool.ObjectOf(p).Blocks()), Operation: metav1.ManagedFieldsOperationApply, Subresource: "status"}, {}}
 	indexer := w.caches.pools[v1alpha1.PoolKindIPPool]
 	all := w.patches(func() any { return p })
 	reconcile := func(writes int, types ...string) {
@@ -507,16 +513,24 @@ func TestNoticesAreWrittenSeldom(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	at := func(age time.Duration) { // the time of the controller's entry is that of its last patch
+		p = p.DeepCopy()
+		p.ManagedFields[len(p.ManagedFields)-1] = metav1.ManagedFieldsEntry{
+			Manager: name, Operation: metav1.ManagedFieldsOperationUpdate, Subresource: "status", Time: &metav1.Time{Time: time.Now().Add(-age)},
+		}
+	}
 	p.Status.Conditions = []metav1.Condition{{Type: "Other"}} // not pruned
 	reconcile(1, "Other", "Ready")
+	at(0)
 	hold("192.168.0.1")
 	hold("192.168.0.2")
 	hold("1.2.3.4")
 	reconcile(0, "Other", "Ready")
-	known := w.memories.of(ipRef)
-	known.counted = time.Now().Add(-time.Hour)
-	w.memories.set(ipRef, known)
+	w.memories.forget(ipRef) // a controller that starts anew
+	reconcile(0, "Other", "Ready")
+	at(time.Hour)
 	reconcile(1, "Other", "Ready", "ForeignAddresses", "BlockFull")
+	at(0)
 	reconcile(0, "Other", "Ready", "ForeignAddresses", "BlockFull")
 	p = p.DeepCopy()
 	p.Spec.Gateway = "192.168.0.2"

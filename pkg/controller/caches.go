@@ -133,14 +133,8 @@ func (c *caches) heldIn(obj *pool.Object) iter.Seq[pool.Held] {
 	return obj.Held(c.allocations.by(byDomain, obj.Domain))
 }
 
-// holds reports whether a node holds addresses of a domain.
-func (c *caches) holds(domain, node string) bool {
-	return len(c.allocations.keysBy(byHolder, holderKey(domain, node))) > 0
-}
-
 // Indexes of allocations.
 const (
-	byHolder = "holder" // holderKey
 	byPod    = "pod"    // podKey
 	byNode   = "node"   // spec.nodeName
 	byPool   = "pool"   // poolKey
@@ -154,13 +148,6 @@ var poolIndexers = cache.Indexers{
 }
 
 var allocationIndexers = cache.Indexers{
-	byHolder: func(obj any) ([]string, error) {
-		a := obj.(*v1alpha1.IPAllocation)
-		if a.Spec.Rests() {
-			return nil, nil
-		}
-		return []string{holderKey(a.DomainOf(), a.Spec.NodeName)}, nil
-	},
 	byPod:    indexAttachments(podKey),
 	byNode:   indexAttachments(func(a *v1alpha1.IPAllocation) string { return a.Spec.NodeName }),
 	byPool:   indexAllocation(func(a *v1alpha1.IPAllocation) string { return poolKey(a.Spec.PoolRef) }),
@@ -188,9 +175,6 @@ func indexAttachments(key func(*v1alpha1.IPAllocation) string) cache.IndexFunc {
 		return keys, nil
 	}
 }
-
-// holderKey names a domain and the node that holds an address of it.
-func holderKey(domain, node string) string { return domain + "/" + node }
 
 func poolKey(ref v1alpha1.PoolReference) string { return string(ref.Kind) + "/" + ref.Name }
 
@@ -222,7 +206,7 @@ func thin(obj any) (any, error) {
 	default:
 		if p := pool.ObjectOf(obj); p != nil {
 			applied := droppedFields(p)
-			p.Meta.ManagedFields, p.Meta.Annotations = blocksManagers(p.Meta.ManagedFields), only(p.Meta.Annotations, v1alpha1.AnnotationReclaim)
+			p.Meta.ManagedFields, p.Meta.Annotations = statusManagers(p.Meta.ManagedFields), only(p.Meta.Annotations, v1alpha1.AnnotationReclaim)
 			if len(applied) > 0 { // of what was applied, only what is missing
 				text, err := json.Marshal(map[string]any{"spec": applied})
 				if err != nil {
@@ -257,13 +241,17 @@ func only(annotations map[string]string, names ...string) (out map[string]string
 	return out
 }
 
-// blocksManagers are the names of the managers that applied status.allocations.
-func blocksManagers(entries []metav1.ManagedFieldsEntry) []metav1.ManagedFieldsEntry {
+// statusManagers are who applied status.allocations, and who patched the rest and when.
+func statusManagers(entries []metav1.ManagedFieldsEntry) []metav1.ManagedFieldsEntry {
 	var out []metav1.ManagedFieldsEntry
 	for _, e := range entries {
-		if strings.HasPrefix(e.Manager, v1alpha1.BlocksManagerPrefix) {
-			out = append(out, metav1.ManagedFieldsEntry{Manager: e.Manager, Operation: e.Operation, Subresource: e.Subresource})
+		thin := metav1.ManagedFieldsEntry{Manager: e.Manager, Operation: e.Operation, Subresource: e.Subresource}
+		if isRestOfStatus(e) {
+			thin.Time = e.Time
+		} else if !strings.HasPrefix(e.Manager, v1alpha1.BlocksManagerPrefix) {
+			continue
 		}
+		out = append(out, thin)
 	}
 	return out
 }

@@ -20,8 +20,6 @@ type memory struct {
 	summary summary
 	// kept is true if something is kept only as long as it is held.
 	kept bool
-	// counted is when the counts in the status were last written.
-	counted time.Time
 	// written are the resource versions that the last reconciliation has made.
 	written []string
 	// events are what was last told in events.

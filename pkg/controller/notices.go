@@ -212,11 +212,11 @@ func enumerate(names []string) string {
 
 // countBlocks counts blocks that nodes hand out addresses from.
 func countBlocks(use *pool.Use) *blockCount {
-	return &blockCount{nodes: len(use.Active()), full: len(use.FullBlocks()), capacity: use.Capacity()}
+	return &blockCount{nodes: len(use.Active), full: len(use.FullBlocks()), capacity: use.Capacity()}
 }
 
 // heldOf says how many addresses of a block are held.
-func heldOf(b pool.BlockUse) string {
+func heldOf(b *pool.BlockUse) string {
 	text := fmt.Sprintf("%d of %d", b.Held, b.Size)
 	if b.Rests > 0 {
 		text += fmt.Sprintf(", while %d rest after their release,", b.Rests)
@@ -235,7 +235,7 @@ func fullWhole(use *pool.Use, held []pool.Held) []notice {
 		most = append(most, fmt.Sprintf("%s (%d)", n.NodeName, n.Used))
 	}
 	n := newNotice(v1alpha1.ConditionFull, reasonFull, fmt.Sprintf("no free address, pods that need one do not start: %s are held, most by nodes %s",
-		heldOf(*use.Whole), strings.Join(most, ", ")))
+		heldOf(use.Whole), strings.Join(most, ", ")))
 	n.event = n.condition.Message
 	return []notice{n}
 }

@@ -96,6 +96,22 @@ func (w *statusWriter) writeAllocations(ctx context.Context, obj *pool.Object, w
 	return obj, nil
 }
 
+// countedAt returns when this controller, or the one before it, last wrote the rest of a
+// status, by the API server's clock. It stands in the object: a controller that starts anew
+// does not write the counts of all pools.
+func countedAt(entries []metav1.ManagedFieldsEntry) time.Time {
+	for _, e := range entries {
+		if isRestOfStatus(e) && e.Time != nil {
+			return e.Time.Time
+		}
+	}
+	return time.Time{}
+}
+
+func isRestOfStatus(e metav1.ManagedFieldsEntry) bool {
+	return e.Manager == name && e.Operation == metav1.ManagedFieldsOperationUpdate && e.Subresource == "status"
+}
+
 // written reports whether manager owns a part of the status.
 func written(entries []metav1.ManagedFieldsEntry, manager string) bool {
 	return slices.ContainsFunc(entries, func(e metav1.ManagedFieldsEntry) bool {
@@ -144,7 +160,7 @@ func editsOf(obj *pool.Object, have, want []pool.Assignment) []edit {
 const maxMessage = 8192
 
 // writeRest patches the conditions and the counts if they have changed; if only what
-// changes with every address has, not more often than usage, and notes when in known.
+// changes with every address has, not more often than usage.
 // nv-ipam's own CRDs have neither: nothing is written then after the first try.
 func (w *statusWriter) writeRest(ctx context.Context, obj *pool.Object, known *memory, notices []notice) error {
 	ref := obj.Ref
@@ -153,7 +169,6 @@ func (w *statusWriter) writeRest(ctx context.Context, obj *pool.Object, known *m
 		return nil
 	}
 	want := wantedStatus(obj, known.summary, notices)
-	now := time.Now()
 	if sameConditions(want, obj.Status, lasting) {
 		every := w.usage
 		if sameConditions(want, obj.Status, slices.Clone) {
@@ -162,8 +177,8 @@ func (w *statusWriter) writeRest(ctx context.Context, obj *pool.Object, known *m
 			}
 			every = w.countsWait(obj, want)
 		}
-		if wait := known.counted.Add(every).Sub(now); wait > 0 {
-			w.later(ref, wait)
+		if wait := every - time.Since(countedAt(obj.Meta.ManagedFields)); wait > 0 {
+			w.later(ref, min(wait, every)) // the API server's clock may be ahead
 			return nil
 		}
 	}
@@ -178,7 +193,6 @@ func (w *statusWriter) writeRest(ctx context.Context, obj *pool.Object, known *m
 	if err != nil {
 		return fmt.Errorf("patch the pool's conditions and counts: %w", err)
 	}
-	known.counted = now
 	known.written = append(known.written, obj.Meta.ResourceVersion)
 	lacks = lacking{conditions: len(obj.Status.Conditions) == 0, counts: obj.Status.Used == nil}
 	w.lacks.set(ref.Kind, lacks)

@@ -120,9 +120,9 @@ func (t *triggers) onPod() cache.ResourceEventHandler {
 
 // onAllocation examines each allocation, also at every resync. With a new one it
 // examines those of the same pod: the new one may be of a later sandbox. It reconciles a
-// pool when a node has released its last address of it, since the node's block may have
-// been kept for that address alone, or when what was released may be what did not fit
-// the specification. Only for the count of used addresses, it does so after Options.Usage.
+// pool when an address is released while something is kept for addresses alone: the block of
+// a node that the pool does not select any more, or what does not fit the specification. Only
+// for the count of used addresses, it does so after Options.Usage.
 func (t *triggers) onAllocation() cache.ResourceEventHandler {
 	examine := func(obj any) {
 		if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj); err == nil {
@@ -208,11 +208,12 @@ func (t *triggers) reserve(a *v1alpha1.IPAllocation) {
 	}
 }
 
-// usedLess reconciles the pools that an allocation counted in before it was released.
+// usedLess reconciles the pools that an allocation counted in before it was released: soon
+// if that may give room to another node.
 func (t *triggers) usedLess(a *v1alpha1.IPAllocation) {
 	for _, ref := range t.caches.concerned(a) {
 		t.queues.pools.AddAfter(ref, t.usage)
-		if t.memories.of(ref).kept || !t.caches.holds(a.DomainOf(), a.Spec.NodeName) {
+		if t.memories.of(ref).kept {
 			t.queues.pools.AddAfter(ref, t.settle)
 		}
 	}

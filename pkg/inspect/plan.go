@@ -161,7 +161,7 @@ func (r *record) plan(o *pool.Object) Plan {
 		blocks = sorted(before.Blocks())
 		if p, errs := before.Parse(); len(errs) == 0 {
 			use := p.Use(blocks, nil)
-			out.CapacityBefore, out.BlocksBefore = use.Capacity(), len(use.Active())
+			out.CapacityBefore, out.BlocksBefore = use.Capacity(), len(use.Active)
 			have = rangesOf(use)
 		}
 	}
@@ -173,7 +173,7 @@ func (r *record) plan(o *pool.Object) Plan {
 	selected := r.selected(parsed)
 	assigned, without := parsed.Carve(blocks, selected, held)
 	use := parsed.Use(assigned, held)
-	out.CapacityAfter, out.BlocksAfter, out.Without = use.Capacity(), len(use.Active()), without
+	out.CapacityAfter, out.BlocksAfter, out.Without = use.Capacity(), len(use.Active), without
 	for _, b := range use.Blocks {
 		if _, selected := slices.BinarySearch(selected, b.Node); b.Earlier || !selected {
 			out.Keep = append(out.Keep, fmt.Sprintf("%s (%s)", b.Node, b.Range))
@@ -211,7 +211,7 @@ func (s *site) heldInEither(before, after *pool.Object) []pool.Held {
 
 func rangesOf(use *pool.Use) map[string]string {
 	out := map[string]string{}
-	for _, b := range use.Active() {
+	for _, b := range use.Active {
 		out[b.Node] = b.Range.String()
 	}
 	return out

@@ -106,7 +106,7 @@ func (r *record) pool(s *site, o *pool.Object, blocks bool) Pool {
 	}
 	use := parsed.Use(sorted(o.Blocks()), heldOrResting)
 	capacity := use.Capacity()
-	out.Capacity, out.BlockCount, out.FullBlocks = &capacity, len(use.Active()), len(use.FullBlocks())
+	out.Capacity, out.BlockCount, out.FullBlocks = &capacity, len(use.Active), len(use.FullBlocks())
 	if blocks {
 		out.Blocks = blocksOf(use)
 	}

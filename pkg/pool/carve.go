@@ -88,7 +88,11 @@ type carving struct {
 
 func (p *Pool) carving(nodes []string) *carving {
 	nodes = slices.Compact(slices.Sorted(slices.Values(nodes)))
-	c := &carving{pool: p, nodes: nodes, fits: p.fitting(), fixed: map[string]Assignment{}, served: map[string]bool{}, position: new(big.Int)}
+	n := len(nodes)
+	c := &carving{
+		pool: p, nodes: nodes, fits: p.fitting(), fixed: map[string]Assignment{}, position: new(big.Int),
+		served: make(map[string]bool, n), blocks: make([]Assignment, 0, n), taken: make(ranges, 0, n),
+	}
 	for _, s := range p.static {
 		if s.Node != "" {
 			c.fixed[s.Node] = s

@@ -28,6 +28,9 @@ type Use struct {
 	Outside []Held
 	// Foreign are held addresses outside of the subnet and of their node's blocks.
 	Foreign []Held
+	// Active are the blocks that nodes hand out addresses from: one for each node, and of an
+	// earlier specification only where the node has no other (BlockOf).
+	Active []*BlockUse
 }
 
 // BlockUse is how much of a block is held.
@@ -51,6 +54,7 @@ func (p *Pool) Use(blocks []Assignment, held []Held) *Use {
 		u.Blocks[i] = p.unused(a)
 		u.Blocks[i].Earlier = !fits(a)
 	}
+	u.active()
 	if p.Shared || p.Overflow {
 		whole := p.unused(Assignment{Range: p.whole()})
 		u.Whole = &whole
@@ -66,21 +70,20 @@ func (p *Pool) unused(a Assignment) BlockUse {
 	return BlockUse{Assignment: a, Size: b.Size(), usable: b.Usable}
 }
 
-// Active returns the blocks that nodes hand out addresses from: one for each node,
-// and of an earlier specification only where the node has no other (BlockOf).
-func (u *Use) Active() []BlockUse {
-	current, seen := map[string]bool{}, map[string]bool{}
+// active sets Active.
+func (u *Use) active() {
+	current, seen := make(map[string]bool, len(u.Blocks)), make(map[string]bool, len(u.Blocks))
 	for _, b := range u.Blocks {
-		current[b.Node] = current[b.Node] || !b.Earlier
-	}
-	var out []BlockUse
-	for _, b := range u.Blocks {
-		if !seen[b.Node] && b.Earlier != current[b.Node] {
-			seen[b.Node] = true
-			out = append(out, b)
+		if !b.Earlier {
+			current[b.Node] = true
 		}
 	}
-	return out
+	for i := range u.Blocks {
+		if b := &u.Blocks[i]; !seen[b.Node] && b.Earlier != current[b.Node] {
+			seen[b.Node] = true
+			u.Active = append(u.Active, b)
+		}
+	}
 }
 
 // Capacity returns how many addresses nodes hand out automatically, at most greatest.
@@ -89,7 +92,7 @@ func (u *Use) Capacity() int64 {
 		return u.Whole.Size
 	}
 	sum := int64(0)
-	for _, b := range u.Active() {
+	for _, b := range u.Active {
 		sum = min(sum+b.Size, greatest)
 	}
 	return sum
@@ -97,15 +100,20 @@ func (u *Use) Capacity() int64 {
 
 // Full reports whether a block has no free address. A block without any usable address
 // is not full: pods request the addresses of its pool, or ask by index.
-func (b BlockUse) Full() bool { return b.Size > 0 && b.Held+b.Rests >= b.Size }
+func (b *BlockUse) Full() bool { return b.Size > 0 && b.Held+b.Rests >= b.Size }
 
 // FullBlocks returns the active blocks without a free address whose nodes cannot go on
 // elsewhere.
-func (u *Use) FullBlocks() []BlockUse {
+func (u *Use) FullBlocks() (full []*BlockUse) {
 	if u.Whole != nil {
 		return nil
 	}
-	return slices.DeleteFunc(u.Active(), func(b BlockUse) bool { return !b.Full() })
+	for _, b := range u.Active {
+		if b.Full() {
+			full = append(full, b)
+		}
+	}
+	return full
 }
 
 // blockAt returns the block that a lies in, nil where there is none.

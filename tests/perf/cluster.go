@@ -78,6 +78,7 @@ func start(ctx context.Context, o options) (_ *bench, err error) {
 			err = errors.Join(err, b.stop())
 		}
 	}()
+	b.env.Config.WarningHandler = rest.NoWarnings{} // its pools are in a namespace of their own
 	if b.kube, err = kubernetes.NewForConfig(b.env.Config); err != nil {
 		return nil, err
 	}
