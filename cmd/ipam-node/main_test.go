@@ -28,7 +28,7 @@ func TestFlagsOfNvIpam(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := o.install.NewHost()
-	if h.Source != "/p" || h.Binary() != "/b/nv-ipam" || h.Conf() != "/c/nv-ipam.conf" {
+	if h.Source != "/p" || h.Binary() != "/b/nv-ipam" || h.Confs()[0] != "/c/nv-ipam.conf" {
 		t.Errorf("host %+v", h)
 	}
 	got, err := json.Marshal(h.Settings)

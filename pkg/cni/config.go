@@ -19,11 +19,14 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
 	k8stypes "k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
@@ -42,6 +45,9 @@ const (
 	defaultNamespace = "kube-system"
 	defaultDataDir   = "/var/lib/cni/nv-ipam"
 )
+
+// installedSettings is a copy of nv-ipam.conf. It is a variable for tests.
+var installedSettings = filepath.Join(defaultDataDir, confFile)
 
 // Limits in bytes: maxConfig for stdin (a GC may name some thousand attachments) and for
 // nv-ipam.conf, maxArgs for CNI_ARGS. Larger input is a mistake or an attack.
@@ -143,7 +149,7 @@ func parseNetwork(stdin []byte) (*network, error) {
 	if len(stdin) > maxConfig {
 		errs = append(errs, fmt.Errorf("network configuration has %d bytes, more than %d", len(stdin), maxConfig))
 	} else if err := json.Unmarshal(stdin, n); err != nil {
-		errs = append(errs, fmt.Errorf("network configuration is not valid: %w", err))
+		errs = append(errs, fmt.Errorf("network configuration is not valid: %w", inWords(err)))
 	}
 	if n.CNIVersion == "" {
 		n.CNIVersion = "0.1.0" // which an absent version means, by the specification
@@ -153,6 +159,15 @@ func parseNetwork(stdin []byte) (*network, error) {
 	errs = append(errs, n.IPAM.complete(), n.IPAM.checkPaths(), n.IPAM.checkTimes())
 	n.findDataDirs(own)
 	return n, errors.Join(errs...)
+}
+
+// inWords names the key of a JSON value that has the wrong type, in place of this program's types.
+func inWords(err error) error {
+	var wrong *json.UnmarshalTypeError
+	if errors.As(err, &wrong) && wrong.Field != "" {
+		return fmt.Errorf("%s must not be a JSON %s", wrong.Field, wrong.Value)
+	}
+	return err
 }
 
 // complete fills empty settings from nv-ipam.conf, then from the defaults.
@@ -166,10 +181,16 @@ func (s *Settings) complete() error {
 	return err
 }
 
-// readSettings reads nv-ipam.conf. It succeeds if there is no such file.
+// readSettings reads nv-ipam.conf; if there is none, the copy that the installer keeps in the
+// default data directory: network-operator may mount another directory of the host where the
+// installer writes, and the plugin then looks in vain. It succeeds if there is neither.
 func readSettings(confDir string) (file Settings, err error) {
 	path := filepath.Join(confDir, confFile)
 	data, err := readConfig(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		path = installedSettings
+		data, err = readConfig(path)
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return file, nil
@@ -177,7 +198,7 @@ func readSettings(confDir string) (file Settings, err error) {
 		return file, fmt.Errorf("reading %s: %w", path, err)
 	}
 	if err := json.Unmarshal(data, &file); err != nil {
-		return file, fmt.Errorf("%s is not valid: %w", path, err)
+		return file, fmt.Errorf("%s is not valid: %w", path, inWords(err))
 	}
 	return file, nil
 }
@@ -316,6 +337,9 @@ func (n *network) request(args *skel.CmdArgs) (claim.Request, error) {
 			return claim.Request{}, fmt.Errorf("CNI_ARGS: %s is not provided by container runtime", arg.name)
 		}
 	}
+	if err := n.checkTexts(args, &env); err != nil {
+		return claim.Request{}, err
+	}
 	pools, err := n.pools()
 	if err != nil {
 		return claim.Request{}, err
@@ -336,9 +360,54 @@ func (n *network) request(args *skel.CmdArgs) (claim.Request, error) {
 			Name:      string(env.K8S_POD_NAME),
 			UID:       k8stypes.UID(env.K8S_POD_UID),
 		},
-		DeviceID:   first(n.DeviceID, n.Runtime.DeviceID),
+		DeviceID:   n.deviceID(),
 		Persistent: isTrue(cmp.Or(n.AllowPersistentIPs, n.IPAM.AllowPersistentIPs)),
 	}, nil
+}
+
+func (n *network) deviceID() string { return first(n.DeviceID, n.Runtime.DeviceID) }
+
+// maxText is how long names of networks and devices are in an IPAllocation, in bytes, and
+// maxUID a pod's UID.
+const (
+	maxText = 253
+	maxUID  = 64
+)
+
+// checkTexts refuses what an IPAllocation cannot have: its CRD would refuse it at each try.
+func (n *network) checkTexts(args *skel.CmdArgs, env *environment) error {
+	printable := func(r rune) bool { return '!' <= r && r <= '~' }
+	visible := func(r rune) bool { return r != utf8.RuneError && !unicode.IsControl(r) && !unicode.Is(unicode.Z, r) }
+	inUID := func(r rune) bool {
+		return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("-_.", r)
+	}
+	for _, text := range []struct {
+		name, value string
+		length      int
+		allowed     func(rune) bool
+	}{
+		{"name", n.Name, maxText, printable}, {"deviceID", n.deviceID(), maxText, printable},
+		{"CNI_IFNAME", args.IfName, maxText, visible}, {"CNI_ARGS: K8S_POD_UID", string(env.K8S_POD_UID), maxUID, inUID},
+	} {
+		if len(text.value) > text.length {
+			return fmt.Errorf("%s has %d characters, more than %d", text.name, len(text.value), text.length)
+		}
+		if i := strings.IndexFunc(text.value, func(r rune) bool { return !text.allowed(r) }); i >= 0 {
+			return fmt.Errorf("%s: %q has characters that are not allowed there", text.name, text.value)
+		}
+	}
+	for _, refused := range []struct {
+		name, value string
+		why         []string
+	}{
+		{"K8S_POD_NAMESPACE", string(env.K8S_POD_NAMESPACE), validation.IsDNS1123Label(string(env.K8S_POD_NAMESPACE))},
+		{"K8S_POD_NAME", string(env.K8S_POD_NAME), validation.IsDNS1123Subdomain(string(env.K8S_POD_NAME))},
+	} {
+		if len(refused.why) > 0 {
+			return fmt.Errorf("CNI_ARGS: %s: %q: %s", refused.name, refused.value, refused.why[0])
+		}
+	}
+	return nil
 }
 
 func isTrue(setting *bool) bool { return setting != nil && *setting }

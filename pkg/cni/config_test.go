@@ -164,9 +164,23 @@ func TestEnvironment(t *testing.T) {
 		{"no namespace", "K8S_POD_NAME=train-0", "CNI_ARGS: K8S_POD_NAMESPACE is not provided by container runtime"},
 		{"nothing", "", "CNI_ARGS: K8S_POD_NAME is not provided by container runtime"},
 		{"not pairs", "K8S_POD_NAME", "CNI_ARGS: "},
+		{"no pod's name", "K8S_POD_NAMESPACE=ml;K8S_POD_NAME=Train_0", `CNI_ARGS: K8S_POD_NAME: "Train_0": a lowercase RFC 1123 subdomain`},
+		{"no namespace's name", "K8S_POD_NAMESPACE=a.b;K8S_POD_NAME=train-0", `CNI_ARGS: K8S_POD_NAMESPACE: "a.b": must not contain dots`},
+		{"a UID with a blank", podArgs + ";K8S_POD_UID=a b", `CNI_ARGS: K8S_POD_UID: "a b" has characters`},
+		{"a long UID", podArgs + ";K8S_POD_UID=" + strings.Repeat("u", 65), "CNI_ARGS: K8S_POD_UID has 65 characters, more than 64"},
 	} {
 		_, err := request(t, conf, tc.args)
 		t.Run(tc.name, func(t *testing.T) { checkErr(t, err, tc.err) })
+	}
+	for conf, want := range map[string]string{
+		`{"name":"` + strings.Repeat("n", 254) + `","ipam":{"poolName":"p"}}`:                "name has 254 characters, more than 253",
+		`{"name":"n","deviceID":"` + strings.Repeat("d", 254) + `","ipam":{"poolName":"p"}}`: "deviceID has 254 characters, more than 253",
+		`{"name":"n","runtimeConfig":{"deviceID":"0000:03:00.2 x"},"ipam":{"poolName":"p"}}`: `deviceID: "0000:03:00.2 x" has characters`,
+		`{"name":"n","args":"x","ipam":{"poolName":"p"}}`:                                    "network configuration is not valid: args must not be a JSON string",
+		`{"name":"n","runtimeConfig":{"ips":[1]},"ipam":{"poolName":"p"}}`:                   "runtimeConfig.ips must not be a JSON number",
+	} {
+		_, err := request(t, conf, podArgs)
+		checkErr(t, err, want)
 	}
 }
 
@@ -228,6 +242,27 @@ func TestSettings(t *testing.T) {
 		if *s.ForcePoolName {
 			t.Error("false on stdin was taken for absent")
 		}
+	})
+	t.Run("the installer's copy", func(t *testing.T) {
+		defer func(path string) { installedSettings = path }(installedSettings)
+		installedSettings = filepath.Join(t.TempDir(), confFile)
+		must := func(err error) {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		must(os.WriteFile(installedSettings, []byte(`{"poolsNamespace":"copy"}`), 0o600))
+		s, err := parse("")
+		checkErr(t, err, "")
+		must(os.Remove(file))
+		copied, err := parse("")
+		checkErr(t, err, "")
+		if s.PoolsNamespace != "ns" || copied.PoolsNamespace != "copy" {
+			t.Errorf("namespace %q, and without the file %q", s.PoolsNamespace, copied.PoolsNamespace)
+		}
+		must(os.WriteFile(installedSettings, []byte(`{`), 0o600))
+		_, err = parse("")
+		checkErr(t, err, installedSettings+" is not valid")
 	})
 	t.Run("torn file", func(t *testing.T) {
 		write(t, `{"poolName":`)

@@ -69,6 +69,8 @@ type credentials struct {
 	user, node string
 	// expires is zero if it is not known.
 	expires time.Time
+	// host is this host's name, if the node's name was taken from it.
+	host string
 }
 
 // credentialsError: there are no usable credentials. The request is not at fault, but
@@ -94,6 +96,7 @@ func findCredentials(s Settings, root string) (*credentials, error) {
 		switch {
 		case err == nil:
 			return newCredentials(path, loaded)
+		case isKubeletConfiguration(err):
 		// The file was put there to be used. Trying the next one would hide that it is
 		// broken, and that one may belong to another cluster.
 		case !errors.Is(err, fs.ErrNotExist):
@@ -110,6 +113,12 @@ func loadKubeconfig(path string) (*clientcmdapi.Config, error) {
 		return loaded, err
 	}
 	return nil, fmt.Errorf("%s is not a kubeconfig: %w", path, err)
+}
+
+// isKubeletConfiguration reports whether a file that is no kubeconfig is the kubelet's --config:
+// OpenShift has that where kubeadm has the kubeconfig.
+func isKubeletConfiguration(err error) bool {
+	return strings.Contains(err.Error(), `no kind "KubeletConfiguration" is registered`)
 }
 
 // newCredentials returns the credentials of a kubeconfig. It never uses a server or
@@ -235,13 +244,20 @@ func (c *credentials) nodeName(configured string, log *slog.Logger) (string, err
 	if err != nil {
 		return "", fmt.Errorf("the credentials of %s name no node, ipam.nodeName is not set and there is no hostname: %w", c.file, err)
 	}
-	return strings.ToLower(host), nil
+	c.host = strings.ToLower(host)
+	return c.host, nil
 }
 
 // explain adds to an error of the API server, or of the connection to it, what a person
 // needs to repair it: the user that asked, the file with its credentials, and what may
 // be wrong.
 func (c *credentials) explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	if c.host != "" && strings.Contains(err.Error(), "node "+c.host) {
+		err = fmt.Errorf("%w; the node's name is that of this host, since the credentials of %s name no node and ipam.nodeName is not set", err, c.file)
+	}
 	advice := adviceOnRefusal(err)
 	var badServer *tls.CertificateVerificationError
 	var alert *net.OpError
@@ -249,7 +265,9 @@ func (c *credentials) explain(err error) error {
 	rejected := apierrors.IsUnauthorized(err) || errors.As(err, &alert) && alert.Op == "remote error"
 	switch {
 	case errors.As(err, &badServer):
-		advice = "the certificate authority in that file is not that of " + c.config.Host
+		advice = c.adviceOnServerCertificate(badServer.Err)
+	case strings.Contains(err.Error(), execFailed):
+		advice = "the credential program in that file has failed; run it on this host to see why"
 	case c.expired() && (rejected || closedAtOnce(err)):
 		advice = "they expired at " + c.expires.UTC().Format(time.RFC3339) + " and have not been renewed"
 	case rejected && advice == "":
@@ -257,6 +275,8 @@ func (c *credentials) explain(err error) error {
 	case advice != "":
 	case errors.Is(err, ledger.ErrUnavailable):
 		return fmt.Errorf("%w (server %s, from %s: %s)", err, c.server(), c.file, adviceOnServer(err))
+	case apierrors.IsUnexpectedServerError(err):
+		return fmt.Errorf("%w (server %s, from %s: it does not answer as an API server; its address there has to begin with https://)", err, c.server(), c.file)
 	case errors.As(err, &request): // no advice for it
 		return fmt.Errorf("%w (server %s, from %s)", err, c.server(), c.file)
 	default:
@@ -267,6 +287,24 @@ func (c *credentials) explain(err error) error {
 		user = c.user
 	}
 	return fmt.Errorf("%w (asked as %s, with the credentials of %s: %s)", err, user, c.file, advice)
+}
+
+// execFailed begins client-go's error of a credential program (users[].user.exec).
+const execFailed = "getting credentials: "
+
+// adviceOnServerCertificate says what may be wrong if the server's certificate is refused.
+func (c *credentials) adviceOnServerCertificate(err error) string {
+	var name x509.HostnameError
+	var invalid x509.CertificateInvalidError
+	switch {
+	case errors.As(err, &name):
+		return "the server's address or tls-server-name in that file is not in the certificate of " + c.config.Host
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return "the certificate of " + c.config.Host + " has expired, or the clock of this host is wrong"
+	case len(c.config.CAData) == 0 && c.config.CAFile == "":
+		return "that file has no certificate authority, and none of this host has signed for " + c.config.Host
+	}
+	return "the certificate authority in that file is not that of " + c.config.Host
 }
 
 func (c *credentials) expired() bool { return !c.expires.IsZero() && c.expires.Before(time.Now()) }

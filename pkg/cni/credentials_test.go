@@ -223,7 +223,7 @@ func TestDistributions(t *testing.T) {
 			user:  "client-certificate: ROOT/var/lib/rancher/rke2/agent/client-kubelet.crt, client-key: ROOT/var/lib/rancher/rke2/agent/client-kubelet.key",
 			files: map[string]string{"/var/lib/rancher/rke2/agent/server-ca.crt": string(p.cert), "/var/lib/rancher/rke2/agent/client-kubelet.crt": string(p.cert), "/var/lib/rancher/rke2/agent/client-kubelet.key": string(p.key)}},
 		{name: "OpenShift", file: "/var/lib/kubelet/kubeconfig", server: "https://api-int.example.com:6443", authority: "certificate-authority-data: " + ca,
-			user: pem(current), files: map[string]string{current: both}},
+			user: pem(current), files: map[string]string{current: both, "/etc/kubernetes/kubelet.conf": "kind: KubeletConfiguration\napiVersion: kubelet.config.k8s.io/v1beta1\n"}},
 		{name: "Talos", file: "/etc/kubernetes/kubeconfig-kubelet", server: "https://127.0.0.1:7445", authority: "certificate-authority-data: " + ca,
 			user: pem(current), files: map[string]string{current: both}},
 		{name: "k0s", file: "/var/lib/k0s/kubelet.conf", server: "https://10.0.0.1:6443", authority: "certificate-authority-data: " + ca,
@@ -408,12 +408,16 @@ func TestExplain(t *testing.T) {
 		{"expired, and the alert came too late", &url.Error{Op: "Get", URL: "https://x", Err: errors.New("http2: client conn could not be established")}, "system:node:a", expired, []string{"expired at 2026-01-02T03:04:05Z"}},
 		{"closed at once for another reason", &url.Error{Op: "Get", URL: "https://x", Err: errors.New("http2: client conn could not be established")}, "system:node:a", fresh, []string{"(server https://127.0.0.1:1, from /etc/kubernetes/kubelet.conf)"}},
 		{"another cluster's server", &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, "system:node:a", fresh, []string{"authority", "https://127.0.0.1:1", "/etc/kubernetes/kubelet.conf"}},
+		{"another server's name", &tls.CertificateVerificationError{Err: x509.HostnameError{Certificate: &x509.Certificate{}, Host: "x"}}, "system:node:a", fresh, []string{"tls-server-name", "https://127.0.0.1:1"}},
+		{"a server whose certificate has expired", &tls.CertificateVerificationError{Err: x509.CertificateInvalidError{Reason: x509.Expired}}, "system:node:a", fresh, []string{"has expired, or the clock of this host is wrong"}},
+		{"a credential program that fails", &url.Error{Op: "Get", URL: "https://x", Err: errors.New("getting credentials: exec: executable aws failed with exit code 254")}, "", time.Time{}, []string{"executable aws failed", "run it on this host"}},
+		{"no API server", apierrors.NewGenericServerResponse(400, "get", resource, "p", "Client sent an HTTP request to an HTTPS server.", 0, true), "system:node:a", fresh, []string{"https://127.0.0.1:1", "/etc/kubernetes/kubelet.conf", "has to begin with https://"}},
 		{"nothing", nil, "system:node:a", expired, nil},
 		{"in use", &ledger.InUseError{Holder: &v1alpha1.IPAllocation{}}, "system:node:a", expired, nil},
 		{"refused connection", &net.OpError{Op: "dial", Err: io.EOF}, "system:node:a", expired, nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			c := &credentials{file: "/etc/kubernetes/kubelet.conf", user: tc.user, expires: tc.until, config: &rest.Config{Host: "https://127.0.0.1:1"}}
+			c := &credentials{file: "/etc/kubernetes/kubelet.conf", user: tc.user, expires: tc.until, config: &rest.Config{Host: "https://127.0.0.1:1", TLSClientConfig: rest.TLSClientConfig{CAData: []byte("x")}}}
 			got := c.explain(tc.err)
 			if tc.words == nil && got != tc.err { //nolint:errorlint // the very same
 				t.Errorf("got %v", got)
@@ -426,4 +430,30 @@ func TestExplain(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Whoever is refused because of a name that nobody has chosen is told where it comes from.
+func TestExplainNodeName(t *testing.T) {
+	c := &credentials{file: "/k", config: &rest.Config{}}
+	host, err := c.nodeName("", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkErr(t, c.explain(fmt.Errorf("IPPool kube-system/p has no block for node %s, see", host)), "the node's name is that of this host, since the credentials of /k name no node and ipam.nodeName is not set")
+	if err := errors.New("no block for node other"); c.explain(err) != err { //nolint:errorlint // the very same
+		t.Error("another node's name")
+	}
+	noCA := &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}
+	checkErr(t, c.explain(noCA), "that file has no certificate authority")
+}
+
+// Only what is no kubeconfig by its kind is passed over.
+func TestOtherKindsAreNotPassedOver(t *testing.T) {
+	root := t.TempDir()
+	writeFile(t, filepath.Join(root, "/etc/kubernetes/kubelet.conf"), []byte("kind: Pod\napiVersion: v1\n"))
+	_, err := findCredentials(Settings{ConfDir: root}, root)
+	checkErr(t, err, "kubelet.conf is not a kubeconfig")
+	file := writeFile(t, filepath.Join(root, "own"), []byte(`{"kind":"KubeletConfiguration","apiVersion":"kubelet.config.k8s.io/v1beta1"}`))
+	_, err = findCredentials(Settings{Kubeconfig: file}, root)
+	checkErr(t, err, "is not a kubeconfig")
 }

@@ -237,7 +237,10 @@ func gc(ctx context.Context, in invocation) error {
 		return nil
 	}
 	var valid []hint.Attachment
-	for _, a := range *in.ValidAttachments {
+	for i, a := range *in.ValidAttachments {
+		if a.ContainerID == "" || a.IfName == "" { // what it means is kept by no other one
+			return invalid(fmt.Errorf("cni.dev/valid-attachments[%d] has no containerID or no ifname", i))
+		}
 		valid = append(valid, hint.Attachment{ContainerID: a.ContainerID, Interface: a.IfName})
 	}
 	return in.claimer.Collect(ctx, in.Name, valid, in.started)

@@ -38,16 +38,19 @@ func (c *caches) outlived(this *pool.Object) (out []string) {
 		if known[domain] {
 			continue
 		}
-		count, first := 0, netip.Addr{}
+		count, first, from := 0, netip.Addr{}, ""
 		for _, a := range c.allocations.by(byDomain, domain) {
 			if addr, err := pool.ParseAddr(a.Spec.Address); err == nil && subnet.Contains(addr) {
 				if count++; count == 1 || addr.Less(first) {
 					first = addr
 				}
+				if now := c.pool(a.Spec.PoolRef); now != nil {
+					from = fmt.Sprintf("; they name pool %s, whose domain is %s: they are from before it had that, or of plugins that do not know spec.domain", now.Ref.Name, now.Domain)
+				}
 			}
 		}
 		if count > 0 {
-			out = append(out, fmt.Sprintf("%d addresses that are held in the domain %s, which has no pool any more (as %s)", count, domain, first))
+			out = append(out, fmt.Sprintf("%d addresses that are held in the domain %s, which has no pool any more (as %s%s)", count, domain, first, from))
 		}
 	}
 	return out

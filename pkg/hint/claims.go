@@ -8,6 +8,8 @@ import (
 	"errors"
 	"io/fs"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -20,6 +22,7 @@ import (
 // if the address already has an entry. So the processes on one node try different
 // addresses, and need no request for that.
 func (h *Hint) Claiming(e Entry) (taken bool) {
+	h.outdate.Do(func() { _ = os.Remove(filepath.Join(h.root, "claims", oldCompleteMark)) })
 	err := h.link(e.text(""), "claims", e.fileName())
 	if errors.Is(err, fs.ErrExist) {
 		return true

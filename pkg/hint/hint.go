@@ -94,6 +94,8 @@ type Hint struct {
 	root, dir string
 	log       *slog.Logger
 	warning   sync.Once
+	// outdate tells an earlier version of the plugin that its hint is not complete any more.
+	outdate sync.Once
 }
 
 // format of the entries. A hint of another format is never read, but rebuilt.
@@ -189,6 +191,10 @@ func (h *Hint) failed(doing string, err error) bool {
 const (
 	completeMark   = "@complete"
 	rebuildingMark = "@rebuilding"
+	// oldCompleteMark is completeMark of the first format. Without it, an earlier version of the
+	// plugin that is put back lists what the node holds, before it believes that this claim is
+	// none of its own.
+	oldCompleteMark = ".complete"
 )
 
 // Complete reports whether the hint has at least what this node holds. It is not

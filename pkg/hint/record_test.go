@@ -177,6 +177,16 @@ func TestEarlierVersionWasHere(t *testing.T) {
 	}
 	must(t, os.MkdirAll(filepath.Join(h.root, "claims"), 0o700))
 	must(t, os.Symlink("c/net1/uid", filepath.Join(h.root, "claims", "p.10.0.0.1")))
+	// If that comes back, it believes no longer that it knows everything.
+	mark := filepath.Join(h.root, "claims", ".complete")
+	must(t, os.Symlink("/", mark))
+	if h.Claiming(heldBy(podA, addr1, "")) {
+		t.Fatal("the address is taken")
+	}
+	if _, err := os.Lstat(mark); err == nil {
+		t.Error("the earlier version is still told that its hint is complete")
+	}
+	h.NotClaimed(heldBy(podA, addr1, ""))
 	if _, complete := h.Holding(podA); complete || h.Complete() {
 		t.Error("complete without what the earlier version has claimed")
 	}

@@ -69,8 +69,11 @@ type Host struct {
 // Binary is the path of the plugin.
 func (h *Host) Binary() string { return filepath.Join(h.BinDir, binaryName) }
 
-// Conf is the path of nv-ipam.conf.
-func (h *Host) Conf() string { return filepath.Join(h.ConfDir, confName) }
+// Confs are the paths of nv-ipam.conf: where the plugin looks first, and a copy in DataDir. A
+// container may have another directory of the host mounted as the first.
+func (h *Host) Confs() []string {
+	return []string{filepath.Join(h.ConfDir, confName), filepath.Join(h.DataDir, confName)}
+}
 
 // record is what was installed: checksums by path, so that only what is still as
 // it was installed is taken away again. A file without checksum changes all the
@@ -174,11 +177,13 @@ func (h *Host) drift() ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		drift, err := differs(h.Conf(), dataSum(data), secretMode)
-		if err != nil {
-			return nil, err
+		for _, path := range h.Confs() {
+			drift, err := differs(path, dataSum(data), secretMode)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, drift...)
 		}
-		out = append(out, drift...)
 	}
 	return out, nil
 }
@@ -211,8 +216,8 @@ func (h *Host) conf() ([]byte, error) {
 // there and this one does not, and checks the result. The plugin is run where it will
 // be run before it takes the place of the one that is there.
 func (h *Host) install(ctx context.Context) error {
-	if err := h.installConf(); err != nil {
-		return fmt.Errorf("writing %s: %w", h.Conf(), err)
+	if err := h.installConfs(); err != nil {
+		return err
 	}
 	if err := h.installBinary(ctx); err != nil {
 		return fmt.Errorf("installing %s: %w", h.Binary(), err)
@@ -237,7 +242,7 @@ func (h *Host) install(ctx context.Context) error {
 	return runs(ctx, h.Binary())
 }
 
-func (h *Host) installConf() error {
+func (h *Host) installConfs() error {
 	if h.Settings == nil {
 		return nil
 	}
@@ -245,10 +250,16 @@ func (h *Host) installConf() error {
 	if err != nil {
 		return err
 	}
-	if err := h.note(h.Conf(), dataSum(data)); err != nil {
-		return err
+	for _, path := range h.Confs() {
+		err := h.note(path, dataSum(data))
+		if err == nil {
+			err = WriteFile(path, data, secretMode)
+		}
+		if err != nil {
+			return fmt.Errorf("writing %s: %w", path, err)
+		}
 	}
-	return WriteFile(h.Conf(), data, secretMode)
+	return nil
 }
 
 func (h *Host) installBinary(ctx context.Context) error {
@@ -291,7 +302,7 @@ func (h *Host) removeStale() (left []string, err error) {
 		keep = append(keep, h.Binary())
 	}
 	if h.Settings != nil {
-		keep = append(keep, h.Conf())
+		keep = append(keep, h.Confs()...)
 	}
 	return h.remove(func(path string) bool { return !slices.Contains(keep, path) })
 }

@@ -89,7 +89,7 @@ func TestInstall(t *testing.T) {
 	if got := files(t, h.BinDir); !slices.Equal(got, []string{"macvlan", "nv-ipam"}) {
 		t.Errorf("bin has %q", got)
 	}
-	for path, mode := range map[string]fs.FileMode{h.Binary(): 0o755, h.Conf(): 0o600} {
+	for path, mode := range map[string]fs.FileMode{h.Binary(): 0o755, filepath.Join(h.ConfDir, "nv-ipam.conf"): 0o600, filepath.Join(h.DataDir, "nv-ipam.conf"): 0o600} {
 		if info, err := os.Stat(path); err != nil || info.Mode() != mode {
 			t.Errorf("%s: %v, %v", path, info.Mode(), err)
 		}
@@ -137,8 +137,9 @@ func TestDrift(t *testing.T) {
 		"binary's mode":      func(t *testing.T, h *Host) { write(t, h.Binary(), plugin, 0o700) },
 		"binary is a link":   func(_ *testing.T, h *Host) { _ = os.Remove(h.Binary()); _ = os.Symlink(h.Source, h.Binary()) },
 		"configuration gone": func(_ *testing.T, h *Host) { _ = os.RemoveAll(h.ConfDir) },
-		"configuration":      func(t *testing.T, h *Host) { write(t, h.Conf(), "{}", 0o600) },
-		"readable by all":    func(_ *testing.T, h *Host) { _ = os.Chmod(h.Conf(), 0o644) },
+		"configuration":      func(t *testing.T, h *Host) { write(t, h.Confs()[0], "{}", 0o600) },
+		"readable by all":    func(_ *testing.T, h *Host) { _ = os.Chmod(h.Confs()[0], 0o644) },
+		"copy gone":          func(_ *testing.T, h *Host) { _ = os.Remove(h.Confs()[1]) },
 		"new image":          func(t *testing.T, h *Host) { write(t, h.Source, newPlugin, 0o600) },
 		"new settings":       func(_ *testing.T, h *Host) { h.Settings.LogLevel = "debug" },
 	} {
@@ -146,7 +147,11 @@ func TestDrift(t *testing.T) {
 			h := newHost(t)
 			mustInstall(t, h)
 			change(t, h)
-			if drift, err := h.drift(); err != nil || len(drift) != 1 {
+			want := 1
+			if name == "new settings" {
+				want = len(h.Confs())
+			}
+			if drift, err := h.drift(); err != nil || len(drift) != want {
 				t.Errorf("drift %q, %v", drift, err)
 			}
 			mustInstall(t, h)
@@ -247,6 +252,7 @@ func TestStatus(t *testing.T) {
 		{says + "grep -q '\"confDir\":\"CONF\".*\"poolName\"'", ""},
 		{says + "echo '{\"code\":50,\"msg\":\"no credentials\",\"details\":\"look there\"}'; exit 1", "no credentials; look there"},
 		{says + "echo '{\"code\":50,\"msg\":\"no credentials\"}'; exit 1", "no credentials"},
+		{says + "echo '{\"code\":50,\"msg\":\"no credentials\"}'; echo ExpiredToken >&2; exit 1", "no credentials; ExpiredToken"},
 		{"#!/bin/sh\necho broken >&2; exit 3", "exit status 3: broken"},
 		{broken, "exec format error"},
 	} {

@@ -48,7 +48,7 @@ func (i *Installer) SetUp(ctx context.Context) error {
 	if err := i.Around(ctx, i.Host.install); err != nil {
 		return err
 	}
-	i.Log.Info("installed", "binary", i.Host.Binary(), "conf", i.Host.Conf())
+	i.Log.Info("installed", "binary", i.Host.Binary(), "conf", i.Host.Confs()[0])
 	return nil
 }
 

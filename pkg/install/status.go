@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -82,7 +83,8 @@ func ask(ctx context.Context, root, path, verb, stdin string) ([]byte, error) {
 		Msg, Details string
 	}
 	if json.Unmarshal(out, &said) == nil && said.Msg != "" {
-		return nil, errors.New(strings.TrimSuffix(said.Msg+"; "+said.Details, "; "))
+		parts := []string{said.Msg, said.Details, strings.TrimSpace(stderr.String())} // a credential program writes there
+		return nil, errors.New(strings.Join(slices.DeleteFunc(parts, func(p string) bool { return p == "" }), "; "))
 	}
 	return nil, fmt.Errorf("%w: %s%s", err, out, stderr.Bytes())
 }

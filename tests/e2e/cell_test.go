@@ -209,7 +209,8 @@ func (s *cellScene) afterReboot(t *testing.T) {
 }
 
 // GC frees what a container left behind that the runtime has forgotten, and nothing else. The
-// runtime here does not call it for networks of multus, so this does as CRI-O would.
+// runtime here does not call it for networks of multus, and main plugins do not pass it on
+// (TestWhatMainPluginsPassOn), so this calls the IPAM plugin itself.
 func (s *cellScene) collect(t *testing.T) {
 	if s.CNIVersion != "1.1.0" {
 		t.Skip("GC came with CNI 1.1.0")

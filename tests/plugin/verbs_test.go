@@ -151,6 +151,9 @@ func TestGC(t *testing.T) {
 		t.Errorf("GC without attachments left %s, want %s", got, all)
 	}
 	h.mustRun(t, call{verb: "GC", conf: map[string]any{"cni.dev/valid-attachments": nil}})
+	for _, torn := range []any{nil, map[string]any{"containerID": "c1"}, map[string]any{"ifname": "net1"}} {
+		h.wantError(t, call{verb: "GC", conf: map[string]any{"cni.dev/valid-attachments": []any{torn}}}, 7, "cni.dev/valid-attachments[0] has no containerID or no ifname")
+	}
 	if got := c.held(t); got != all {
 		t.Errorf("GC with null attachments left %s, want %s", got, all)
 	}
