@@ -198,6 +198,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		return nil
 	}
 	c.state.synced.Store(true)
+	c.triggers.reconcileGonePools()
 	defer c.state.synced.Store(false)
 	klog.FromContext(ctx).Info("Controller started", "namespace", c.opts.Namespace, "reclaimGrace", c.opts.ReclaimGrace.String(), "reclaimGraceReadyNode", c.opts.ReclaimGraceReadyNode.String())
 

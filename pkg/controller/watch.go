@@ -5,6 +5,7 @@ package controller
 
 import (
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -118,7 +119,7 @@ func (t *triggers) onPod() cache.ResourceEventHandler {
 	}
 }
 
-// onAllocation examines each allocation, also at every resync. With a new one it
+// onAllocation examines each allocation, also at every resync. With one that is new it
 // examines those of the same pod: the new one may be of a later sandbox. It reconciles a
 // pool when an address is released while something is kept for addresses alone: the block of
 // a node that the pool does not select any more, or what does not fit the specification. Only
@@ -129,11 +130,14 @@ func (t *triggers) onAllocation() cache.ResourceEventHandler {
 			t.queues.allocations.Add(key)
 		}
 	}
-	return cache.ResourceEventHandlerFuncs{
-		AddFunc: func(obj any) {
+	return cache.ResourceEventHandlerDetailedFuncs{
+		AddFunc: func(obj any, isInInitialList bool) {
 			examine(obj)
 			a := obj.(*v1alpha1.IPAllocation)
 			t.claimChanged(a)
+			if isInInitialList { // all of them come, and each pool is reconciled anyway
+				return
+			}
 			if a.Spec.PodRef.Name != "" {
 				t.examine(byPod, podKey(a))
 			}
@@ -223,6 +227,17 @@ func (t *triggers) usedLess(a *v1alpha1.IPAllocation) {
 func (t *triggers) examine(index, value string) {
 	for _, key := range t.caches.allocations.keysBy(index, value) {
 		t.queues.allocations.Add(key)
+	}
+}
+
+// reconcileGonePools does so for those that allocations name and that do not exist: what is
+// there at the start is no event of theirs.
+func (t *triggers) reconcileGonePools() {
+	for _, key := range t.caches.allocations.ListIndexFuncValues(byPool) {
+		kind, name, _ := strings.Cut(key, "/")
+		if ref := (v1alpha1.PoolReference{Kind: v1alpha1.PoolKind(kind), Name: name}); t.caches.pool(ref) == nil {
+			t.queues.pools.Add(ref)
+		}
 	}
 }
 

@@ -87,7 +87,7 @@ func operation(req *http.Request) string {
 		parts = parts[2:] // of api/v1
 	}
 	switch {
-	case req.Method == http.MethodGet && len(parts) < 2:
+	case req.Method == http.MethodGet && len(parts) < 2 && !strings.HasPrefix(req.URL.Query().Get("fieldSelector"), "metadata.name="): // one object is as a get
 		return ""
 	case req.Header.Get("Content-Type") == string(types.ApplyPatchType):
 		return "PATCH " + parts[0] + " (apply)"

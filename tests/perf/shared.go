@@ -45,7 +45,7 @@ func (b *bench) shared() error {
 	if err := b.pool("blocks-beside", blocksOf("10.61.0.0/16", 2000), hostNames(hostCount)); err != nil {
 		return err
 	}
-	t := b.table("Pools without blocks", fmt.Sprintf("ADDs of ten nodes in one pool of %d addresses, of which so many are held by another node, at random; with so many processes at a time, %d ADDs for each line. "+
+	t := b.table("Pools without blocks", fmt.Sprintf("ADDs of ten nodes in one pool of %d addresses, of which so many are held by another node, at random; with so many processes at a time, %d ADDs for each line, but no more than a third of what is free. "+
 		"No node knows anything before. Beside them blocks, empty.", sharedSize, b.at),
 		"at once", "ADDs/s", "p50 ms", "p99 ms", "requests per ADD", "creates per ADD")
 	if err := b.clear(); err != nil {
@@ -67,8 +67,9 @@ func (b *bench) shared() error {
 			}
 			filled = n
 		}
+		adds := min(b.at, (sharedSize-filled)/3) // else the fullest pool would be another one at the end
 		for _, c := range []int{1, 10, 30, 100} {
-			rate, err := b.sharedLine(t, name, pool, c)
+			rate, err := b.sharedLine(t, name, pool, c, adds)
 			if err != nil {
 				return fmt.Errorf("%s, %d at once: %w", name, c, err)
 			}
@@ -77,7 +78,7 @@ func (b *bench) shared() error {
 		if fill < 0 {
 			continue
 		}
-		requests, creates, err := b.countShared()
+		requests, creates, err := b.countShared(min(30*hostCount, (sharedSize-filled)/3)) // the first of each node is dear
 		if err != nil {
 			return err
 		}
@@ -92,17 +93,17 @@ func (b *bench) shared() error {
 }
 
 // sharedLine measures ADDs of all hosts, and takes them back.
-func (b *bench) sharedLine(t *table, name, pool string, c int) (perSecond float64, err error) {
+func (b *bench) sharedLine(t *table, name, pool string, c, adds int) (perSecond float64, err error) {
 	hosts, err := b.oneEach("shared", pool)
 	if err != nil {
 		return 0, err
 	}
-	containers := b.attached(b.at)
+	containers := b.attached(adds)
 	before, err := b.requests()
 	if err != nil {
 		return 0, err
 	}
-	elapsed, walls, err := atOnce(c, b.at, func(i int) (sample, error) { return hosts[i%hostCount].call("ADD", containers[i], "") })
+	elapsed, walls, err := atOnce(c, adds, func(i int) (sample, error) { return hosts[i%hostCount].call("ADD", containers[i], "") })
 	if err != nil {
 		return 0, err
 	}
@@ -110,9 +111,9 @@ func (b *bench) sharedLine(t *table, name, pool string, c int) (perSecond float6
 	if err != nil {
 		return 0, err
 	}
-	sent, adds := after.since(before), float64(b.at)
-	perSecond = adds / elapsed.Seconds()
-	t.add(name, float64(c), perSecond, walls.p50(), walls.p99(), float64(sent.sum("", ""))/adds, float64(sent.sum("POST", "ipallocations"))/adds)
+	sent, n := after.since(before), float64(adds)
+	perSecond = n / elapsed.Seconds()
+	t.add(name, float64(c), perSecond, walls.p50(), walls.p99(), float64(sent.sum("", ""))/n, float64(sent.sum("POST", "ipallocations"))/n)
 	b.say("%s, %d at once: %.0f/s", name, c, perSecond)
 	return perSecond, b.empty()
 }
@@ -178,10 +179,10 @@ func (b *bench) empty() error {
 	return err
 }
 
-// countShared makes ADDs of all hosts in this process, one after the other, since the API
+// countShared makes so many ADDs of all hosts in this process, one after the other, since the API
 // server does not say which requests belong together. It returns how many requests an ADD
 // makes, 90th percentile, and how many creates on average.
-func (b *bench) countShared() (p90 int, creates float64, err error) {
+func (b *bench) countShared(adds int) (p90 int, creates float64, err error) {
 	var requests, posts atomic.Int64
 	var claimers []*claim.Claimer
 	for i := range hostCount {
@@ -210,7 +211,7 @@ func (b *bench) countShared() (p90 int, creates float64, err error) {
 	var all []int
 	ctx, cancel := context.WithTimeout(b.ctx, patience)
 	defer cancel()
-	for i, container := range b.attached(30 * hostCount) { // the first of each node is dear
+	for i, container := range b.attached(adds) {
 		before := requests.Load()
 		_, err := claimers[i%hostCount].Allocate(ctx, claim.Request{
 			Attachment: hint.Attachment{ContainerID: container, Interface: "net1"}, Network: "net",
