@@ -39,7 +39,7 @@ func (c *Claimer) Adopt(ctx context.Context, req Request, ref v1alpha1.PoolRefer
 	return created, err
 }
 
-// awaitOpen waits until nothing is being adopted on this node.
+// awaitAdoption waits until nothing is being adopted on this node (hint.ADDsPaused).
 func (c *Claimer) awaitAdoption(ctx context.Context) error {
 	const interval = 50 * time.Millisecond
 	for c.Hint.ADDsPaused() {

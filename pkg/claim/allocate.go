@@ -32,12 +32,12 @@ type Request struct {
 	// Persistent says that the network lets pods keep addresses by an IPAMClaim.
 	Persistent bool
 
-	owner   *v1alpha1.AllocationOwner // what keeps the address for the pod; nil if nothing does
-	claimed []netip.Addr              // what the status of an IPAMClaim has: those, and no others
-	moves   bool                      // a migration has made the pod, for a virtual machine that runs in another one
-	started time.Time                 // when the ADD began; zero if that is unknown
-	known   *known                    // what the hint has; nil if that is not asked
-	foreign map[string]bool           // names of allocations that this node must not create: see hint.Foreign
+	owner     *v1alpha1.AllocationOwner // what keeps the address for the pod; nil if nothing does
+	statusIPs []netip.Addr              // what the status of an IPAMClaim has: those, and no others
+	migrates  bool                      // a migration has made the pod, for a virtual machine that runs in another one
+	started   time.Time                 // when the ADD began; zero if that is unknown
+	known     *known                    // what the hint has
+	foreign   map[string]bool           // names of allocations that this node must not create: see hint.Foreign
 }
 
 // Claim is an address that was claimed, and the block that it belongs to.
@@ -47,16 +47,16 @@ type Claim struct {
 }
 
 // Allocate claims one address of each pool, or none. The error may be ErrPoolNotFound,
-// ErrExhausted, ledger.ErrUnavailable, a ledger.InUseError or a pool.RequestError.
+// ErrExhausted, ErrRecordLost, ledger.ErrUnavailable, a ledger.InUseError or a
+// pool.RequestError.
 //
 // It usually takes two requests for each pool: one reads the pool's metadata, one
 // creates the allocation. If labels of the node decide, one more reads them every
 // labelsAge. For a pod that keeps its address one reads the pod, one its IPAMClaim if it
 // names one, and one its allocation.
 //
-// An attachment that already holds an address is asked the same questions again: an ADD
-// that is repeated fails if the pool is not for it any more, and the address stays until
-// the DEL.
+// A repeated ADD passes all checks again, although its attachment already holds an address:
+// it fails if the pool is not for it any more, and the address stays until the DEL.
 func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 	req.started = time.Now()
 	if err := c.awaitAdoption(ctx); err != nil {
@@ -77,7 +77,7 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 		}
 		blocks[i] = v.Block
 	}
-	if err := c.awaitOthers(); err != nil {
+	if err := c.refuseAfterLoss(); err != nil {
 		return nil, err
 	}
 	if req.OnePerFamily {
@@ -93,15 +93,17 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 	if err := c.setOwner(ctx, &req, views); err != nil {
 		return nil, err
 	}
-	req.known.await(blocks) // before the first create: see setBackBefore
+	// The highest resource version that is known has to be read before a create raises it:
+	// that tells whether etcd was set back (setBackBefore).
+	req.known.await(blocks)
 	claims := make([]Claim, 0, len(blocks))
-	var claimed []hint.Entry
+	var done []hint.Entry
 	for i, v := range views {
 		e, err := c.claimOne(ctx, req, v, wanted[i])
 		if err != nil {
-			return nil, errors.Join(err, c.rollBack(ctx, claimed))
+			return nil, errors.Join(err, c.rollBack(ctx, done))
 		}
-		claimed = append(claimed, e)
+		done = append(done, e)
 		claims = append(claims, Claim{Address: e.Address, Block: v.Block})
 	}
 	return claims, nil

@@ -41,8 +41,9 @@ type Claimer struct {
 var (
 	// ErrPoolNotFound: there is no such pool, or it has no block for this node.
 	ErrPoolNotFound = errors.New("not found")
-	// ErrExhausted: every address of this node's block is held, as the API server
-	// says (the hint alone is no proof).
+	// ErrExhausted: every address that this node may use is held. The API server has said so,
+	// in this call or some seconds ago in another one on this node; in a large space that nodes
+	// share, of some random addresses.
 	ErrExhausted = errors.New("no free addresses in the pool")
 	// ErrNotHeld: the attachment does not hold an address of the pool.
 	ErrNotHeld = errors.New("not found")

@@ -94,8 +94,8 @@ func (c *Claimer) setClaim(ctx context.Context, req *Request, pod *metav1.Object
 	if claim.Spec.Network != "" && claim.Spec.Network != req.Network {
 		return refuse("IPAMClaim %s/%s is for network %q, and the pod names it for network %q", pod.Namespace, name, claim.Spec.Network, req.Network)
 	}
-	req.owner, req.moves = claim.Owner(), pod.Labels[labelMigration] != ""
-	if req.claimed, err = claim.Status.Addresses(); err != nil {
+	req.owner, req.migrates = claim.Owner(), pod.Labels[labelMigration] != ""
+	if req.statusIPs, err = claim.Status.Addresses(); err != nil {
 		return refuse("IPAMClaim %s/%s: %s: correct its status, or delete the claim", pod.Namespace, name, err)
 	}
 	return nil
@@ -117,7 +117,7 @@ func (r *Request) owns(s *v1alpha1.IPAllocationSpec) bool {
 // homeIn returns the address at which the search for the identity's own begins. only is true
 // if no other will do.
 func (r *Request) homeIn(space *pool.Block) (home netip.Addr, only bool, err error) {
-	for _, addr := range r.claimed {
+	for _, addr := range r.statusIPs {
 		if addr.Is4() == space.Subnet.Addr().Is4() {
 			return addr, true, doesNotFit(r.owner, addr, space)
 		}

@@ -5,7 +5,6 @@ package claim
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -68,42 +67,6 @@ func (c *Claimer) expandBy(pools []v1alpha1.PoolReference, labels map[string]str
 		out = append(out, ref)
 	}
 	return out, nil
-}
-
-// viewsOf returns this node's blocks in the pools that a request names.
-func (c *Claimer) viewsOf(ctx context.Context, req *Request) ([]view, error) {
-	asked := req.Pools
-	views, err := c.viewsBy(ctx, req, asked, labelsAge)
-	if errors.Is(err, ErrPoolNotFound) && haveLabels(asked) { // the copy may be outdated
-		views, err = c.viewsBy(ctx, req, asked, 0)
-	}
-	return views, err
-}
-
-// viewsBy is viewsOf with the node's labels as they were at most that long ago.
-func (c *Claimer) viewsBy(ctx context.Context, req *Request, asked []v1alpha1.PoolReference, age time.Duration) (views []view, err error) {
-	if req.Pools, err = c.expand(ctx, asked, age); err != nil {
-		return nil, err
-	}
-	saved := make([]*hint.View, len(req.Pools))
-	for i, ref := range req.Pools {
-		saved[i] = c.Hint.View(ref)
-	}
-	req.known = c.lookUpKnown(*req, saved)
-	for i, ref := range req.Pools {
-		v, err := c.view(ctx, ref, saved[i])
-		if err == nil {
-			err = c.mayUse(ctx, v.Block)
-		}
-		if err != nil {
-			if asked[i] != ref {
-				err = fmt.Errorf("%w (poolName %q on node %s)", err, asked[i].Name, c.Node)
-			}
-			return nil, err
-		}
-		views = append(views, v)
-	}
-	return views, nil
 }
 
 // mayUse returns ErrPoolNotFound if a pool without blocks does not select this node.

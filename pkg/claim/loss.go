@@ -46,8 +46,8 @@ const DefaultLossGrace = 3 * time.Minute
 // written theirs again yet.
 var ErrRecordLost = errors.New("allocations were lost")
 
-// awaitOthers returns an error while it is too early for a new claim after a loss.
-func (c *Claimer) awaitOthers() error {
+// refuseAfterLoss returns an error while it is too early for a new claim after a loss.
+func (c *Claimer) refuseAfterLoss() error {
 	seen, grace := c.Hint.LossSeen(), cmp.Or(c.LossGrace, DefaultLossGrace)
 	if seen.IsZero() || time.Since(seen).Abs() >= grace {
 		return nil
@@ -352,7 +352,7 @@ func (c *Claimer) afterSetBack(ctx context.Context, e hint.Entry) error {
 	c.Log.Warn("resource versions went back: etcd was set back to an earlier state", "address", e.Address, "domain", e.Domain)
 	_, err := c.rebuild(ctx, time.Now())
 	if err == nil {
-		err = c.awaitOthers()
+		err = c.refuseAfterLoss()
 	}
 	return errors.Join(fmt.Errorf("claiming %s: %w: etcd was set back to an earlier state", e.Address, ErrRecordLost), err)
 }

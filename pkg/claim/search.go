@@ -103,14 +103,15 @@ type search struct {
 	*Claimer
 	req Request
 	b   *pool.Block
-	// version of the pool, and the name of the block in the hint.
+	// version of the pool.
 	version string
-	space   v1alpha1.PoolReference
+	// space is b's name in the hint: hint.SpaceOf.
+	space v1alpha1.PoolReference
 	// overflows is true if there is other space to go on in.
 	overflows bool
 	// held are the addresses that others hold, as the API server said during this search.
 	held map[netip.Addr]bool
-	// releasing are the addresses whose release is pending or under way on this node.
+	// releasing are the addresses of claims whose release is pending or under way on this node.
 	releasing map[netip.Addr]bool
 }
 
@@ -188,8 +189,8 @@ func (s *search) searchBlock(ctx context.Context, collided bool) (e hint.Entry, 
 	return s.searchFullBlock(ctx) // 2
 }
 
-// beingReleased returns the addresses of a block whose release is pending or under way
-// on this node.
+// beingReleased returns the addresses of claims in a block whose release is pending or under
+// way on this node. What an ADD that failed may have claimed is no such claim yet.
 func (c *Claimer) beingReleased(b *pool.Block) map[netip.Addr]bool {
 	out := map[netip.Addr]bool{}
 	releases, _ := c.Hint.Pending()
@@ -202,12 +203,15 @@ func (c *Claimer) beingReleased(b *pool.Block) map[netip.Addr]bool {
 }
 
 // tryCandidates claims the first candidate that is free. It returns no address if there
-// is none. collided is true if it stopped because that many candidates in turn were held
-// by others.
-func (s *search) tryCandidates(ctx context.Context, candidates iter.Seq[netip.Addr], collisions int) (e hint.Entry, collided bool, err error) {
+// is none. collided is true if it stopped because maxHeld candidates in turn were held by
+// others.
+func (s *search) tryCandidates(ctx context.Context, candidates iter.Seq[netip.Addr], maxHeld int) (e hint.Entry, collided bool, err error) {
 	for addr := range candidates {
 		entry := hint.Entry{Attachment: s.req.Attachment, Domain: s.b.Domain, Address: addr}
-		if s.held[addr] || s.releasing[addr] || s.req.foreign[v1alpha1.AllocationName(s.b.Pool.Name, addr)] || s.Hint.Claiming(entry) {
+		if s.held[addr] || s.releasing[addr] || s.req.foreign[v1alpha1.AllocationName(s.b.Pool.Name, addr)] {
+			continue
+		}
+		if taken := s.Hint.Claiming(entry); taken { // by another call on this node
 			continue
 		}
 		e, err := s.create(ctx, s.req, s.b, addr, false)
@@ -219,18 +223,23 @@ func (s *search) tryCandidates(ctx context.Context, candidates iter.Seq[netip.Ad
 			return hint.Entry{}, false, err
 		}
 		s.Log.Debug("another attachment holds the candidate", "error", err)
-		s.held[addr] = true
-		if s.b.Shared { // there may be thousands: see hint.Window
-			s.Hint.NotFree(s.space, addr)
-			s.Hint.SetLast(s.space, s.b.EndOfRun(addr)) // another node is in this run
-		} else {
-			s.Hint.Elsewhere(entry)
-		}
-		if collisions--; collisions == 0 {
+		s.noteHeld(entry)
+		if maxHeld--; maxHeld == 0 {
 			return hint.Entry{}, true, nil
 		}
 	}
 	return hint.Entry{}, false, nil
+}
+
+// noteHeld notes that another attachment holds a candidate.
+func (s *search) noteHeld(e hint.Entry) {
+	s.held[e.Address] = true
+	if s.b.Shared { // there may be thousands: see hint.Window
+		s.Hint.NotFree(s.space, e.Address)
+		s.Hint.SetLast(s.space, s.b.EndOfRun(e.Address)) // another node is in this run
+	} else {
+		s.Hint.Elsewhere(e)
+	}
 }
 
 // searchFullBlock searches a block that looks full. It carries out all pending releases,
@@ -240,7 +249,7 @@ func (s *search) searchFullBlock(ctx context.Context) (hint.Entry, error) {
 	s.retryPending(ctx, math.MaxInt)
 	listed, err := s.rebuild(ctx, s.req.started)
 	if err == nil {
-		err = s.awaitOthers() // the list may have shown a loss
+		err = s.refuseAfterLoss() // the list may have shown a loss
 	}
 	if err != nil {
 		return hint.Entry{}, err

@@ -201,7 +201,7 @@ func (s *search) searchListed(ctx context.Context) (hint.Entry, error) {
 	}
 	// The hint says that this node uses what is free: it may be stale.
 	if _, err = s.rebuild(ctx, s.req.started); err == nil {
-		err = s.awaitOthers() // the list may have shown a loss
+		err = s.refuseAfterLoss() // the list may have shown a loss
 	}
 	if err != nil {
 		return hint.Entry{}, err

@@ -68,7 +68,7 @@ func (c *Claimer) claimSticky(ctx context.Context, req Request, v view) (hint.En
 		if err != nil {
 			return hint.Entry{}, err
 		}
-		if req.moves && (own == nil || own.Spec.IsReserved()) {
+		if req.migrates && (own == nil || own.Spec.IsReserved()) {
 			return hint.Entry{}, refuse("a migration moves a machine to this pod, and no pod of %s %s/%s has had an address of pool %q: the machine was started without one. Start it again instead",
 				req.owner.Kind, req.owner.Namespace, req.owner.Name, space.Pool.Name)
 		}

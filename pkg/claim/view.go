@@ -5,9 +5,11 @@ package claim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sort"
 	"strings"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -24,33 +26,74 @@ type view struct {
 	version string
 }
 
+// viewsOf returns this node's blocks in the pools that a request names.
+func (c *Claimer) viewsOf(ctx context.Context, req *Request) ([]view, error) {
+	asked := req.Pools
+	views, err := c.viewsBy(ctx, req, asked, labelsAge)
+	if errors.Is(err, ErrPoolNotFound) && haveLabels(asked) { // the copy may be outdated
+		views, err = c.viewsBy(ctx, req, asked, 0)
+	}
+	return views, err
+}
+
+// viewsBy is viewsOf with the node's labels as they were at most that long ago.
+func (c *Claimer) viewsBy(ctx context.Context, req *Request, asked []v1alpha1.PoolReference, age time.Duration) (views []view, err error) {
+	if req.Pools, err = c.expand(ctx, asked, age); err != nil {
+		return nil, err
+	}
+	saved := make([]*hint.View, len(req.Pools))
+	for i, ref := range req.Pools {
+		saved[i] = c.Hint.View(ref)
+	}
+	req.known = c.lookUpKnown(*req, saved)
+	for i, ref := range req.Pools {
+		v, err := c.view(ctx, ref, saved[i])
+		if err == nil {
+			err = c.mayUse(ctx, v.Block)
+		}
+		if err != nil {
+			if asked[i] != ref {
+				err = fmt.Errorf("%w (poolName %q on node %s)", err, asked[i].Name, c.Node)
+			}
+			return nil, err
+		}
+		views = append(views, v)
+	}
+	return views, nil
+}
+
 // view returns this node's block in a pool. saved is what the hint has of it, or nil.
 //
 // A pool grows with the cluster: with 5,000 nodes its status is half a megabyte, of
 // which this node needs one line. So that line is kept on disk, and an ADD reads only
 // the pool's metadata, from the API server's memory, to check that it is still current.
 func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference, saved *hint.View) (view, error) {
-	var cached *metav1.ObjectMeta
-	if saved != nil {
-		meta, err := c.poolMetadata(ctx, ref)
-		if err != nil && !ledger.NotFound(err) {
-			return view{}, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
-		}
-		if err == nil && c.version(meta, saved.Block) == saved.Version {
-			return view{saved.Block, saved.Version}, nil
-		}
-		if err == nil {
-			cached = meta
-		}
+	if saved == nil {
+		return c.readView(ctx, ref, nil)
 	}
+	meta, err := c.poolMetadata(ctx, ref)
+	switch {
+	case ledger.NotFound(err):
+		return c.readView(ctx, ref, nil)
+	case err != nil:
+		return view{}, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
+	case c.version(meta, saved.Block) != saved.Version:
+		return c.readView(ctx, ref, meta)
+	}
+	return view{saved.Block, saved.Version}, nil
+}
+
+// readView reads a pool and saves the view. cached is its metadata as the API server has it in
+// its memory, or nil.
+func (c *Claimer) readView(ctx context.Context, ref v1alpha1.PoolReference, cached *metav1.ObjectMeta) (view, error) {
 	epoch := c.Hint.Epoch(ref)
-	if epoch != "" { // it may have been read from the view
+	if epoch != "" { // it may have come from the view, which goes now
 		c.Hint.SetEpoch(ref, epoch)
 	}
 	c.Hint.DropView(ref)
 
-	since := ""
-	if cached != nil && epochOf(cached) == epoch { // of another one the API server's memory is no proof
+	since := "" // past the API server's memory
+	if cached != nil && epochOf(cached) == epoch {
 		since = cached.ResourceVersion
 	}
 	var obj *pool.Object

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
@@ -40,7 +41,7 @@ func newClient(config *rest.Config) (clientv1alpha1.NvIpamV1alpha1Interface, err
 
 // clientFor is newClient where the environment says nothing.
 func clientFor(config *rest.Config) (clientv1alpha1.NvIpamV1alpha1Interface, error) {
-	config.QPS = -1 // a process makes two requests
+	config.QPS = -1 // a process makes few requests
 	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return jsonOnly{next} })
 	config.APIPath, config.GroupVersion = "/apis", &schema.GroupVersion{Group: v1alpha1.GroupName, Version: v1alpha1.GroupVersion.Version}
 	config.NegotiatedSerializer = scheme.Codecs.WithoutConversion()
@@ -72,6 +73,9 @@ func (o once) Get() *rest.Request             { return bounded(o.Interface.Get()
 func (o once) Post() *rest.Request            { return bounded(o.Interface.Post()) }
 func (o once) Put() *rest.Request             { return bounded(o.Interface.Put()) }
 func (o once) Delete() *rest.Request          { return bounded(o.Interface.Delete()) }
+func (o once) Patch(t types.PatchType) *rest.Request {
+	return bounded(o.Interface.Patch(t))
+}
 
 func bounded(r *rest.Request) *rest.Request { return r.MaxRetries(0).Timeout(ledger.RequestTime) }
 

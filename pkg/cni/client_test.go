@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
@@ -37,6 +38,10 @@ func TestTimeOfRequests(t *testing.T) {
 	}{
 		{"one object", func() error {
 			_, err := l.Client.IPAllocations("pools").Get(t.Context(), "a", metav1.GetOptions{})
+			return err
+		}, ledger.RequestTime.String()},
+		{"a change", func() error {
+			_, err := l.Client.IPAllocations("pools").Patch(t.Context(), "a", types.MergePatchType, []byte("{}"), metav1.PatchOptions{})
 			return err
 		}, ledger.RequestTime.String()},
 		{"what a node holds", func() error { _, _, _, err := l.OfNode(t.Context()); return err }, ""},

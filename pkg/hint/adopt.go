@@ -39,8 +39,8 @@ type Foreign struct {
 type ForeignEntry string
 
 // NewForeignEntry returns the entry for an address of a pool.
-func NewForeignEntry(domain string, addr netip.Addr, att Attachment) ForeignEntry {
-	return ForeignEntry(v1alpha1.AllocationName(domain, addr) + " " + att.ContainerID + "/" + att.Interface)
+func NewForeignEntry(poolName string, addr netip.Addr, att Attachment) ForeignEntry {
+	return ForeignEntry(v1alpha1.AllocationName(poolName, addr) + " " + att.ContainerID + "/" + att.Interface)
 }
 
 // allocation returns the name of the IPAllocation of the entry.
@@ -70,9 +70,9 @@ func (h *Hint) ResumeADDs() error {
 	return err
 }
 
-// Foreign returns the names of the allocations that this node must not create, because
-// nv-ipam has given the addresses and nobody has adopted them yet. There are none
-// unless an adoption is unfinished.
+// Foreign returns the addresses that this node must not claim, because nv-ipam has given them
+// and nobody has adopted them yet; each as the name that its allocation has in a pool without a
+// domain. There are none unless an adoption is unfinished.
 func (h *Hint) Foreign() map[string]bool {
 	data, err := os.ReadFile(filepath.Join(h.root, pausedFile))
 	if err != nil {

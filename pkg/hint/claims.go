@@ -94,8 +94,9 @@ func (h *Hint) HoldingIn(domain string, att Attachment) []Entry {
 	return entries
 }
 
-// Known is HoldingIn, and returns also the highest resource version of all claims in
-// the domain, and the addresses that a pod has released and that rest.
+// Known reads the entries of a domain once. It returns the attachment's claims, the highest
+// resource version of all claims, and the addresses that a pod has released and that rest. It
+// drops the entries whose rest is over.
 func (h *Hint) Known(domain string, att Attachment, pod v1alpha1.PodReference) (entries []Entry, latest uint64, resting []netip.Addr) {
 	err := h.each(domain+".", "", func(e Entry, t claimText) error {
 		if e.Domain != domain {

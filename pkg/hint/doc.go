@@ -5,8 +5,8 @@
 // pending, and what it has seen of its pools. It is a directory on the node's disk.
 //
 // A hint saves requests and decides nothing (Lampson, "Hints for Computer System
-// Design", 1983): it may be wrong, late or gone, and the API server decides. So its
-// methods return no errors. If the disk fails, the hint forgets that it is complete
+// Design", 1983): it may be wrong, late or gone, and the API server decides. So what calls
+// of the plugin use of it returns no errors. If the disk fails, the hint forgets that it is complete
 // and says so once in the log, and the next call that needs to know asks the API
 // server. What a caller must know is returned as a bool: whether a release was noted,
 // and whether its note is gone.

@@ -69,7 +69,7 @@ func (e Entry) Name() string { return v1alpha1.AllocationName(e.Domain, e.Addres
 //	                  pools/TYPE.POOL.json                                       the pool as this node sees it
 //	                        TYPE.POOL.last     -> ADDRESS                        where round robin stopped
 //	                        TYPE.POOL.full     -> VERSION                        the block was full
-//	                        TYPE.POOL.passed  -> VERSION                       the same, but the pool overflows
+//	                        TYPE.POOL.passed   -> VERSION                        the same, but the pool overflows
 //	                        TYPE.POOL.window                                   what was free in the window that was listed last
 //	                        TYPE.POOL.listing                                  held by the one call that lists a window
 //	                        TYPE.POOL@N.last ...                               the same for the Nth space that the pool overflows to
@@ -191,9 +191,8 @@ func (h *Hint) failed(doing string, err error) bool {
 const (
 	completeMark   = "@complete"
 	rebuildingMark = "@rebuilding"
-	// oldCompleteMark is completeMark of the first format. Without it, an earlier version of the
-	// plugin that is put back lists what the node holds, before it believes that this claim is
-	// none of its own.
+	// oldCompleteMark is completeMark of the first format. It is removed, so that an earlier
+	// version of the plugin, if it is put back, lists first what the node holds.
 	oldCompleteMark = ".complete"
 )
 

@@ -136,8 +136,9 @@ func (h *Hint) notFull() {
 	}
 }
 
-// SpaceOf names a space of a pool that overflows, for Last, Full, Passed and Window: 0 is
-// the node's block. No pool's name contains "@".
+// SpaceOf names a space of a pool, for Last, Full, Passed and Window: 0 is the node's block, or
+// all of a pool without blocks, and has the pool's name; those behind it are what the pool
+// overflows to. No pool's name contains "@".
 func SpaceOf(ref v1alpha1.PoolReference, number int) v1alpha1.PoolReference {
 	if number > 0 {
 		ref.Name += "@" + strconv.Itoa(number)

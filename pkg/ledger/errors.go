@@ -23,14 +23,14 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// Errors that a caller has to tell apart, besides InUseError. Any other error is the
-// API server's own, passed on unchanged.
+// Errors that a caller has to tell apart, besides InUseError. Any other error has that of the
+// API server in its chain.
 var (
 	// ErrUnavailable: the API server did not answer before the deadline, or
 	// answered that it cannot serve now.
 	ErrUnavailable = errors.New("API server unavailable")
-	// ErrUnanswered: a create was sent and not answered. The API server may have
-	// carried it out, or may still do so.
+	// ErrUnanswered: a create, or the patch of a takeover, was sent and not answered. The API
+	// server may have carried it out, or may still do so.
 	ErrUnanswered = errors.New("a create may have been carried out")
 )
 
@@ -38,7 +38,8 @@ var (
 type InUseError struct {
 	// Address that was asked for.
 	Address netip.Addr
-	// Holder is the allocation of whoever holds it; nil if nobody asked (CreateIfFree).
+	// Holder is the allocation of whoever holds it; nil if nobody asked (CreateIfFree), or if
+	// it is gone meanwhile (TakeOver).
 	Holder *v1alpha1.IPAllocation
 }
 
@@ -164,8 +165,8 @@ func isStreamError(err error) bool {
 	return strings.Contains(err.Error(), "stream error: stream ID")
 }
 
-// Retry calls f, with a context for one request, until it succeeds or fails for good,
-// or the time of ctx does not allow another try. Then the error is ErrUnavailable with
+// Retry calls f, with a context for one request, until it succeeds or fails for good (a
+// refusal, or AlreadyExists), or the time of ctx does not allow another try. Then the error is ErrUnavailable with
 // the last cause that is known. Between two tries it waits at least as long as the API
 // server asks for.
 func Retry(ctx context.Context, f func(context.Context) error) error {

@@ -7,9 +7,12 @@
 //
 //	Create   claims an address: the API server lets one create of a name win
 //	Delete   gives it back, if it is still the allocation that is meant
+//	Release  gives back one that outlives its container
+//	TakeOver claims one whose holder yields
+//	Join     claims one that moves to this node
 //	Get      reads one
-//	OfNode   lists what a node holds
-//	Held     lists which addresses of a domain are held
+//	OfNode   lists those that name a node
+//	Held     lists which addresses of a domain have one
 //
 // A request is repeated until it succeeds, is refused for good, or its time is over
 // (Retry).
@@ -90,7 +93,7 @@ func (l *Ledger) create(ctx context.Context, alloc *v1alpha1.IPAllocation, anyHo
 		}
 		holder, err := l.Client.IPAllocations(l.Namespace).Get(ctx, alloc.Name, metav1.GetOptions{})
 		switch {
-		case NotFound(err): // released between the two requests
+		case NotFound(err): // released between the two requests: Retry creates again
 			return apierrors.NewServerTimeout(v1alpha1.Resource("ipallocations"), "create", 0)
 		case err != nil:
 			unanswered = true // this attachment may be the holder
