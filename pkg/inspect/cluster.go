@@ -5,8 +5,10 @@ package inspect
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -53,7 +55,14 @@ const pageSize = 1000
 
 // each lists in pages, and calls f with each object.
 func (c *Cluster) each(ctx context.Context, what string, opts metav1.ListOptions, list pager.ListPageFunc, f func(runtime.Object)) error {
-	p := pager.New(list)
+	p := pager.New(func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
+		obj, err := list(ctx, opts)
+		if next := remainder(err); next != "" {
+			opts.Continue = next
+			return list(ctx, opts)
+		}
+		return obj, err
+	})
 	p.PageSize, p.PageBufferSize = pageSize, 1
 	read := 0
 	err := p.EachListItem(ctx, opts, func(obj runtime.Object) error {
@@ -70,7 +79,8 @@ func (c *Cluster) each(ctx context.Context, what string, opts metav1.ListOptions
 }
 
 // pages lists in pages what a request asks for, and calls f with each, as JSON. It asks for
-// the next page while f works. It returns the resource version that all of them are of.
+// the next page while f works. It returns the resource version that all of them are of, or
+// that of the first page if a later one is newer: see remainder.
 func (c *Cluster) pages(ctx context.Context, what string, request func() *rest.Request, f func(data []byte) (items int, err error)) (string, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -80,16 +90,22 @@ func (c *Cluster) pages(ctx context.Context, what string, request func() *rest.R
 	go func() {
 		defer close(found)
 		for next := ""; ; {
-			data, err := raw(ctx, request().Param("limit", strconv.Itoa(pageSize)).Param("continue", next))
+			data, err := page(next)
+			if rest := remainder(err); rest != "" {
+				data, err = page(rest)
+			}
 			if err == nil {
 				var meta metav1.ListMeta
 				meta, err = listMeta(data)
-				next, version = meta.Continue, meta.ResourceVersion
+				next, version = meta.Continue, cmp.Or(version, meta.ResourceVersion)
 			}
 			if err != nil {
 				failed <- err
 				return
 			}
+		page := func(next string) ([]byte, error) {
+			return raw(ctx, request().Param("limit", strconv.Itoa(pageSize)).Param("continue", next))
+		}
 			select {
 			case found <- data:
 			case <-ctx.Done():
@@ -129,6 +145,17 @@ func listMeta(data []byte) (metav1.ListMeta, error) {
 			return meta, nil
 		}
 	}
+// remainder returns what continues a list whose further pages the API server has dropped, in
+// the error that says so; "" if it is another error. The pages that follow are newer than
+// those before, so no object is missed that was there all the time, and none comes twice.
+func remainder(err error) string {
+	var status apierrors.APIStatus
+	if !apierrors.IsResourceExpired(err) || !errors.As(err, &status) {
+		return ""
+	}
+	return status.Status().Continue
+}
+
 	var list struct {
 		Metadata metav1.ListMeta `json:"metadata"`
 	}
