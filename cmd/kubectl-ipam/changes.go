@@ -70,7 +70,7 @@ func (o *options) release() *cobra.Command {
 		Long: `Release an address that no pod uses any more. It is refused if a pod uses the address. It
 asks before it does anything, unless --yes is set. What may still be in use, as "leaks" says
 with the state Held, is only released with --force: do it if you know that the container is
-gone.`,
+gone. So is the address that a pod does not use of two that one of its interfaces holds.`,
 		RunE: o.asks(func(cmd *cobra.Command, c *inspect.Cluster, args []string) error {
 			r, err := c.Releasable(cmd.Context(), args[0])
 			if err != nil {
@@ -81,7 +81,7 @@ gone.`,
 				return exit(exitFindings)
 			}
 			if r.Doubt != "" && !force {
-				fmt.Fprintf(o.err, "%s is not released: %s. If you know that the container is gone: --force\n", r.Allocation, r.Doubt)
+				fmt.Fprintf(o.err, "%s is not released: %s. If you know that no container has it: --force\n", r.Allocation, r.Doubt)
 				return exit(exitFindings)
 			}
 			if !yes {

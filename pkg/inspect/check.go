@@ -6,11 +6,13 @@ package inspect
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
@@ -48,6 +50,8 @@ type finding struct {
 	Mend string `json:"mend"`
 	// judgement of reclaim, for AllocationWithoutPod.
 	Verdict *judgement `json:"verdict,omitempty"`
+
+	suspect *suspect // nil if no second look is needed
 }
 
 func (f finding) compare(o finding) int {
@@ -62,6 +66,8 @@ type Report struct {
 	Allocations int `json:"allocations"`
 	Pods        int `json:"pods"`
 	Pools       int `json:"pools"`
+	// Namespace of the pools and allocations; "" is all.
+	Namespace string `json:"namespace,omitempty"`
 	// Skipped is what could not be looked at, and why.
 	Skipped []string `json:"skipped,omitempty"`
 }
@@ -72,18 +78,18 @@ func (c *Cluster) Check(ctx context.Context) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &checking{record: r, report: &Report{Pods: len(r.pods)}}
+	k := &checking{record: r, report: &Report{Pods: len(r.pods), Namespace: c.Namespace}}
 	for _, s := range r.sites {
 		k.report.Allocations += len(s.allocations)
 		k.report.Pools += len(s.pools)
-		k.allocations(s)
-		k.attachments(s)
-		k.blocks(s)
-		k.domains(s)
 	}
-	k.namespaces()
-	k.pods(k.networks(ctx, c))
+	if only := c.Limited(); only != "" {
+		k.skip("other namespaces than "+only, errors.New("you may not list the pools of all"))
+	}
+	k.readNetworks(ctx, c)
+	k.judge()
 	k.others(ctx, c)
+	k.confirm(ctx, c)
 	slices.SortFunc(k.report.Findings, finding.compare)
 	return k.report, nil
 }
@@ -92,11 +98,28 @@ func (c *Cluster) Check(ctx context.Context) (*Report, error) {
 type checking struct {
 	*record
 
-	report *Report
+	report   *Report
+	networks networks
+	held     map[*site]held
+	worn     map[place][]wearer
 }
 
-func (k *checking) find(class, namespace, subject, message, proof, mend string) {
+// judge finds what the record shows.
+func (k *checking) judge() {
+	k.wear()
+	for _, s := range k.sites {
+		k.allocations(s)
+		k.attachments(s)
+		k.blocks(s)
+		k.domains(s)
+	}
+	k.namespaces()
+	k.pods()
+}
+
+func (k *checking) find(class, namespace, subject, message, proof, mend string) *finding {
 	k.report.Findings = append(k.report.Findings, finding{Class: class, Namespace: namespace, Subject: subject, Message: message, Proof: proof, Mend: mend})
+	return &k.report.Findings[len(k.report.Findings)-1]
 }
 
 func (k *checking) skip(what string, err error) {
@@ -110,8 +133,10 @@ func (k *checking) allocations(s *site) {
 		if problem := nameProblem(a); problem != "" {
 			k.find(className, s.namespace, a.Name, problem, proofOf(a), "kubectl get ipa -n "+a.Namespace+" "+a.Name+" -o yaml; if no pod has the address: "+releaseCommand(a))
 		}
-		if wrong := wrongLabels(a); a.Labels != nil && len(wrong) > 0 { // see thin
-			k.find(classLabels, s.namespace, a.Name, "selectors do not find it: "+strings.Join(wrong, ", "), proofOf(a), relabel(a))
+		if a.Labels != nil { // see thin
+			if wrong := wrongLabels(a); len(wrong) > 0 {
+				k.find(classLabels, s.namespace, a.Name, "selectors do not find it: "+strings.Join(wrong, ", "), proofOf(a), relabel(a))
+			}
 		}
 		if len(s.inDomain(a.DomainOf())) == 0 {
 			orphans[a.DomainOf()] = append(orphans[a.DomainOf()], a)
@@ -137,12 +162,18 @@ func (k *checking) withoutPod(s *site, a *v1alpha1.IPAllocation, v judgement) {
 			mend += "; if you know that the container is gone: " + force
 		}
 	}
-	k.find(classNoPod, s.namespace, a.Name, v.Reason+": "+v.Message, proofOf(a), mend)
-	k.report.Findings[len(k.report.Findings)-1].Verdict = &v
+	if by := k.worn[place{s, a.Name}]; len(by) > 0 {
+		mend = "pod " + by[0].pod + " has the address by its network-status, so do not release it, but start that pod again: " + deletePod(by[0].pod)
+	}
+	f := k.find(classNoPod, s.namespace, a.Name, v.Reason+": "+v.Message, proofOf(a), mend)
+	f.Verdict, f.suspect = &v, suspectOf(a)
 }
 
 // proofOf names the object that shows it.
 func proofOf(a *v1alpha1.IPAllocation) string {
+	if a.Spec.IsReserved() {
+		return fmt.Sprintf("ipallocation %s (uid %s): address %s, %s", a.Name, a.UID, a.Spec.Address, ledger.HeldBy(a))
+	}
 	return fmt.Sprintf("ipallocation %s (uid %s): address %s, pod %s, node %s, container %s", a.Name, a.UID, a.Spec.Address, podKey(a.Spec.PodRef), a.Spec.NodeName, a.Spec.ContainerID)
 }
 
@@ -190,25 +221,73 @@ func relabel(a *v1alpha1.IPAllocation) string {
 	return out + " " + strings.Join(labels, " ")
 }
 
+// attachment is what has one address of a pool.
+type attachment struct {
+	node, container, iface string
+	pool                   v1alpha1.PoolReference
+}
+
+func attachmentOf(a *v1alpha1.IPAllocation) attachment {
+	return attachment{a.Spec.NodeName, a.Spec.ContainerID, a.Spec.InterfaceName, a.Spec.PoolRef}
+}
+
+// used returns the one allocation of an attachment whose address the pod has by its
+// network-status; nil if that is none of them, or more than one.
+func (p *pod) used(of []*v1alpha1.IPAllocation) (out *v1alpha1.IPAllocation) {
+	if p == nil {
+		return nil
+	}
+	has := map[string]bool{}
+	for _, st := range parseStatus(p.status) {
+		for _, addr := range st.addresses() {
+			has[st.Interface+" "+addr.String()] = true
+		}
+	}
+	for _, a := range of {
+		switch {
+		case !has[a.Spec.InterfaceName+" "+a.Spec.Address]:
+		case out != nil:
+			return nil
+		default:
+			out = a
+		}
+	}
+	return out
+}
+
 // attachments looks for two allocations of one attachment in one pool.
 func (k *checking) attachments(s *site) {
-	type key struct {
-		node, container, iface string
-		pool                   v1alpha1.PoolReference
-	}
-	seen := map[key]*v1alpha1.IPAllocation{}
+	first := map[attachment]*v1alpha1.IPAllocation{}
+	many := map[attachment][]*v1alpha1.IPAllocation{}
 	for _, a := range s.allocations {
 		if !a.Spec.Held() {
 			continue
 		}
-		at := key{a.Spec.NodeName, a.Spec.ContainerID, a.Spec.InterfaceName, a.Spec.PoolRef}
-		first := seen[at]
-		if first == nil {
-			seen[at] = a
-			continue
+		at := attachmentOf(a)
+		switch {
+		case first[at] == nil:
+			first[at] = a
+		case many[at] == nil:
+			many[at] = []*v1alpha1.IPAllocation{first[at], a}
+		default:
+			many[at] = append(many[at], a)
 		}
-		k.find(classTwoOfOne, s.namespace, a.Name, fmt.Sprintf("interface %s of pod %s has %s of the same pool as well: it uses one of them", a.Spec.InterfaceName, podKey(a.Spec.PodRef), first.Name),
-			proofOf(first)+"; "+proofOf(a), "see which one the pod has (kubectl ipam why "+podName(a.Spec.PodRef)+"), then release the other: "+releaseCommand(a))
+	}
+	for _, all := range many {
+		ref := all[0].Spec.PodRef
+		used := k.record.pods[podKey(ref)].used(all)
+		keep := cmp.Or(used, all[0])
+		for _, a := range all {
+			if a == keep {
+				continue
+			}
+			mend := "its network-status does not say which one it uses: start the pod again, which releases both: kubectl delete pod " + podName(ref)
+			if used != nil {
+				mend = "by its network-status the pod has " + used.Spec.Address + ", so release the other: " + releaseCommand(a) + " --force"
+			}
+			k.find(classTwoOfOne, s.namespace, a.Name, fmt.Sprintf("interface %s of pod %s has %s of the same pool as well: it uses one of them", a.Spec.InterfaceName, podKey(ref), keep.Name),
+				proofOf(keep)+"; "+proofOf(a), mend)
+		}
 	}
 }
 
@@ -217,15 +296,40 @@ func podName(ref v1alpha1.PodReference) string { return "-n " + ref.Namespace + 
 // blocks looks for blocks of a pool that overlap.
 func (k *checking) blocks(s *site) {
 	for _, p := range s.pools {
-		all := sorted(p.Blocks())
-		for i := 1; i < len(all); i++ {
-			if a, b := all[i-1], all[i]; a.Range.Overlaps(b.Range) && a.Node != b.Node {
-				k.find(classBlocks, s.namespace, p.Ref.Name, fmt.Sprintf("the blocks of nodes %s and %s overlap: they take addresses from each other", a.Node, b.Node),
-					fmt.Sprintf("status.allocations of %s %s: %s has %s, %s has %s", p.Ref.Kind, p.Ref.Name, a.Node, a.Range, b.Node, b.Range),
-					"only the controller should write status.allocations: see who does with "+showManagers(p)+"; the controller corrects it when the pool changes")
-			}
+		for _, pair := range overlaps(sorted(p.Blocks())) {
+			a, b := pair[0], pair[1]
+			k.find(classBlocks, s.namespace, p.Ref.Name, fmt.Sprintf("the blocks of nodes %s and %s overlap: they take addresses from each other", a.Node, b.Node),
+				fmt.Sprintf("status.allocations of %s %s: %s has %s, %s has %s", p.Ref.Kind, p.Ref.Name, a.Node, a.Range, b.Node, b.Range),
+				"only the controller should write status.allocations: see who does with "+showManagers(p)+"; the controller corrects it when the pool changes")
 		}
 	}
+}
+
+// overlaps returns each block, of those sorted by their first address, that overlaps one before
+// it of another node, with the one of these that reaches furthest.
+func overlaps(blocks []pool.Assignment) (out [][2]pool.Assignment) {
+	var far, other pool.Assignment // that reach furthest, of two nodes
+	beyond := func(a, b pool.Assignment) bool { return b.Node == "" || b.Range.To().Less(a.Range.To()) }
+	for _, b := range blocks {
+		before := far
+		if far.Node == b.Node {
+			before = other
+		}
+		if before.Node != "" && before.Range.Overlaps(b.Range) {
+			out = append(out, [2]pool.Assignment{before, b})
+		}
+		switch {
+		case far.Node == b.Node:
+			if beyond(b, far) {
+				far = b
+			}
+		case beyond(b, far):
+			far, other = b, far
+		case beyond(b, other):
+			other = b
+		}
+	}
+	return out
 }
 
 func showManagers(p *pool.Object) string {

@@ -17,139 +17,203 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/cni"
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
+	"github.com/crd-ipam/crd-ipam/pkg/reclaim"
 )
 
-// networks returns the networks whose addresses are this project's, by NAMESPACE/NAME; nil
-// if they cannot be read.
-func (k *checking) networks(ctx context.Context, c *Cluster) map[string]*cni.Network {
+// networks are the NetworkAttachmentDefinitions, of which pools are named.
+type networks struct {
+	nads map[string]*object // by NAMESPACE/NAME; nil if they cannot be read
+	read map[request]*cni.Network
+}
+
+// request is what a pod asks of a network, as far as it may say which pools that is.
+type request struct{ network, args string }
+
+func (k *checking) readNetworks(ctx context.Context, c *Cluster) {
 	nads, _, err := c.foreign(ctx, resourceNAD, "")
 	if err != nil {
 		k.skip("addresses in the pods' network-status", err)
-		return nil
+		return
 	}
-	out := map[string]*cni.Network{}
+	k.networks = networks{map[string]*object{}, map[request]*cni.Network{}}
 	for i := range nads {
-		meta := nads[i].Metadata
-		if n, err := networkOf(&nads[i], ledger.Selection{Name: meta.Name}); err == nil && n != nil {
-			out[meta.Namespace+"/"+meta.Name] = n
-		}
+		k.networks.nads[nads[i].Metadata.Namespace+"/"+nads[i].Metadata.Name] = &nads[i]
 	}
-	return out
 }
 
-// wearer is a pod that has an address by its network-status.
-type wearer struct{ pod, iface, network string }
+// network returns the network that a pod's status names, as the pod asks for it; nil if
+// addresses are not this project's concern there.
+func (k *checking) network(p *pod, key string, st status) *cni.Network {
+	nad := k.networks.nads[st.Name]
+	if nad == nil {
+		return nil
+	}
+	args := p.args(key, st)
+	asked := request{st.Name, string(args)}
+	n, found := k.networks.read[asked]
+	if !found {
+		var err error
+		if n, err = networkOf(nad, ledger.Selection{Name: nad.Metadata.Name, Args: args}); err != nil {
+			k.skip("addresses of network "+st.Name+", as pod "+key+" asks for it", err)
+		}
+		k.networks.read[asked] = n
+	}
+	return n
+}
 
-// pods compares what pods have by their network-status with the record.
-func (k *checking) pods(networks map[string]*cni.Network) {
-	worn := map[*site]map[string][]wearer{}
+// args returns the cni-args that a pod, NAMESPACE/NAME, has for a network in its status.
+func (p *pod) args(key string, st status) (args json.RawMessage) {
+	namespace, _, _ := strings.Cut(key, "/")
+	all, _ := ledger.ParseNetworks(p.networks, namespace) // one that cannot be read says nothing
+	for _, s := range all {
+		switch {
+		case s.String() != st.Name:
+		case s.Interface == st.Interface:
+			return s.Args
+		case args == nil: // multus has numbered the interfaces in another way
+			args = s.Args
+		}
+	}
+	return args
+}
+
+// wear finds which pods have which address by their network-status, by where it is recorded.
+func (k *checking) wear() {
+	k.worn, k.held = map[place][]wearer{}, map[*site]held{}
+	if len(k.networks.nads) == 0 {
+		return
+	}
+	for _, s := range k.sites {
+		k.held[s] = s.byAddress()
+	}
 	for _, key := range slices.Sorted(maps.Keys(k.record.pods)) {
 		p := k.record.pods[key]
 		if p.Ended || p.status == "" {
 			continue
 		}
 		for _, st := range parseStatus(p.status) {
-			n := networks[st.Name]
+			n := k.network(p, key, st)
 			if n == nil {
 				continue
 			}
 			for _, addr := range st.addresses() {
-				s, domain := k.place(n, p, addr)
-				if s == nil {
-					continue
-				}
-				name := v1alpha1.AllocationName(domain, addr)
-				if worn[s] == nil {
-					worn[s] = map[string][]wearer{}
-				}
-				worn[s][name] = append(worn[s][name], wearer{key, st.Interface, st.Name})
+				k.wears(n, wearer{pod: key, is: p, iface: st.Interface, network: st.Name, addr: addr})
 			}
-		}
-	}
-	for s, names := range worn {
-		k.worn(s, names)
-	}
-}
-
-// place returns the record and the domain that an address of a pod should be held in; nil
-// if none of the network's pools has it.
-func (k *checking) place(n *cni.Network, p *pod, addr netip.Addr) (*site, string) {
-	labels := map[string]string{}
-	if node := k.nodes[p.Node]; node != nil {
-		labels = node.Labels
-	}
-	for _, s := range k.sites {
-		if n.PoolsNamespace != "" && n.PoolsNamespace != s.namespace {
-			continue
-		}
-		for _, ref := range n.Pools {
-			if pool.HasLabels(ref.Name) {
-				name, err := pool.ExpandName(ref.Name, p.Node, labels)
-				if err != nil {
-					continue
-				}
-				ref.Name = name
-			}
-			for _, o := range s.pools {
-				if subnet, err := netip.ParsePrefix(o.Subnet); o.Ref == ref && err == nil && subnet.Contains(addr) {
-					return s, o.Domain
-				}
-			}
-		}
-	}
-	return nil, ""
-}
-
-func (k *checking) worn(s *site, names map[string][]wearer) {
-	held := map[string]*v1alpha1.IPAllocation{}
-	for _, a := range s.allocations {
-		held[a.Name] = a
-	}
-	for name, by := range names {
-		_, addr, _ := v1alpha1.ParseAllocationName(name)
-		a := held[name]
-		if a != nil && a.Spec.Next != nil && !slices.ContainsFunc(by, func(w wearer) bool { return !hasPod(a, w.pod) }) {
-			continue // a machine moves from one of them to the other
-		}
-		if len(by) > 1 {
-			var texts, pods []string
-			for _, w := range by {
-				texts = append(texts, fmt.Sprintf("pod %s (interface %s of network %s)", w.pod, w.iface, w.network))
-				pods = append(pods, w.pod)
-			}
-			right := "no allocation says whose it is"
-			if a != nil {
-				right = "by allocation " + a.Name + " it is pod " + podKey(a.Spec.PodRef) + "'s"
-				if next := a.Spec.Next; next != nil {
-					right += ", and moves to pod " + podKey(next.PodRef)
-				}
-			}
-			k.find(classTwoPods, s.namespace, addr.String(), fmt.Sprintf("%d pods answer on it: %s; %s", len(by), strings.Join(pods, ", "), right),
-				"annotation "+annotationStatus+" of "+strings.Join(texts, " and of "), "delete the pod whose it is not, so that it starts with another address: kubectl delete pod "+deleteOther(by, a))
-			continue
-		}
-		w := by[0]
-		ns, pod, _ := strings.Cut(w.pod, "/")
-		proof := fmt.Sprintf("annotation %s of pod %s: interface %s of network %s has %s; ", annotationStatus, w.pod, w.iface, w.network, addr)
-		mend := fmt.Sprintf("the node writes it again if the whole record was lost; else start the pod again: kubectl delete pod -n %s %s", ns, pod)
-		switch {
-		case a == nil:
-			k.find(classNotRecorded, s.namespace, addr.String(), "pod "+w.pod+" has it, and no allocation: it may be given to another pod", proof+"there is no ipallocation "+name, mend)
-		case a.Spec.ContainerID != "" && !hasPod(a, w.pod):
-			k.find(classNotRecorded, s.namespace, addr.String(), "pod "+w.pod+" has it, and the allocation is pod "+podKey(a.Spec.PodRef)+"'s", proof+proofOf(a), mend)
 		}
 	}
 }
 
-// deleteOther names a pod that should not have an address.
-func deleteOther(by []wearer, a *v1alpha1.IPAllocation) string {
+func (k *checking) wears(n *cni.Network, w wearer) {
+	at := k.place(n, w)
+	// The kubelet stops a pod, which releases its addresses, before it removes the object.
+	node := nodeEvidence(k.nodes[w.is.Node])
+	if w.is.Deleting && node != nil && node.State == reclaim.Answers && !w.holds(k.allocation(at, w.addr)) {
+		return
+	}
+	if !slices.Contains(k.worn[at], w) {
+		k.worn[at] = append(k.worn[at], w)
+	}
+}
+
+// pods compares what pods have by their network-status with the record.
+func (k *checking) pods() {
+	for at, by := range k.worn {
+		a := k.allocation(at, by[0].addr)
+		switch others := notHolding(by, a); {
+		case a != nil && a.Spec.Next != nil && len(others) == 0:
+			// a machine moves from one of them to the other
+		case len(by) > 1:
+			k.onMany(at, by, others, a)
+		case at.site != nil && (len(others) > 0 || !a.Spec.Held()):
+			k.notRecorded(at, by[0], a)
+		}
+	}
+}
+
+// notHolding returns those that do not hold an allocation.
+func notHolding(by []wearer, a *v1alpha1.IPAllocation) (out []wearer) {
 	for _, w := range by {
-		if a == nil || !hasPod(a, w.pod) {
-			ns, name, _ := strings.Cut(w.pod, "/")
-			return "-n " + ns + " " + name
+		if !w.holds(a) {
+			out = append(out, w)
 		}
 	}
-	return "NAME"
+	return out
+}
+
+// podsOf returns the pods, each once.
+func podsOf(by []wearer) (pods []string) {
+	for _, w := range by {
+		if !slices.Contains(pods, w.pod) {
+			pods = append(pods, w.pod)
+		}
+	}
+	return pods
+}
+
+// suspect returns what a finding about an address of pods rests on.
+func (at place) suspect(by []wearer) *suspect {
+	out := &suspect{pods: podsOf(by)}
+	if at.site != nil {
+		out.namespace, out.allocation = at.site.namespace, at.name
+	}
+	return out
+}
+
+func (k *checking) onMany(at place, by, others []wearer, a *v1alpha1.IPAllocation) {
+	var texts []string
+	for _, w := range by {
+		texts = append(texts, fmt.Sprintf("pod %s (interface %s of network %s)", w.pod, w.iface, w.network))
+	}
+	proof := "annotation " + annotationStatus + " of " + strings.Join(texts, " and of ")
+	namespace, _, _ := strings.Cut(by[0].network, "/")
+	if at.site != nil {
+		namespace = at.site.namespace
+	}
+	pods := podsOf(by)
+	message, mend := fmt.Sprintf("pod %s has it on %d interfaces; an address is given to one", pods[0], len(by)), "ask for another address on one of them, in the pod's template, and start the pod again: "+deletePod(pods[0])
+	if len(pods) > 1 {
+		message = fmt.Sprintf("%d pods answer on it: %s; %s", len(pods), strings.Join(pods, ", "), whose(a))
+		mend = "delete the pod whose it is not, so that it starts with another address: " + deletePod(append(others, by...)[0].pod)
+	}
+	k.find(classTwoPods, namespace, by[0].addr.String(), message, proof, mend).suspect = at.suspect(by)
+}
+
+// whose says what the record says about an address.
+func whose(a *v1alpha1.IPAllocation) string {
+	switch {
+	case a == nil:
+		return "no allocation says whose it is"
+	case !a.Spec.Held():
+		return "by allocation " + a.Name + " it is " + ledger.HeldBy(a)
+	}
+	right := "by allocation " + a.Name + " it is pod " + podKey(a.Spec.PodRef) + "'s"
+	if next := a.Spec.Next; next != nil {
+		right += ", and moves to pod " + podKey(next.PodRef)
+	}
+	return right
+}
+
+func (k *checking) notRecorded(at place, w wearer, a *v1alpha1.IPAllocation) {
+	message := "pod " + w.pod + " has it, and "
+	proof := fmt.Sprintf("annotation %s of pod %s: interface %s of network %s has %s; ", annotationStatus, w.pod, w.iface, w.network, w.addr)
+	switch {
+	case a == nil:
+		message, proof = message+"no allocation: it may be given to another pod", proof+"there is no ipallocation "+at.name
+	case !a.Spec.Held():
+		message, proof = message+"the allocation is no container's, but "+ledger.HeldBy(a)+": it may be given to another pod", proof+proofOf(a)
+	case podKey(a.Spec.PodRef) == w.pod:
+		message, proof = message+"the allocation is an earlier pod's of the name: it may be given to another pod", proof+proofOf(a)
+	default:
+		message, proof = message+"the allocation is pod "+podKey(a.Spec.PodRef)+"'s", proof+proofOf(a)
+	}
+	k.find(classNotRecorded, at.site.namespace, w.addr.String(), message, proof,
+		"the node writes it again if the whole record was lost; else start the pod again: "+deletePod(w.pod)).suspect = at.suspect([]wearer{w})
+}
+
+// deletePod is the command that ends a pod, NAMESPACE/NAME.
+func deletePod(pod string) string {
+	namespace, name, _ := strings.Cut(pod, "/")
+	return "kubectl delete pod -n " + namespace + " " + name
 }
 
 // Other managers' objects.
@@ -158,9 +222,13 @@ const (
 	resourceWhereaboutsReservations = "whereabouts.cni.cncf.io/v1alpha1/overlappingrangeipreservations"
 )
 
-// others looks for addresses that whereabouts gives as well.
+// claim is what whereabouts says about an address.
+type claim struct{ pod, proof string }
+
+// others looks for addresses that whereabouts gives as well. That it names the pod that has the
+// address here is no fault: so it is after a migration.
 func (k *checking) others(ctx context.Context, c *Cluster) {
-	theirs := map[netip.Addr]string{} // what proves it
+	theirs := map[netip.Addr][]claim{}
 	pools, _, err := c.foreign(ctx, resourceWhereaboutsPools, "")
 	if err != nil {
 		k.skip("whereabouts' pools", err)
@@ -177,8 +245,8 @@ func (k *checking) others(ctx context.Context, c *Cluster) {
 			PodRef string `json:"podref"`
 		}
 		_ = json.Unmarshal(r.Spec, &spec)
-		if addr, ok := reservedAddress(r.Metadata.Name); ok && theirs[addr] == "" {
-			theirs[addr] = fmt.Sprintf("overlappingrangeipreservation %s/%s of pod %s", r.Metadata.Namespace, r.Metadata.Name, spec.PodRef)
+		for _, addr := range reservedAddresses(r.Metadata.Name) {
+			theirs[addr] = append(theirs[addr], claim{spec.PodRef, fmt.Sprintf("overlappingrangeipreservation %s/%s of pod %s", r.Metadata.Namespace, r.Metadata.Name, spec.PodRef)})
 		}
 	}
 	if len(theirs) == 0 {
@@ -187,17 +255,35 @@ func (k *checking) others(ctx context.Context, c *Cluster) {
 	for _, s := range k.sites {
 		for _, a := range s.allocations {
 			addr, err := pool.ParseAddr(a.Spec.Address)
-			if proof := theirs[addr]; err == nil && proof != "" {
-				k.find(classOtherManager, s.namespace, a.Name, "whereabouts has given the address as well: if both are one network, two pods answer on it",
-					"whereabouts' "+proof+"; "+proofOf(a), "move the networks of one of the two managers to another range, or start the pod of one again: kubectl delete pod "+podName(a.Spec.PodRef))
+			if err != nil {
+				continue
+			}
+			for _, t := range theirs[addr] {
+				if t.pod != podKey(a.Spec.PodRef) {
+					k.otherManager(s, a, t)
+					break
+				}
 			}
 		}
 	}
 }
 
+func (k *checking) otherManager(s *site, a *v1alpha1.IPAllocation, t claim) {
+	message, mend := "whereabouts has given the address as well: if both are one network, two pods answer on it", "move the networks of one of the two managers to another range"
+	if a.Spec.Held() {
+		mend += ", or start the pod of one again: kubectl delete pod " + podName(a.Spec.PodRef)
+	} else {
+		message = "whereabouts has given the address, and here it is " + ledger.HeldBy(a) + ": if both are one network, a second pod may get it"
+	}
+	if owner := a.Spec.Owner; owner != nil && owner.Kind == v1alpha1.KindIPReservation && a.Spec.IsReserved() {
+		mend += ", or end the reservation: kubectl delete ipr -n " + owner.Namespace + " " + owner.Name
+	}
+	k.find(classOtherManager, s.namespace, a.Name, message, "whereabouts' "+t.proof+"; "+proofOf(a), mend)
+}
+
 // readWhereabouts enters the addresses of one of its pools: spec.allocations has them by
 // their distance from the network address.
-func readWhereabouts(p object, into map[netip.Addr]string) {
+func readWhereabouts(p object, into map[netip.Addr][]claim) {
 	var spec struct {
 		Range       string `json:"range"`
 		Allocations map[string]struct {
@@ -222,18 +308,19 @@ func readWhereabouts(p object, into map[netip.Addr]string) {
 			continue
 		}
 		addr, _ := netip.AddrFromSlice(sum.FillBytes(make([]byte, first.BitLen()/8)))
-		into[addr] = fmt.Sprintf("pool %s/%s, allocation %s of pod %s", p.Metadata.Namespace, p.Metadata.Name, text, holder.PodRef)
+		into[addr] = append(into[addr], claim{holder.PodRef, fmt.Sprintf("pool %s/%s, allocation %s of pod %s", p.Metadata.Namespace, p.Metadata.Name, text, holder.PodRef)})
 	}
 }
 
-// reservedAddress reads the address at the end of the name of a reservation, in which ":"
-// is "-" and a network's name may come first.
-func reservedAddress(name string) (netip.Addr, bool) {
+// reservedAddresses reads the address at the end of the name of a reservation, in which ":" is
+// "-" and a network's name may come first. It returns all that it may be: of rail-1-fd00--5,
+// both 1:fd00::5 and fd00::5.
+func reservedAddresses(name string) (out []netip.Addr) {
 	for rest := name; rest != ""; {
 		if a, err := netip.ParseAddr(strings.ReplaceAll(rest, "-", ":")); err == nil {
-			return a, true
+			out = append(out, a)
 		}
 		_, rest, _ = strings.Cut(rest, "-")
 	}
-	return netip.Addr{}, false
+	return out
 }

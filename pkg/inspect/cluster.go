@@ -34,6 +34,17 @@ type Cluster struct {
 	Fallback string
 	// Progress is told how many objects of a long list have been read; nil tells nobody.
 	Progress func(what string, read int)
+
+	limited bool // to Fallback
+}
+
+// Limited returns the namespace to which answers are limited, because whoever asks may not
+// look in all; "" if they are not.
+func (c *Cluster) Limited() string {
+	if !c.limited {
+		return ""
+	}
+	return c.Namespace
 }
 
 // Connect returns the cluster of a client configuration.
@@ -89,6 +100,9 @@ func (c *Cluster) pages(ctx context.Context, what string, request func() *rest.R
 	version := "" // belongs to who asks, until found is closed
 	go func() {
 		defer close(found)
+		page := func(next string) ([]byte, error) {
+			return raw(ctx, request().Param("limit", strconv.Itoa(pageSize)).Param("continue", next))
+		}
 		for next := ""; ; {
 			data, err := page(next)
 			if rest := remainder(err); rest != "" {
@@ -103,9 +117,6 @@ func (c *Cluster) pages(ctx context.Context, what string, request func() *rest.R
 				failed <- err
 				return
 			}
-		page := func(next string) ([]byte, error) {
-			return raw(ctx, request().Param("limit", strconv.Itoa(pageSize)).Param("continue", next))
-		}
 			select {
 			case found <- data:
 			case <-ctx.Done():
@@ -134,17 +145,6 @@ func (c *Cluster) pages(ctx context.Context, what string, request func() *rest.R
 	}
 }
 
-// listMeta returns the metadata of a list. The API server writes a list of custom resources
-// with its metadata at the end, where they are read without the rest.
-func listMeta(data []byte) (metav1.ListMeta, error) {
-	const key = `"metadata":`
-	if i := bytes.LastIndex(data, []byte(key)); i >= 0 {
-		var meta metav1.ListMeta
-		tail := json.NewDecoder(bytes.NewReader(data[i+len(key):]))
-		if tail.Decode(&meta) == nil && string(bytes.TrimSpace(data[i+len(key)+int(tail.InputOffset()):])) == "}" {
-			return meta, nil
-		}
-	}
 // remainder returns what continues a list whose further pages the API server has dropped, in
 // the error that says so; "" if it is another error. The pages that follow are newer than
 // those before, so no object is missed that was there all the time, and none comes twice.
@@ -156,6 +156,17 @@ func remainder(err error) string {
 	return status.Status().Continue
 }
 
+// listMeta returns the metadata of a list. The API server writes a list of custom resources
+// with its metadata at the end, where they are read without the rest.
+func listMeta(data []byte) (metav1.ListMeta, error) {
+	const key = `"metadata":`
+	if i := bytes.LastIndex(data, []byte(key)); i >= 0 {
+		var meta metav1.ListMeta
+		tail := json.NewDecoder(bytes.NewReader(data[i+len(key):]))
+		if tail.Decode(&meta) == nil && string(bytes.TrimSpace(data[i+len(key)+int(tail.InputOffset()):])) == "}" {
+			return meta, nil
+		}
+	}
 	var list struct {
 		Metadata metav1.ListMeta `json:"metadata"`
 	}

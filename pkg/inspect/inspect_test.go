@@ -46,19 +46,23 @@ func TestListMeta(t *testing.T) {
 	}
 }
 
-func TestReservedAddress(t *testing.T) {
+func TestReservedAddresses(t *testing.T) {
 	for name, want := range map[string]string{
-		"10.0.0.5": "10.0.0.5", "net-10.0.0.5": "10.0.0.5", "fd00--5": "fd00::5", "my-net-fd00--5": "fd00::5", "nonsense": "", "": "", "-": "",
+		"10.0.0.5": "10.0.0.5", "net-10.0.0.5": "10.0.0.5", "fd00--5": "fd00::5", "my-net-fd00--5": "fd00::5",
+		"rail-1-fd00--5": "1:fd00::5 fd00::5", "rail---5": "::5", "nonsense": "", "": "", "-": "",
 	} {
-		got, ok := reservedAddress(name)
-		if ok != (want != "") || ok && got.String() != want {
-			t.Errorf("%q: %v, %v, want %s", name, got, ok, want)
+		var got []string
+		for _, a := range reservedAddresses(name) {
+			got = append(got, a.String())
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%q: %v, want %s", name, got, want)
 		}
 	}
 }
 
 func TestReadWhereabouts(t *testing.T) {
-	got := map[netip.Addr]string{}
+	got := map[netip.Addr][]claim{}
 	for _, spec := range []string{
 		`{"range": "10.0.0.0/24", "allocations": {"5": {"podref": "a/b"}, "-1": {}, "x": {}, "99999999999": {}}}`,
 		`{"range": "fd00::/64", "allocations": {"18446744073709551615": {"podref": "a/c"}}}`,
@@ -66,8 +70,10 @@ func TestReadWhereabouts(t *testing.T) {
 	} {
 		readWhereabouts(object{Spec: json.RawMessage(spec)}, got)
 	}
-	if len(got) != 2 || !strings.Contains(got[netip.MustParseAddr("10.0.0.5")], "a/b") || !strings.Contains(got[netip.MustParseAddr("fd00::ffff:ffff:ffff:ffff")], "a/c") {
-		t.Errorf("read %v", got)
+	for text, pod := range map[string]string{"10.0.0.5": "a/b", "fd00::ffff:ffff:ffff:ffff": "a/c"} {
+		if all := got[netip.MustParseAddr(text)]; len(got) != 2 || len(all) != 1 || all[0].pod != pod {
+			t.Errorf("read %v", got)
+		}
 	}
 }
 

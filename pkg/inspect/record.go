@@ -21,6 +21,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned/scheme"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 	"github.com/crd-ipam/crd-ipam/pkg/reclaim"
 )
@@ -48,7 +49,8 @@ type site struct {
 type pod struct {
 	reclaim.Pod
 
-	status string // the annotation that says which addresses it has
+	networks string // the annotation that says what it asks for
+	status   string // the annotation that says which addresses it has
 }
 
 // parts says what of the record is read.
@@ -85,8 +87,8 @@ func (r *record) at(namespace string) *site {
 	return r.sites[i]
 }
 
-// pools lists the pools of all kinds. If nobody may list those of all namespaces, it goes on
-// in the fallback.
+// pools lists the pools of all kinds. If whoever asks may not list those of all namespaces, it
+// goes on in the fallback.
 func (c *Cluster) pools(ctx context.Context) (all []*pool.Object, err error) {
 	for _, kind := range pool.Kinds() {
 		err := c.poolsOf(ctx, kind, func(p *pool.Object) { all = append(all, p) })
@@ -178,11 +180,6 @@ func (c *Cluster) list(ctx context.Context, where fields.Set, matches func(*v1al
 		}
 		return len(page.Items), err
 	})
-}
-
-// hasPod reports whether a pod, NAMESPACE/NAME, holds the address of an allocation, or is next.
-func hasPod(a *v1alpha1.IPAllocation, pod string) bool {
-	return podKey(a.Spec.PodRef) == pod || a.Spec.Next != nil && podKey(a.Spec.Next.PodRef) == pod
 }
 
 // item is what is read of an allocation: the rest of its metadata is longer than all of it.
@@ -302,7 +299,7 @@ func (c *Cluster) readPods(ctx context.Context, into map[string]*pod) error {
 }
 
 func podOf(p *corev1.Pod) *pod {
-	out := &pod{Pod: *reclaim.PodOf(p), status: p.Annotations[annotationStatus]}
+	out := &pod{Pod: *reclaim.PodOf(p), networks: p.Annotations[ledger.AnnotationNetworks], status: p.Annotations[annotationStatus]}
 	out.Placed, out.Node = true, p.Spec.NodeName
 	out.Ended = p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
 	return out

@@ -65,15 +65,48 @@ func (c *Cluster) Releasable(ctx context.Context, text string) (*Releasable, err
 		}
 		moves = p != nil && p.UID == next.PodRef.UID && !p.Ended
 	}
+	used, worn, err := l.worn(ctx, a)
+	if err != nil {
+		return nil, err
+	}
 	switch {
+	case v.State == stateInUse && used != nil:
+		out.Doubt = fmt.Sprintf("pod %s exists, and has %s in its place by its network-status; a container may still use it", podKey(a.Spec.PodRef), used.Spec.Address)
 	case v.State == stateInUse:
 		out.Refusal = fmt.Sprintf("pod %s uses it (%s): if it were free, it would be given to another pod as well; end the pod: kubectl delete pod %s", podKey(a.Spec.PodRef), v.Message, podName(a.Spec.PodRef))
 	case moves:
 		out.Refusal = fmt.Sprintf("a machine moves to pod %s with it; end that pod first: kubectl delete pod %s", podKey(a.Spec.Next.PodRef), podName(a.Spec.Next.PodRef))
 	case v.State == stateHeld:
 		out.Doubt = v.Reason + ": " + v.Message + "; a container may still use it"
+	case v.State == stateLeaked && worn:
+		out.Doubt = v.Reason + ": " + v.Message + ", and pod " + podKey(a.Spec.PodRef) + " has the address by its network-status"
 	}
 	return out, nil
+}
+
+// worn says what the pod of an allocation's name has by its network-status: the address
+// itself, or that of another allocation of the same attachment in its place.
+func (l *live) worn(ctx context.Context, a *v1alpha1.IPAllocation) (instead *v1alpha1.IPAllocation, itself bool, err error) {
+	p, err := l.pod(ctx, a.Spec.PodRef)
+	if p == nil || err != nil || !a.Spec.Held() {
+		return nil, false, err
+	}
+	all, err := l.ofPod(ctx, a.Spec.PodRef)
+	if err != nil {
+		return nil, false, err
+	}
+	all = slices.DeleteFunc(slices.Clone(all), func(o *v1alpha1.IPAllocation) bool {
+		return o.Namespace != a.Namespace || !o.Spec.Held() || attachmentOf(o) != attachmentOf(a)
+	})
+	used := p.used(all)
+	if used == nil {
+		return nil, false, nil
+	}
+	itself = used.UID == a.UID
+	if !itself {
+		instead = used
+	}
+	return instead, itself && !p.Ended, nil
 }
 
 // named returns the allocations of a name or an address.

@@ -145,7 +145,10 @@ func (c *Cluster) Leaks(ctx context.Context, name string) ([]Holder, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out []Holder
+	return c.stillLeak(ctx, r, r.leaks(name))
+}
+
+func (r *record) leaks(name string) (out []Holder) {
 	for _, s := range r.sites {
 		for _, a := range s.allocations {
 			if name != "" && a.Spec.PoolRef.Name != name {
@@ -157,5 +160,5 @@ func (c *Cluster) Leaks(ctx context.Context, name string) ([]Holder, error) {
 		}
 	}
 	slices.SortFunc(out, Holder.compare)
-	return out, nil
+	return out
 }

@@ -286,23 +286,9 @@ func (w *why) noNetwork(ctx context.Context, c *Chain, s ledger.Selection) error
 	return nil
 }
 
-// poolsNamespace returns where the node looks for pools, as far as can be known from here: a
-// node's nv-ipam.conf says it.
-func (w *why) poolsNamespace(n *cni.Network) string {
-	if n.PoolsNamespace != "" {
-		return n.PoolsNamespace
-	}
-	for _, s := range w.record.sites { // where nodes have blocks
-		if slices.ContainsFunc(s.pools, func(p *pool.Object) bool { return p.Allocations != nil || len(p.Status.Conditions) > 0 }) {
-			return s.namespace
-		}
-	}
-	return w.Namespace
-}
-
 // pools finds the pools that a network names.
 func (w *why) pools(_ context.Context, c *Chain, n *cni.Network) (found []*pool.Object, ok bool) {
-	site := w.record.site(w.poolsNamespace(n))
+	site := w.record.site(cmp.Or(w.record.poolsOn(n, w.pod.Spec.NodeName, w.holds), w.Namespace))
 	for _, ref := range n.Pools {
 		if pool.HasLabels(ref.Name) {
 			labels := map[string]string{}

@@ -121,6 +121,10 @@ func (p *Pod) own(a *v1alpha1.IPAllocation) string {
 // elsewhere reports whether p is known not to be on an allocation's node.
 func (p *Pod) elsewhere(a *v1alpha1.IPAllocation) bool { return p.Placed && p.Node != a.Spec.NodeName }
 
+// Holds reports whether p, which has the name in an allocation's podRef, is the pod that the
+// allocation is for, and not another one of its name.
+func (p *Pod) Holds(a *v1alpha1.IPAllocation) bool { return p.own(a) != "" && !p.elsewhere(a) }
+
 // Unplaced reports whether the evidence rests on a pod whose place is not known yet:
 // whether it is on the allocation's node, or, if nothing runs there any more, whether
 // it has ended.

@@ -4,10 +4,18 @@
 package inspect
 
 import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -68,11 +76,20 @@ func TestCheck(t *testing.T) {
 			h.claim(t, "10.1.0.2", "worker-1", h.pod(t, "a", "worker-1", networkStatus, h.has("rail1", "10.1.0.2")))
 			h.pod(t, "b", "worker-2", networkStatus, h.has("rail1", "10.1.0.2"))
 		}, says: []string{"2 pods answer on it", "by allocation rail1.10.1.0.2 it is pod", "/a's", "kubectl delete pod -n ", " b"}},
+		{name: "pod has an address of an earlier pod of its name", class: "AddressNotRecorded", also: []string{"AllocationWithoutPod"}, plant: func(t *testing.T, h *house) {
+			h.network(t, "rail1", map[string]any{"poolName": "rail1"})
+			h.claim(t, "10.1.0.5", "worker-1", h.gone("a"))
+			h.pod(t, "a", "worker-1", networkStatus, h.has("rail1", "10.1.0.5"))
+		}, says: []string{"the allocation is an earlier pod's of the name", "pod_replaced", "do not release it, but start that pod again"}},
+		{name: "the pod's own words name the pool", class: "AddressNotRecorded", plant: func(t *testing.T, h *house) {
+			h.network(t, "n", map[string]any{"poolName": "", "forcePoolName": true})
+			h.pod(t, "a", "worker-1", networks, `[{"name": "n", "cni-args": {"poolNames": ["rail1"]}}]`, networkStatus, h.has("n", "10.1.0.2"))
+		}},
 		{name: "two allocations of one attachment", class: "AttachmentHoldsTwo", plant: func(t *testing.T, h *house) {
 			p := h.pod(t, "a", "worker-1")
 			h.claim(t, "10.1.0.2", "worker-1", p)
 			h.claim(t, "10.1.0.3", "worker-1", p)
-		}, says: []string{"interface net1 of pod", "has rail1.10.1.0.2 of the same pool as well", "kubectl ipam release -n", "rail1.10.1.0.3"}},
+		}, says: []string{"interface net1 of pod", "has rail1.10.1.0.2 of the same pool as well", "does not say which one it uses", "kubectl delete pod -n"}},
 		{name: "name and address disagree", class: "NameDisagrees", plant: func(t *testing.T, h *house) {
 			h.claim(t, "10.1.0.2", "worker-1", h.pod(t, "a", "worker-1"))
 			env.Rewrite(t, h.NS, "rail1.10.1.0.2", func(spec map[string]any) { spec["address"] = "10.1.0.9" })
@@ -98,6 +115,22 @@ func TestCheck(t *testing.T) {
 				"range": "10.1.0.0/24", "allocations": map[string]any{"2": map[string]any{"id": "x", "podref": "default/other", "ifname": "net1"}},
 			})
 		}, says: []string{"whereabouts has given the address as well", "allocation 2 of pod default/other"}},
+		{name: "whereabouts has the pod's address from before the migration", plant: func(t *testing.T, h *house) {
+			h.claim(t, "10.1.0.2", "worker-1", h.pod(t, "a", "worker-1"))
+			h.foreign(t, "whereabouts.cni.cncf.io/v1alpha1", "IPPool", "ippools", "10.1.0.0-24", map[string]any{
+				"range": "10.1.0.0/24", "allocations": map[string]any{"2": map[string]any{"id": "x", "podref": h.NS + "/a", "ifname": "net1"}},
+			})
+			h.foreign(t, "whereabouts.cni.cncf.io/v1alpha1", "OverlappingRangeIPReservation", "overlappingrangeipreservations", "10.1.0.2", map[string]any{"podref": h.NS + "/a"})
+		}},
+		{name: "whereabouts' pool holds a reserved address", class: "HeldByOtherManager", plant: func(t *testing.T, h *house) {
+			a := rig.Allocation("rail1", "10.1.0.5", "", v1alpha1.PodReference{}, "")
+			a.Labels, a.Spec = nil, v1alpha1.IPAllocationSpec{PoolRef: a.Spec.PoolRef, Address: "10.1.0.5"}
+			a.Spec.Owner = &v1alpha1.AllocationOwner{APIGroup: v1alpha1.GroupName, Kind: v1alpha1.KindIPReservation, Namespace: h.NS, Name: "printers"}
+			h.Claim(t, h.IPAM, a)
+			h.foreign(t, "whereabouts.cni.cncf.io/v1alpha1", "IPPool", "ippools", "10.1.0.0-24", map[string]any{
+				"range": "10.1.0.0/24", "allocations": map[string]any{"5": map[string]any{"id": "x", "podref": "default/other", "ifname": "net1"}},
+			})
+		}, says: []string{"and here it is reserved for IPReservation ", "/printers: if both are one network", "or end the reservation: kubectl delete ipr -n ", " printers"}},
 		{name: "whereabouts' reservation holds the address", class: "HeldByOtherManager", plant: func(t *testing.T, h *house) {
 			h.claim(t, "10.1.0.2", "worker-1", h.pod(t, "a", "worker-1"))
 			h.foreign(t, "whereabouts.cni.cncf.io/v1alpha1", "OverlappingRangeIPReservation", "overlappingrangeipreservations", "net-10.1.0.2", map[string]any{"podref": "default/other"})
@@ -132,6 +165,20 @@ func TestCheck(t *testing.T) {
 		h.ipam(t, "check").want(t, 1, "PoolsOfTwoNamespaces", "have addresses in common, and nodes take addresses from both", "docs/migration.md", other.NS)
 		tested["PoolsOfTwoNamespaces"] = true
 	})
+	t.Run("another namespace has a pool of the name", func(t *testing.T) {
+		h := newHouse(t)
+		before := "a-" + h.NS // comes first
+		if _, err := h.Kube.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: before}}, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		other := &house{&rig.Cluster{Env: h.Env, NS: before, Kube: h.Kube, IPAM: h.IPAM}}
+		t.Cleanup(func() { other.clear(t) })
+		other.Pool(t, "rail1", v1alpha1.IPPoolSpec{Subnet: "10.1.0.0/24", PerNodeBlockSize: 16})
+		h.nad(t, "n", string(rig.NetConf(t, "0.3.1", map[string]any{"poolName": "rail1"}, nil)))
+		h.claim(t, "10.1.0.2", "worker-1", h.pod(t, "a", "worker-1", networks, "n", networkStatus, h.has("n", "10.1.0.2")))
+		h.ipam(t, "check").want(t, 0, "0 findings")
+		h.ipam(t, "why", "-n", h.NS, "a").want(t, 0, "the pod has 10.1.0.2")
+	})
 	t.Run("a user who may see pools and pods, and no networks", func(t *testing.T) {
 		h := newHouse(t)
 		kubeconfig := h.user(t, "half", `{"rules": [{"apiGroups": ["nv-ipam.nvidia.com"], "resources": ["*"], "verbs": ["list"]}, {"apiGroups": [""], "resources": ["pods", "nodes"], "verbs": ["list"]}]}`)
@@ -146,4 +193,89 @@ func TestCheck(t *testing.T) {
 			t.Errorf("no test finds %s", class)
 		}
 	}
+}
+
+// Pods start and end while the lists are read. That is no finding.
+func TestPodsComeAndGo(t *testing.T) {
+	for _, command := range []string{"check", "leaks"} {
+		t.Run(command, func(t *testing.T) {
+			h := newHouse(t)
+			h.network(t, "rail1", map[string]any{"poolName": "rail1"})
+			h.claim(t, "10.1.0.7", "worker-1", h.pod(t, "old", "worker-1"))
+			p := rig.NewProxy(t, h.Env.Config, true)
+			kubeconfig := p.Kubeconfig(t, filepath.Join(t.TempDir(), "kubeconfig"))
+			var once sync.Once
+			p.Fail(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/api/v1/pods" { // the allocations have been read
+					once.Do(func() {
+						ref := h.pod(t, "new", "worker-1", networks, "rail1", networkStatus, h.has("rail1", "10.1.0.2"))
+						h.claim(t, "10.1.0.2", "worker-1", ref)
+						if err := h.IPAM.IPAllocations(h.NS).Delete(t.Context(), "rail1.10.1.0.7", metav1.DeleteOptions{}); err != nil {
+							t.Error(err)
+						}
+						if err := h.Kube.CoreV1().Pods(h.NS).Delete(t.Context(), "old", metav1.DeleteOptions{GracePeriodSeconds: new(int64)}); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+				p.Forward.ServeHTTP(w, r)
+			})
+			ipamAs(t, kubeconfig, "", command, "-n", h.NS).want(t, 0)
+		})
+	}
+}
+
+// An API server that has dropped what a list goes on with says how to go on without it.
+func TestCompaction(t *testing.T) {
+	h := newHouse(t)
+	for i := 2; i <= 16; i++ {
+		h.claim(t, fmt.Sprintf("10.1.0.%d", i), "worker-1", h.gone(fmt.Sprint("b", i)))
+	}
+	p := rig.NewProxy(t, h.Env.Config, true)
+	kubeconfig := p.Kubeconfig(t, filepath.Join(t.TempDir(), "kubeconfig"))
+	var expired, on atomic.Bool
+	p.Fail(func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		if !strings.HasSuffix(r.URL.Path, "/ipallocations") {
+			p.Forward.ServeHTTP(w, r)
+			return
+		}
+		q.Set("limit", "5")
+		next := q.Get("continue")
+		if next != "" && expired.CompareAndSwap(false, true) {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusGone)
+			_ = json.NewEncoder(w).Encode(metav1.Status{
+				TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, ListMeta: metav1.ListMeta{Continue: inconsistent(t, next)},
+				Status: metav1.StatusFailure, Reason: metav1.StatusReasonExpired, Code: http.StatusGone, Message: "The provided continue parameter is too old",
+			})
+			return
+		}
+		on.Store(on.Load() || next != "")
+		r.URL.RawQuery = q.Encode()
+		p.Forward.ServeHTTP(w, r)
+	})
+	a := ipamAs(t, kubeconfig, "", "show", "-n", h.NS, "-o", "json")
+	if item := a.items(t)[0]; field(item, "used") != "15" || !expired.Load() || !on.Load() {
+		t.Errorf("show says %v", item)
+	}
+}
+
+// inconsistent returns what an API server continues a list with whose revision is compacted.
+func inconsistent(t *testing.T, next string) string {
+	t.Helper()
+	data, err := base64.RawURLEncoding.DecodeString(next)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var token map[string]any
+	if err := json.Unmarshal(data, &token); err != nil {
+		t.Fatal(err)
+	}
+	token["rv"] = -1
+	data, err = json.Marshal(token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return base64.RawURLEncoding.EncodeToString(data)
 }

@@ -255,6 +255,24 @@ func TestRelease(t *testing.T) {
 	}
 }
 
+// Of two addresses of one attachment, the one that the pod does not have is released by force.
+func TestReleaseOneOfTwo(t *testing.T) {
+	h := newHouse(t)
+	h.network(t, "rail1", map[string]any{"poolName": "rail1"})
+	p := h.pod(t, "a", "worker-1", networks, "rail1", networkStatus, h.has("rail1", "10.1.0.3"))
+	h.claim(t, "10.1.0.2", "worker-1", p)
+	h.claim(t, "10.1.0.3", "worker-1", p)
+	h.ipam(t, "release", "-n", h.NS, "10.1.0.3", "-y", "--force").want(t, 1, "/a uses it (pod exists)")
+	h.ipam(t, "release", "-n", h.NS, "10.1.0.2", "-y").want(t, 1, "has 10.1.0.3 in its place by its network-status", "--force")
+	mend := h.ipam(t, "check", "-n", h.NS, "-o", "json").items(t)[0]["mend"].(string)
+	_, args, found := strings.Cut(mend, "kubectl ipam ")
+	if !found {
+		t.Fatal(mend)
+	}
+	h.ipam(t, append(strings.Fields(args), "-y")...).want(t, 0, "rail1.10.1.0.2 is released")
+	h.ipam(t, "check", "-n", h.NS).want(t, 0)
+}
+
 func TestPlan(t *testing.T) {
 	h := newHouse(t)
 	h.claim(t, "10.1.0.2", "worker-1", h.pod(t, "a", "worker-1"))
