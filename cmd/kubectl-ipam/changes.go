@@ -43,6 +43,7 @@ func (o *options) plan() *cobra.Command {
 			if err := o.print("PlanList", plans, nil, func(p *printer) { p.plans(plans) }); err != nil {
 				return err
 			}
+			o.note(c)
 			for _, p := range plans {
 				if p.Harms() {
 					return exit(exitFindings)

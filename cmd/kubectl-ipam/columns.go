@@ -14,9 +14,9 @@ import (
 // named is how many nodes or addresses a line names before it only counts.
 const named = 10
 
-func (p *printer) pools(pools []inspect.Pool, blocks, explain bool) {
+func (p *printer) pools(pools []inspect.Pool, namespace string, blocks, explain bool) {
 	if len(pools) == 0 {
-		fmt.Fprintln(p.out, "There are no pools.")
+		fmt.Fprintf(p.out, "There are no pools%s.\n", in(namespace))
 		return
 	}
 	var rows [][]cell
@@ -45,6 +45,14 @@ func (p *printer) pools(pools []inspect.Pool, blocks, explain bool) {
 	if blocks {
 		p.blocks(pools)
 	}
+}
+
+// in names the namespace that was looked at, unless it is all.
+func in(namespace string) string {
+	if namespace == "" {
+		return ""
+	}
+	return " in namespace " + namespace
 }
 
 func (p *printer) note(name, reason, message string) {
@@ -148,7 +156,7 @@ func (p *printer) findings(report *inspect.Report) {
 	for _, s := range report.Skipped {
 		fmt.Fprintf(p.out, "%s %s\n", p.paint(yellow, "not looked at:"), s)
 	}
-	fmt.Fprintf(p.out, "%d findings in %d pools, %d allocations, %d pods\n", len(report.Findings), report.Pools, report.Allocations, report.Pods)
+	fmt.Fprintf(p.out, "%d findings in %d pools, %d allocations%s, %d pods\n", len(report.Findings), report.Pools, report.Allocations, in(report.Namespace), report.Pods)
 }
 
 func (p *printer) chains(chains []inspect.Chain) {

@@ -19,7 +19,15 @@ func (o *options) asks(question func(*cobra.Command, *inspect.Cluster, []string)
 		if err != nil {
 			return err
 		}
+		defer o.note(c)
 		return question(cmd, c, args)
+	}
+}
+
+// note says which namespace an answer is limited to, if it is.
+func (o *options) note(c *inspect.Cluster) {
+	if only := c.Limited(); only != "" {
+		fmt.Fprintf(o.err, "only namespace %s was looked at: you may not list the pools of all namespaces\n", only)
 	}
 }
 
@@ -35,6 +43,7 @@ func (o *options) asksOfPod(question func(cmd *cobra.Command, c *inspect.Cluster
 		if err != nil {
 			return err
 		}
+		defer o.note(c)
 		return question(cmd, c, namespace, args)
 	}
 }
@@ -48,7 +57,7 @@ func (o *options) show() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return o.print("PoolList", pools, nil, func(p *printer) { p.pools(pools, blocks, len(args) > 0) })
+			return o.print("PoolList", pools, nil, func(p *printer) { p.pools(pools, c.Namespace, blocks, len(args) > 0) })
 		}),
 	}
 	cmd.Flags().BoolVar(&blocks, "blocks", false, "Show the block of each node, and how full it is")
@@ -75,6 +84,9 @@ func (o *options) who() *cobra.Command {
 
 // nobody says that nobody holds it.
 func (o *options) nobody(cmd *cobra.Command, c *inspect.Cluster, who inspect.Who, text string) error {
+	if only := c.Limited(); only != "" {
+		return fmt.Errorf("namespace %s has no allocation for %s, and another one may have: name the namespace of the pools with --pools-namespace", only, text)
+	}
 	if !who.Address.IsValid() {
 		fmt.Fprintf(o.err, "%s holds no address (or is in another namespace: -n)\n", text)
 		return exit(exitFindings)

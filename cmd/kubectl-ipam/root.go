@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 
 	"github.com/crd-ipam/crd-ipam/pkg/inspect"
@@ -71,6 +73,18 @@ func (o *options) namespace() (name string, said bool, err error) {
 	return name, *o.kube.Namespace != "", err
 }
 
+// contextNamespace returns that of the current context, whatever -n says.
+func (o *options) contextNamespace() (string, error) {
+	config, err := o.kube.ToRawKubeConfigLoader().RawConfig()
+	if err != nil {
+		return "", err
+	}
+	if current := config.Contexts[cmp.Or(*o.kube.Context, config.CurrentContext)]; current != nil && current.Namespace != "" {
+		return current.Namespace, nil
+	}
+	return metav1.NamespaceDefault, nil
+}
+
 // connect returns the cluster. ofPod says that -n is a pod's.
 func (o *options) connect(ofPod bool) (*inspect.Cluster, error) {
 	config, err := o.kube.ToRESTConfig()
@@ -89,6 +103,11 @@ func (o *options) connect(ofPod bool) (*inspect.Cluster, error) {
 	c.Namespace = o.poolsNamespace
 	if said && !ofPod && !o.all && c.Namespace == "" {
 		c.Namespace = name
+	}
+	if ofPod && said {
+		if name, err = o.contextNamespace(); err != nil {
+			return nil, err
+		}
 	}
 	if !o.all {
 		c.Fallback = name

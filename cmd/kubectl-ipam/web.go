@@ -39,6 +39,7 @@ only, and answers whoever has the token in the URL that this prints. It changes 
 			if err != nil {
 				return err
 			}
+			o.note(c)
 			server, err := web.New(record, listener.Addr(), o.cluster())
 			if err != nil {
 				return err

@@ -93,7 +93,7 @@ func (c *Cluster) pools(ctx context.Context) (all []*pool.Object, err error) {
 	for _, kind := range pool.Kinds() {
 		err := c.poolsOf(ctx, kind, func(p *pool.Object) { all = append(all, p) })
 		if apierrors.IsForbidden(err) && c.Namespace == "" && c.Fallback != "" {
-			c.Namespace = c.Fallback
+			c.Namespace, c.limited = c.Fallback, true
 			return c.pools(ctx)
 		}
 		if err != nil {

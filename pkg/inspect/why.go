@@ -210,9 +210,9 @@ func (w *why) follow(ctx context.Context, c *Chain, s ledger.Selection) error {
 	if n == nil || err != nil {
 		return err
 	}
-	objects, ok := w.pools(ctx, c, n)
-	if !ok {
-		return nil
+	objects, ok, err := w.pools(ctx, c, n)
+	if !ok || err != nil {
+		return err
 	}
 	blocks, ok, err := w.blocks(c, objects)
 	if !ok || err != nil {
@@ -287,7 +287,7 @@ func (w *why) noNetwork(ctx context.Context, c *Chain, s ledger.Selection) error
 }
 
 // pools finds the pools that a network names.
-func (w *why) pools(_ context.Context, c *Chain, n *cni.Network) (found []*pool.Object, ok bool) {
+func (w *why) pools(_ context.Context, c *Chain, n *cni.Network) (found []*pool.Object, ok bool, err error) {
 	site := w.record.site(cmp.Or(w.record.poolsOn(n, w.pod.Spec.NodeName, w.holds), w.Namespace))
 	for _, ref := range n.Pools {
 		if pool.HasLabels(ref.Name) {
@@ -298,18 +298,21 @@ func (w *why) pools(_ context.Context, c *Chain, n *cni.Network) (found []*pool.
 			name, err := pool.ExpandName(ref.Name, w.pod.Spec.NodeName, labels)
 			if err != nil {
 				c.broken(linkPool, fmt.Sprintf("poolName %q: %s", ref.Name, err), "kubectl label node "+w.pod.Spec.NodeName+" LABEL=VALUE")
-				return nil, false
+				return nil, false, nil
 			}
 			ref.Name = name
 		}
 		i := slices.IndexFunc(site.pools, func(p *pool.Object) bool { return p.Ref == ref })
+		if only := w.Limited(); i < 0 && only != "" && only != n.PoolsNamespace {
+			return nil, false, fmt.Errorf("%s %s is not in namespace %s, and may be in another: name the namespace of the pools with --pools-namespace", ref.Kind, ref.Name, only)
+		}
 		if i < 0 {
 			w.noPool(c, ref, site.namespace)
-			return nil, false
+			return nil, false, nil
 		}
 		found = append(found, site.pools[i])
 	}
-	return found, true
+	return found, true, nil
 }
 
 // noPool says where the pool may be instead.

@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -278,4 +279,48 @@ func inconsistent(t *testing.T, next string) string {
 		t.Fatal(err)
 	}
 	return base64.RawURLEncoding.EncodeToString(data)
+}
+
+// Whoever may look in one namespace only is told so, and is told nothing about the others.
+func TestOneNamespaceOnly(t *testing.T) {
+	h := newHouse(t)
+	h.network(t, "n", map[string]any{"poolName": "rail1"})
+	h.nad(t, "own", string(rig.NetConf(t, "0.3.1", map[string]any{"poolName": "rail1"}, nil)))
+	ref := h.pod(t, "a", "worker-1", networks, "own,n")
+	h.claim(t, "10.1.0.2", "worker-1", ref)
+	h.claim(t, "10.1.0.3", "worker-1", h.gone("b"))
+	kubeconfig := h.user(t, "limited", `{"rules": [{"apiGroups": [""], "resources": ["pods", "nodes", "events"], "verbs": ["get", "list"]}, {"apiGroups": ["k8s.cni.cncf.io", "whereabouts.cni.cncf.io"], "resources": ["*"], "verbs": ["get", "list"]}]}`)
+	may := func(namespace string) {
+		t.Helper()
+		name := h.NS + "-limited"
+		if _, err := h.Kube.RbacV1().Roles(namespace).Create(t.Context(), &rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Name: name}, Rules: []rbacv1.PolicyRule{{APIGroups: []string{v1alpha1.GroupName}, Resources: []string{"*"}, Verbs: []string{"get", "list"}}}}, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		binding := &rbacv1.RoleBinding{ObjectMeta: metav1.ObjectMeta{Name: name}, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: name}, Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: "User", Name: name}}}
+		if _, err := h.Kube.RbacV1().RoleBindings(namespace).Create(t.Context(), binding, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	may(metav1.NamespaceDefault) // the context's
+	may(h.NS)
+	const only = "only namespace default was looked at: you may not list the pools of all namespaces"
+	for _, tc := range []struct {
+		args string
+		code int
+		says []string
+	}{
+		{args: "show", says: []string{only, "There are no pools in namespace default."}},
+		{args: "leaks", says: []string{only}},
+		{args: "check", code: 3, says: []string{"not looked at: other namespaces than default", "0 findings in 0 pools, 0 allocations in namespace default"}},
+		{args: "who 10.1.0.2", code: 2, says: []string{only, "error: namespace default has no allocation for 10.1.0.2, and another one may have"}},
+		{args: "who -n NS a", code: 2, says: []string{only}},
+		{args: "why -n NS a", code: 2, says: []string{only, "error: IPPool rail1 is not in namespace default"}},
+		{args: "free rail1", code: 2, says: []string{only, "there is no pool"}},
+		{args: "release 10.1.0.3 -y", code: 2, says: []string{only}},
+		{args: "show -n NS", says: []string{"rail1"}},
+		{args: "who -n NS --pools-namespace NS a", says: []string{"10.1.0.2"}},
+		{args: "why -n NS --pools-namespace NS a", code: 1, says: []string{"10.1.0.2 is held"}},
+	} {
+		ipamAs(t, kubeconfig, "", strings.Fields(strings.ReplaceAll(tc.args, "NS", h.NS))...).want(t, tc.code, tc.says...)
+	}
 }

@@ -49,6 +49,8 @@ func TestShow(t *testing.T) {
 	h.ipam(t, "show", "-n", h.NS, "rail1").want(t, 0, "CAPACITY", "rail1", "31", "9%")
 	h.ipam(t, "show", "-n", h.NS, "rial1").want(t, 2, `error: there is no pool "rial1"`)
 	h.ipam(t, "show", "-n", h.NS, "-o", "yaml").want(t, 0, "apiVersion: ipam.cli/v1\n", "kind: PoolList\n", "  name: rail1\n")
+	h.ipam(t, "show", "-n", "does-not-exist").want(t, 0, "There are no pools in namespace does-not-exist.")
+	h.ipam(t, "check", "-n", "does-not-exist").want(t, 0, "0 findings in 0 pools, 0 allocations in namespace does-not-exist, ")
 	h.ipam(t, "show", "-n", h.NS, "-o", "xml").want(t, 2, "-o xml is not known: json or yaml")
 	h.ipam(t, "show").want(t, 0, h.NS) // all namespaces
 	h.ipam(t, "__complete", "show", "-n", h.NS, "ra").want(t, 0, "rail1\n")
@@ -219,6 +221,9 @@ func TestRelease(t *testing.T) {
 	h.claim(t, "10.1.0.4", "worker-1", h.gone("c"))
 	h.taint(t, "worker-2", "node.kubernetes.io/unreachable")
 	h.claim(t, "10.1.0.33", "worker-2", h.gone("d"))
+	h.network(t, "rail1", map[string]any{"poolName": "rail1"})
+	h.claim(t, "10.1.0.7", "worker-1", h.gone("e"))
+	h.pod(t, "e", "worker-1", networkStatus, h.has("rail1", "10.1.0.7"))
 	held := func(address string) bool {
 		t.Helper()
 		_, err := h.IPAM.IPAllocations(h.NS).Get(t.Context(), "rail1."+address, metav1.GetOptions{})
@@ -242,6 +247,7 @@ func TestRelease(t *testing.T) {
 		{name: "yes", args: []string{"10.1.0.3"}, stdin: "y\n", says: []string{"LooksLeaked pod is gone", "rail1.10.1.0.3 is released"}, gone: "10.1.0.3"},
 		{name: "by its name", args: []string{"rail1.10.1.0.4", "-y"}, says: []string{"rail1.10.1.0.4 is released"}, gone: "10.1.0.4"},
 		{name: "held", args: []string{"10.1.0.33", "-y"}, code: 1, says: []string{"node_unreachable", "a container may still use it", "--force"}, still: "10.1.0.33"},
+		{name: "a later pod of the name has it", args: []string{"10.1.0.7", "-y"}, code: 1, says: []string{"pod_replaced", "/e has the address by its network-status", "--force"}, still: "10.1.0.7"},
 		{name: "held, by force", args: []string{"10.1.0.33", "-y", "--force"}, gone: "10.1.0.33"},
 		{name: "free", args: []string{"10.1.0.9", "-y"}, code: 2, says: []string{`no allocation has the name or the address "10.1.0.9"`}},
 		{name: "neither", args: []string{"nonsense", "-y"}, code: 2, says: []string{`"nonsense" is not the name of an IPAllocation`}},
