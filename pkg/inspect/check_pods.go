@@ -200,7 +200,7 @@ func (k *checking) notRecorded(at place, w wearer, a *v1alpha1.IPAllocation) {
 	case a == nil:
 		message, proof = message+"no allocation: it may be given to another pod", proof+"there is no ipallocation "+at.name
 	case !a.Spec.Held():
-		message, proof = message+"the allocation is no container's, but "+ledger.HeldBy(a)+": it may be given to another pod", proof+proofOf(a)
+		message, proof = message+"the allocation is no container's, but "+ledger.HeldBy(a), proof+proofOf(a)
 	case podKey(a.Spec.PodRef) == w.pod:
 		message, proof = message+"the allocation is an earlier pod's of the name: it may be given to another pod", proof+proofOf(a)
 	default:
@@ -273,7 +273,7 @@ func (k *checking) otherManager(s *site, a *v1alpha1.IPAllocation, t claim) {
 	if a.Spec.Held() {
 		mend += ", or start the pod of one again: kubectl delete pod " + podName(a.Spec.PodRef)
 	} else {
-		message = "whereabouts has given the address, and here it is " + ledger.HeldBy(a) + ": if both are one network, a second pod may get it"
+		message = "whereabouts has given the address, and here it is " + ledger.HeldBy(a) + ": if both are one network, it is not free for whom it is kept"
 	}
 	if owner := a.Spec.Owner; owner != nil && owner.Kind == v1alpha1.KindIPReservation && a.Spec.IsReserved() {
 		mend += ", or end the reservation: kubectl delete ipr -n " + owner.Namespace + " " + owner.Name

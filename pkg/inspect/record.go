@@ -93,8 +93,10 @@ func (c *Cluster) pools(ctx context.Context) (all []*pool.Object, err error) {
 	for _, kind := range pool.Kinds() {
 		err := c.poolsOf(ctx, kind, func(p *pool.Object) { all = append(all, p) })
 		if apierrors.IsForbidden(err) && c.Namespace == "" && c.Fallback != "" {
-			c.Namespace, c.limited = c.Fallback, true
-			return c.pools(ctx)
+			c.Namespace = c.Fallback
+			all, err = c.pools(ctx)
+			c.limited = err == nil
+			return all, err
 		}
 		if err != nil {
 			return nil, err

@@ -301,8 +301,16 @@ func TestOneNamespaceOnly(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if a := ipamAs(t, kubeconfig, "", "show"); strings.Contains(a.err, "was looked at") || !strings.Contains(a.err, "is forbidden") || a.code != 2 {
+		t.Errorf("show says %v, and may look nowhere", a)
+	}
 	may(metav1.NamespaceDefault) // the context's
 	may(h.NS)
+	for _, namespace := range []string{metav1.NamespaceDefault, h.NS} {
+		rig.Until(t, func() string { // the API server has seen the role
+			return ipamAs(t, kubeconfig, "", "show", "-n", namespace).err
+		})
+	}
 	const only = "only namespace default was looked at: you may not list the pools of all namespaces"
 	for _, tc := range []struct {
 		args string
