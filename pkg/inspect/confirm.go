@@ -78,15 +78,15 @@ func (c *Cluster) again(ctx context.Context, r *record, suspects []*suspect) (*r
 	if len(suspects) == 0 {
 		return nil, nil
 	}
-	l := &second{Cluster: c, allocations: map[[2]string]*v1alpha1.IPAllocation{}, pods: map[string]*pod{}}
+	l := &look{Cluster: c, allocations: map[[2]string]*v1alpha1.IPAllocation{}, pods: map[string]*pod{}}
 	if err := l.read(ctx, suspects); err != nil {
 		return nil, err
 	}
 	return l.onto(r), nil
 }
 
-// second is a second look: what it finds, nil where there is nothing.
-type second struct {
+// look is a second look: what it finds, nil where there is nothing.
+type look struct {
 	*Cluster
 
 	mu          sync.Mutex
@@ -94,7 +94,7 @@ type second struct {
 	pods        map[string]*pod
 }
 
-func (l *second) read(ctx context.Context, suspects []*suspect) error {
+func (l *look) read(ctx context.Context, suspects []*suspect) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var running sync.WaitGroup
@@ -141,7 +141,7 @@ func podsAbout(suspects []*suspect) map[string]bool {
 	return out
 }
 
-func (l *second) readAllocation(ctx context.Context, key [2]string) error {
+func (l *look) readAllocation(ctx context.Context, key [2]string) error {
 	a, err := ledger.Existing(l.ipam.IPAllocations(key[0]).Get(ctx, key[1], metav1.GetOptions{}))
 	if err != nil {
 		return fmt.Errorf("reading ipallocation %s/%s: %w", key[0], key[1], err)
@@ -152,7 +152,7 @@ func (l *second) readAllocation(ctx context.Context, key [2]string) error {
 	return nil
 }
 
-func (l *second) readPod(ctx context.Context, key string) error {
+func (l *look) readPod(ctx context.Context, key string) error {
 	namespace, name, _ := strings.Cut(key, "/")
 	p, err := ledger.Existing(l.kube.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{}))
 	if err != nil {
@@ -167,7 +167,7 @@ func (l *second) readPod(ctx context.Context, key string) error {
 }
 
 // onto returns the record with what the second look found in it; nil if that is the same.
-func (l *second) onto(r *record) *record {
+func (l *look) onto(r *record) *record {
 	if !l.differs(r) {
 		return nil
 	}
@@ -194,7 +194,7 @@ func (l *second) onto(r *record) *record {
 	return out
 }
 
-func (l *second) differs(r *record) bool {
+func (l *look) differs(r *record) bool {
 	for key, p := range l.pods {
 		if !reflect.DeepEqual(p, r.pods[key]) {
 			return true
