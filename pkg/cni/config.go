@@ -337,8 +337,12 @@ func (n *network) request(args *skel.CmdArgs) (claim.Request, error) {
 			UID:       k8stypes.UID(env.K8S_POD_UID),
 		},
 		DeviceID:   first(n.DeviceID, n.Runtime.DeviceID),
-		Persistent: isTrue(cmp.Or(n.AllowPersistentIPs, n.IPAM.AllowPersistentIPs)),
+		Persistent: n.persistent(),
 	}, nil
+}
+
+func (n *network) persistent() bool {
+	return isTrue(cmp.Or(n.AllowPersistentIPs, n.IPAM.AllowPersistentIPs))
 }
 
 func isTrue(setting *bool) bool { return setting != nil && *setting }

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 )
 
 func TestParseStatus(t *testing.T) {
@@ -86,6 +87,44 @@ func TestLabels(t *testing.T) {
 	reserved := &v1alpha1.IPAllocation{ObjectMeta: metav1.ObjectMeta{Name: "p.10.0.0.1"}, Spec: v1alpha1.IPAllocationSpec{Address: "10.0.0.1", PoolRef: v1alpha1.PoolReference{Name: "p"}}}
 	if wrong := wrongLabels(reserved); len(wrong) > 0 {
 		t.Errorf("a reservation needs labels: %v", wrong)
+	}
+}
+
+// Where the annotation names no interface, the pod's status decides.
+func TestInterfaces(t *testing.T) {
+	for _, tc := range []struct{ annotation, status, want string }{
+		{"a,b", "", "net1 net2"},
+		{"a,b@eth5", "a@net1 b@eth5", "net1 eth5"},
+		{"a,b", "d@net1 a@net2 b@net3", "net2 net3"},
+		{"a,a", "d@net1 a@net2 a@net3", "net2 net3"},
+		{"a@net2,a", "a@net2 a@net3", "net2 net3"},
+		{"a", "a@net1 a@net2", "net1"}, // the first one may be that of defaultNetworks, which cannot be told
+		{"a", "b@net2", "net1"},
+	} {
+		selections, err := ledger.ParseNetworks(tc.annotation, "ns")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var worn []status
+		for _, text := range strings.Fields(tc.status) {
+			name, iface, _ := strings.Cut(text, "@")
+			worn = append(worn, status{Name: "ns/" + name, Interface: iface})
+		}
+		if got := strings.Join(interfaces(selections, worn), " "); got != tc.want {
+			t.Errorf("%s with %q: %s, want %s", tc.annotation, tc.status, got, tc.want)
+		}
+	}
+}
+
+// Of the messages about a missing plugin only that about this project's is for its installer.
+func TestExplainMissingPlugin(t *testing.T) {
+	for message, want := range map[string]string{
+		`plugin type="macvlan" failed (add): failed to find plugin "nv-ipam" in path [/opt/cni/bin]`: "component=nv-ipam-node",
+		`failed to find plugin "macvlan" in path [/opt/cni/bin]`:                                     "install the plugin that the message names",
+	} {
+		if _, mend := explain(message); !strings.Contains(mend, want) {
+			t.Errorf("%s: %s, want %s", message, mend, want)
+		}
 	}
 }
 
