@@ -129,12 +129,18 @@ func TestExplainMissingPlugin(t *testing.T) {
 }
 
 func TestParseWho(t *testing.T) {
+	four, six := Who{Address: netip.MustParseAddr("10.0.0.1")}, Who{Address: netip.MustParseAddr("fd00::1")}
 	for text, want := range map[string]Who{
-		"10.0.0.1": {Address: netip.MustParseAddr("10.0.0.1")}, "FD00::1": {Address: netip.MustParseAddr("fd00::1")},
-		"a": {Pod: "ns/a", Node: "a"}, "pod/a": {Pod: "ns/a"}, "other/a": {Pod: "other/a"}, "node/a": {Node: "a"}, "nodes/a": {Node: "a"},
+		"10.0.0.1": four, "FD00::1": six, " 10.0.0.1\n": four, "10.0.0.1/24": four, "fd00::1/64": six, "[fd00::1]": six, "::ffff:10.0.0.1": four,
+		"a": {Pod: "ns/a", Node: "a"}, "pod/a": {Pod: "ns/a"}, "po/a": {Pod: "ns/a"}, "other/a": {Pod: "other/a"}, "pod/other/a": {Pod: "other/a"},
+		"node/a": {Node: "a"}, "nodes/a": {Node: "a"}, "node/10.0.0.1": {Node: "10.0.0.1"}, "pod/10.0.0.1": {Pod: "ns/10.0.0.1"},
+		"rail1.10.0.0.1": {Allocation: "rail1.10.0.0.1"}, "six.fd00-0000-0000-0000-0000-0000-0000-0001": {Allocation: "six.fd00-0000-0000-0000-0000-0000-0000-0001"},
+		"": {}, "/": {}, "node/": {}, "pod/": {}, "a/": {}, "a/b/c": {}, "pod/a/b/c": {}, "a,b=c": {}, "A": {},
+		"10.0.0.300": {}, "10.0.0.1/33": {}, "fd00::1%eth0": {}, "fd00::g": {}, "[10.0.0.1": {},
 	} {
-		if got := ParseWho(text, "ns"); got != want {
-			t.Errorf("%s: %+v, want %+v", text, got, want)
+		got, err := ParseWho(text, "ns")
+		if got != want || (err != nil) != (want == Who{}) {
+			t.Errorf("%q: %+v, %v, want %+v", text, got, err, want)
 		}
 	}
 }
