@@ -71,18 +71,20 @@ func (o *options) release() *cobra.Command {
 		Long: `Release an address that no pod uses any more. It is refused if a pod uses the address. It
 asks before it does anything, unless --yes is set. What may still be in use, as "leaks" says
 with the state Held, is only released with --force: do it if you know that the container is
-gone. So is the address that a pod does not use of two that one of its interfaces holds.`,
+gone. So is the address that a pod does not use of two that one of its interfaces holds, and
+what is kept for a pod of a StatefulSet or for an IPAMClaim. What an IPReservation keeps is
+released by an edit of the reservation.`,
 		RunE: o.asks(func(cmd *cobra.Command, c *inspect.Cluster, args []string) error {
 			r, err := c.Releasable(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
 			if r.Refusal != "" {
-				fmt.Fprintf(o.err, "%s is not released: %s\n", r.Allocation, r.Refusal)
+				o.say("%s is not released: %s\n", r.Allocation, r.Refusal)
 				return exit(exitFindings)
 			}
 			if r.Doubt != "" && !force {
-				fmt.Fprintf(o.err, "%s is not released: %s. If you know that no container has it: --force\n", r.Allocation, r.Doubt)
+				o.say("%s is not released: %s: --force\n", r.Allocation, r.Doubt)
 				return exit(exitFindings)
 			}
 			if !yes {
@@ -93,7 +95,7 @@ gone. So is the address that a pod does not use of two that one of its interface
 			if err := c.Release(cmd.Context(), r); err != nil {
 				return fmt.Errorf("%s is not released: %w", r.Allocation, err)
 			}
-			return o.print("Released", []inspect.Holder{r.Holder}, nil, func(p *printer) { fmt.Fprintf(p.out, "%s is released\n", r.Allocation) })
+			return o.print("Released", []inspect.Holder{r.Holder}, nil, func(p *printer) { p.printf("%s is released\n", r.Allocation) })
 		}),
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "Do not ask")
@@ -141,7 +143,14 @@ that a pod has stays with it until the pod has ended. kubectl delete ipreservati
 
 // ask returns an error unless the user says yes.
 func (o *options) ask(r *inspect.Releasable) error {
-	fmt.Fprintf(o.err, "%s of pod %s/%s on node %s: %s %s\nRelease it? [y/N] ", r.Address, r.Pod.Namespace, r.Pod.Name, r.Node, r.Verdict.State, r.Verdict.Message)
+	of := ""
+	if who := whose(r.Holder); who != "" {
+		of = " of " + who
+	}
+	if r.Node != "" {
+		of += " on node " + r.Node
+	}
+	o.say("%s%s: %s %s\nRelease it? [y/N] ", r.Address, of, r.Verdict.State, r.Verdict.Message)
 	line, _ := bufio.NewReader(o.in).ReadString('\n') // an end of the input is no
 	if answer := strings.ToLower(strings.TrimSpace(line)); answer != "y" && answer != "yes" {
 		return errors.New("not released: say y, or set --yes")

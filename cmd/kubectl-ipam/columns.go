@@ -57,7 +57,7 @@ func in(namespace string) string {
 
 func (p *printer) note(name, reason, message string) {
 	if message != "" {
-		fmt.Fprintf(p.out, "%s: %s: %s\n", name, reason, message)
+		p.printf("%s: %s: %s\n", name, reason, message)
 	}
 }
 
@@ -107,9 +107,23 @@ func (p *printer) holders(holders []inspect.Holder) {
 		if h.Requested {
 			requested = "requested"
 		}
-		rows = append(rows, []cell{text(h.Address), text(h.Pool.Name), text(h.Pod.Namespace + "/" + h.Pod.Name), text(h.Interface), text(h.Node), p.age(h.HeldSince), text(requested), stateOf(h), text(h.Verdict.Message)})
+		rows = append(rows, []cell{text(h.Address), text(h.Pool.Name), text(whose(h)), text(h.Interface), text(h.Node), p.age(h.HeldSince), text(requested), stateOf(h), text(h.Verdict.Message)})
 	}
 	p.table([]string{"ADDRESS", "POOL", "POD", "INTERFACE", "NODE", "AGE", "REQUESTED", "STATE", "WHY"}, rows)
+}
+
+// whose is the pod that an address is for, and the owner that keeps it while no container has it.
+func whose(h inspect.Holder) string {
+	pod := h.Pod.Namespace + "/" + h.Pod.Name
+	switch owner := h.Owner; {
+	case owner != nil && (h.Pod.Name == "" || owner.IsIPAMClaim() && (h.Container == "" || h.ReleasedAt != nil)): // any pod may name a claim
+		return owner.Kind + " " + owner.Namespace + "/" + owner.Name
+	case h.Pod.Name == "":
+		return ""
+	case owner != nil && h.ReleasedAt != nil:
+		return pod + " (" + owner.Kind + " " + owner.Name + ")"
+	}
+	return pod
 }
 
 func stateOf(h inspect.Holder) cell {
@@ -130,7 +144,7 @@ func (p *printer) leaks(leaks []inspect.Holder) {
 	var rows [][]cell
 	for _, h := range leaks {
 		rows = append(rows, []cell{
-			text(h.Address), text(h.Pool.Name), text(h.Pod.Namespace + "/" + h.Pod.Name), text(h.Node), stateOf(h), text(h.Verdict.Reason),
+			text(h.Address), text(h.Pool.Name), text(whose(h)), text(h.Node), stateOf(h), text(h.Verdict.Reason),
 			p.age(h.HeldSince), p.age(h.Verdict.Since), text(h.Verdict.Message + "; ends when " + h.Verdict.Until),
 		})
 	}
@@ -151,12 +165,12 @@ func (p *printer) free(free []inspect.Free) {
 
 func (p *printer) findings(report *inspect.Report) {
 	for _, f := range report.Findings {
-		fmt.Fprintf(p.out, "%s %s (namespace %s)\n  what   %s\n  proof  %s\n  mend   %s\n", p.paint(red, f.Class), p.paint(bold, f.Subject), f.Namespace, f.Message, f.Proof, f.Mend)
+		p.printf("%s %s (namespace %s)\n  what   %s\n  proof  %s\n  mend   %s\n", p.paint(red, f.Class), p.paint(bold, f.Subject), f.Namespace, f.Message, f.Proof, f.Mend)
 	}
 	for _, s := range report.Skipped {
-		fmt.Fprintf(p.out, "%s %s\n", p.paint(yellow, "not looked at:"), s)
+		p.printf("%s %s\n", p.paint(yellow, "not looked at:"), s)
 	}
-	fmt.Fprintf(p.out, "%d findings in %d pools, %d allocations%s, %d pods\n", len(report.Findings), report.Pools, report.Allocations, in(report.Namespace), report.Pods)
+	p.printf("%d findings in %d pools, %d allocations%s, %d pods\n", len(report.Findings), report.Pools, report.Allocations, in(report.Namespace), report.Pods)
 }
 
 func (p *printer) chains(chains []inspect.Chain) {
@@ -168,30 +182,30 @@ func (p *printer) chains(chains []inspect.Chain) {
 		if c.Network != "" {
 			title += ", " + c.Interface + " in network " + c.Network
 		}
-		fmt.Fprintln(p.out, p.paint(bold, title))
+		p.printf("%s\n", p.paint(bold, title))
 		for _, l := range c.Links {
 			mark := p.paint(green, "ok    ")
 			if !l.OK {
 				mark = p.paint(red, "BROKEN")
 			}
-			fmt.Fprintf(p.out, "  %s %-13s %s\n", mark, l.Link, l.Message)
+			p.printf("  %s %-13s %s\n", mark, l.Link, l.Message)
 			if l.Mend != "" {
-				fmt.Fprintf(p.out, "  mend   %-13s %s\n", "", l.Mend)
+				p.printf("  mend   %-13s %s\n", "", l.Mend)
 			}
 		}
 		if e := c.Event; e != nil && c.Broken() != nil {
-			fmt.Fprintf(p.out, "  said   %-13s %s (%d times, last %s ago)\n", "", e.Message, e.Count, p.age(e.Last).text)
+			p.printf("  said   %-13s %s (%d times, last %s ago)\n", "", e.Message, e.Count, p.age(e.Last).text)
 		}
 	}
 }
 
 func (p *printer) plans(plans []inspect.Plan) {
 	for _, plan := range plans {
-		fmt.Fprintln(p.out, p.paint(bold, fmt.Sprintf("%s %s/%s", plan.Kind, plan.Namespace, plan.Name)))
+		p.printf("%s\n", p.paint(bold, fmt.Sprintf("%s %s/%s", plan.Kind, plan.Namespace, plan.Name)))
 		if plan.Refused != "" {
-			fmt.Fprintf(p.out, "  %s %s\n", p.paint(red, "REFUSED "), plan.Refused)
+			p.printf("  %s %s\n", p.paint(red, "REFUSED "), plan.Refused)
 		}
-		fmt.Fprintf(p.out, "  capacity %d, now %d\n  blocks   %d, now %d\n", plan.CapacityAfter, plan.CapacityBefore, plan.BlocksAfter, plan.BlocksBefore)
+		p.printf("  capacity %d, now %d\n  blocks   %d, now %d\n", plan.CapacityAfter, plan.CapacityBefore, plan.BlocksAfter, plan.BlocksBefore)
 		p.names("nodes that lose their block", red, plan.Lose)
 		p.names("nodes without a block, for lack of room", red, plan.Without)
 		p.names("nodes with another block", yellow, plan.Move)
@@ -199,8 +213,13 @@ func (p *printer) plans(plans []inspect.Plan) {
 		p.names("overlaps with", red, plan.Overlaps)
 		var stranded []string
 		for _, s := range plan.Stranded {
-			stranded = append(stranded, fmt.Sprintf("%s on node %s (%s)", s.Address, s.Node, s.Why))
+			on := ""
+			if s.Node != "" {
+				on = " on node " + s.Node
+			}
+			stranded = append(stranded, fmt.Sprintf("%s%s (%s)", s.Address, on, s.Why))
 		}
+		p.names("namespaces whose pods would get no more addresses", red, plan.Barred)
 		p.names("addresses that pods keep, and that the pool would not give any more", red, stranded)
 	}
 }
@@ -213,5 +232,5 @@ func (p *printer) names(what, colour string, names []string) {
 	if n := len(names) - named; n > 0 {
 		more = fmt.Sprintf(" and %d more", n)
 	}
-	fmt.Fprintf(p.out, "  %s: %d: %s%s\n", p.paint(colour, what), len(names), strings.Join(names[:min(len(names), named)], ", "), more)
+	p.printf("  %s: %d: %s%s\n", p.paint(colour, what), len(names), strings.Join(names[:min(len(names), named)], ", "), more)
 }

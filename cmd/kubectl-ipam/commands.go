@@ -66,10 +66,13 @@ func (o *options) show() *cobra.Command {
 
 func (o *options) who() *cobra.Command {
 	return &cobra.Command{
-		Use: "who ADDRESS|POD|NODE", Short: "Show who holds an address, or what a pod or a node holds", Args: cobra.ExactArgs(1),
+		Use: "who ADDRESS|ALLOCATION|POD|NODE", Short: "Show who holds an address, or what a pod or a node holds", Args: cobra.ExactArgs(1),
 		Example: "  kubectl ipam who 192.168.0.5\n  kubectl ipam who -n default first\n  kubectl ipam who node/worker-1",
 		RunE: o.asksOfPod(func(cmd *cobra.Command, c *inspect.Cluster, namespace string, args []string) error {
-			who := inspect.ParseWho(args[0], namespace)
+			who, err := inspect.ParseWho(args[0], namespace)
+			if err != nil {
+				return err
+			}
 			holders, err := c.Who(cmd.Context(), who)
 			if err != nil {
 				return err
@@ -87,8 +90,12 @@ func (o *options) nobody(cmd *cobra.Command, c *inspect.Cluster, who inspect.Who
 	if only := c.Limited(); only != "" {
 		return fmt.Errorf("namespace %s has no allocation for %s, and another one may have: name the namespace of the pools with --pools-namespace", only, text)
 	}
+	if who.Allocation != "" {
+		o.say("there is no allocation %s: the address is free, or the pool is in another namespace\n", text)
+		return exit(exitFindings)
+	}
 	if !who.Address.IsValid() {
-		fmt.Fprintf(o.err, "%s holds no address (or is in another namespace: -n)\n", text)
+		o.say("%s holds no address (or is in another namespace: -n)\n", text)
 		return exit(exitFindings)
 	}
 	pools, err := c.PoolsOf(cmd.Context(), who.Address)
@@ -103,7 +110,7 @@ func (o *options) nobody(cmd *cobra.Command, c *inspect.Cluster, who inspect.Who
 	if len(names) > 0 {
 		in = "it is in " + strings.Join(names, ", ")
 	}
-	fmt.Fprintf(o.err, "nobody holds %s; %s\n", who.Address, in)
+	o.say("nobody holds %s; %s\n", who.Address, in)
 	return exit(exitFindings)
 }
 
@@ -162,11 +169,15 @@ func (o *options) check() *cobra.Command {
 func (o *options) why() *cobra.Command {
 	return &cobra.Command{
 		Use: "why POD", Short: "Follow the chain from a pod to its addresses, and say where it is broken", Args: cobra.ExactArgs(1),
-		Example: "  kubectl ipam why -n default first",
+		Example: "  kubectl ipam why -n default first\n  kubectl ipam why pod/default/first",
 		RunE: o.asksOfPod(func(cmd *cobra.Command, c *inspect.Cluster, namespace string, args []string) error {
-			name := strings.TrimPrefix(strings.TrimPrefix(args[0], "pods/"), "pod/")
-			if ns, rest, found := strings.Cut(name, "/"); found {
-				namespace, name = ns, rest
+			who, err := inspect.ParseWho(args[0], namespace)
+			if err != nil {
+				return err
+			}
+			namespace, name, found := strings.Cut(who.Pod, "/")
+			if !found {
+				return fmt.Errorf("%q is no pod: kubectl ipam who says whose it is", args[0])
 			}
 			chains, err := c.Why(cmd.Context(), namespace, name)
 			if err != nil {

@@ -14,7 +14,10 @@ import (
 )
 
 func (o *options) migrate() *cobra.Command {
-	cmd := &cobra.Command{Use: "migrate", Short: "Take over what another address manager has given", Args: cobra.NoArgs}
+	cmd := &cobra.Command{
+		Use: "migrate", Short: "Take over what another address manager has given", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }, // without it, cobra takes any argument
+	}
 	cmd.AddCommand(o.migrateWhereabouts())
 	return cmd
 }

@@ -7,8 +7,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -82,11 +84,55 @@ const (
 	bold   = "1"
 )
 
-func (p *printer) paint(colour, text string) string {
+func (p *printer) paint(colour, text string) painted {
+	text = clean(text)
 	if !p.colour || colour == plain {
-		return text
+		return painted(text)
 	}
-	return "\033[" + colour + "m" + text + "\033[0m"
+	return painted("\033[" + colour + "m" + text + "\033[0m")
+}
+
+// painted is a text that is clean, and may have colours.
+type painted string
+
+// printf prints what comes from the cluster: every string among the arguments is made clean.
+func (p *printer) printf(format string, args ...any) {
+	for i, arg := range args {
+		if text, ok := arg.(string); ok {
+			args[i] = clean(text)
+		}
+	}
+	fmt.Fprintf(p.out, format, args...)
+}
+
+// clean returns a text as it may be shown on a terminal, in one line. Whoever may create pods
+// or events writes some of them.
+func clean(text string) string {
+	if strings.ContainsAny(text, "\r\n") {
+		text = oneLine(text)
+	}
+	var out strings.Builder
+	for _, r := range text {
+		switch {
+		case unicode.IsPrint(r):
+			out.WriteRune(r)
+		case unicode.IsSpace(r):
+			out.WriteByte(' ')
+		default:
+			out.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
+		}
+	}
+	return out.String()
+}
+
+func oneLine(text string) string {
+	var lines []string
+	for line := range strings.FieldsFuncSeq(text, func(r rune) bool { return r == '\n' || r == '\r' }) {
+		if line = strings.TrimSpace(line); line != "" {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines, "; ")
 }
 
 // cell is a text with a colour.
@@ -104,13 +150,15 @@ func (p *printer) table(header []string, rows [][]cell) {
 	rows = append([][]cell{first}, rows...)
 	for _, row := range rows {
 		for i, c := range row {
+			c.text = clean(c.text)
+			row[i] = c
 			width[i] = max(width[i], utf8.RuneCountInString(c.text))
 		}
 	}
 	for _, row := range rows {
 		var line strings.Builder
 		for i, c := range row {
-			line.WriteString(p.paint(c.colour, c.text))
+			line.WriteString(string(p.paint(c.colour, c.text)))
 			if i < len(row)-1 {
 				line.WriteString(strings.Repeat(" ", width[i]-utf8.RuneCountInString(c.text)+3))
 			}

@@ -37,7 +37,7 @@ func newRoot(in io.Reader, out, stderr io.Writer) *cobra.Command {
 		Long: `Answer questions about the addresses of secondary networks: who has an address, what is
 full, what leaks, what is wrong, why a pod does not start, what an edit of a pool would do.
 
-It works with your rights, and writes only in "release" and "migrate".
+It works with your rights, and writes only in "reserve", "release" and "migrate".
 
 Exit codes: 0 all is well, 1 there are findings, 2 there is no answer, 3 nothing was found
 and a part could not be looked at.`,
@@ -130,6 +130,11 @@ func progress(out io.Writer, start time.Time) func(string, int) {
 func isTerminal(w any) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// say writes a sentence that is not a part of the answer.
+func (o *options) say(format string, args ...any) {
+	(&printer{out: o.err}).printf(format, args...)
 }
 
 // printer returns where columns go.

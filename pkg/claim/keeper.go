@@ -46,10 +46,6 @@ func (c *Claimer) setOwner(ctx context.Context, req *Request, views []view) erro
 	return nil
 }
 
-// labelMigration is the label of KubeVirt on a pod that it makes to move a virtual machine
-// there, with the UID of the migration.
-const labelMigration = "kubevirt.io/migrationJobUID"
-
 // setClaim finds out which IPAMClaim a pod names for the request's interface, if any.
 func (c *Claimer) setClaim(ctx context.Context, req *Request, pod *metav1.ObjectMeta, views []view) error {
 	selections, err := ledger.ParseNetworks(pod.Annotations[ledger.AnnotationNetworks], pod.Namespace)
@@ -91,13 +87,11 @@ func (c *Claimer) setClaim(ctx context.Context, req *Request, pod *metav1.Object
 	if err != nil {
 		return err
 	}
-	if claim.Spec.Network != "" && claim.Spec.Network != req.Network {
-		return refuse("IPAMClaim %s/%s is for network %q, and the pod names it for network %q", pod.Namespace, name, claim.Spec.Network, req.Network)
+	addrs, err := claim.AddressesIn(req.Network)
+	if err != nil {
+		return err
 	}
-	req.owner, req.migrates = claim.Owner(), pod.Labels[labelMigration] != ""
-	if req.statusIPs, err = claim.Status.Addresses(); err != nil {
-		return refuse("IPAMClaim %s/%s: %s: correct its status, or delete the claim", pod.Namespace, name, err)
-	}
+	req.owner, req.migrates, req.statusIPs = claim.Owner(), pod.Labels[ledger.LabelMigration] != "", addrs
 	return nil
 }
 

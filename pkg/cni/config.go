@@ -361,7 +361,7 @@ func (n *network) request(args *skel.CmdArgs) (claim.Request, error) {
 			UID:       k8stypes.UID(env.K8S_POD_UID),
 		},
 		DeviceID:   n.deviceID(),
-		Persistent: isTrue(cmp.Or(n.AllowPersistentIPs, n.IPAM.AllowPersistentIPs)),
+		Persistent: n.persistent(),
 	}, nil
 }
 
@@ -408,6 +408,10 @@ func (n *network) checkTexts(args *skel.CmdArgs, env *environment) error {
 		}
 	}
 	return nil
+}
+
+func (n *network) persistent() bool {
+	return isTrue(cmp.Or(n.AllowPersistentIPs, n.IPAM.AllowPersistentIPs))
 }
 
 func isTrue(setting *bool) bool { return setting != nil && *setting }

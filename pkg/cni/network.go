@@ -17,12 +17,16 @@ const typeName = "nv-ipam"
 // Network is what a network's configuration says about addresses. What a node's
 // nv-ipam.conf adds to it is not known here.
 type Network struct {
+	// Name of the network: an IPAMClaim and an allocation name it.
+	Name string
 	// Pools, whose names may have labels of the node in them.
 	Pools []v1alpha1.PoolReference
 	// PoolsNamespace is "" if the configuration does not say it.
 	PoolsNamespace string
 	// Want is what a pod asks for.
 	Want pool.Want
+	// Persistent says that the network lets pods keep addresses by an IPAMClaim.
+	Persistent bool
 }
 
 // Request is what a pod's annotation says about one of its networks.
@@ -73,7 +77,7 @@ func (n *network) read(req Request) (*Network, error) {
 	if len(req.IPs) > 0 {
 		n.Runtime.IPs = req.IPs
 	}
-	out := &Network{PoolsNamespace: n.IPAM.PoolsNamespace}
+	out := &Network{Name: n.Name, PoolsNamespace: n.IPAM.PoolsNamespace, Persistent: n.persistent()}
 	n.IPAM.fillFrom(Settings{PoolType: string(pool.DefaultKind)})
 	var err error
 	if out.Pools, err = n.pools(); err != nil {

@@ -100,6 +100,41 @@ func releaseCommand(a *v1alpha1.IPAllocation) string {
 	return fmt.Sprintf("kubectl ipam release -n %s %s", a.Namespace, a.Name)
 }
 
+// freeing says how an address that somebody else wants becomes free.
+func freeing(a *v1alpha1.IPAllocation, v judgement) string {
+	release := releaseCommand(a)
+	switch v.State {
+	case stateInUse:
+		return "ask for another address, or end the pod that has it: kubectl delete pod " + podName(a.Spec.PodRef)
+	case stateLeaked:
+		return "wait: " + v.Until + "; or at once: " + release
+	case stateHeld:
+		if strings.Contains(v.Until, release) {
+			return "wait until " + v.Until
+		}
+		return "wait until " + v.Until + "; if you know that the container is gone: " + release + " --force"
+	case stateCooling:
+		return "wait: " + v.Until + "; or at once: " + release
+	case stateKept:
+		return "ask for another address; or, if what it is kept for may get another one: " + release + " --force"
+	case stateReserved:
+		if reservation := reservationOf(a); reservation != "" {
+			return "ask for another address, or take this one out of the reservation: kubectl edit ipr -n " + a.Namespace + " " + reservation
+		}
+		return "ask for another address; or, if it need not be reserved any more: " + release
+	}
+	return "ask for another address, or see who has this one: kubectl ipam who " + a.Spec.Address
+}
+
+// reservationOf returns the name of the IPReservation that keeps an address, in the namespace
+// of the allocation; "" if none does.
+func reservationOf(a *v1alpha1.IPAllocation) string {
+	if o := a.Spec.Owner; o != nil && o.Kind == v1alpha1.KindIPReservation && o.APIGroup == v1alpha1.GroupVersion.Group {
+		return o.Name
+	}
+	return ""
+}
+
 // verdict decides about an allocation by the record.
 func (r *record) verdict(s *site, a *v1alpha1.IPAllocation) judgement {
 	v := verdictOn(a, r.evidence(s, a), r.nodes[a.Spec.NodeName])

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 )
 
 func TestParseStatus(t *testing.T) {
@@ -95,13 +96,57 @@ func TestLabels(t *testing.T) {
 	}
 }
 
-func TestParseWho(t *testing.T) {
-	for text, want := range map[string]Who{
-		"10.0.0.1": {Address: netip.MustParseAddr("10.0.0.1")}, "FD00::1": {Address: netip.MustParseAddr("fd00::1")},
-		"a": {Pod: "ns/a", Node: "a"}, "pod/a": {Pod: "ns/a"}, "other/a": {Pod: "other/a"}, "node/a": {Node: "a"}, "nodes/a": {Node: "a"},
+// Where the annotation names no interface, the pod's status decides.
+func TestInterfaces(t *testing.T) {
+	for _, tc := range []struct{ annotation, status, want string }{
+		{"a,b", "", "net1 net2"},
+		{"a,b@eth5", "a@net1 b@eth5", "net1 eth5"},
+		{"a,b", "d@net1 a@net2 b@net3", "net2 net3"},
+		{"a,a", "d@net1 a@net2 a@net3", "net2 net3"},
+		{"a@net2,a", "a@net2 a@net3", "net2 net3"},
+		{"a", "a@net1 a@net2", "net1"}, // the first one may be that of defaultNetworks, which cannot be told
+		{"a", "b@net2", "net1"},
 	} {
-		if got := ParseWho(text, "ns"); got != want {
-			t.Errorf("%s: %+v, want %+v", text, got, want)
+		selections, err := ledger.ParseNetworks(tc.annotation, "ns")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var worn []status
+		for _, text := range strings.Fields(tc.status) {
+			name, iface, _ := strings.Cut(text, "@")
+			worn = append(worn, status{Name: "ns/" + name, Interface: iface})
+		}
+		if got := strings.Join(interfaces(selections, worn), " "); got != tc.want {
+			t.Errorf("%s with %q: %s, want %s", tc.annotation, tc.status, got, tc.want)
+		}
+	}
+}
+
+// Of the messages about a missing plugin only that about this project's is for its installer.
+func TestExplainMissingPlugin(t *testing.T) {
+	for message, want := range map[string]string{
+		`plugin type="macvlan" failed (add): failed to find plugin "nv-ipam" in path [/opt/cni/bin]`: "component=nv-ipam-node",
+		`failed to find plugin "macvlan" in path [/opt/cni/bin]`:                                     "install the plugin that the message names",
+	} {
+		if _, mend := explain(message); !strings.Contains(mend, want) {
+			t.Errorf("%s: %s, want %s", message, mend, want)
+		}
+	}
+}
+
+func TestParseWho(t *testing.T) {
+	four, six := Who{Address: netip.MustParseAddr("10.0.0.1")}, Who{Address: netip.MustParseAddr("fd00::1")}
+	for text, want := range map[string]Who{
+		"10.0.0.1": four, "FD00::1": six, " 10.0.0.1\n": four, "10.0.0.1/24": four, "fd00::1/64": six, "[fd00::1]": six, "::ffff:10.0.0.1": four,
+		"a": {Pod: "ns/a", Node: "a"}, "pod/a": {Pod: "ns/a"}, "po/a": {Pod: "ns/a"}, "other/a": {Pod: "other/a"}, "pod/other/a": {Pod: "other/a"},
+		"node/a": {Node: "a"}, "nodes/a": {Node: "a"}, "node/10.0.0.1": {Node: "10.0.0.1"}, "pod/10.0.0.1": {Pod: "ns/10.0.0.1"},
+		"rail1.10.0.0.1": {Allocation: "rail1.10.0.0.1"}, "six.fd00-0000-0000-0000-0000-0000-0000-0001": {Allocation: "six.fd00-0000-0000-0000-0000-0000-0000-0001"},
+		"": {}, "/": {}, "node/": {}, "pod/": {}, "a/": {}, "a/b/c": {}, "pod/a/b/c": {}, "a,b=c": {}, "A": {},
+		"10.0.0.300": {}, "10.0.0.1/33": {}, "fd00::1%eth0": {}, "fd00::g": {}, "[10.0.0.1": {},
+	} {
+		got, err := ParseWho(text, "ns")
+		if got != want || (err != nil) != (want == Who{}) {
+			t.Errorf("%q: %+v, %v, want %+v", text, got, err, want)
 		}
 	}
 }

@@ -177,7 +177,7 @@ func TestSizeOf(t *testing.T) {
 func TestSearch(t *testing.T) {
 	s := copyOf(poolOf(v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/16"}), allocated("10.0.3.7", "a", "lives"), allocated("10.0.3.70", "b", "gone")).Snapshot()
 	for text, want := range map[string]string{
-		"10.0.3.7": "10.0.3.7", " 10.0.3. ": "10.0.3.7 10.0.3.70", "ns/liv": "10.0.3.7", "GONE": "10.0.3.70", "c-lives": "10.0.3.7", "nobody": "", "": "", "10.0.9.9": "",
+		"10.0.3.7": "10.0.3.7", " 10.0.3. ": "10.0.3.7 10.0.3.70", "ns/liv": "10.0.3.7", "GONE": "10.0.3.70", "c-lives": "10.0.3.7", "nobody": "", "": "", "10.0.9.9": "", "10.0.3.7/24": "10.0.3.7", "[10.0.3.70]": "10.0.3.70",
 	} {
 		var got []string
 		result := s.Search(text)

@@ -127,10 +127,14 @@ func (r *record) named(n *cni.Network, node string) (refs []v1alpha1.PoolReferen
 }
 
 // mayName reports whether a network names a pool, on whichever node.
-func mayName(n *cni.Network, ref v1alpha1.PoolReference) bool {
-	return slices.ContainsFunc(n.Pools, func(p v1alpha1.PoolReference) bool {
-		return p.Kind == ref.Kind && (p.Name == ref.Name || pool.HasLabels(p.Name) && pool.MatchesName(p.Name, ref.Name))
-	})
+func mayName(n *cni.Network, to v1alpha1.PoolReference) bool {
+	return slices.ContainsFunc(n.Pools, func(ref v1alpha1.PoolReference) bool { return isOrWas(ref, to) })
+}
+
+// isOrWas reports whether a reference of a network is that to a pool on some node, with the
+// labels that it has or had.
+func isOrWas(ref, to v1alpha1.PoolReference) bool {
+	return to == ref || to.Kind == ref.Kind && pool.HasLabels(ref.Name) && pool.MatchesName(ref.Name, to.Name)
 }
 
 // known says how well a pool is known to a node: 2 if the node has a block of it, 1 if a

@@ -7,6 +7,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,9 +15,14 @@ import (
 	"slices"
 
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/apimachinery/pkg/util/yaml"
 
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned/scheme"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
@@ -44,8 +50,10 @@ type Plan struct {
 	Keep []string `json:"keep,omitempty"`
 	// Without are nodes that the pool selects and has no room for.
 	Without []string `json:"without,omitempty"`
-	// Stranded are addresses that are held and that the pool would not give any more. Pods
-	// keep them until they end.
+	// Barred are namespaces whose pods have addresses of the pool, and would get no more.
+	Barred []string `json:"barred,omitempty"`
+	// Stranded are addresses that are held, kept or reserved, and that the pool would not give
+	// any more. Pods keep them until they end.
 	Stranded []stranded `json:"stranded,omitempty"`
 	// Overlaps are pools of other domains that it would have addresses in common with.
 	Overlaps []string `json:"overlaps,omitempty"`
@@ -60,11 +68,15 @@ type stranded struct {
 
 // Harms reports whether somebody is worse off than before.
 func (p *Plan) Harms() bool {
-	return p.Refused != "" || len(p.Lose)+len(p.Without)+len(p.Stranded)+len(p.Overlaps) > 0
+	return p.Refused != "" || len(p.Lose)+len(p.Without)+len(p.Barred)+len(p.Stranded)+len(p.Overlaps) > 0
 }
 
+// strict reads objects as kubectl apply has them checked: a field that is not known is an error.
+var strict = serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict)
+
 // ParsePools reads the pools in a stream of YAML documents or JSON. What is no pool is an
-// error: it would not be looked at.
+// error: it would not be looked at. So is a field whose name is not known, or whose value is
+// taken for none: with it the plan would be for another pool.
 func ParsePools(in io.Reader) (out []*pool.Object, err error) {
 	documents := yaml.NewYAMLReader(bufio.NewReader(in))
 	for {
@@ -85,13 +97,9 @@ func ParsePools(in io.Reader) (out []*pool.Object, err error) {
 		if string(data) == "null" {
 			continue
 		}
-		obj, err := runtime.Decode(scheme.Codecs.UniversalDeserializer(), data)
+		o, err := parsePool(data)
 		if err != nil {
-			return nil, fmt.Errorf("not a pool: %w", err)
-		}
-		o := pool.ObjectOf(obj)
-		if o == nil {
-			return nil, fmt.Errorf("%s is not a pool", obj.GetObjectKind().GroupVersionKind().Kind)
+			return nil, err
 		}
 		out = append(out, o)
 	}
@@ -99,6 +107,40 @@ func ParsePools(in io.Reader) (out []*pool.Object, err error) {
 		return nil, errors.New("there is no pool in it")
 	}
 	return out, nil
+}
+
+func parsePool(data []byte) (*pool.Object, error) {
+	obj, err := runtime.Decode(strict.UniversalDeserializer(), data)
+	switch {
+	case runtime.IsStrictDecodingError(err):
+		return nil, fmt.Errorf("the API server would refuse it: %w", err)
+	case err != nil:
+		return nil, fmt.Errorf("not a pool: %w", err)
+	}
+	o := pool.ObjectOf(obj)
+	if o == nil {
+		return nil, fmt.Errorf("%s is not a pool", obj.GetObjectKind().GroupVersionKind().Kind)
+	}
+	if name := dropped(data, o.Spec); name != "" {
+		return nil, fmt.Errorf("the API server would refuse it: spec.%s is 0: leave it out", name)
+	}
+	return o, nil
+}
+
+// dropped returns the field of a specification that is 0 in a document and that the API's types
+// take for one that is not there; "" if there is none.
+func dropped(document []byte, spec any) string {
+	var said, kept struct{ Spec map[string]json.RawMessage }
+	data, err := json.Marshal(map[string]any{"spec": spec})
+	if err != nil || json.Unmarshal(document, &said) != nil || json.Unmarshal(data, &kept) != nil {
+		return ""
+	}
+	for _, name := range slices.Sorted(maps.Keys(said.Spec)) {
+		if _, is := kept.Spec[name]; !is && string(said.Spec[name]) == "0" {
+			return name
+		}
+	}
+	return ""
 }
 
 // Plan says what would happen if pools were applied, each by itself. A pool without a
@@ -148,21 +190,17 @@ func (r *record) plan(o *pool.Object) Plan {
 		}
 	}
 	parsed, errs := o.Parse()
-	switch {
-	case len(errs) > 0:
-		out.Refused = pool.Explain(errs)
-	case before != nil && before.Domain != o.Domain:
-		out.Refused = fmt.Sprintf("spec.domain is immutable: it is %s, not %s", before.Domain, o.Domain)
-	}
+	out.Refused = refusal(before, o, errs)
 	out.New = before == nil
 	have := map[string]string{} // what nodes take addresses from now
+	var now *pool.Pool
 	var blocks []pool.Assignment
 	if before != nil {
 		blocks = sorted(before.Blocks())
 		if p, errs := before.Parse(); len(errs) == 0 {
 			use := p.Use(blocks, nil)
 			out.CapacityBefore, out.BlocksBefore = use.Capacity(), len(use.Active)
-			have = rangesOf(use)
+			have, now = rangesOf(use), p
 		}
 	}
 	if out.Refused != "" {
@@ -191,8 +229,71 @@ func (r *record) plan(o *pool.Object) Plan {
 	out.strand("would be a gateway", use.Gateways)
 	out.strand("the pool would not give it", use.Unfit)
 	out.strand("would be in no block of its node", use.Outside)
-	out.strand("would not be in the subnet", use.Foreign)
+	out.strand(outside, use.Foreign)
+	for _, a := range s.byDomain[o.Domain] {
+		if a.Spec.PoolRef == o.Ref {
+			out.lasting(a, parsed, assigned)
+			out.bar(a, now, blocks, parsed, assigned)
+		}
+	}
 	return out
+}
+
+// refusal says why an edit would be refused; "" if it would not. errs are those of the
+// specification.
+func refusal(before, after *pool.Object, errs field.ErrorList) string {
+	problems := validation.IsDNS1123Subdomain(after.Ref.Name)
+	switch {
+	case len(problems) > 0:
+		return fmt.Sprintf("metadata.name: Invalid value: %q: %s", after.Ref.Name, problems[0])
+	case len(errs) > 0:
+		return pool.Explain(errs)
+	case before != nil && before.Domain != after.Domain:
+		return fmt.Sprintf("spec.domain is immutable: it is %s, not %s", before.Domain, after.Domain)
+	}
+	return ""
+}
+
+// outside is why an address is stranded that the subnet does not have.
+const outside = "would not be in the subnet"
+
+// lasting enters an address that is reserved, or that a workload keeps, if the pool would not
+// give it any more. It is of no node's block, and so pool.Use says nothing about it.
+func (p *Plan) lasting(a *v1alpha1.IPAllocation, parsed *pool.Pool, blocks []pool.Assignment) {
+	addr, err := pool.ParseAddr(a.Spec.Address)
+	if err != nil || !a.Spec.IsSticky() && !a.Spec.IsReserved() {
+		return
+	}
+	why := ""
+	if !parsed.Subnet.Contains(addr) {
+		why = outside
+	} else if b, ok := parsed.BlockOf(blocks, a.Spec.NodeName); ok && a.Spec.IsSticky() {
+		if space := b.Lasting(); space == nil || !space.Contains(addr) {
+			why = "the pool would not give it"
+		}
+	}
+	if why == "" {
+		return
+	}
+	if !a.Spec.Held() {
+		why = ledger.HeldBy(a) + ": " + why
+	}
+	p.strand(why, []pool.Held{{Addr: addr, Node: a.Spec.NodeName}})
+}
+
+// bar enters the namespace of an allocation's pod if the pool gives to it now, and would not.
+func (p *Plan) bar(a *v1alpha1.IPAllocation, now *pool.Pool, blocks []pool.Assignment, parsed *pool.Pool, assigned []pool.Assignment) {
+	namespace := a.Spec.PodRef.Namespace
+	admits := func(p *pool.Pool, blocks []pool.Assignment) bool {
+		b, ok := p.BlockOf(blocks, a.Spec.NodeName)
+		return ok && b.Admit(namespace) == nil
+	}
+	if _, has := parsed.BlockOf(assigned, a.Spec.NodeName); !has || namespace == "" || now == nil || !admits(now, blocks) || admits(parsed, assigned) {
+		return
+	}
+	if i, found := slices.BinarySearch(p.Barred, namespace); !found {
+		p.Barred = slices.Insert(p.Barred, i, namespace)
+	}
 }
 
 // heldInEither returns what is held in a pool before an edit, which may be nil, or after it.

@@ -14,7 +14,6 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
-	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
 // Releasable is an allocation that may be released, and what speaks for and against it.
@@ -23,7 +22,7 @@ type Releasable struct {
 
 	// Refusal says why it must not be; "" if it may.
 	Refusal string `json:"refusal,omitempty"`
-	// Doubt says why a container may still use it; "" if none is known.
+	// Doubt says why it may be wrong to release it, and when it is right; "" if nothing is known.
 	Doubt string `json:"doubt,omitempty"`
 
 	version string
@@ -69,19 +68,29 @@ func (c *Cluster) Releasable(ctx context.Context, text string) (*Releasable, err
 	if err != nil {
 		return nil, err
 	}
+	out.judge(a, v, moves, used, worn)
+	return out, nil
+}
+
+// judge sets Refusal or Doubt. used is what the pod has in the place of the allocation, worn says
+// that it has the allocation's address.
+func (out *Releasable) judge(a *v1alpha1.IPAllocation, v judgement, moves bool, used *v1alpha1.IPAllocation, worn bool) {
 	switch {
 	case v.State == stateInUse && used != nil:
-		out.Doubt = fmt.Sprintf("pod %s exists, and has %s in its place by its network-status; a container may still use it", podKey(a.Spec.PodRef), used.Spec.Address)
+		out.Doubt = fmt.Sprintf("pod %s exists, and has %s in its place by its network-status. If you know that no container has it", podKey(a.Spec.PodRef), used.Spec.Address)
 	case v.State == stateInUse:
 		out.Refusal = fmt.Sprintf("pod %s uses it (%s): if it were free, it would be given to another pod as well; end the pod: kubectl delete pod %s", podKey(a.Spec.PodRef), v.Message, podName(a.Spec.PodRef))
 	case moves:
 		out.Refusal = fmt.Sprintf("a machine moves to pod %s with it; end that pod first: kubectl delete pod %s", podKey(a.Spec.Next.PodRef), podName(a.Spec.Next.PodRef))
+	case reservationOf(a) != "" && v.State == stateReserved:
+		out.Refusal = fmt.Sprintf("%s, and the controller would reserve it again: take it out of the reservation: kubectl edit ipr -n %s %s", v.Message, a.Namespace, reservationOf(a))
+	case v.State == stateKept:
+		out.Doubt = v.Message + ", and its next container would get another address. If that may be"
 	case v.State == stateHeld:
-		out.Doubt = v.Reason + ": " + v.Message + "; a container may still use it"
+		out.Doubt = v.Reason + ": " + v.Message + "; a container may still use it. If you know that the container is gone"
 	case v.State == stateLeaked && worn:
-		out.Doubt = v.Reason + ": " + v.Message + ", and pod " + podKey(a.Spec.PodRef) + " has the address by its network-status"
+		out.Doubt = v.Reason + ": " + v.Message + ", and pod " + podKey(a.Spec.PodRef) + " has the address by its network-status. If you know that it does not use it"
 	}
-	return out, nil
 }
 
 // worn says what the pod of an allocation's name has by its network-status: the address
@@ -112,7 +121,7 @@ func (l *live) worn(ctx context.Context, a *v1alpha1.IPAllocation) (instead *v1a
 // named returns the allocations of a name or an address.
 func (c *Cluster) named(ctx context.Context, text string) (found []*v1alpha1.IPAllocation, err error) {
 	where := fields.Set{fieldName: text}
-	if a, err := pool.ParseAddr(text); err == nil {
+	if a, err := parseAddress(text); err == nil {
 		where = fields.Set{fieldAddress: a.String()}
 	} else if _, _, err := v1alpha1.ParseAllocationName(text); err != nil {
 		return nil, err

@@ -204,7 +204,7 @@ func (s *Snapshot) Search(text string) Result {
 	if text == "" {
 		return out
 	}
-	addr, err := pool.ParseAddr(text)
+	addr, err := parseAddress(text)
 	if err == nil {
 		out.Address = addr.String()
 		for _, site := range s.record.sites {

@@ -6,17 +6,21 @@ package inspect
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
+	"github.com/crd-ipam/crd-ipam/pkg/reclaim"
 )
 
 // Holder is one address that is held, and by whom.
@@ -56,27 +60,60 @@ func holderOf(a *v1alpha1.IPAllocation, v judgement) Holder {
 // may be either.
 type Who struct {
 	Address netip.Addr
+	// Allocation is the name of one.
+	Allocation string
 	// Pod is NAMESPACE/NAME.
 	Pod  string
 	Node string
 }
 
-// ParseWho reads an address, POD, NAMESPACE/POD, pod/POD, NODE or node/NODE. namespace is
-// that of a pod without one.
-func ParseWho(text, namespace string) Who {
-	if a, err := pool.ParseAddr(text); err == nil {
-		return Who{Address: a}
+// ParseWho reads an address, the name of an allocation, POD, NAMESPACE/POD, pod/POD,
+// pod/NAMESPACE/POD, NODE or node/NODE. namespace is that of a pod without one.
+func ParseWho(text, namespace string) (Who, error) {
+	text = strings.TrimSpace(text)
+	if a, err := parseAddress(text); err == nil {
+		return Who{Address: a}, nil
 	}
+	if strings.Contains(text, ":") || likeIPv4.MatchString(text) {
+		return Who{}, fmt.Errorf("%q is not an address", text)
+	}
+	var who Who
 	kind, name, found := strings.Cut(text, "/")
+	_, _, notOne := v1alpha1.ParseAllocationName(text)
 	switch {
+	case !found && notOne == nil:
+		return Who{Allocation: text}, nil
 	case !found:
-		return Who{Pod: namespace + "/" + text, Node: text}
+		who = Who{Pod: namespace + "/" + text, Node: text}
 	case kind == "node" || kind == "nodes":
-		return Who{Node: name}
+		who.Node = name
+	case (kind == "pod" || kind == "pods" || kind == "po") && strings.Contains(name, "/"):
+		who.Pod = name
 	case kind == "pod" || kind == "pods" || kind == "po":
-		return Who{Pod: namespace + "/" + name}
+		who.Pod = namespace + "/" + name
+	default:
+		who.Pod = text
 	}
-	return Who{Pod: text}
+	of, name, _ := strings.Cut(who.Pod, "/")
+	if who.Pod != "" && !reclaim.Possible(v1alpha1.PodReference{Namespace: of, Name: name}) || who.Pod == "" && len(validation.IsDNS1123Subdomain(who.Node)) > 0 {
+		return Who{}, fmt.Errorf("%q is no address, and no allocation, pod or node can be called that", text)
+	}
+	return who, nil
+}
+
+// likeIPv4 matches what is meant as an IPv4 address.
+var likeIPv4 = regexp.MustCompile(`^[0-9]+([.][0-9]+){3}(/.*)?$`)
+
+// parseAddress reads an address in the forms in which people copy one: with a prefix length,
+// or in brackets.
+func parseAddress(text string) (netip.Addr, error) {
+	if inner, ok := strings.CutPrefix(text, "["); ok && strings.HasSuffix(inner, "]") {
+		text = strings.TrimSuffix(inner, "]")
+	}
+	if p, err := netip.ParsePrefix(text); err == nil {
+		text = p.Addr().String()
+	}
+	return pool.ParseAddr(text)
 }
 
 // maxVerdicts is for how many holders the pods and nodes are looked at.
@@ -89,8 +126,12 @@ func (c *Cluster) Who(ctx context.Context, who Who) ([]Holder, error) {
 		return nil, err
 	}
 	var wanted []fields.Set
-	if who.Address.IsValid() {
-		wanted = append(wanted, fields.Set{fieldAddress: who.Address.String()})
+	find := c.attachments
+	switch {
+	case who.Address.IsValid():
+		find, wanted = c.allocations, append(wanted, fields.Set{fieldAddress: who.Address.String()})
+	case who.Allocation != "":
+		find, wanted = c.allocations, append(wanted, fields.Set{fieldName: who.Allocation})
 	}
 	if namespace, name, found := strings.Cut(who.Pod, "/"); found {
 		wanted = append(wanted, fields.Set{fieldPodNamespace: namespace, fieldPod: name})
@@ -100,10 +141,6 @@ func (c *Cluster) Who(ctx context.Context, who Who) ([]Holder, error) {
 	}
 	found := map[types.UID]*v1alpha1.IPAllocation{}
 	for _, where := range wanted {
-		find := c.attachments
-		if who.Address.IsValid() {
-			find = c.allocations
-		}
 		if err := find(ctx, where, func(a *v1alpha1.IPAllocation) { found[a.UID] = a }); err != nil {
 			return nil, err
 		}
@@ -139,13 +176,31 @@ func (c *Cluster) PoolsOf(ctx context.Context, a netip.Addr) (out []PoolRef, err
 	return out, err
 }
 
-// Leaks returns the addresses that look leaked or may be, of the pools of a name; "" is all.
+// Leaks returns the addresses that look leaked or may be, of the pools of a name; "" is all. It is
+// an error if there is no such pool, and no allocation names one.
 func (c *Cluster) Leaks(ctx context.Context, name string) ([]Holder, error) {
 	r, err := c.read(ctx, parts{allocations: true, nodes: true, pods: true})
 	if err != nil {
 		return nil, err
 	}
+	if err := r.knows(name); err != nil {
+		return nil, err
+	}
 	return c.stillLeak(ctx, r, r.leaks(name))
+}
+
+// knows returns an error if there is no pool of a name, and no allocation names one; "" is any.
+func (r *record) knows(name string) error {
+	if name == "" {
+		return nil
+	}
+	_, err := r.find(name)
+	for _, s := range r.sites {
+		if slices.ContainsFunc(s.allocations, func(a *v1alpha1.IPAllocation) bool { return a.Spec.PoolRef.Name == name }) {
+			return nil
+		}
+	}
+	return err
 }
 
 func (r *record) leaks(name string) (out []Holder) {

@@ -55,6 +55,19 @@ func (s *IPAMClaimStatus) Addresses() (out []netip.Addr, err error) {
 	return out, nil
 }
 
+// AddressesIn returns the addresses that a claim has, for a pod that names it for a network. It
+// returns a pool.RequestError if it is for another network, or if its status cannot be read.
+func (c *IPAMClaim) AddressesIn(network string) ([]netip.Addr, error) {
+	if c.Spec.Network != "" && c.Spec.Network != network {
+		return nil, &pool.RequestError{Message: fmt.Sprintf("IPAMClaim %s/%s is for network %q, and the pod names it for network %q", c.Metadata.Namespace, c.Metadata.Name, c.Spec.Network, network)}
+	}
+	addrs, err := c.Status.Addresses()
+	if err != nil {
+		return nil, &pool.RequestError{Message: fmt.Sprintf("IPAMClaim %s/%s: %s: correct its status, or delete the claim", c.Metadata.Namespace, c.Metadata.Name, err)}
+	}
+	return addrs, nil
+}
+
 // ownerPod is the pod that has a claim's addresses now.
 type ownerPod struct {
 	Name string
@@ -91,6 +104,10 @@ func (c *IPAMClaim) Owner() *v1alpha1.AllocationOwner {
 		APIGroup: v1alpha1.IPAMClaimGroup, Kind: v1alpha1.KindIPAMClaim, Namespace: c.Metadata.Namespace, Name: c.Metadata.Name, UID: c.Metadata.UID,
 	}
 }
+
+// LabelMigration is the label of KubeVirt on a pod that it makes to move a virtual machine
+// there, with the UID of the migration.
+const LabelMigration = "kubevirt.io/migrationJobUID"
 
 // ErrNoIPAMClaims means that the API server has no such kind, so that it says nothing about
 // any claim.

@@ -30,13 +30,13 @@ type Selection struct {
 
 func (s Selection) String() string { return s.Namespace + "/" + s.Name }
 
-// ParseNetworks reads the annotation of a pod in a namespace. It is JSON or
-// "NAMESPACE/NAME@INTERFACE, ...". Namespaces and the interfaces that multus gives are filled
+// ParseNetworks reads the annotation of a pod in a namespace. It is JSON, if it has a character
+// by which multus takes it for that, or "NAMESPACE/NAME@INTERFACE, ...". Namespaces and the interfaces that multus gives are filled
 // in.
 func ParseNetworks(text, namespace string) ([]Selection, error) {
 	var out []Selection
 	text = strings.TrimSpace(text)
-	if strings.HasPrefix(text, "[") {
+	if strings.ContainsAny(text, `[{"`) {
 		if err := json.Unmarshal([]byte(text), &out); err != nil {
 			return nil, fmt.Errorf("annotation %s is not valid: %w", AnnotationNetworks, err)
 		}
@@ -54,6 +54,9 @@ func ParseNetworks(text, namespace string) ([]Selection, error) {
 		}
 	}
 	for i := range out {
+		if out[i].Name == "" {
+			return nil, fmt.Errorf("annotation %s is not valid: entry %d has no name", AnnotationNetworks, i+1)
+		}
 		if out[i].Namespace == "" {
 			out[i].Namespace = namespace
 		}

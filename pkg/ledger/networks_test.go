@@ -15,6 +15,7 @@ func TestParseNetworks(t *testing.T) {
 		{` [{"name": "a", "interface": "x"}, {"name": "b", "namespace": "other"}] `, "[ns/a@x other/b@net2]"},
 		{"", "[]"}, {" , ", "[]"}, {"[]", "[]"},
 		{`[{"name": 1}]`, "error"}, {`[`, "error"},
+		{`{"name": "a"}`, "error"}, {`"a"`, "error"}, {"[null]", "error"}, {`[{"namespace": "other"}]`, "error"}, {"@eth5", "error"},
 	} {
 		all, err := ParseNetworks(tc.text, "ns")
 		got := []string{}

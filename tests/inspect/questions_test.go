@@ -83,6 +83,11 @@ func TestWho(t *testing.T) {
 		{who: "worker-1", want: []string{"10.1.0.2", "10.1.0.3"}},
 		{who: "node/worker-2", want: []string{"10.1.0.33"}},
 		{who: "node/worker-3", code: 1, says: []string{"holds no address"}},
+		{who: "10.1.0.2/24", want: []string{"10.1.0.2"}},
+		{who: "rail1.10.1.0.3", want: []string{"10.1.0.3"}},
+		{who: "rail1.10.1.0.4", code: 1, says: []string{"there is no allocation rail1.10.1.0.4: the address is free"}},
+		{who: "pod/" + h.NS + "/a", want: []string{"10.1.0.2"}},
+		{who: "10.1.0.300", code: 2, says: []string{`"10.1.0.300" is not an address`}},
 	} {
 		h.ipam(t, "who", "-n", h.NS, tc.who).want(t, tc.code, tc.says...)
 		if tc.code != 0 {
@@ -96,6 +101,12 @@ func TestWho(t *testing.T) {
 			t.Errorf("who %s: %v, want %v", tc.who, got, tc.want)
 		}
 	}
+	h.ipam(t, "why", "10.1.0.2").want(t, 2, `"10.1.0.2" is no pod`)
+	h.ipam(t, "why", "po/a", "-n", h.NS).want(t, 1, "pod "+h.NS+"/a")
+	h.reserved(t, "10.1.0.40", "printers")
+	h.kept(t, "rail1", "10.1.0.41", h.gone("web-0"))
+	h.ipam(t, "who", "10.1.0.40").want(t, 0, "IPReservation "+h.NS+"/printers", "Reserved")
+	h.ipam(t, "who", "10.1.0.41").want(t, 0, h.NS+"/web-0 (StatefulSet web)", "Kept")
 	blind := h.user(t, "blind", `{"rules": [{"apiGroups": ["nv-ipam.nvidia.com"], "resources": ["*"], "verbs": ["get", "list"]}]}`)
 	ipamAs(t, blind, "", "who", "10.1.0.2").want(t, 0, "10.1.0.2", "Unknown", "reading pod", "is forbidden")
 }
@@ -158,7 +169,11 @@ func TestLeaks(t *testing.T) {
 	if len(items) != 2 || field(items[1], "verdict.until") == "" || field(items[1], "verdict.since") == "" {
 		t.Errorf("leaks are %v", items)
 	}
-	h.ipam(t, "leaks", "-n", h.NS, "rail2").want(t, 0, "Nothing looks leaked.")
+	h.ipam(t, "leaks", "-n", h.NS, "rail2").want(t, 2, `there is no pool "rail2"`)
+	if err := h.IPAM.IPPools(h.NS).Delete(t.Context(), "rail1", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	h.ipam(t, "leaks", "-n", h.NS, "rail1").want(t, 1, "10.1.0.3") // its allocations name it
 }
 
 // An address that rests is neither held nor free, and leaks nothing.
@@ -224,6 +239,8 @@ func TestRelease(t *testing.T) {
 	h.network(t, "rail1", map[string]any{"poolName": "rail1"})
 	h.claim(t, "10.1.0.7", "worker-1", h.gone("e"))
 	h.pod(t, "e", "worker-1", networkStatus, h.has("rail1", "10.1.0.7"))
+	h.reserved(t, "10.1.0.40", "printers")
+	h.kept(t, "rail1", "10.1.0.41", h.gone("web-0"))
 	held := func(address string) bool {
 		t.Helper()
 		_, err := h.IPAM.IPAllocations(h.NS).Get(t.Context(), "rail1."+address, metav1.GetOptions{})
@@ -248,6 +265,9 @@ func TestRelease(t *testing.T) {
 		{name: "by its name", args: []string{"rail1.10.1.0.4", "-y"}, says: []string{"rail1.10.1.0.4 is released"}, gone: "10.1.0.4"},
 		{name: "held", args: []string{"10.1.0.33", "-y"}, code: 1, says: []string{"node_unreachable", "a container may still use it", "--force"}, still: "10.1.0.33"},
 		{name: "a later pod of the name has it", args: []string{"10.1.0.7", "-y"}, code: 1, says: []string{"pod_replaced", "/e has the address by its network-status", "--force"}, still: "10.1.0.7"},
+		{name: "reserved", args: []string{"10.1.0.40", "-y", "--force"}, code: 1, says: []string{"reserved by IPReservation printers, and the controller would reserve it again", "kubectl edit ipr -n " + h.NS + " printers"}, still: "10.1.0.40"},
+		{name: "kept", args: []string{"10.1.0.41", "-y"}, code: 1, says: []string{"kept for StatefulSet web, and its next container would get another address. If that may be: --force"}, still: "10.1.0.41"},
+		{name: "kept, by force", args: []string{"10.1.0.41", "--force"}, stdin: "y\n", says: []string{"10.1.0.41 of " + h.NS + "/web-0 (StatefulSet web) on node worker-1"}, gone: "10.1.0.41"},
 		{name: "held, by force", args: []string{"10.1.0.33", "-y", "--force"}, gone: "10.1.0.33"},
 		{name: "free", args: []string{"10.1.0.9", "-y"}, code: 2, says: []string{`no allocation has the name or the address "10.1.0.9"`}},
 		{name: "neither", args: []string{"nonsense", "-y"}, code: 2, says: []string{`"nonsense" is not the name of an IPAllocation`}},
@@ -300,6 +320,9 @@ func TestPlan(t *testing.T) {
 		{name: "no blocks", spec: "subnet: 10.1.0.0/24", says: []string{"capacity 254, now 31", "blocks   0, now 2"}},
 		{name: "overlaps with another domain", spec: "subnet: 10.0.0.0/8, perNodeBlockSize: 16", code: 1, says: []string{"overlaps with: 1: IPPool rail9 (10.9.0.0/24, domain rail9)"}},
 		{name: "invalid", spec: "subnet: 10.1.0.0/24, perNodeBlockSize: 16, gateway: 10.7.0.1", code: 1, says: []string{"REFUSED  spec.gateway: Invalid value", "capacity 31, now 31"}},
+		{name: "disabled", spec: "subnet: 10.1.0.0/24, perNodeBlockSize: 16, gateway: 10.1.0.1, disabled: true", code: 1, says: []string{"namespaces whose pods would get no more addresses: 1: " + h.NS}},
+		{name: "namespace not allowed", spec: "subnet: 10.1.0.0/24, perNodeBlockSize: 16, gateway: 10.1.0.1, allowedNamespaces: [other]", code: 1, says: []string{"namespaces whose pods would get no more addresses: 1: " + h.NS}},
+		{name: "namespace allowed", spec: `subnet: 10.1.0.0/24, perNodeBlockSize: 16, gateway: 10.1.0.1, allowedNamespaces: ["test-*"]`},
 		{name: "another domain", spec: "subnet: 10.1.0.0/24, perNodeBlockSize: 16, domain: other", code: 1, says: []string{"spec.domain is immutable: it is rail1, not other"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -320,11 +343,32 @@ func TestPlan(t *testing.T) {
 			}
 		})
 	}
+	t.Run("what is reserved, and what is kept", func(t *testing.T) {
+		h.reserved(t, "10.1.0.40", "printers")
+		h.kept(t, "rail1", "10.1.0.41", h.gone("web-0"))
+		h.Claim(t, h.IPAM, ofWeb(rig.Allocation("rail1", "10.1.0.42", "worker-1", h.pod(t, "web-1", "worker-1"), "sandbox-web-1"), h.NS))
+		pool := "apiVersion: nv-ipam.nvidia.com/v1alpha1\nkind: IPPool\nmetadata: {name: rail1, namespace: " + h.NS + "}\nspec: "
+		ipamAs(t, env.Kubeconfig, pool+"{subnet: 10.1.0.0/24, perNodeBlockSize: 16, gateway: 10.1.0.1}", "plan", "-f", "-").want(t, 0)
+		ipamAs(t, env.Kubeconfig, pool+"{subnet: 10.2.0.0/24, perNodeBlockSize: 16}", "plan", "-f", "-").want(t, 1,
+			"10.1.0.40 (reserved for IPReservation "+h.NS+"/printers: would not be in the subnet)", "10.1.0.41 on node worker-1 (released at", "and kept for pod "+h.NS+"/web-0: would not be in the subnet)",
+			"10.1.0.42 on node worker-1 (would not be in the subnet)")
+		a := ipamAs(t, env.Kubeconfig, pool+"{subnet: 10.1.0.0/24, perNodeBlockSize: 16, exclusions: [{startIP: 10.1.0.40, endIP: 10.1.0.41}]}", "plan", "-f", "-")
+		a.want(t, 1, "any more: 1: 10.1.0.41 on node worker-1", "and kept for pod "+h.NS+"/web-0: the pool would not give it)")
+	})
 	for stdin, says := range map[string]string{
+		"apiVersion: nv-ipam.nvidia.com/v1alpha1\nkind: IPPool\nmetadata: {name: x, namespace: why}\nspec: {subnet: 10.1.0.0/24, perNodeBlocksize: 16}\n": `the API server would refuse it: strict decoding error: unknown field "spec.perNodeBlocksize"`,
+		"apiVersion: nv-ipam.nvidia.com/v1alpha1\nkind: IPPool\nmetadata: {name: x, namespace: why}\nspec: {subnet: 10.1.0.0/24, perNodeBlockSize: 0}\n":  "the API server would refuse it: spec.perNodeBlockSize is 0: leave it out",
 		"": "there is no pool in it", "apiVersion: v1\nkind: ConfigMap\n": "not a pool", "kind: [": "error",
 		"apiVersion: nv-ipam.nvidia.com/v1alpha1\nkind: IPAllocation\nmetadata: {name: x}\n": "IPAllocation is not a pool",
 	} {
 		ipamAs(t, env.Kubeconfig, stdin, "plan", "-f", "-").want(t, 2, says)
 	}
+	live, err := h.Env.Kubectl(t.Context(), "get", "ippool", "-n", h.NS, "rail1", "-o", "yaml", "--show-managed-fields")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ipamAs(t, env.Kubeconfig, string(live), "plan", "-f", "-").want(t, 0, "capacity 31, now 31")
+	named := "apiVersion: nv-ipam.nvidia.com/v1alpha1\nkind: IPPool\nmetadata: {name: New_Pool, namespace: why}\nspec: {subnet: 10.6.0.0/24}\n"
+	ipamAs(t, env.Kubeconfig, named, "plan", "-f", "-").want(t, 1, `REFUSED  metadata.name: Invalid value: "New_Pool"`)
 	ipamAs(t, env.Kubeconfig, "", "plan", "-f", "/nonexistent").want(t, 2, "no such file")
 }

@@ -6,6 +6,7 @@ package whereabouts
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -66,6 +67,9 @@ func (p *plan) claimRange(r *rangePool) {
 			return
 		}
 		targets = []*target{p.target(in, p.specWithoutNetwork(in))}
+	}
+	if fit := slices.DeleteFunc(slices.Clone(targets), func(t *target) bool { return t.refused != "" }); len(fit) > 0 {
+		targets = fit
 	}
 	for _, offset := range sortedOffsets(r.Spec.Allocations) {
 		e := r.Spec.Allocations[offset]
@@ -153,6 +157,9 @@ func (p *plan) claim(targets []*target, address netip.Addr, e entry, node string
 		return "the entry has no container, or no interface, and the pod's annotation " + networkStatus + " does not say which one has the address"
 	}
 	t, requested := targetOf(targets, address)
+	if t.refused != "" {
+		return t.refused
+	}
 	ref := t.ref()
 	c := &claim{target: t, address: address, action: create, alloc: &v1alpha1.IPAllocation{
 		ObjectMeta: metav1.ObjectMeta{

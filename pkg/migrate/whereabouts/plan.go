@@ -60,6 +60,9 @@ type target struct {
 	exists *v1alpha1.IPPool // as it is in the API; nil if it is not
 	// held are the reasons why the pool is to be disabled.
 	held []string
+	// refused says why the API server or the controller would refuse the pool; "" if it would
+	// not. It is not printed then, and nothing is claimed in it.
+	refused string
 }
 
 func (t *target) domain() string { return cmp.Or(t.pool.Spec.Domain, t.pool.Name) }
@@ -128,7 +131,8 @@ func (p *plan) networkPools(c *config) (out []*target) {
 		}
 		t := p.target(scope{c.own.NetworkName, parsed.subnet.String()}, c.spec(parsed))
 		if _, errs := pool.ObjectOf(t.pool).Parse(); len(errs) > 0 {
-			c.cannot = append(c.cannot, "its pool would be refused: "+pool.Explain(errs))
+			t.refused = "its pool would be refused: " + pool.Explain(errs)
+			c.cannot = append(c.cannot, t.refused)
 		}
 		out = append(out, t)
 		names = append(names, t.pool.Name)

@@ -140,6 +140,28 @@ func TestNetworks(t *testing.T) {
 	}
 }
 
+// A pool that would be refused is not printed for kubectl apply, and nothing is claimed in it.
+func TestRefusedPoolIsLeftOut(t *testing.T) {
+	p := planOf(state{
+		networks: []network{
+			nad("named", `{"type":"whereabouts","range":"10.0.2.0/24","network_name":"Net_A"}`),
+			nad("gateway", `{"type":"whereabouts","range":"10.0.0.0/24","gateway":"10.7.0.1"}`),
+			nad("good", `{"type":"whereabouts","range":"10.0.1.0/24"}`),
+		},
+		ranges: []rangePool{ranged("10.0.0.0-24", "10.0.0.0/24", map[string]entry{"5": in("c1", "p")})},
+	})
+	var out strings.Builder
+	if err := p.writePools(&out); err != nil {
+		t.Fatal(err)
+	}
+	if text := out.String(); strings.Contains(text, "name: Net_A") || strings.Contains(text, "name: 10.0.0.0-24") || !strings.Contains(text, "# pool Net_A-10.0.2.0-24 is left out: its pool would be refused") || !strings.Contains(text, "name: 10.0.1.0-24") {
+		t.Error(text)
+	}
+	if all := strings.Join(p.cannot, "\n"); len(p.claims) != 0 || !strings.Contains(all, "10.0.0.5 of pod "+in("c1", "p").PodRef+": its pool would be refused") {
+		t.Errorf("claims %v, cannot %s", p.claims, all)
+	}
+}
+
 func describe(t *target) string {
 	s := t.pool.Spec
 	out := t.pool.Name + " " + t.domain() + " " + s.Subnet

@@ -18,6 +18,9 @@ import (
 // toApply are the pools that do not exist, or are to be disabled or enabled.
 func (p *plan) toApply() (out []*target) {
 	for _, t := range p.pools {
+		if t.refused != "" {
+			continue
+		}
 		if t.exists == nil || t.exists.Spec.Disabled != t.pool.Spec.Disabled {
 			out = append(out, t)
 		}
@@ -25,8 +28,13 @@ func (p *plan) toApply() (out []*target) {
 	return out
 }
 
-// writePools writes YAML for kubectl apply.
+// writePools writes YAML for kubectl apply, and what it leaves out.
 func (p *plan) writePools(w io.Writer) error {
+	for _, t := range p.pools {
+		if t.refused != "" {
+			fmt.Fprintf(w, "# pool %s is left out: %s\n", t.pool.Name, strings.ReplaceAll(t.refused, "\n", "; "))
+		}
+	}
 	for _, t := range p.toApply() {
 		data, err := yaml.Marshal(map[string]any{
 			"apiVersion": v1alpha1.GroupVersion.String(), "kind": t.ref().Kind, "spec": t.pool.Spec,
