@@ -25,6 +25,10 @@ type Rebuilding struct {
 	// before are the claims with a record that the hint had before the list, also those of
 	// containers that ended with the node's last stop.
 	before []Entry
+	// had are all claims that the hint had then, by name and attachment.
+	had map[string]bool
+	// began is when that was.
+	began time.Time
 }
 
 // Rebuild waits until no other call on this node rebuilds the hint. If another call has
@@ -49,8 +53,27 @@ func (h *Hint) Rebuild(ctx context.Context, since time.Time) *Rebuilding {
 	_ = os.Remove(h.path("claims", r.mark)) // of a process that died and had this one's number
 	r.err = h.link(markText(), "claims", r.mark)
 	h.failed("rebuilding", r.err)
+	r.began = time.Now()
 	r.before, _ = h.recorded()
+	r.had = map[string]bool{}
+	h.failed("reading claims", h.each("", "", func(e Entry, _ claimText) error {
+		r.had[e.Name()+" "+e.text("")] = true
+		return nil
+	}))
 	return r
+}
+
+// hadIt reports whether a claim of the list was entered here before or while that was made. If
+// it is not there any more, it was released since.
+func (r *Rebuilding) hadIt(e Entry) bool {
+	if r.had[e.Name()+" "+e.text("")] {
+		return true
+	}
+	if e.Record == nil || e.Record.Spec.AddStartedAt == nil {
+		return false
+	}
+	started := e.Record.Spec.AddStartedAt.Time
+	return !started.Before(r.began) && !started.After(time.Now()) // unless the clock was set back
 }
 
 // Missing returns the claims that the hint had before the list, and the list lacks. What
@@ -90,8 +113,8 @@ func (r *Rebuilding) unlock() {
 }
 
 // Enter makes the hint agree with the list of what this node held at a time: it enters
-// what is missing and removes what is no longer held. Then the hint is complete, unless
-// it was made to forget since Rebuild.
+// what is missing and removes what is no longer held, but enters nothing again that was released
+// since. Then the hint is complete, unless it was made to forget since Rebuild.
 func (r *Rebuilding) Enter(at time.Time, held []Entry) {
 	h := r.h
 	pending, err := h.pendingEntries()
@@ -102,12 +125,13 @@ func (r *Rebuilding) Enter(at time.Time, held []Entry) {
 		if slices.ContainsFunc(pending, func(p Entry) bool { return p.Attachment == e.Attachment && p.Name() == e.Name() }) {
 			continue
 		}
+		had := r.hadIt(e)
 		if err == nil {
-			err = h.enter(e)
+			err = h.enter(e, had)
 		}
 		if err != nil && e.Record != nil { // as in Claimed
 			e.Record = nil
-			err = h.enter(e)
+			err = h.enter(e, had)
 		}
 	}
 	if h.failed("rebuilding", err) || r.err != nil {
@@ -154,8 +178,9 @@ func (h *Hint) stale(e Entry, t claimText, at time.Time) bool {
 }
 
 // enter is like Claimed, but for what the API server said some time ago: if another
-// attachment has the entry by now, that stays, and this one is entered beside it.
-func (h *Hint) enter(e Entry) error {
+// attachment has the entry by now, that stays, and this one is entered beside it. A claim that
+// the hint had is only brought up to date: if it is not there, it was released since.
+func (h *Hint) enter(e Entry, had bool) error {
 	file := e.fileName()
 	if e.Record != nil {
 		e.Record.listed()
@@ -163,6 +188,8 @@ func (h *Hint) enter(e Entry) error {
 	text, err := os.Readlink(h.path("claims", file))
 	other, _ := parseText(text)
 	switch {
+	case had && other != e.Attachment:
+		return nil
 	case err != nil:
 		err := h.link(e.claim(), "claims", file)
 		if !errors.Is(err, fs.ErrExist) {
@@ -186,6 +213,9 @@ func (h *Hint) enter(e Entry) error {
 // no cluster. Its pending releases become releases of attachments. Its claims are
 // removed, since the API server lists what the node holds.
 func (h *Hint) takeOverOldFormat() {
+	if _, err := os.Lstat(filepath.Join(h.root, "claims")); err == nil {
+		h.Forget() // before claims/ is removed, which says the same
+	}
 	for _, dir := range []string{"owed", "releasing", "claiming"} {
 		links, _ := filepath.Glob(filepath.Join(escape(h.root), dir, "*"))
 		for _, link := range links {

@@ -197,3 +197,51 @@ func TestEarlierVersionWasHere(t *testing.T) {
 		t.Errorf("%v, complete %t", got, complete)
 	}
 }
+
+// What is released while the list is under way is not entered again, although it is listed.
+func TestReleasedWhileRebuilding(t *testing.T) {
+	h := newHint(t)
+	r := h.Rebuild(t.Context(), time.Time{})
+	r.Enter(time.Now(), nil)
+	r.End()
+	release := func(e Entry) {
+		h.Releasing(e)
+		h.Released(e)
+	}
+	old, young := heldBy(podA, addr1, "u1"), heldBy(podB, addr2, "u2")
+	young.Record = &Record{}
+	h.Claimed(old)
+	r = h.Rebuild(t.Context(), time.Now())
+	at := time.Now()
+	young.Record.Spec.AddStartedAt = &metav1.MicroTime{Time: at}
+	h.Claimed(young)
+	release(old)
+	release(young)
+	lost := heldBy(podB, addr6, "u3") // the hint had lacked it
+	r.Enter(at, []Entry{old, young, lost})
+	r.End()
+	if got, _ := h.Holding(podA); len(got) != 0 {
+		t.Errorf("the hint has what was released: %v", got)
+	}
+	if got, complete := h.Holding(podB); len(got) != 1 || got[0].Address != addr6 || !complete {
+		t.Errorf("the hint has %v, complete %t", got, complete)
+	}
+}
+
+// While what an earlier version has left is being taken over, nothing is complete.
+func TestIncompleteWhileTakingOver(t *testing.T) {
+	h := newHint(t)
+	r := h.Rebuild(t.Context(), time.Time{})
+	r.Enter(time.Now(), nil)
+	r.End()
+	must(t, os.MkdirAll(filepath.Join(h.root, "claims"), 0o700))
+	r = h.Rebuild(t.Context(), time.Time{})
+	if h.Complete() {
+		t.Error("complete without what the earlier version has claimed")
+	}
+	r.Enter(time.Now(), nil)
+	r.End()
+	if !h.Complete() {
+		t.Error("not complete")
+	}
+}
