@@ -16,6 +16,9 @@ import (
 
 // Ten faults, each planted alone on a cluster that runs, and each explained by one command.
 func TestQuestions(t *testing.T) {
+	if _, err := testenv.Binary("kubectl-ipam"); err != nil {
+		t.Fatal(err)
+	}
 	s := newScene(t)
 	s.pool("questions", "10.46.0.0/16", "10.46.0.1")
 	s.network("good", `"poolName": "questions"`)
