@@ -42,30 +42,54 @@ const (
 //  6. if the pool overflows: the space that is nobody's block, then the whole subnet.
 func (c *Claimer) claimOne(ctx context.Context, req Request, v view, wanted netip.Addr) (hint.Entry, error) {
 	b := v.Block
-	if wanted.IsValid() { // 1
-		if req.foreign[v1alpha1.AllocationName(b.Pool.Name, wanted)] {
-			return hint.Entry{}, foreignInUse(b.Pool, wanted)
-		}
-		if err := c.lostHere(b.Domain, wanted, req.Attachment); err != nil {
-			return hint.Entry{}, err
-		}
-		c.Hint.ClaimingRequested(hint.Entry{Attachment: req.Attachment, Domain: b.Domain, Address: wanted})
-		return c.create(ctx, req, b, wanted, true)
-	}
-	if req.keeps(b) { // 2
+	switch {
+	case wanted.IsValid(): // 1
+		return c.claimWanted(ctx, req, b, wanted)
+	case req.keeps(b): // 2
 		return c.claimSticky(ctx, req, v)
 	}
 	spaces := append([]*pool.Block{b}, b.Overflow...)
+	if e, err := c.claimKnown(ctx, req, b, spaces); err != nil || e.Address.IsValid() { // 3, 4
+		return e, err
+	}
+	for i, space := range spaces { // 5, 6
+		s := &search{
+			Claimer: c, req: req, b: space, version: v.version, space: hint.SpaceOf(b.Pool, i), overflows: i < len(spaces)-1,
+			held: map[netip.Addr]bool{}, releasing: c.beingReleased(space),
+		}
+		if e, err := s.claim(ctx); err != nil || e.Address.IsValid() {
+			return e, err
+		}
+	}
+	return hint.Entry{}, c.exhausted(b)
+}
+
+// claimWanted claims a requested address.
+func (c *Claimer) claimWanted(ctx context.Context, req Request, b *pool.Block, wanted netip.Addr) (hint.Entry, error) {
+	if req.foreign[v1alpha1.AllocationName(b.Pool.Name, wanted)] {
+		return hint.Entry{}, foreignInUse(b.Pool, wanted)
+	}
+	if err := c.lostHere(b.Domain, wanted, req.Attachment); err != nil {
+		return hint.Entry{}, err
+	}
+	c.Hint.ClaimingRequested(hint.Entry{Attachment: req.Attachment, Domain: b.Domain, Address: wanted})
+	return c.create(ctx, req, b, wanted, true)
+}
+
+// claimKnown claims what the attachment holds already, or else what its pod has released and
+// rests, as the hint says. It returns no address if there is nothing of that kind, or another
+// attachment has it by now.
+func (c *Claimer) claimKnown(ctx context.Context, req Request, b *pool.Block, spaces []*pool.Block) (hint.Entry, error) {
 	addr := req.known.heldIn(b)
 	if !addr.IsValid() {
 		addr = req.known.heldIn(spaces[len(spaces)-1])
 	}
-	if addr.IsValid() { // 3
+	if addr.IsValid() {
 		if e, err := c.create(ctx, req, b, addr, false); !ledger.IsInUse(err) {
 			return e, err
 		}
 	}
-	for _, space := range spaces { // 4
+	for _, space := range spaces {
 		if addr := req.known.restsIn(space); addr.IsValid() {
 			c.Hint.ClaimingRequested(hint.Entry{Attachment: req.Attachment, Domain: b.Domain, Address: addr})
 			if e, err := c.claimReleased(ctx, req, space, addr, nil); !ledger.IsInUse(err) {
@@ -74,28 +98,7 @@ func (c *Claimer) claimOne(ctx context.Context, req Request, v view, wanted neti
 			break
 		}
 	}
-	for i, space := range spaces { // 5, 6
-		s := &search{
-			Claimer: c, req: req, b: space, version: v.version, space: hint.SpaceOf(b.Pool, i), overflows: i < len(spaces)-1,
-			held: map[netip.Addr]bool{}, releasing: c.beingReleased(space),
-		}
-		if s.isKnownFull() {
-			continue
-		}
-		var e hint.Entry
-		var err error
-		collided := true
-		if !s.b.Shared || !s.isCrowded() {
-			e, collided, err = s.tryCandidates(ctx, space.Candidates(c.Hint.Last(s.space)), s.patience())
-		}
-		if err == nil && !e.Address.IsValid() {
-			e, err = s.searchOn(ctx, collided)
-		}
-		if err != nil || e.Address.IsValid() {
-			return e, err
-		}
-	}
-	return hint.Entry{}, c.exhausted(b)
+	return hint.Entry{}, nil
 }
 
 // search is the search for a free address in a block, or in a space that nodes share.
@@ -113,6 +116,22 @@ type search struct {
 	held map[netip.Addr]bool
 	// releasing are the addresses of claims whose release is pending or under way on this node.
 	releasing map[netip.Addr]bool
+}
+
+// claim claims a free address of the space: what comes after the last one that was given there,
+// then any. It returns none if the space is full.
+func (s *search) claim(ctx context.Context) (e hint.Entry, err error) {
+	if s.isKnownFull() {
+		return hint.Entry{}, nil
+	}
+	collided := true
+	if !s.b.Shared || !s.isCrowded() {
+		e, collided, err = s.tryCandidates(ctx, s.b.Candidates(s.Hint.Last(s.space)), s.patience())
+	}
+	if err == nil && !e.Address.IsValid() {
+		e, err = s.searchOn(ctx, collided)
+	}
+	return e, err
 }
 
 // isKnownFull reports whether this node has found a short time ago that the block is full.
