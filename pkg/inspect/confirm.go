@@ -23,12 +23,13 @@ import (
 // suspect is what a finding rests on and a second look is at: lists are read one after the
 // other, and pods come and go meanwhile.
 type suspect struct {
-	namespace, allocation string   // allocation is "" if it is about pods only
+	namespace, allocation string // allocation is "" if it is about pods only
+	id                    types.UID
 	pods                  []string // NAMESPACE/NAME
 }
 
 func suspectOf(a *v1alpha1.IPAllocation) *suspect {
-	return &suspect{a.Namespace, a.Name, []string{podKey(a.Spec.PodRef)}}
+	return &suspect{a.Namespace, a.Name, a.UID, []string{podKey(a.Spec.PodRef)}}
 }
 
 const (
@@ -38,7 +39,8 @@ const (
 	lookers = 16
 )
 
-// confirm drops the findings that a second look does not find again, as they were.
+// confirm drops the findings that a second look does not find again. It reports the others as it
+// has found them.
 func (k *checking) confirm(ctx context.Context, c *Cluster) {
 	findings := slices.SortedFunc(slices.Values(k.report.Findings), finding.compare)
 	var suspects []*suspect
@@ -59,16 +61,26 @@ func (k *checking) confirm(ctx context.Context, c *Cluster) {
 	}
 	second := &checking{record: fresh, report: &Report{}, networks: k.networks}
 	second.judge()
-	found := map[finding]bool{}
+	found := map[finding]finding{}
 	for _, f := range second.report.Findings {
-		found[f.identity()] = true
+		found[f.identity()] = f
 	}
-	k.report.Findings = slices.DeleteFunc(findings, func(f finding) bool { return f.suspect != nil && !found[f.identity()] })
+	k.report.Findings = slices.DeleteFunc(findings, func(f finding) bool { return f.suspect != nil && found[f.identity()].Class == "" })
+	for i, f := range k.report.Findings {
+		if f.suspect != nil {
+			k.report.Findings[i] = found[f.identity()]
+		}
+	}
 }
 
-// identity is what two findings have in common that are about the same, and rest on the same.
+// identity is what two findings have in common that are about the same, and rest on the same. An
+// allocation that looks leaked does so for whichever reason: what shows it may change.
 func (f finding) identity() finding {
-	return finding{Class: f.Class, Namespace: f.Namespace, Subject: f.Subject, Message: f.Message, Proof: f.Proof}
+	out := finding{Class: f.Class, Namespace: f.Namespace, Subject: f.Subject, Message: f.Message, Proof: f.Proof}
+	if f.Class == classNoPod {
+		out.Message, out.Proof = "", string(f.suspect.id)
+	}
+	return out
 }
 
 // again reads the first suspects again, and returns the record as it is then; nil if nothing
@@ -218,11 +230,11 @@ func (l *look) differs(r *record) bool {
 	return false
 }
 
-// stillLeak returns the holders that a second look does find again.
+// stillLeak returns the holders that a second look finds again, as it has found them.
 func (c *Cluster) stillLeak(ctx context.Context, r *record, leaks []Holder) ([]Holder, error) {
 	var suspects []*suspect
 	for _, h := range leaks {
-		suspects = append(suspects, &suspect{h.Namespace, h.Allocation, []string{podKey(h.Pod)}})
+		suspects = append(suspects, &suspect{h.Namespace, h.Allocation, h.AllocationID, []string{podKey(h.Pod)}})
 	}
 	fresh, err := c.again(ctx, r, suspects)
 	if fresh == nil {
@@ -232,13 +244,13 @@ func (c *Cluster) stillLeak(ctx context.Context, r *record, leaks []Holder) ([]H
 		return leaks, err
 	}
 	type leak struct {
-		id                types.UID
-		container, reason string
+		id        types.UID
+		container string
 	}
-	of := func(h Holder) leak { return leak{h.AllocationID, h.Container, h.Verdict.Reason} }
-	found := map[leak]bool{}
-	for _, h := range fresh.leaks("") {
-		found[of(h)] = true
+	of := func(h Holder) leak { return leak{h.AllocationID, h.Container} }
+	before := map[leak]bool{}
+	for _, h := range leaks {
+		before[of(h)] = true
 	}
-	return slices.DeleteFunc(leaks, func(h Holder) bool { return !found[of(h)] }), nil
+	return slices.DeleteFunc(fresh.leaks(""), func(h Holder) bool { return !before[of(h)] }), nil
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -123,5 +124,33 @@ func TestStillLeak(t *testing.T) {
 	got, err := c.stillLeak(t.Context(), k.record, k.leaks("rail"))
 	if err != nil || len(got) != 1 || got[0].Address != "10.1.0.3" {
 		t.Errorf("%v, %v", got, err)
+	}
+}
+
+// A leak that is still there is found again, though what shows it is another allocation now: the
+// text is that of the second look.
+func TestConfirmSaysWhatIsThere(t *testing.T) {
+	s, c := newServer(t)
+	k := newScene()
+	k.pool("sys", "rail", "10.1.0.0/24", "w1")
+	k.pod("a", "w1")
+	for i := range 3 {
+		at := metav1.NewMicroTime(time.Unix(int64(1000+i*100), 0))
+		k.claim("sys", "rail", fmt.Sprintf("10.1.0.%d", i), "w1", "a", func(s *v1alpha1.IPAllocationSpec) {
+			s.ContainerID, s.AddStartedAt = fmt.Sprint("c", i), &at
+		})
+		all := k.at("sys").allocations
+		all[i].CreationTimestamp = metav1.NewTime(at.Add(time.Second))
+	}
+	s.put(k)
+	delete(s.has, "/apis/nv-ipam.nvidia.com/v1alpha1/namespaces/sys/ipallocations/rail.10.1.0.1")
+	k.judge()
+	leaks, err := c.stillLeak(t.Context(), k.record, k.leaks("rail"))
+	if err != nil || len(leaks) != 1 || leaks[0].Address != "10.1.0.0" || !strings.Contains(leaks[0].Verdict.Message, "c2") {
+		t.Errorf("leaks %v, %v", leaks, err)
+	}
+	k.confirm(t.Context(), c)
+	if found := k.report.Findings; len(found) != 1 || found[0].Subject != "rail.10.1.0.0" || !strings.Contains(found[0].Message, "c2") {
+		t.Errorf("found %v", found)
 	}
 }

@@ -5,6 +5,7 @@ package reclaim
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
@@ -41,12 +42,12 @@ func (e *Evidence) otherSandbox(a *v1alpha1.IPAllocation) (*v1alpha1.IPAllocatio
 	mine := slices.Concat(sandboxes[a.Spec.ContainerID], []*v1alpha1.IPAllocation{a})
 	delete(sandboxes, a.Spec.ContainerID)
 	var doubt *v1alpha1.IPAllocation
-	for _, theirs := range sandboxes {
-		switch shows, how := compare(mine, theirs); how {
+	for _, id := range slices.Sorted(maps.Keys(sandboxes)) { // so that one question has one answer
+		switch shows, how := compare(mine, sandboxes[id]); how {
 		case replaced:
 			return shows, replaced
 		case unclear:
-			doubt = theirs[0]
+			doubt = sandboxes[id][0]
 		}
 	}
 	if doubt != nil {
@@ -62,8 +63,9 @@ func (e *Evidence) nextStatic(a *v1alpha1.IPAllocation) *v1alpha1.IPAllocation {
 	if !static(a.Spec.PodRef.UID) {
 		return nil
 	}
-	for _, theirs := range e.sandboxes(a, otherStatic) {
-		if shows, how := compare([]*v1alpha1.IPAllocation{a}, theirs); how == replaced {
+	sandboxes := e.sandboxes(a, otherStatic)
+	for _, id := range slices.Sorted(maps.Keys(sandboxes)) {
+		if shows, how := compare([]*v1alpha1.IPAllocation{a}, sandboxes[id]); how == replaced {
 			return shows
 		}
 	}
