@@ -114,16 +114,25 @@ func (k *checking) allocation(at place, addr netip.Addr) *v1alpha1.IPAllocation 
 
 // named returns the pools that a network names on a node.
 func (r *record) named(n *cni.Network, node string) (refs []v1alpha1.PoolReference) {
+	for _, ref := range n.Pools {
+		if ref, err := r.expand(ref, node); err == nil {
+			refs = append(refs, ref)
+		}
+	}
+	return refs
+}
+
+// expand replaces the labels in the name of a pool by their values on a node.
+func (r *record) expand(ref v1alpha1.PoolReference, node string) (v1alpha1.PoolReference, error) {
+	if !pool.HasLabels(ref.Name) {
+		return ref, nil
+	}
 	var labels map[string]string
 	if n := r.nodes[node]; n != nil {
 		labels = n.Labels
 	}
-	for _, ref := range n.Pools {
-		if name, err := pool.ExpandName(ref.Name, node, labels); err == nil {
-			refs = append(refs, v1alpha1.PoolReference{Kind: ref.Kind, Name: name})
-		}
-	}
-	return refs
+	name, err := pool.ExpandName(ref.Name, node, labels)
+	return v1alpha1.PoolReference{Kind: ref.Kind, Name: name}, err
 }
 
 // mayName reports whether a network names a pool, on whichever node.

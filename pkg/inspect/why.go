@@ -117,6 +117,9 @@ func (c *Cluster) Why(ctx context.Context, namespace, name string) ([]Chain, err
 	if w.node, err = ledger.Existing(c.kube.CoreV1().Nodes().Get(ctx, p.Spec.NodeName, metav1.GetOptions{})); err != nil {
 		return nil, fmt.Errorf("reading node %s: %w", p.Spec.NodeName, err)
 	}
+	if w.node != nil {
+		w.record.nodes[w.node.Name] = w.node
+	}
 	names := interfaces(selections, w.status)
 	var out []Chain
 	for i, s := range selections {

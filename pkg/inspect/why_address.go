@@ -62,10 +62,11 @@ func isFrom(ref v1alpha1.PoolReference, a *v1alpha1.IPAllocation) bool {
 // isInDomain reports whether a pool that a network names gives an address of its domain, which
 // may have been taken from another pool: a takeover leaves spec.poolRef as it is.
 func (w *why) isInDomain(ref v1alpha1.PoolReference, a *v1alpha1.IPAllocation) bool {
-	return slices.ContainsFunc(w.record.site(a.Namespace).pools, func(o *pool.Object) bool {
+	ref, err := w.record.expand(ref, w.pod.Spec.NodeName)
+	return err == nil && slices.ContainsFunc(w.record.site(a.Namespace).pools, func(o *pool.Object) bool {
 		subnet, err := netip.ParsePrefix(o.Subnet)
 		addr, invalid := pool.ParseAddr(a.Spec.Address)
-		return w.names(ref, o.Ref) && o.Domain == a.DomainOf() && err == nil && invalid == nil && subnet.Contains(addr)
+		return o.Ref == ref && o.Domain == a.DomainOf() && err == nil && invalid == nil && subnet.Contains(addr)
 	})
 }
 
@@ -156,15 +157,17 @@ func same(s *v1alpha1.IPAllocationSpec, me v1alpha1.IPAllocationSpec) bool {
 // yields reports whether an address that no container holds is given to a container: see the
 // rules at yields in pkg/claim.
 func yields(s *v1alpha1.IPAllocationSpec, me v1alpha1.IPAllocationSpec) bool {
+	keeper := podKey(s.PodRef) == podKey(me.PodRef)
 	switch {
 	case s.Held():
 		return false
 	case s.IsSticky():
-		return same(s, me)
+		keeper = same(s, me)
 	case s.Rests():
-		return s.PodRef == me.PodRef || !time.Now().Before(s.ReusableAt())
+		at := s.ReusableAt()
+		return s.PodRef == me.PodRef || !at.IsZero() && !time.Now().Before(at)
 	}
-	return podKey(s.PodRef) == podKey(me.PodRef) && (s.PodRef.UID == "" || s.PodRef.UID == me.PodRef.UID)
+	return keeper && (s.Released() || s.PodRef.UID == "" || s.PodRef.UID == me.PodRef.UID)
 }
 
 // joins reports whether a virtual machine moves to the pod from the one that holds the address.
@@ -180,8 +183,9 @@ func (w *why) anyAddress(ctx context.Context, c *Chain, q ask, me v1alpha1.IPAll
 	if err := reader.allocations(ctx, nil, site.add); err != nil {
 		return err
 	}
+	spaces := append([]*pool.Block{q.block}, q.block.Overflow...)
 	for _, a := range site.byDomain[q.pool.Domain] {
-		if yields(&a.Spec, me) || w.joins(&a.Spec, me) {
+		if yields(&a.Spec, me) && (a.Spec.IsSticky() || inAny(spaces, a)) || w.joins(&a.Spec, me) {
 			c.ok(linkBlock, "%s; %s is %s", q.block.Range, a.Spec.Address, ledger.HeldBy(a))
 			w.notYet(c)
 			return nil
@@ -193,7 +197,6 @@ func (w *why) anyAddress(ctx context.Context, c *Chain, q ask, me v1alpha1.IPAll
 		}
 	}
 	c.ok(linkBlock, "%s", q.block.Range)
-	spaces := append([]*pool.Block{q.block}, q.block.Overflow...)
 	if lasting := q.block.Lasting(); me.Owner != nil && lasting != nil {
 		spaces = []*pool.Block{lasting}
 	}
@@ -204,6 +207,12 @@ func (w *why) anyAddress(ctx context.Context, c *Chain, q ask, me v1alpha1.IPAll
 	}
 	c.broken(linkAllocation, message, "end pods there, see what leaks (kubectl ipam leaks "+q.pool.Ref.Name+"), or give more room: "+edit(q.pool))
 	return nil
+}
+
+// inAny reports whether one of some spaces has the address of an allocation.
+func inAny(spaces []*pool.Block, a *v1alpha1.IPAllocation) bool {
+	addr, err := pool.ParseAddr(a.Spec.Address)
+	return err == nil && slices.ContainsFunc(spaces, func(b *pool.Block) bool { return b.Contains(addr) })
 }
 
 // exhausted says that no address is free where a node looks for one; "" if one is.
@@ -271,7 +280,23 @@ func (w *why) compare(c *Chain, s ledger.Selection, held []*v1alpha1.IPAllocatio
 			return
 		}
 	}
+	if w.fails(c.Event, held) {
+		reason, mend := explain(c.Event.Message)
+		c.broken(linkStatus, fmt.Sprintf("the pod has %s by annotation %s, and its sandbox has failed since: %s", joinAddrs(have), annotationStatus, reason), mend)
+		return
+	}
 	c.ok(linkStatus, "the pod has %s", joinAddrs(have))
+}
+
+// fails reports whether what was said last about the pod's sandbox is about one that still fails: it
+// was said after the addresses were taken, and no sandbox is ready.
+func (w *why) fails(said *event, held []*v1alpha1.IPAllocation) bool {
+	if said == nil || slices.ContainsFunc(held, func(a *v1alpha1.IPAllocation) bool { return !said.Last.After(ledger.Since(a)) }) {
+		return false
+	}
+	return !slices.ContainsFunc(w.pod.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReadyToStartContainers && c.Status == corev1.ConditionTrue
+	})
 }
 
 // worn returns the addresses that the status of a pod has for an interface, or without one for

@@ -103,37 +103,21 @@ func (w *why) asks(c *Chain, n *cni.Network, held []*v1alpha1.IPAllocation) (out
 	return out, nil
 }
 
-// expand replaces the labels in the name of a pool by their values on the pod's node.
-func (w *why) expand(name string) (string, error) {
-	if !pool.HasLabels(name) {
-		return name, nil
-	}
-	labels := map[string]string{}
-	if w.node != nil {
-		labels = w.node.Labels
-	}
-	return pool.ExpandName(name, w.pod.Spec.NodeName, labels)
-}
-
-// names reports whether a network's reference is that to a pool on the pod's node.
-func (w *why) names(ref, to v1alpha1.PoolReference) bool {
-	name, err := w.expand(ref.Name)
-	return err == nil && to == v1alpha1.PoolReference{Kind: ref.Kind, Name: name}
-}
-
 // pools finds the pools that a network names.
 func (w *why) pools(c *Chain, n *cni.Network, held []*v1alpha1.IPAllocation) (found []*pool.Object, ok bool, err error) {
 	held = slices.DeleteFunc(slices.Clone(held), func(a *v1alpha1.IPAllocation) bool { return a == nil })
 	site := w.record.site(cmp.Or(w.record.poolsOn(n, w.pod.Spec.NodeName, held), w.Namespace))
-	for _, ref := range n.Pools {
-		name, err := w.expand(ref.Name)
+	for _, named := range n.Pools {
+		ref, err := w.record.expand(named, w.pod.Spec.NodeName)
 		if err != nil {
-			c.broken(linkPool, fmt.Sprintf("poolName %q: %s", ref.Name, err), "kubectl label node "+w.pod.Spec.NodeName+" LABEL=VALUE")
+			c.broken(linkPool, fmt.Sprintf("poolName %q: %s", named.Name, err), "kubectl label node "+w.pod.Spec.NodeName+" LABEL=VALUE")
 			return nil, false, nil
 		}
-		ref.Name = name
 		i := slices.IndexFunc(site.pools, func(p *pool.Object) bool { return p.Ref == ref })
-		if only := w.Limited(); i < 0 && only != "" && only != n.PoolsNamespace {
+		if of := n.PoolsNamespace; i < 0 && of != "" && w.Namespace != "" && of != w.Namespace {
+			return nil, false, fmt.Errorf("the network has its pools in namespace %s, and only %s was looked at: --pools-namespace %s", of, w.Namespace, of)
+		}
+		if only := w.Limited(); i < 0 && only != "" && n.PoolsNamespace == "" {
 			return nil, false, fmt.Errorf("%s %s is not in namespace %s, and may be in another: name the namespace of the pools with --pools-namespace", ref.Kind, ref.Name, only)
 		}
 		if i < 0 {
@@ -148,11 +132,14 @@ func (w *why) pools(c *Chain, n *cni.Network, held []*v1alpha1.IPAllocation) (fo
 // noPool says where the pool may be instead.
 func (w *why) noPool(c *Chain, ref v1alpha1.PoolReference, namespace string) {
 	message, mend := fmt.Sprintf("there is no %s %s/%s", ref.Kind, namespace, ref.Name), "apply it there, or correct poolName in the network's configuration"
+	if namespace == "" {
+		message, mend = fmt.Sprintf("there is no %s %s in any namespace", ref.Kind, ref.Name), "apply it in the controller's namespace, or correct poolName in the network's configuration"
+	}
 	for _, s := range w.record.sites {
 		for _, p := range s.pools {
 			switch {
 			case p.Ref.Name != ref.Name:
-			case s.namespace == namespace:
+			case s.namespace == namespace || namespace == "":
 				message += fmt.Sprintf(", but a %s of that name", p.Ref.Kind)
 				mend = "set poolType to " + pool.Type(p.Ref.Kind) + " in the network's configuration"
 			case p.Ref.Kind == ref.Kind:
