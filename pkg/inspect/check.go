@@ -155,14 +155,8 @@ func (k *checking) allocations(s *site) {
 }
 
 func (k *checking) withoutPod(s *site, a *v1alpha1.IPAllocation, v judgement) {
-	mend := v.Until + "; or at once: " + releaseCommand(a)
-	if v.State == stateHeld {
-		mend = "wait until " + v.Until
-		if force := releaseCommand(a) + " --force"; !strings.Contains(mend, force) {
-			mend += "; if you know that the container is gone: " + force
-		}
-	}
-	if by := k.worn[place{s, a.Name}]; len(by) > 0 {
+	mend := freeing(a, v)
+	if by := k.worn[place{s, a.Name}]; len(by) > 0 && a.Spec.Next == nil { // else a live machine may be in that pod
 		mend = "pod " + by[0].pod + " has the address by its network-status, so do not release it, but start that pod again: " + deletePod(by[0].pod)
 	}
 	f := k.find(classNoPod, s.namespace, a.Name, v.Reason+": "+v.Message, proofOf(a), mend)
@@ -275,7 +269,11 @@ func (k *checking) attachments(s *site) {
 	}
 	for _, all := range many {
 		ref := all[0].Spec.PodRef
-		used := k.record.pods[podKey(ref)].used(all)
+		p := k.record.pods[podKey(ref)]
+		if p == nil || !p.Holds(all[0]) { // it is gone: each of them is without a pod
+			continue
+		}
+		used := p.used(all)
 		keep := cmp.Or(used, all[0])
 		for _, a := range all {
 			if a == keep {

@@ -6,6 +6,7 @@ package inspect
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math/big"
@@ -51,6 +52,11 @@ func (k *checking) network(p *pod, key string, st status) *cni.Network {
 	args := p.args(key, st)
 	asked := request{st.Name, string(args)}
 	n, found := k.networks.read[asked]
+	if !found && configOf(nad) == "" {
+		k.skip("addresses of network "+st.Name, errors.New("it has no spec.config: its configuration is a file on the node"))
+		delete(k.networks.nads, st.Name) // said once, whatever pods ask for
+		return nil
+	}
 	if !found {
 		var err error
 		if n, err = networkOf(nad, ledger.Selection{Name: nad.Metadata.Name, Args: args}); err != nil {

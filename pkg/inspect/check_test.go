@@ -90,6 +90,14 @@ func (s *scene) claim(namespace, pool, address, node, pod string, change ...func
 
 func earlierPod(s *v1alpha1.IPAllocationSpec) { s.PodRef.UID = uid("old") }
 
+// movesTo is of a machine that moves to a pod.
+func movesTo(pod, node string) func(*v1alpha1.IPAllocationSpec) {
+	return func(s *v1alpha1.IPAllocationSpec) {
+		s.Owner = &v1alpha1.AllocationOwner{APIGroup: v1alpha1.IPAMClaimGroup, Kind: "IPAMClaim", Namespace: "ns", Name: "c", UID: "x"}
+		s.Next = &v1alpha1.NextAttachment{NodeName: node, ContainerID: "c-" + pod, InterfaceName: "net1", PodRef: v1alpha1.PodReference{Namespace: "ns", Name: pod, UID: uid(pod)}}
+	}
+}
+
 func released(s *v1alpha1.IPAllocationSpec) {
 	now := metav1.Now()
 	s.ReleasedAt, s.ReleaseCooldown = &now, &metav1.Duration{Duration: time.Hour}
@@ -248,6 +256,48 @@ func TestJudge(t *testing.T) {
 				s.claim("sys", "rail", a, "w1", "a")
 			}
 		}, says: []string{"start the pod again, which releases both: kubectl delete pod -n ns a"}, silent: []string{"kubectl ipam release"}},
+		{name: "an attachment holds two, and its pod is gone: another one of the name is elsewhere", finds: "AllocationWithoutPod AllocationWithoutPod", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.pod("a", "w2")
+			s.claim("sys", "rail", "10.1.0.2", "w1", "a", earlierPod)
+			s.claim("sys", "rail", "10.1.0.3", "w1", "a", earlierPod)
+		}, silent: []string{"kubectl delete pod"}},
+		{name: "a machine has moved, and the node of its earlier pod does not answer", finds: "AllocationWithoutPod", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.network("n", rail)
+			s.nodes["w1"].Spec.Taints = []corev1.Taint{{Key: corev1.TaintNodeUnreachable}}
+			s.pod("b", "w2", "n net1 10.1.0.2")
+			s.claim("sys", "rail", "10.1.0.2", "w1", "a", movesTo("b", "w2"))
+		}, says: []string{"wait until the node is ready"}, silent: []string{"kubectl delete pod", "kubectl ipam release"}},
+		{name: "a machine has moved, and its earlier pod is gone", finds: "AllocationWithoutPod", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.pod("b", "w2")
+			s.claim("sys", "rail", "10.1.0.2", "w1", "a", movesTo("b", "w2"))
+		}, says: []string{"wait: the controller gives its place to that pod"}, silent: []string{"kubectl delete pod", "kubectl ipam release"}},
+		{name: "one namespace was looked at, whose pool may be another one of the name", plant: func(s *scene) {
+			s.report.Namespace = "a-first"
+			s.pool("a-first", "rail", "10.1.0.0/24", "w2")
+			s.network("n", rail)
+			s.pod("a", "w1", "n net1 10.1.0.2")
+		}},
+		{name: "one namespace was looked at, in which the node has a block", finds: "AddressNotRecorded", plant: func(s *scene) {
+			s.report.Namespace = "sys"
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.network("n", rail)
+			s.pod("a", "w1", "n net1 10.1.0.2")
+		}},
+		{name: "one namespace was looked at, which the network names", finds: "AddressNotRecorded", plant: func(s *scene) {
+			s.report.Namespace = "sys"
+			s.pool("sys", "rail", "10.1.0.0/24")
+			s.network("n", rail+`, "poolsNamespace": "sys"`)
+			s.pod("a", "w1", "n net1 10.1.0.2")
+		}},
+		{name: "a network whose configuration is a file", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.networks.nads["ns/n"] = &object{Metadata: metav1.ObjectMeta{Namespace: "ns", Name: "n"}, Spec: []byte(`{}`)}
+			s.pod("a", "w1", "n net1 10.1.0.2").networks = `[{"name": "n", "cni-args": {"poolNames": ["rail"]}}]`
+			s.pod("b", "w1", "n net1 10.1.0.3")
+		}, skipped: "addresses of network ns/n: it has no spec.config: its configuration is a file on the node"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := newScene()

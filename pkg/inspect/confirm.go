@@ -59,7 +59,7 @@ func (k *checking) confirm(ctx context.Context, c *Cluster) {
 	if fresh == nil {
 		return
 	}
-	second := &checking{record: fresh, report: &Report{}, networks: k.networks}
+	second := &checking{record: fresh, report: &Report{Namespace: k.report.Namespace}, networks: k.networks}
 	second.judge()
 	found := map[finding]finding{}
 	for _, f := range second.report.Findings {

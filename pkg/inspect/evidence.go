@@ -100,9 +100,20 @@ func releaseCommand(a *v1alpha1.IPAllocation) string {
 	return fmt.Sprintf("kubectl ipam release -n %s %s", a.Namespace, a.Name)
 }
 
-// freeing says how an address that somebody else wants becomes free.
+// freeing says how an address becomes free. Where a machine moves, nobody should delete what it
+// moves to, or release what it has there.
 func freeing(a *v1alpha1.IPAllocation, v judgement) string {
 	release := releaseCommand(a)
+	if a.Spec.Next != nil {
+		switch v.State {
+		case stateHeld:
+			return "wait until " + v.Until
+		case stateLeaked:
+			return "wait: " + v.Until
+		default:
+			return "wait until the machine has moved, or ask for another address"
+		}
+	}
 	switch v.State {
 	case stateInUse:
 		return "ask for another address, or end the pod that has it: kubectl delete pod " + podName(a.Spec.PodRef)

@@ -62,9 +62,13 @@ func (s *site) byAddress() held {
 //	2  a pool that it names
 //	1  another pod's allocation, of a pool that the network names or may have named
 //	0  none
+//
+// If only one namespace was looked at and the network names none, its pools may be elsewhere:
+// nothing below 4 counts.
 func (k *checking) place(n *cni.Network, w wearer) place {
 	refs := k.named(n, w.is.Node)
-	best, rank := place{name: fmt.Sprint(w.network, refs, w.addr)}, 0
+	nowhere := place{name: fmt.Sprint(w.network, refs, w.addr)}
+	best, rank := nowhere, 0
 	take := func(s *site, name string, r int) {
 		if r > rank {
 			best, rank = place{s, name}, r
@@ -98,6 +102,9 @@ func (k *checking) place(n *cni.Network, w wearer) place {
 				take(s, a.Name, 1)
 			}
 		}
+	}
+	if rank < 4 && k.report.Namespace != "" && n.PoolsNamespace == "" {
+		return nowhere
 	}
 	return best
 }

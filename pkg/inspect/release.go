@@ -76,12 +76,12 @@ func (c *Cluster) Releasable(ctx context.Context, text string) (*Releasable, err
 // that it has the allocation's address.
 func (out *Releasable) judge(a *v1alpha1.IPAllocation, v judgement, moves bool, used *v1alpha1.IPAllocation, worn bool) {
 	switch {
+	case moves:
+		out.Refusal = fmt.Sprintf("a machine moves to pod %s with it: wait until it has moved", podKey(a.Spec.Next.PodRef))
 	case v.State == stateInUse && used != nil:
 		out.Doubt = fmt.Sprintf("pod %s exists, and has %s in its place by its network-status. If you know that no container has it", podKey(a.Spec.PodRef), used.Spec.Address)
 	case v.State == stateInUse:
 		out.Refusal = fmt.Sprintf("pod %s uses it (%s): if it were free, it would be given to another pod as well; end the pod: kubectl delete pod %s", podKey(a.Spec.PodRef), v.Message, podName(a.Spec.PodRef))
-	case moves:
-		out.Refusal = fmt.Sprintf("a machine moves to pod %s with it; end that pod first: kubectl delete pod %s", podKey(a.Spec.Next.PodRef), podName(a.Spec.Next.PodRef))
 	case reservationOf(a) != "" && v.State == stateReserved:
 		out.Refusal = fmt.Sprintf("%s, and the controller would reserve it again: take it out of the reservation: kubectl edit ipr -n %s %s", v.Message, a.Namespace, reservationOf(a))
 	case v.State == stateKept:

@@ -177,10 +177,11 @@ func (s *Snapshot) found(a *v1alpha1.IPAllocation) Found {
 		v = s.record.verdict(s.record.site(a.Namespace), a)
 	}
 	out := Found{Holder: holderOf(a, v)}
-	switch v.State {
-	case stateLeaked:
+	switch {
+	case a.Spec.Next != nil: // a machine has the address where it moves to
+	case v.State == stateLeaked:
 		out.Command = releaseCommand(a)
-	case stateHeld:
+	case v.State == stateHeld:
 		out.Command = releaseCommand(a) + " --force"
 	}
 	return out

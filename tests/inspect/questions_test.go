@@ -138,7 +138,7 @@ func TestWhileAMachineMoves(t *testing.T) {
 
 	moves("10.1.0.3", h.gone("over"), target)
 	h.ipam(t, "leaks", "-n", h.NS).want(t, 1, "10.1.0.3", "the controller gives its place to that pod")
-	h.ipam(t, "release", "-n", h.NS, "10.1.0.3", "--yes").want(t, 1, "a machine moves to pod "+h.NS+"/target with it", "kubectl delete pod -n "+h.NS+" target")
+	h.ipam(t, "release", "-n", h.NS, "10.1.0.3", "--yes").want(t, 1, "a machine moves to pod "+h.NS+"/target with it: wait until it has moved")
 }
 
 func TestFree(t *testing.T) {
