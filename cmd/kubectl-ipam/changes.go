@@ -99,7 +99,7 @@ released by an edit of the reservation.`,
 		}),
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "Do not ask")
-	cmd.Flags().BoolVar(&force, "force", false, "Release it although a container may still use it")
+	cmd.Flags().BoolVar(&force, "force", false, "Release it although a container may still use it, or although it is kept for a StatefulSet or an IPAMClaim")
 	return cmd
 }
 
@@ -150,7 +150,11 @@ func (o *options) ask(r *inspect.Releasable) error {
 	if r.Node != "" {
 		of += " on node " + r.Node
 	}
-	o.say("%s%s: %s %s\nRelease it? [y/N] ", r.Address, of, r.Verdict.State, r.Verdict.Message)
+	o.say("%s%s: %s %s\n", r.Address, of, r.Verdict.State, r.Verdict.Message)
+	if r.Doubt != "" {
+		o.say("%s, release it\n", r.Doubt)
+	}
+	o.say("Release it? [y/N] ")
 	line, _ := bufio.NewReader(o.in).ReadString('\n') // an end of the input is no
 	if answer := strings.ToLower(strings.TrimSpace(line)); answer != "y" && answer != "yes" {
 		return errors.New("not released: say y, or set --yes")

@@ -136,9 +136,9 @@ func stateOf(h inspect.Holder) cell {
 	return text(h.Verdict.State)
 }
 
-func (p *printer) leaks(leaks []inspect.Holder) {
+func (p *printer) leaks(leaks []inspect.Holder, namespace string) {
 	if len(leaks) == 0 {
-		fmt.Fprintln(p.out, "Nothing looks leaked.")
+		fmt.Fprintf(p.out, "Nothing looks leaked%s.\n", in(namespace))
 		return
 	}
 	var rows [][]cell
@@ -220,7 +220,7 @@ func (p *printer) plans(plans []inspect.Plan) {
 			stranded = append(stranded, fmt.Sprintf("%s%s (%s)", s.Address, on, s.Why))
 		}
 		p.names("namespaces whose pods would get no more addresses", red, plan.Barred)
-		p.names("addresses that pods keep, and that the pool would not give any more", red, stranded)
+		p.names("addresses that are held, kept or reserved, and that the pool would not give any more", red, stranded)
 	}
 }
 

@@ -91,26 +91,29 @@ func (o *options) nobody(cmd *cobra.Command, c *inspect.Cluster, who inspect.Who
 		return fmt.Errorf("namespace %s has no allocation for %s, and another one may have: name the namespace of the pools with --pools-namespace", only, text)
 	}
 	if who.Allocation != "" {
-		o.say("there is no allocation %s: the address is free, or the pool is in another namespace\n", text)
+		o.say("there is no allocation %s%s: the address is free, or the pool is in another namespace\n", text, in(c.Namespace))
 		return exit(exitFindings)
 	}
 	if !who.Address.IsValid() {
-		o.say("%s holds no address (or is in another namespace: -n)\n", text)
+		o.say("%s holds no address%s (or is in another namespace: -n)\n", text, in(c.Namespace))
 		return exit(exitFindings)
 	}
-	pools, err := c.PoolsOf(cmd.Context(), who.Address)
+	all, err := c.PoolsOf(cmd.Context(), who.Address)
 	if err != nil {
 		return err
 	}
 	var names []string
-	for _, p := range pools {
+	for _, p := range all {
 		names = append(names, p.Namespace+"/"+p.Name)
 	}
-	in := "no pool has it"
-	if len(names) > 0 {
-		in = "it is in " + strings.Join(names, ", ")
+	pools := "no pool there has it"
+	if c.Namespace == "" {
+		pools = "no pool has it"
 	}
-	o.say("nobody holds %s; %s\n", who.Address, in)
+	if len(names) > 0 {
+		pools = "it is in " + strings.Join(names, ", ")
+	}
+	o.say("nobody holds %s%s; %s\n", who.Address, in(c.Namespace), pools)
 	return exit(exitFindings)
 }
 
@@ -135,7 +138,7 @@ func (o *options) leaks() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := o.print("HolderList", leaks, nil, func(p *printer) { p.leaks(leaks) }); err != nil || len(leaks) == 0 {
+			if err := o.print("HolderList", leaks, nil, func(p *printer) { p.leaks(leaks, c.Namespace) }); err != nil || len(leaks) == 0 {
 				return err
 			}
 			return exit(exitFindings)

@@ -126,11 +126,12 @@ func freeing(a *v1alpha1.IPAllocation, v judgement) string {
 		return "wait until " + v.Until + "; if you know that the container is gone: " + release + " --force"
 	case stateCooling:
 		return "wait: " + v.Until + "; or at once: " + release
-	case stateKept:
-		return "ask for another address; or, if what it is kept for may get another one: " + release + " --force"
-	case stateReserved:
+	case stateKept, stateReserved:
 		if reservation := reservationOf(a); reservation != "" {
 			return "ask for another address, or take this one out of the reservation: kubectl edit ipr -n " + a.Namespace + " " + reservation
+		}
+		if v.State == stateKept || a.Spec.IsSticky() {
+			return "ask for another address; or, if what it is kept for may get another one: " + release + " --force"
 		}
 		return "ask for another address; or, if it need not be reserved any more: " + release
 	}

@@ -31,6 +31,7 @@ type record struct {
 	sites []*site // by namespace
 	nodes map[string]*corev1.Node
 	pods  map[string]*pod // by podKey
+	only  string          // namespace that was looked at; "" if all were
 }
 
 func newRecord() *record { return &record{nodes: map[string]*corev1.Node{}, pods: map[string]*pod{}} }
@@ -62,6 +63,7 @@ func (c *Cluster) read(ctx context.Context, want parts) (*record, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.only = c.Namespace
 	for _, p := range pools {
 		s := r.at(p.Meta.Namespace)
 		s.pools = append(s.pools, p)
@@ -327,7 +329,10 @@ func (r *record) find(name string) (found []*pool.Object, err error) {
 			}
 		}
 	}
-	if len(found) == 0 {
+	switch {
+	case len(found) == 0 && r.only != "":
+		return nil, fmt.Errorf("there is no pool %q in namespace %s, and no other was looked at", name, r.only)
+	case len(found) == 0:
 		return nil, fmt.Errorf("there is no pool %q: kubectl ipam show lists all", name)
 	}
 	return found, nil

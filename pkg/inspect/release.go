@@ -36,9 +36,13 @@ func (c *Cluster) Releasable(ctx context.Context, text string) (*Releasable, err
 		return nil, err
 	}
 	found, err := c.named(ctx, text)
+	only := c.Limited()
+	_, noAddress := parseAddress(text)
 	switch {
 	case err != nil:
 		return nil, err
+	case only != "" && noAddress == nil:
+		return nil, fmt.Errorf("%s may be held in another namespace than %s: name the one that is meant with -n", text, only)
 	case len(found) == 0:
 		return nil, fmt.Errorf("no allocation has the name or the address %q: it is free, or of another namespace", text)
 	case len(found) > 1:
@@ -82,9 +86,9 @@ func (out *Releasable) judge(a *v1alpha1.IPAllocation, v judgement, moves bool, 
 		out.Doubt = fmt.Sprintf("pod %s exists, and has %s in its place by its network-status. If you know that no container has it", podKey(a.Spec.PodRef), used.Spec.Address)
 	case v.State == stateInUse:
 		out.Refusal = fmt.Sprintf("pod %s uses it (%s): if it were free, it would be given to another pod as well; end the pod: kubectl delete pod %s", podKey(a.Spec.PodRef), v.Message, podName(a.Spec.PodRef))
-	case reservationOf(a) != "" && v.State == stateReserved:
+	case reservationOf(a) != "" && (v.State == stateReserved || v.State == stateKept):
 		out.Refusal = fmt.Sprintf("%s, and the controller would reserve it again: take it out of the reservation: kubectl edit ipr -n %s %s", v.Message, a.Namespace, reservationOf(a))
-	case v.State == stateKept:
+	case v.State == stateKept, v.State == stateReserved && a.Spec.IsSticky():
 		out.Doubt = v.Message + ", and its next container would get another address. If that may be"
 	case v.State == stateHeld:
 		out.Doubt = v.Reason + ": " + v.Message + "; a container may still use it. If you know that the container is gone"

@@ -34,7 +34,7 @@ func (c *Cluster) Reservation(ctx context.Context, r Reservation) (*v1alpha1.IPR
 	if err != nil {
 		return nil, err
 	}
-	found, err := (&record{sites: []*site{{pools: pools}}}).find(r.Pool)
+	found, err := (&record{sites: []*site{{pools: pools}}, only: c.Namespace}).find(r.Pool)
 	if err != nil {
 		return nil, err
 	}

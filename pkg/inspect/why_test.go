@@ -76,6 +76,8 @@ func (s *api) answer(req *http.Request) any {
 			}
 		}
 		return list("IPAllocationList", version)
+	case "pods":
+		return list("PodList", "v1")
 	case "nodes":
 		return list("NodeList", "v1")
 	case "events":

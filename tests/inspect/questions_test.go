@@ -158,7 +158,7 @@ func TestFree(t *testing.T) {
 
 func TestLeaks(t *testing.T) {
 	h := newHouse(t)
-	h.ipam(t, "leaks", "-n", h.NS).want(t, 0, "Nothing looks leaked.")
+	h.ipam(t, "leaks", "-n", h.NS).want(t, 0, "Nothing looks leaked in namespace "+h.NS)
 	h.claim(t, "10.1.0.2", "worker-1", h.pod(t, "a", "worker-1"))
 	h.claim(t, "10.1.0.3", "worker-1", h.gone("b"))
 	h.taint(t, "worker-2", "node.kubernetes.io/unreachable")
@@ -187,7 +187,7 @@ func TestCooling(t *testing.T) {
 	if _, err := h.IPAM.IPAllocations(h.NS).Patch(t.Context(), a.Name, types.MergePatchType, []byte(released), metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	h.ipam(t, "leaks", "-n", h.NS).want(t, 0, "Nothing looks leaked.")
+	h.ipam(t, "leaks", "-n", h.NS).want(t, 0, "Nothing looks leaked in namespace "+h.NS)
 	h.ipam(t, "check", "-n", h.NS).want(t, 0, "0 findings")
 	h.ipam(t, "who", "-n", h.NS, "10.1.0.2").want(t, 0, "Cooling", "rests after its release")
 	item := h.ipam(t, "show", "-n", h.NS, "-o", "json", "--blocks").items(t)[0]
@@ -313,7 +313,7 @@ func TestPlan(t *testing.T) {
 		{name: "nothing changes", spec: "subnet: 10.1.0.0/24, perNodeBlockSize: 16, gateway: 10.1.0.1", says: []string{"capacity 31, now 31", "blocks   2, now 2"}},
 		{name: "larger subnet", spec: "subnet: 10.1.0.0/16, perNodeBlockSize: 16, gateway: 10.1.0.1", says: []string{"capacity 31, now 31"}},
 		{name: "a node is not selected any more", spec: `subnet: 10.1.0.0/24, perNodeBlockSize: 16, nodeSelector: {nodeSelectorTerms: [{matchExpressions: [{key: rack, operator: Exists}]}]}`, code: 1, says: []string{"nodes that lose their block: 1: worker-2", "keep their present block until its addresses are given back: 1: worker-2 (10.1.0.17-10.1.0.32)"}},
-		{name: "gateway onto a held address", spec: "subnet: 10.1.0.0/24, perNodeBlockSize: 16, gateway: 10.1.0.2", code: 1, says: []string{"addresses that pods keep, and that the pool would not give any more: 1: 10.1.0.2 on node worker-1 (would be a gateway)"}, fields: map[string]string{"capacityAfter": "31"}},
+		{name: "gateway onto a held address", spec: "subnet: 10.1.0.0/24, perNodeBlockSize: 16, gateway: 10.1.0.2", code: 1, says: []string{"addresses that are held, kept or reserved, and that the pool would not give any more: 1: 10.1.0.2 on node worker-1 (would be a gateway)"}, fields: map[string]string{"capacityAfter": "31"}},
 		{name: "exclusion over a held address", spec: "subnet: 10.1.0.0/24, perNodeBlockSize: 16, exclusions: [{startIP: 10.1.0.17, endIP: 10.1.0.24}]", code: 1, says: []string{"10.1.0.20 on node worker-2 (the pool would not give it)", "capacity 24, now 31"}},
 		{name: "another subnet", spec: "subnet: 10.2.0.0/24, perNodeBlockSize: 16", code: 1, says: []string{"nodes that keep their present block until its addresses are given back: 2: worker-1 (10.1.0.1-10.1.0.16)", "nodes with another block: 2: worker-1 (10.1.0.1-10.1.0.16, then 10.2.0.1-10.2.0.16)", "10.1.0.2 on node worker-1"}},
 		{name: "no room for a node", spec: "subnet: 10.1.0.0/27, perNodeBlockSize: 30", code: 1, says: []string{"nodes without a block, for lack of room"}},

@@ -1,0 +1,93 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package inspect
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+)
+
+// What release says about an allocation, and what others say about how it becomes free.
+func TestReleasable(t *testing.T) {
+	statefulSet := func(s *v1alpha1.IPAllocationSpec) {
+		s.Owner = &v1alpha1.AllocationOwner{APIGroup: "apps", Kind: "StatefulSet", Namespace: "ns", Name: "web", UID: "x"}
+	}
+	proposed := func(s *v1alpha1.IPAllocationSpec) { s.ContainerID = "" }
+	const edit, force = "kubectl edit ipr -n sys res", "kubectl ipam release -n sys rail.10.1.0.2 --force"
+	for _, tc := range []struct {
+		name    string
+		change  []func(*v1alpha1.IPAllocationSpec)
+		refusal string
+		doubt   string
+		freeing string
+	}{
+		{name: "reserved by an IPReservation", change: []func(*v1alpha1.IPAllocationSpec){proposed, reservedBy}, refusal: edit, freeing: edit},
+		{name: "reserved by an IPReservation, and used since", change: []func(*v1alpha1.IPAllocationSpec){released, reservedBy}, refusal: edit, freeing: edit},
+		{name: "kept for a StatefulSet", change: []func(*v1alpha1.IPAllocationSpec){released, statefulSet}, doubt: "another address", freeing: force},
+		{name: "proposed for a StatefulSet", change: []func(*v1alpha1.IPAllocationSpec){proposed, statefulSet}, doubt: "another address", freeing: force},
+		{name: "reserved by an administrator", change: []func(*v1alpha1.IPAllocationSpec){reserved}, freeing: strings.TrimSuffix(force, " --force")},
+		{name: "a machine moves from it", change: []func(*v1alpha1.IPAllocationSpec){movesTo("b", "w2")}, refusal: "a machine moves to pod ns/b with it: wait", freeing: "wait"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := newAPI()
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.claim("sys", "rail", "10.1.0.2", "w1", "gone", tc.change...)
+			s.pod.Name, s.pod.UID = "b", uid("b") // where a machine moves to
+			r, err := s.connect(t).Releasable(t.Context(), "10.1.0.2")
+			if err != nil {
+				t.Fatal(err)
+			}
+			is := func(got, want string) bool { return (want == "") == (got == "") && strings.Contains(got, want) }
+			if !is(r.Refusal, tc.refusal) || !is(r.Doubt, tc.doubt) {
+				t.Errorf("refusal %q, doubt %q", r.Refusal, r.Doubt)
+			}
+			a := s.at("sys").allocations[0]
+			if got := freeing(a, s.verdict(s.at("sys"), a)); !strings.Contains(got, tc.freeing) || strings.Contains(got, "--force") != strings.Contains(tc.freeing, "--force") {
+				t.Errorf("it becomes free so: %s", got)
+			}
+		})
+	}
+}
+
+// Whoever may look in one namespace only says in which an address is to be released.
+func TestReleasableWhereLimited(t *testing.T) {
+	s := newAPI()
+	s.barred = true
+	s.pool("sys", "rail", "10.1.0.0/24", "w1")
+	s.claim("sys", "rail", "10.1.0.2", "w1", "gone")
+	c := s.connect(t)
+	c.Fallback = "sys"
+	if _, err := c.Releasable(t.Context(), "10.1.0.2"); err == nil || !strings.Contains(err.Error(), "-n") {
+		t.Errorf("an address: %v", err)
+	}
+	c = s.connect(t)
+	c.Namespace = "sys"
+	if _, err := c.Releasable(t.Context(), "10.1.0.2"); err != nil {
+		t.Errorf("with a namespace: %v", err)
+	}
+}
+
+// An answer says which namespace was looked at, if that was only one.
+func TestOnlyNamespace(t *testing.T) {
+	s := newAPI()
+	s.pool("sys", "rail", "10.1.0.0/24", "w1")
+	for namespace, want := range map[string]string{"typo": `there is no pool "rail" in namespace typo`, "": `there is no pool "none": kubectl ipam show lists all`} {
+		name := "rail"
+		if namespace == "" {
+			name = "none"
+		}
+		c := s.connect(t)
+		c.Namespace = namespace
+		_, show := c.Show(t.Context(), name, false)
+		_, free := c.Free(t.Context(), name)
+		_, leaks := c.Leaks(t.Context(), name)
+		for what, err := range map[string]error{"show": show, "free": free, "leaks": leaks} {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: %v, want %s", what, err, want)
+			}
+		}
+	}
+}
