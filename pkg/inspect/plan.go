@@ -158,6 +158,9 @@ func (c *Cluster) Plan(ctx context.Context, pools []*pool.Object) ([]Plan, error
 				return nil, err
 			}
 		}
+		if of := o.Meta.Namespace; r.only != "" && of != r.only {
+			return nil, fmt.Errorf("the file's pool is of namespace %s, and only %s was looked at: --pools-namespace %s", of, r.only, of)
+		}
 		out = append(out, r.plan(o))
 	}
 	return out, nil

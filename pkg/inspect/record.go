@@ -202,6 +202,7 @@ type item struct {
 // Fields that allocations are selected by.
 const (
 	fieldName         = "metadata.name"
+	fieldNamespace    = "metadata.namespace"
 	fieldAddress      = "spec.address"
 	fieldNode         = "spec.nodeName"
 	fieldPodNamespace = "spec.podRef.namespace"
@@ -210,7 +211,7 @@ const (
 
 func fieldsOf(a *v1alpha1.IPAllocation) fields.Set {
 	return fields.Set{
-		fieldName: a.Name, fieldAddress: a.Spec.Address, fieldNode: a.Spec.NodeName,
+		fieldName: a.Name, fieldNamespace: a.Namespace, fieldAddress: a.Spec.Address, fieldNode: a.Spec.NodeName,
 		fieldPodNamespace: a.Spec.PodRef.Namespace, fieldPod: a.Spec.PodRef.Name,
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 )
 
@@ -88,6 +90,51 @@ func TestOnlyNamespace(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%s: %v, want %s", what, err, want)
 			}
+		}
+	}
+}
+
+// An allocation may be named with its namespace.
+func TestWhoInNamespace(t *testing.T) {
+	s := newAPI()
+	for _, namespace := range []string{"one", "two"} {
+		s.claim(namespace, "rail", "10.1.0.2", "w1", "gone")
+		all := s.at(namespace).allocations
+		all[0].UID = types.UID(namespace)
+	}
+	for text, want := range map[string]int{"rail.10.1.0.2": 2, "two/rail.10.1.0.2": 1, "three/rail.10.1.0.2": 0} {
+		who, err := ParseWho(text, "ns")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if found, err := s.connect(t).Who(t.Context(), who); err != nil || len(found) != want {
+			t.Errorf("%s: %v, %v", text, found, err)
+		}
+	}
+}
+
+// A pool of a namespace that was not looked at strands nobody knows what.
+func TestPlanElsewhere(t *testing.T) {
+	const file = "apiVersion: nv-ipam.nvidia.com/v1alpha1\nkind: IPPool\nmetadata: {name: rail, namespace: sys}\nspec: {subnet: 10.1.0.0/24, perNodeBlockSize: 16}\n"
+	for _, tc := range []struct {
+		name   string
+		change func(*api, *Cluster)
+		err    string
+	}{
+		{"-n", func(_ *api, c *Cluster) { c.Namespace = "x" }, "the file's pool is of namespace sys, and only x was looked at: --pools-namespace sys"},
+		{"limited", func(s *api, c *Cluster) { s.barred, c.Fallback = true, "x" }, "the file's pool is of namespace sys, and only x was looked at: --pools-namespace sys"},
+		{"the same", func(_ *api, c *Cluster) { c.Namespace = "sys" }, ""},
+		{"all", func(*api, *Cluster) {}, ""},
+	} {
+		pools, err := ParsePools(strings.NewReader(file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := newAPI()
+		c := s.connect(t)
+		tc.change(s, c)
+		if _, err = c.Plan(t.Context(), pools); (err == nil) != (tc.err == "") || err != nil && err.Error() != tc.err {
+			t.Errorf("%s: %v, want %q", tc.name, err, tc.err)
 		}
 	}
 }

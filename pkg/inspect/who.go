@@ -60,37 +60,39 @@ func holderOf(a *v1alpha1.IPAllocation, v judgement) Holder {
 // may be either.
 type Who struct {
 	Address netip.Addr
-	// Allocation is the name of one.
-	Allocation string
+	// Allocation is the name of one, in Namespace, or in any if that is "".
+	Allocation, Namespace string
 	// Pod is NAMESPACE/NAME.
 	Pod  string
 	Node string
 }
 
-// ParseWho reads an address, the name of an allocation, POD, NAMESPACE/POD, pod/POD,
+// ParseWho reads an address, ALLOCATION, NAMESPACE/ALLOCATION, POD, NAMESPACE/POD, pod/POD,
 // pod/NAMESPACE/POD, NODE or node/NODE. namespace is that of a pod without one.
 func ParseWho(text, namespace string) (Who, error) {
 	text = strings.TrimSpace(text)
 	if a, err := parseAddress(text); err == nil {
 		return Who{Address: a}, nil
 	}
-	if strings.Contains(text, ":") || likeIPv4.MatchString(text) {
+	if strings.Contains(text, ":") || likeAddress.MatchString(text) {
 		return Who{}, fmt.Errorf("%q is not an address", text)
 	}
 	var who Who
 	kind, name, found := strings.Cut(text, "/")
-	_, _, notOne := v1alpha1.ParseAllocationName(text)
+	isAllocation := func(name string) bool { _, _, err := v1alpha1.ParseAllocationName(name); return err == nil }
 	switch {
-	case !found && notOne == nil:
+	case !found && isAllocation(text):
 		return Who{Allocation: text}, nil
 	case !found:
 		who = Who{Pod: namespace + "/" + text, Node: text}
-	case kind == "node" || kind == "nodes":
+	case kind == "node" || kind == "nodes" || kind == "no":
 		who.Node = name
 	case (kind == "pod" || kind == "pods" || kind == "po") && strings.Contains(name, "/"):
 		who.Pod = name
 	case kind == "pod" || kind == "pods" || kind == "po":
 		who.Pod = namespace + "/" + name
+	case isAllocation(name):
+		return Who{Allocation: name, Namespace: kind}, nil
 	default:
 		who.Pod = text
 	}
@@ -101,8 +103,8 @@ func ParseWho(text, namespace string) (Who, error) {
 	return who, nil
 }
 
-// likeIPv4 matches what is meant as an IPv4 address.
-var likeIPv4 = regexp.MustCompile(`^[0-9]+([.][0-9]+){3}(/.*)?$`)
+// likeAddress matches what is meant as an IPv4 address, or as a part of one.
+var likeAddress = regexp.MustCompile(`^[0-9]+[.][0-9.]*(/.*)?$`)
 
 // parseAddress reads an address in the forms in which people copy one: with a prefix length,
 // or in brackets.
@@ -131,7 +133,11 @@ func (c *Cluster) Who(ctx context.Context, who Who) ([]Holder, error) {
 	case who.Address.IsValid():
 		find, wanted = c.allocations, append(wanted, fields.Set{fieldAddress: who.Address.String()})
 	case who.Allocation != "":
-		find, wanted = c.allocations, append(wanted, fields.Set{fieldName: who.Allocation})
+		where := fields.Set{fieldName: who.Allocation}
+		if who.Namespace != "" {
+			where[fieldNamespace] = who.Namespace
+		}
+		find, wanted = c.allocations, append(wanted, where)
 	}
 	if namespace, name, found := strings.Cut(who.Pod, "/"); found {
 		wanted = append(wanted, fields.Set{fieldPodNamespace: namespace, fieldPod: name})
