@@ -85,12 +85,12 @@ func ParseWho(text, namespace string) (Who, error) {
 		return Who{Allocation: text}, nil
 	case !found:
 		who = Who{Pod: namespace + "/" + text, Node: text}
-	case kind == "node" || kind == "nodes" || kind == "no":
+	case slices.Contains([]string{"node", "nodes", "no"}, kind):
 		who.Node = name
-	case (kind == "pod" || kind == "pods" || kind == "po") && strings.Contains(name, "/"):
-		who.Pod = name
-	case kind == "pod" || kind == "pods" || kind == "po":
-		who.Pod = namespace + "/" + name
+	case slices.Contains([]string{"pod", "pods", "po"}, kind):
+		if who.Pod = name; !strings.Contains(name, "/") {
+			who.Pod = namespace + "/" + name
+		}
 	case isAllocation(name):
 		return Who{Allocation: name, Namespace: kind}, nil
 	default:
