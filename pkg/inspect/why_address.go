@@ -184,6 +184,9 @@ func (w *why) anyAddress(ctx context.Context, c *Chain, q ask, me v1alpha1.IPAll
 		return err
 	}
 	spaces := append([]*pool.Block{q.block}, q.block.Overflow...)
+	if lasting := q.block.Lasting(); me.Owner != nil && lasting != nil {
+		spaces = []*pool.Block{lasting}
+	}
 	for _, a := range site.byDomain[q.pool.Domain] {
 		if yields(&a.Spec, me) && (a.Spec.IsSticky() || inAny(spaces, a)) || w.joins(&a.Spec, me) {
 			c.ok(linkBlock, "%s; %s is %s", q.block.Range, a.Spec.Address, ledger.HeldBy(a))
@@ -197,9 +200,6 @@ func (w *why) anyAddress(ctx context.Context, c *Chain, q ask, me v1alpha1.IPAll
 		}
 	}
 	c.ok(linkBlock, "%s", q.block.Range)
-	if lasting := q.block.Lasting(); me.Owner != nil && lasting != nil {
-		spaces = []*pool.Block{lasting}
-	}
 	message := exhausted(q.pool, w.pod.Spec.NodeName, spaces, site.heldIn(q.pool))
 	if message == "" {
 		w.notYet(c)

@@ -82,9 +82,13 @@ func TestWho(t *testing.T) {
 		{who: h.NS + "/a", want: []string{"10.1.0.2"}},
 		{who: "worker-1", want: []string{"10.1.0.2", "10.1.0.3"}},
 		{who: "node/worker-2", want: []string{"10.1.0.33"}},
+		{who: "no/worker-2", want: []string{"10.1.0.33"}},
 		{who: "node/worker-3", code: 1, says: []string{"holds no address"}},
 		{who: "10.1.0.2/24", want: []string{"10.1.0.2"}},
 		{who: "rail1.10.1.0.3", want: []string{"10.1.0.3"}},
+		{who: h.NS + "/rail1.10.1.0.3", want: []string{"10.1.0.3"}},
+		{who: "default/rail1.10.1.0.3", code: 1, says: []string{"there is no allocation default/rail1.10.1.0.3"}},
+		{who: "10.1.0", code: 2, says: []string{`"10.1.0" is not an address`}},
 		{who: "rail1.10.1.0.4", code: 1, says: []string{"there is no allocation rail1.10.1.0.4: the address is free"}},
 		{who: "pod/" + h.NS + "/a", want: []string{"10.1.0.2"}},
 		{who: "10.1.0.300", code: 2, says: []string{`"10.1.0.300" is not an address`}},
@@ -153,7 +157,7 @@ func TestFree(t *testing.T) {
 	}
 	rig.IPPool(t, h.IPAM, h.NS, "six", v1alpha1.IPPoolSpec{Subnet: "fd00::/64"})
 	h.ipam(t, "free", "-n", h.NS, "six").want(t, 0, "fd00::1-fd00::ffff:ffff:ffff:ffff", "9007199254740991")
-	h.ipam(t, "free", "-n", h.NS, "none").want(t, 2, `there is no pool "none"`)
+	h.ipam(t, "free", "-n", h.NS, "none").want(t, 2, `there is no pool "none" in namespace `+h.NS)
 }
 
 func TestLeaks(t *testing.T) {
@@ -267,7 +271,7 @@ func TestRelease(t *testing.T) {
 		{name: "a later pod of the name has it", args: []string{"10.1.0.7", "-y"}, code: 1, says: []string{"pod_replaced", "/e has the address by its network-status", "--force"}, still: "10.1.0.7"},
 		{name: "reserved", args: []string{"10.1.0.40", "-y", "--force"}, code: 1, says: []string{"reserved by IPReservation printers, and the controller would reserve it again", "kubectl edit ipr -n " + h.NS + " printers"}, still: "10.1.0.40"},
 		{name: "kept", args: []string{"10.1.0.41", "-y"}, code: 1, says: []string{"kept for StatefulSet web, and its next container would get another address. If that may be: --force"}, still: "10.1.0.41"},
-		{name: "kept, by force", args: []string{"10.1.0.41", "--force"}, stdin: "y\n", says: []string{"10.1.0.41 of " + h.NS + "/web-0 (StatefulSet web) on node worker-1"}, gone: "10.1.0.41"},
+		{name: "kept, by force", args: []string{"10.1.0.41", "--force"}, stdin: "y\n", says: []string{"10.1.0.41 of " + h.NS + "/web-0 (StatefulSet web) on node worker-1", "its next container would get another address. If that may be, release it"}, gone: "10.1.0.41"},
 		{name: "held, by force", args: []string{"10.1.0.33", "-y", "--force"}, gone: "10.1.0.33"},
 		{name: "free", args: []string{"10.1.0.9", "-y"}, code: 2, says: []string{`no allocation has the name or the address "10.1.0.9"`}},
 		{name: "neither", args: []string{"nonsense", "-y"}, code: 2, says: []string{`"nonsense" is not the name of an IPAllocation`}},
