@@ -528,7 +528,11 @@ func TestNoticesAreWrittenSeldom(t *testing.T) {
 	reconcile(0, "Other", "Ready")
 	w.memories.forget(ipRef) // a controller that starts anew
 	reconcile(0, "Other", "Ready")
-	at(time.Hour)
+	for _, counts := range []time.Duration{time.Hour - time.Minute, -time.Second} { // a clock that is a little ahead
+		at(counts)
+		reconcile(0, "Other", "Ready")
+	}
+	at(-2 * time.Hour) // or so far ahead that it says nothing
 	reconcile(1, "Other", "Ready", "ForeignAddresses", "BlockFull")
 	at(0)
 	reconcile(0, "Other", "Ready", "ForeignAddresses", "BlockFull")
@@ -639,5 +643,28 @@ func TestCountsOfLargePools(t *testing.T) {
 		if got := w.countsWait(pool.ObjectOf(p), v1alpha1.PoolStatus{Used: &tc.used, Capacity: new(int64(capacity))}); got != tc.want {
 			t.Errorf("%s: %s, want %s", tc.what, got, tc.want)
 		}
+	}
+}
+
+// A pool that was replaced by another one of its domain is told to be gone when that goes, too.
+func TestSuccessorGoes(t *testing.T) {
+	w := newWorld(t, Options{Settle: time.Millisecond})
+	successor := ippool(nil)
+	successor.Name, successor.UID, successor.Spec.Domain = "successor", "two", "d"
+	pools := w.caches.pools[v1alpha1.PoolKindIPPool]
+	if err := w.caches.allocations.Add(allocation(func(a *v1alpha1.IPAllocation) { a.Name, a.Spec.Domain = "d.192.168.0.11", "d" })); err != nil {
+		t.Fatal(err)
+	}
+	w.triggers.onPool(v1alpha1.PoolKindIPPool).OnDelete(successor)
+	if err := pools.Delete(successor); err != nil {
+		t.Fatal(err)
+	}
+	var queued []string
+	for len(queued) < 2 {
+		ref, _ := w.queues.pools.Get()
+		queued = append(queued, ref.Name)
+	}
+	if slices.Sort(queued); !slices.Equal(queued, []string{"pool1", "successor"}) {
+		t.Errorf("queued are %q", queued)
 	}
 }

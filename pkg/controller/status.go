@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -108,6 +109,18 @@ func countedAt(entries []metav1.ManagedFieldsEntry) time.Time {
 	return time.Time{}
 }
 
+// maxSkew is how far the API server's clock may be ahead of this process's, for its times to
+// count.
+const maxSkew = time.Minute
+
+// age is how long ago a time of the API server was: very long, if its clock is far ahead.
+func age(at time.Time) time.Duration {
+	if age := time.Since(at); age >= -maxSkew {
+		return max(0, age)
+	}
+	return math.MaxInt64
+}
+
 func isRestOfStatus(e metav1.ManagedFieldsEntry) bool {
 	return e.Manager == name && e.Operation == metav1.ManagedFieldsOperationUpdate && e.Subresource == "status"
 }
@@ -177,8 +190,8 @@ func (w *statusWriter) writeRest(ctx context.Context, obj *pool.Object, known *m
 			}
 			every = w.countsWait(obj, want)
 		}
-		if wait := every - time.Since(countedAt(obj.Meta.ManagedFields)); wait > 0 {
-			w.later(ref, min(wait, every)) // the API server's clock may be ahead
+		if wait := every - age(countedAt(obj.Meta.ManagedFields)); wait > 0 {
+			w.later(ref, wait)
 			return nil
 		}
 	}

@@ -230,8 +230,7 @@ func (t *triggers) examine(index, value string) {
 	}
 }
 
-// reconcileGonePools does so for those that allocations name and that do not exist: what is
-// there at the start is no event of theirs.
+// reconcileGonePools reconciles the pools that allocations name and that do not exist.
 func (t *triggers) reconcileGonePools() {
 	for _, key := range t.caches.allocations.ListIndexFuncValues(byPool) {
 		kind, name, _ := strings.Cut(key, "/")
@@ -251,6 +250,7 @@ func (t *triggers) reconcileAllPools() {
 		for p := range t.caches.allPools() {
 			t.queues.pools.Add(p.Ref)
 		}
+		t.reconcileGonePools() // the pool that stood in for one may have gone, too
 		for _, res := range t.caches.reservations.all() {
 			t.queues.reservations.Add(res.Name)
 		}

@@ -188,7 +188,7 @@ func (h *Hint) enter(e Entry, had bool) error {
 	text, err := os.Readlink(h.path("claims", file))
 	other, _ := parseText(text)
 	switch {
-	case had && other != e.Attachment:
+	case had && other != e.Attachment && !h.hasSecond(e): // neither of its entries is left
 		return nil
 	case err != nil:
 		err := h.link(e.claim(), "claims", file)
@@ -209,12 +209,21 @@ func (h *Hint) enter(e Entry, had bool) error {
 	return h.linkOnce(e.text(""), "claims", e.Unanswered().secondName())
 }
 
+// hasSecond reports whether an attachment has the second entry of an address.
+func (h *Hint) hasSecond(e Entry) bool {
+	_, err := os.Lstat(h.path("claims", e.Unanswered().secondName()))
+	return err == nil
+}
+
 // takeOverOldFormat takes over the hint of the first version, which had no namespace and
 // no cluster. Its pending releases become releases of attachments. Its claims are
 // removed, since the API server lists what the node holds.
 func (h *Hint) takeOverOldFormat() {
 	if _, err := os.Lstat(filepath.Join(h.root, "claims")); err == nil {
-		h.Forget() // before claims/ is removed, which says the same
+		for _, other := range All(h.root, h.log) { // the earlier version knew no namespaces
+			other.Forget() // before claims/ is removed, which says the same
+		}
+		h.Forget()
 	}
 	for _, dir := range []string{"owed", "releasing", "claiming"} {
 		links, _ := filepath.Glob(filepath.Join(escape(h.root), dir, "*"))

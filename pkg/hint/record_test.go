@@ -4,6 +4,7 @@
 package hint
 
 import (
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -228,15 +229,32 @@ func TestReleasedWhileRebuilding(t *testing.T) {
 	}
 }
 
-// While what an earlier version has left is being taken over, nothing is complete.
+// A claim that is only entered beside another's entry gets its own when it is listed, although
+// the hint had it.
+func TestSecondEntryIsCompleted(t *testing.T) {
+	h := newHint(t)
+	h.Elsewhere(heldBy(podB, addr1, ""))
+	h.ClaimingRequested(heldBy(podA, addr1, "")) // killed after its create
+	e := recorded(podA, addr1, "u1", 42)
+	rebuild(t, h, e)
+	if got := h.Recorded(); len(got) != 1 || got[0].UID != "u1" || got[0].Attachment != podA {
+		t.Errorf("recorded is %v", got)
+	}
+}
+
+// While what an earlier version has left is being taken over, nothing is complete: it knew no
+// namespaces.
 func TestIncompleteWhileTakingOver(t *testing.T) {
 	h := newHint(t)
 	r := h.Rebuild(t.Context(), time.Time{})
 	r.Enter(time.Now(), nil)
 	r.End()
 	must(t, os.MkdirAll(filepath.Join(h.root, "claims"), 0o700))
+	other := Open(h.root, "cluster", "other", slog.New(slog.DiscardHandler))
+	must(t, os.MkdirAll(other.path("claims"), 0o700))
+	must(t, os.Symlink(markText(), other.path("claims", completeMark)))
 	r = h.Rebuild(t.Context(), time.Time{})
-	if h.Complete() {
+	if h.Complete() || other.Complete() {
 		t.Error("complete without what the earlier version has claimed")
 	}
 	r.Enter(time.Now(), nil)
