@@ -526,7 +526,7 @@ func TestNoticesAreWrittenSeldom(t *testing.T) {
 	hold("192.168.0.2")
 	hold("1.2.3.4")
 	reconcile(0, "Other", "Ready")
-	w.memories.forget(ipRef) // a controller that starts anew
+	w.memories.forget(ipRef) // a controller that starts again
 	reconcile(0, "Other", "Ready")
 	for _, counts := range []time.Duration{time.Hour - time.Minute, -time.Second} { // a clock that is a little ahead
 		at(counts)

@@ -98,7 +98,7 @@ func (w *statusWriter) writeAllocations(ctx context.Context, obj *pool.Object, w
 }
 
 // countedAt returns when this controller, or the one before it, last wrote the rest of a
-// status, by the API server's clock. It stands in the object: a controller that starts anew
+// status, by the API server's clock. It stands in the object: a controller that starts again
 // does not write the counts of all pools.
 func countedAt(entries []metav1.ManagedFieldsEntry) time.Time {
 	for _, e := range entries {

@@ -279,7 +279,7 @@ func (k *checking) attachments(s *site) {
 			if a == keep {
 				continue
 			}
-			mend := "its network-status does not say which one it uses: start the pod again, which releases both: kubectl delete pod " + podName(ref)
+			mend := "its network-status does not say which one it uses: start the pod again, which releases both: " + deletePod(podKey(ref))
 			if used != nil {
 				mend = "by its network-status the pod has " + used.Spec.Address + ", so release the other: " + releaseCommand(a) + " --force"
 			}
@@ -288,8 +288,6 @@ func (k *checking) attachments(s *site) {
 		}
 	}
 }
-
-func podName(ref v1alpha1.PodReference) string { return "-n " + ref.Namespace + " " + ref.Name }
 
 // blocks looks for blocks of a pool that overlap.
 func (k *checking) blocks(s *site) {

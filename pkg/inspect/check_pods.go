@@ -277,12 +277,12 @@ func (k *checking) others(ctx context.Context, c *Cluster) {
 func (k *checking) otherManager(s *site, a *v1alpha1.IPAllocation, t claim) {
 	message, mend := "whereabouts has given the address as well: if both are one network, two pods answer on it", "move the networks of one of the two managers to another range"
 	if a.Spec.Held() {
-		mend += ", or start the pod of one again: kubectl delete pod " + podName(a.Spec.PodRef)
+		mend += ", or start the pod of one again: " + deletePod(podKey(a.Spec.PodRef))
 	} else {
 		message = "whereabouts has given the address, and here it is " + ledger.HeldBy(a) + ": if both are one network, it is not free for whom it is kept"
 	}
-	if owner := a.Spec.Owner; owner != nil && owner.Kind == v1alpha1.KindIPReservation && a.Spec.IsReserved() {
-		mend += ", or end the reservation: kubectl delete ipr -n " + owner.Namespace + " " + owner.Name
+	if reservation := reservationOf(a); reservation != "" && a.Spec.IsReserved() {
+		mend += ", or end the reservation: kubectl delete ipr -n " + a.Namespace + " " + reservation
 	}
 	k.find(classOtherManager, s.namespace, a.Name, message, "whereabouts' "+t.proof+"; "+proofOf(a), mend)
 }

@@ -116,7 +116,7 @@ func freeing(a *v1alpha1.IPAllocation, v judgement) string {
 	}
 	switch v.State {
 	case stateInUse:
-		return "ask for another address, or end the pod that has it: kubectl delete pod " + podName(a.Spec.PodRef)
+		return "ask for another address, or end the pod that has it: " + deletePod(podKey(a.Spec.PodRef))
 	case stateLeaked:
 		return "wait: " + v.Until + "; or at once: " + release
 	case stateHeld:

@@ -85,7 +85,7 @@ func (out *Releasable) judge(a *v1alpha1.IPAllocation, v judgement, moves bool, 
 	case v.State == stateInUse && used != nil:
 		out.Doubt = fmt.Sprintf("pod %s exists, and has %s in its place by its network-status. If you know that no container has it", podKey(a.Spec.PodRef), used.Spec.Address)
 	case v.State == stateInUse:
-		out.Refusal = fmt.Sprintf("pod %s uses it (%s): if it were free, it would be given to another pod as well; end the pod: kubectl delete pod %s", podKey(a.Spec.PodRef), v.Message, podName(a.Spec.PodRef))
+		out.Refusal = fmt.Sprintf("pod %s uses it (%s): if it were free, it would be given to another pod as well; end the pod: %s", podKey(a.Spec.PodRef), v.Message, deletePod(podKey(a.Spec.PodRef)))
 	case reservationOf(a) != "" && (v.State == stateReserved || v.State == stateKept):
 		out.Refusal = fmt.Sprintf("%s, and the controller would reserve it again: take it out of the reservation: kubectl edit ipr -n %s %s", v.Message, a.Namespace, reservationOf(a))
 	case v.State == stateKept, v.State == stateReserved && a.Spec.IsSticky():

@@ -188,7 +188,7 @@ func (c *Chain) pod(p *corev1.Pod, held []*v1alpha1.IPAllocation) bool {
 	switch ended := p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed; {
 	case ended && len(held) > 0:
 		c.broken(linkPod, fmt.Sprintf("the pod has ended (%s), and still holds %s: node %s gives that back when it stops the pod's sandbox", p.Status.Phase, addressesOf(held), p.Spec.NodeName),
-			fmt.Sprintf("kubectl delete pod -n %s %s", p.Namespace, p.Name))
+			deletePod(p.Namespace+"/"+p.Name))
 	case ended:
 		c.broken(linkPod, fmt.Sprintf("the pod has ended (%s): it has given back its addresses", p.Status.Phase), "")
 	case p.Spec.NodeName == "":

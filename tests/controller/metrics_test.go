@@ -269,7 +269,7 @@ func TestUsage(t *testing.T) {
 	}
 	c.wantUsage(t, "pool1", 286, 50)
 
-	stop() // who starts anew knows when the counts were written
+	stop() // who starts again knows when the counts were written
 	c.hold(t, "pool1", "192.168.0.151", "kind-worker", pod)
 	w, _ = c.run(t, controller.Options{Usage: time.Hour, Settle: time.Millisecond})
 	c.Pool(t, "later", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 2})
