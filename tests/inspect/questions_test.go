@@ -371,7 +371,7 @@ func TestPlan(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ipamAs(t, env.Kubeconfig, string(live), "plan", "-f", "-").want(t, 0, "capacity 31, now 31")
+	ipamAs(t, env.Kubeconfig, live, "plan", "-f", "-").want(t, 0, "capacity 31, now 31")
 	named := "apiVersion: nv-ipam.nvidia.com/v1alpha1\nkind: IPPool\nmetadata: {name: New_Pool, namespace: why}\nspec: {subnet: 10.6.0.0/24}\n"
 	ipamAs(t, env.Kubeconfig, named, "plan", "-f", "-").want(t, 1, `REFUSED  metadata.name: Invalid value: "New_Pool"`)
 	ipamAs(t, env.Kubeconfig, "", "plan", "-f", "/nonexistent").want(t, 2, "no such file")
