@@ -29,7 +29,7 @@ func (c *Claimer) Adopt(ctx context.Context, req Request, ref v1alpha1.PoolRefer
 	e := hint.Entry{Attachment: req.Attachment, Domain: domain, Address: addr}
 	c.Hint.ClaimingRequested(e)
 	requested := len(req.Want.Addresses) > 0
-	held, created, err := c.Create(ctx, c.allocation(req, &pool.Block{Pool: ref, Domain: domain}, addr, requested))
+	held, created, err := c.Ledger.Create(ctx, c.allocation(req, &pool.Block{Pool: ref, Domain: domain}, addr, requested))
 	switch {
 	case err == nil:
 		c.Hint.Claimed(entryOf(held))

@@ -22,7 +22,7 @@ import (
 // Claimers may run at the same time, in one process or in many.
 type Claimer struct {
 	// Ledger is the record of all claims, in the API server.
-	ledger.Ledger
+	Ledger ledger.Ledger
 	// Hint is what this node believes that it holds, on its disk.
 	Hint *hint.Hint
 	// Log says what a call did and why.
@@ -117,7 +117,7 @@ func (c *Claimer) rebuild(ctx context.Context, since time.Time) ([]hint.Entry, e
 	if since.IsZero() && hint.JustBooted() {
 		pause(ctx, rand.N(bootJitter))
 	}
-	all, at, version, err := c.OfNode(ctx)
+	all, at, version, err := c.Ledger.OfNode(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -131,7 +131,7 @@ func (c *Claimer) rebuild(ctx context.Context, since time.Time) ([]hint.Entry, e
 		if !e.Record.Spec.Owner.IsIPAMClaim() {
 			continue
 		}
-		a, err := c.Get(ctx, e.Name()) // another node may hold it: see joins
+		a, err := c.Ledger.Get(ctx, e.Name()) // another node may hold it: see joins
 		if err != nil {
 			return nil, err
 		}
@@ -150,7 +150,7 @@ func (c *Claimer) rebuild(ctx context.Context, since time.Time) ([]hint.Entry, e
 			c.Hint.Rest(entryOf(&all[i]), &all[i].Spec)
 		}
 	}
-	c.Log.Info("rebuilt the node's hint from the API server", "node", c.Node, "allocations", len(all))
+	c.Log.Info("rebuilt the node's hint from the API server", "node", c.Ledger.Node, "allocations", len(all))
 	return entries, nil
 }
 
@@ -185,5 +185,5 @@ func entryOf(a *v1alpha1.IPAllocation) hint.Entry {
 
 // of returns the allocation as that of an attachment of this node: see ledger.OfAttachment.
 func (c *Claimer) of(a *v1alpha1.IPAllocation, att hint.Attachment) *v1alpha1.IPAllocation {
-	return ledger.OfAttachment(a, &v1alpha1.IPAllocationSpec{NodeName: c.Node, ContainerID: att.ContainerID, InterfaceName: att.Interface})
+	return ledger.OfAttachment(a, &v1alpha1.IPAllocationSpec{NodeName: c.Ledger.Node, ContainerID: att.ContainerID, InterfaceName: att.Interface})
 }

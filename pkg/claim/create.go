@@ -26,10 +26,10 @@ import (
 func (c *Claimer) create(ctx context.Context, req Request, b *pool.Block, addr netip.Addr, requested bool) (hint.Entry, error) {
 	alloc := c.allocation(req, b, addr, requested)
 	if b.Shared && !requested && !req.known.mayHold(b.Domain, addr) {
-		return c.claimAndNote(ctx, req, alloc, func() (*v1alpha1.IPAllocation, bool, error) { return c.CreateIfFree(ctx, alloc) })
+		return c.claimAndNote(ctx, req, alloc, func() (*v1alpha1.IPAllocation, bool, error) { return c.Ledger.CreateIfFree(ctx, alloc) })
 	}
 	return c.claimAndNote(ctx, req, alloc, func() (*v1alpha1.IPAllocation, bool, error) {
-		held, created, err := c.Create(ctx, alloc)
+		held, created, err := c.Ledger.Create(ctx, alloc)
 		if ledger.IsInUse(err) {
 			return c.takeIfYields(ctx, req, alloc, err)
 		}
@@ -81,7 +81,7 @@ func (c *Claimer) allocation(req Request, b *pool.Block, addr netip.Addr, reques
 		PoolRef:       b.Pool,
 		Domain:        domain,
 		Address:       addr.String(),
-		NodeName:      c.Node,
+		NodeName:      c.Ledger.Node,
 		PodRef:        req.Pod,
 		ContainerID:   req.ContainerID,
 		InterfaceName: req.Interface,
@@ -113,7 +113,7 @@ func (c *Claimer) named(name string, spec v1alpha1.IPAllocationSpec) *v1alpha1.I
 	return &v1alpha1.IPAllocation{
 		ObjectMeta: metav1.ObjectMeta{
 			Name:      name,
-			Namespace: c.Namespace,
+			Namespace: c.Ledger.Namespace,
 			Labels:    v1alpha1.AllocationLabels(&spec),
 		},
 		Spec: spec,

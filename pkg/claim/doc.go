@@ -10,6 +10,18 @@
 //	Allocate  view of the pool ─▶ candidate ─▶ Claiming ─▶ create ─▶ Claimed
 //	Release   what the attachment holds ─▶ Releasing ─▶ delete ─▶ Released
 //
+// Words:
+//
+//	attachment  an interface of a container, which is what holds an address
+//	site        a cluster, and the name that this node has in it: each has a hint of its own
+//	view        the pool as this node sees it: its block, and the version that it was read from
+//	space       where candidates come from: the node's block, and each range that it overflows to
+//	epoch       which pool of a name this is: another one after it was deleted, or after the
+//	            operator has said that the record was set back; what the hint has of an earlier
+//	            one is looked for, and written again if it is lost
+//
+// Files:
+//
 //	allocate.go  all pools of a request, or none
 //	view.go      the pools as this node sees them
 //	labels.go    pools by labels of the node

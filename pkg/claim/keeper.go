@@ -27,7 +27,7 @@ func (c *Claimer) setOwner(ctx context.Context, req *Request, views []view) erro
 	if !sticky && !req.Persistent || req.Pod.Name == "" || req.Pod.Namespace == "" || req.Pod.UID != "" && len(req.Pod.UID) != uuid {
 		return nil
 	}
-	pod, err := c.Pod(ctx, req.Pod)
+	pod, err := c.Ledger.Pod(ctx, req.Pod)
 	if err != nil {
 		return fmt.Errorf("which address the pod keeps (spec.sticky, or an IPAMClaim) depends on the pod: %w", err)
 	}
@@ -83,7 +83,7 @@ func (c *Claimer) setClaim(ctx context.Context, req *Request, pod *metav1.Object
 	if problems := validation.IsDNS1123Subdomain(name); len(problems) > 0 {
 		return refuse("ipam-claim-reference %q is not the name of an IPAMClaim in the pod's namespace: %s", name, problems[0])
 	}
-	claim, err := c.IPAMClaim(ctx, pod.Namespace, name)
+	claim, err := c.Ledger.IPAMClaim(ctx, pod.Namespace, name)
 	if err != nil {
 		return err
 	}

@@ -25,7 +25,7 @@ func (c *Claimer) labels(ctx context.Context, age time.Duration) (map[string]str
 	if labels, ok := c.Hint.Labels(age); ok {
 		return labels, nil
 	}
-	labels, err := c.Labels(ctx)
+	labels, err := c.Ledger.Labels(ctx)
 	if err == nil {
 		c.Hint.SetLabels(labels)
 	}
@@ -55,14 +55,14 @@ func (c *Claimer) expandBy(pools []v1alpha1.PoolReference, labels map[string]str
 	for _, ref := range pools {
 		asked := ref
 		if pool.HasLabels(ref.Name) {
-			name, err := pool.ExpandName(ref.Name, c.Node, labels)
+			name, err := pool.ExpandName(ref.Name, c.Ledger.Node, labels)
 			if err != nil {
 				return nil, poolNotFound(asked, err.Error())
 			}
 			ref.Name = name
 		}
 		if slices.Contains(out, ref) {
-			return nil, poolNotFound(asked, fmt.Sprintf("with the labels of node %s it is pool %q, which is named already", c.Node, ref.Name))
+			return nil, poolNotFound(asked, fmt.Sprintf("with the labels of node %s it is pool %q, which is named already", c.Ledger.Node, ref.Name))
 		}
 		out = append(out, ref)
 	}
@@ -79,11 +79,11 @@ func (c *Claimer) mayUse(ctx context.Context, b *pool.Block) error {
 		if err != nil {
 			return err
 		}
-		if b.Selects(c.Node, labels) {
+		if b.Selects(c.Ledger.Node, labels) {
 			return nil
 		}
 	}
-	return poolNotFound(b.Pool, fmt.Sprintf("%s %s/%s does not select node %s: its nodeSelector is %s", b.Pool.Kind, c.Namespace, b.Pool.Name, c.Node, b.Selector()))
+	return poolNotFound(b.Pool, fmt.Sprintf("%s %s/%s does not select node %s: its nodeSelector is %s", b.Pool.Kind, c.Ledger.Namespace, b.Pool.Name, c.Ledger.Node, b.Selector()))
 }
 
 // heldPools replaces names with labels by the names of the pools that the entries hold
@@ -123,7 +123,7 @@ func (c *Claimer) specOf(ctx context.Context, e hint.Entry) (*v1alpha1.IPAllocat
 	if e.Record != nil {
 		return &e.Record.Spec, nil
 	}
-	a, err := c.Get(ctx, e.Name())
+	a, err := c.Ledger.Get(ctx, e.Name())
 	if a == nil || err != nil {
 		return nil, err
 	}

@@ -98,7 +98,7 @@ func (c *Claimer) recordAll(ctx context.Context) error {
 	if c.Hint.AllRecorded() {
 		return nil
 	}
-	all, _, _, err := c.OfNode(ctx)
+	all, _, _, err := c.Ledger.OfNode(ctx)
 	if err != nil {
 		return err
 	}
@@ -112,7 +112,7 @@ func (c *Claimer) recordAll(ctx context.Context) error {
 
 // recorded is what this node holds, as far as its hint has the record of it.
 func (c *Claimer) recorded() []hint.Entry {
-	return slices.DeleteFunc(c.Hint.Recorded(), func(e hint.Entry) bool { return e.Record.Spec.NodeName != c.Node })
+	return slices.DeleteFunc(c.Hint.Recorded(), func(e hint.Entry) bool { return e.Record.Spec.NodeName != c.Ledger.Node })
 }
 
 // settleAll settles the pools of what is held.
@@ -149,11 +149,11 @@ func (c *Claimer) isLost(ctx context.Context, held []hint.Entry) (bool, error) {
 		return true, nil
 	}
 	latest := slices.MaxFunc(held, func(a, b hint.Entry) int { return cmp.Compare(a.Record.ResourceVersion, b.Record.ResourceVersion) })
-	alloc, err := c.Get(ctx, latest.Name())
+	alloc, err := c.Ledger.Get(ctx, latest.Name())
 	if err != nil || alloc != nil && alloc.UID == latest.UID && c.of(alloc, latest.Attachment) != nil {
 		return false, err
 	}
-	version, err := c.Version(ctx)
+	version, err := c.Ledger.Version(ctx)
 	return version > 0 && version < latest.Record.ResourceVersion, err
 }
 
@@ -276,15 +276,15 @@ func (c *Claimer) rewrite(ctx context.Context, again *v1alpha1.IPAllocation) (ma
 		return mine, nil
 	}
 	switch s := &inUse.Holder.Spec; {
-	case s.Held() && spec.Owner.IsIPAMClaim() && s.SameIdentity(spec) && s.NodeName != c.Node && s.Next == nil: // both of a machine that moves
-		return c.Join(ctx, inUse.Holder, again)
+	case s.Held() && spec.Owner.IsIPAMClaim() && s.SameIdentity(spec) && s.NodeName != c.Ledger.Node && s.Next == nil: // both of a machine that moves
+		return c.Ledger.Join(ctx, inUse.Holder, again)
 	case s.Held():
 	case s.IsSticky() && s.IsReserved() && !s.SameIdentity(spec): // nor has had it
-		if _, err = c.DeleteUnchanged(ctx, inUse.Holder); err == nil {
+		if _, err = c.Ledger.DeleteUnchanged(ctx, inUse.Holder); err == nil {
 			made, err = c.write(ctx, again)
 		}
 	case s.Rests(), s.SameIdentity(spec), !s.IsSticky() && sameName(s.PodRef, spec.PodRef):
-		return c.TakeOver(ctx, inUse.Holder, again)
+		return c.Ledger.TakeOver(ctx, inUse.Holder, again)
 	}
 	return made, err
 }
@@ -293,12 +293,12 @@ func (c *Claimer) rewrite(ctx context.Context, again *v1alpha1.IPAllocation) (ma
 // may create only the reservation.
 func (c *Claimer) write(ctx context.Context, again *v1alpha1.IPAllocation) (made *v1alpha1.IPAllocation, err error) {
 	if !again.Spec.IsSticky() {
-		made, _, err = c.Create(ctx, again)
+		made, _, err = c.Ledger.Create(ctx, again)
 		return made, err
 	}
-	made, _, err = c.Create(ctx, c.proposal(again.Name, again.Spec))
+	made, _, err = c.Ledger.Create(ctx, c.proposal(again.Name, again.Spec))
 	if err == nil {
-		made, err = c.TakeOver(ctx, made, again)
+		made, err = c.Ledger.TakeOver(ctx, made, again)
 	}
 	return made, err
 }
@@ -313,12 +313,12 @@ func (c *Claimer) keepLost(e hint.Entry, problem string) {
 
 // epoch reads how a pool is now, past all caches.
 func (c *Claimer) epoch(ctx context.Context, ref v1alpha1.PoolReference) (string, error) {
-	meta, err := retryMetadata(ctx, ref, c.Pools().MetadataNow)
+	meta, err := retryMetadata(ctx, ref, c.Ledger.Pools().MetadataNow)
 	switch {
 	case ledger.NotFound(err):
 		return "gone", nil
 	case err != nil:
-		return "", fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
+		return "", fmt.Errorf("reading pool %s/%s: %w", c.Ledger.Namespace, ref.Name, err)
 	}
 	return epochOf(meta), nil
 }
@@ -332,7 +332,7 @@ func epochOf(meta *metav1.ObjectMeta) string {
 func (c *Claimer) settle(ctx context.Context, ref v1alpha1.PoolReference, before, now string) error {
 	if before != "" && before != now {
 		if _, err := c.rebuild(ctx, time.Now()); err != nil {
-			return fmt.Errorf("looking for lost allocations of pool %s/%s, which is not the one that this node has seen: %w", c.Namespace, ref.Name, err)
+			return fmt.Errorf("looking for lost allocations of pool %s/%s, which is not the one that this node has seen: %w", c.Ledger.Namespace, ref.Name, err)
 		}
 	}
 	c.Hint.SetEpoch(ref, now)

@@ -70,7 +70,7 @@ func (c *Claimer) releaseAll(ctx context.Context, all []hint.Entry) error {
 	var errs []error
 	wait := releaseTime
 	for _, e := range all {
-		away, err := c.release(ctx, e, wait)
+		away, err := c.releaseOne(ctx, e, wait)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("releasing %s of domain %s: %w", e.Address, e.Domain, err))
 		}
@@ -81,10 +81,10 @@ func (c *Claimer) releaseAll(ctx context.Context, all []hint.Entry) error {
 	return errors.Join(errs...)
 }
 
-// release releases one address. If the release is noted, it takes at most wait and is
+// releaseOne releases one address. If the release is noted, it takes at most wait and is
 // then left to later calls; if not, it takes all the time of ctx. It reports whether the
 // API server was away.
-func (c *Claimer) release(ctx context.Context, e hint.Entry, wait time.Duration) (away bool, err error) {
+func (c *Claimer) releaseOne(ctx context.Context, e hint.Entry, wait time.Duration) (away bool, err error) {
 	noted := c.Hint.Releasing(e)
 	if noted {
 		var cancel context.CancelFunc
@@ -147,16 +147,16 @@ func (c *Claimer) endHeld(ctx context.Context, e hint.Entry, at time.Time) (done
 		return ended{}, err
 	}
 	if e.Kept {
-		done.rests, err = c.Ledger.Release(ctx, claimedBy(e), at)
+		done.rests, err = c.Ledger.ReleaseKept(ctx, claimedBy(e), at)
 		if !apierrors.IsForbidden(err) {
 			return done, err
 		}
 		// Role and policy are of an earlier version: nobody may take over, nor join, and a UID says who holds.
-		if now, failed := c.Get(ctx, e.Name()); failed != nil || now != nil && now.Spec.Next != nil {
+		if now, failed := c.Ledger.Get(ctx, e.Name()); failed != nil || now != nil && now.Spec.Next != nil {
 			return ended{}, errors.Join(err, failed)
 		}
 	}
-	done.replaced, err = c.Delete(ctx, e.Name(), e.UID)
+	done.replaced, err = c.Ledger.Delete(ctx, e.Name(), e.UID)
 	if apierrors.IsForbidden(err) && !e.Kept && e.Record == nil { // the hint may not know that it is kept
 		now, failed := c.held(ctx, e.Unanswered())
 		if failed == nil && now.Kept {
@@ -173,7 +173,7 @@ func (c *Claimer) held(ctx context.Context, e hint.Entry) (hint.Entry, error) {
 	if e.UID != "" {
 		return e, nil
 	}
-	alloc, err := c.Get(ctx, e.Name())
+	alloc, err := c.Ledger.Get(ctx, e.Name())
 	switch mine := c.of(alloc, e.Attachment); {
 	case err != nil:
 		return e, err
@@ -222,7 +222,7 @@ func (c *Claimer) checkIn(ctx context.Context, ref v1alpha1.PoolReference, pools
 		if seen && e.Domain != domain && (e.Record == nil || e.Record.Spec.PoolRef != ref) {
 			continue
 		}
-		alloc, err := c.Get(ctx, e.Name())
+		alloc, err := c.Ledger.Get(ctx, e.Name())
 		if err != nil {
 			return fmt.Errorf("reading allocation %s: %w", e.Name(), err)
 		}
@@ -239,7 +239,7 @@ func (c *Claimer) checkIn(ctx context.Context, ref v1alpha1.PoolReference, pools
 // the list was made or began later: the list cannot contain them.
 func (c *Claimer) Collect(ctx context.Context, network string, valid []hint.Attachment, started time.Time) error {
 	c.retryPending(ctx, maxRetries)
-	all, _, _, err := c.OfNode(ctx)
+	all, _, _, err := c.Ledger.OfNode(ctx)
 	if err != nil {
 		return err
 	}

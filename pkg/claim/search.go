@@ -318,7 +318,7 @@ func (s *search) recheckElsewhere() {
 
 // exhausted says what is full, and why.
 func (c *Claimer) exhausted(b *pool.Block) error {
-	where, size := fmt.Sprintf("block %s of node %s", b.Range, c.Node), b.Size()
+	where, size := fmt.Sprintf("block %s of node %s", b.Range, c.Ledger.Node), b.Size()
 	if b.Shared {
 		where = fmt.Sprintf("subnet %s", b.Subnet)
 	}

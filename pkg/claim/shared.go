@@ -147,7 +147,7 @@ func (s *search) listAfter(ctx context.Context, last *hint.Window, seen map[neti
 func (s *search) list(ctx context.Context, addr netip.Addr) (*hint.Window, error) {
 	window := v1alpha1.WindowOf(addr)
 	w := &hint.Window{Version: s.version, Domain: s.b.Domain, Window: window, Listed: time.Now()}
-	held, err := s.HeldInWindow(ctx, s.b.Domain, addr)
+	held, err := s.Ledger.HeldInWindow(ctx, s.b.Domain, addr)
 	if err != nil {
 		return nil, err
 	}
@@ -182,7 +182,7 @@ func (s *search) searchAll(ctx context.Context) (hint.Entry, error) {
 
 func (s *search) searchListed(ctx context.Context) (hint.Entry, error) {
 	s.retryPending(ctx, math.MaxInt)
-	held, err := s.Held(ctx, s.b.Domain)
+	held, err := s.Ledger.Held(ctx, s.b.Domain)
 	if err != nil {
 		return hint.Entry{}, err
 	}
@@ -213,7 +213,7 @@ func (s *search) searchListed(ctx context.Context) (hint.Entry, error) {
 // searchReleased claims an address whose cooldown is over, before the controller deletes its
 // allocation.
 func (s *search) searchReleased(ctx context.Context) (hint.Entry, error) {
-	released, err := s.Released(ctx, s.b.Pool.Name)
+	released, err := s.Ledger.Released(ctx, s.b.Pool.Name)
 	rand.Shuffle(len(released), func(i, j int) { released[i], released[j] = released[j], released[i] })
 	for i := range released {
 		e := entryOf(&released[i])

@@ -56,7 +56,7 @@ func (c *Claimer) claimSticky(ctx context.Context, req Request, v view) (hint.En
 	me := c.allocation(req, space, home, false)
 	// Before the pool was sticky, this container may have got another address.
 	first := cmp.Or(req.known.heldIn(space), home)
-	at, err := c.Get(ctx, v1alpha1.AllocationName(space.Domain, first))
+	at, err := c.Ledger.Get(ctx, v1alpha1.AllocationName(space.Domain, first))
 	if err != nil {
 		return hint.Entry{}, err
 	}
@@ -80,7 +80,7 @@ func (c *Claimer) claimSticky(ctx context.Context, req Request, v view) (hint.En
 		}
 		changed := false
 		for i := range others {
-			gone, err := c.DeleteUnchanged(ctx, &others[i])
+			gone, err := c.Ledger.DeleteUnchanged(ctx, &others[i])
 			if err != nil {
 				return hint.Entry{}, fmt.Errorf("deleting %s, which was reserved for the pod at the same time: %w", others[i].Name, err)
 			}
@@ -97,7 +97,7 @@ func (c *Claimer) claimSticky(ctx context.Context, req Request, v view) (hint.En
 // the proposals that have to go before that is taken over. With only, no other address than
 // me's will do.
 func (c *Claimer) ofIdentity(ctx context.Context, space *pool.Block, me *v1alpha1.IPAllocation, only bool) (own *v1alpha1.IPAllocation, others []v1alpha1.IPAllocation, err error) {
-	all, err := c.OfIdentity(ctx, &me.Spec)
+	all, err := c.Ledger.OfIdentity(ctx, &me.Spec)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -157,7 +157,7 @@ func (c *Claimer) reserve(ctx context.Context, req Request, space *pool.Block, m
 		}
 		spec := me.Spec
 		spec.Address = addr.String()
-		made, created, err := c.Create(ctx, c.proposal(v1alpha1.AllocationName(space.Domain, addr), spec))
+		made, created, err := c.Ledger.Create(ctx, c.proposal(v1alpha1.AllocationName(space.Domain, addr), spec))
 		if err == nil && created && req.known.setBackBefore(made) {
 			return false, c.proposedAfterSetBack(ctx, made)
 		}
@@ -180,7 +180,7 @@ func (c *Claimer) reserve(ctx context.Context, req Request, space *pool.Block, m
 			return err
 		}
 		if tries++; tries == maxCollisions { // now only what is free by a list
-			if held, err = c.Held(ctx, space.Domain); err != nil {
+			if held, err = c.Ledger.Held(ctx, space.Domain); err != nil {
 				return err
 			}
 		}
@@ -221,6 +221,6 @@ func (c *Claimer) mayNotHave(req Request, space *pool.Block, addr netip.Addr) er
 // proposedAfterSetBack undoes a proposal whose answer proves that etcd was set back: see
 // undoAfterSetBack.
 func (c *Claimer) proposedAfterSetBack(ctx context.Context, made *v1alpha1.IPAllocation) error {
-	_, undone := c.DeleteUnchanged(ctx, made)
+	_, undone := c.Ledger.DeleteUnchanged(ctx, made)
 	return errors.Join(c.afterSetBack(ctx, entryOf(made)), undone)
 }

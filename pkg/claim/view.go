@@ -29,15 +29,15 @@ type view struct {
 // viewsOf returns this node's blocks in the pools that a request names.
 func (c *Claimer) viewsOf(ctx context.Context, req *Request) ([]view, error) {
 	asked := req.Pools
-	views, err := c.viewsBy(ctx, req, asked, labelsAge)
+	views, err := c.viewsWithLabels(ctx, req, asked, labelsAge)
 	if errors.Is(err, ErrPoolNotFound) && haveLabels(asked) { // the copy may be outdated
-		views, err = c.viewsBy(ctx, req, asked, 0)
+		views, err = c.viewsWithLabels(ctx, req, asked, 0)
 	}
 	return views, err
 }
 
-// viewsBy is viewsOf with the node's labels as they were at most that long ago.
-func (c *Claimer) viewsBy(ctx context.Context, req *Request, asked []v1alpha1.PoolReference, age time.Duration) (views []view, err error) {
+// viewsWithLabels is viewsOf with the node's labels as they were at most that long ago.
+func (c *Claimer) viewsWithLabels(ctx context.Context, req *Request, asked []v1alpha1.PoolReference, age time.Duration) (views []view, err error) {
 	if req.Pools, err = c.expand(ctx, asked, age); err != nil {
 		return nil, err
 	}
@@ -53,7 +53,7 @@ func (c *Claimer) viewsBy(ctx context.Context, req *Request, asked []v1alpha1.Po
 		}
 		if err != nil {
 			if asked[i] != ref {
-				err = fmt.Errorf("%w (poolName %q on node %s)", err, asked[i].Name, c.Node)
+				err = fmt.Errorf("%w (poolName %q on node %s)", err, asked[i].Name, c.Ledger.Node)
 			}
 			return nil, err
 		}
@@ -76,7 +76,7 @@ func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference, saved *h
 	case ledger.NotFound(err):
 		return c.readView(ctx, ref, nil)
 	case err != nil:
-		return view{}, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
+		return view{}, fmt.Errorf("reading pool %s/%s: %w", c.Ledger.Namespace, ref.Name, err)
 	case c.version(meta, saved.Block) != saved.Version:
 		return c.readView(ctx, ref, meta)
 	}
@@ -98,7 +98,7 @@ func (c *Claimer) readView(ctx context.Context, ref v1alpha1.PoolReference, cach
 	}
 	var obj *pool.Object
 	err := ledger.Retry(ctx, func(ctx context.Context) (err error) {
-		obj, err = c.Pools().GetSince(ctx, ref, since)
+		obj, err = c.Ledger.Pools().GetSince(ctx, ref, since)
 		return err
 	})
 	switch {
@@ -109,7 +109,7 @@ func (c *Claimer) readView(ctx context.Context, ref v1alpha1.PoolReference, cach
 		}
 		return view{}, poolNotFound(ref, c.noSuchPool(ctx, ref))
 	case err != nil:
-		return view{}, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
+		return view{}, fmt.Errorf("reading pool %s/%s: %w", c.Ledger.Namespace, ref.Name, err)
 	}
 	if err := c.settle(ctx, ref, epoch, epochOf(obj.Meta)); err != nil {
 		return view{}, err
@@ -121,19 +121,19 @@ func (c *Claimer) readView(ctx context.Context, ref v1alpha1.PoolReference, cach
 	}
 	parsed, errs := obj.Parse()
 	if err := pool.Invalid(ref, errs); err != nil {
-		return view{}, fmt.Errorf("reading pool %s/%s: %w", c.Namespace, ref.Name, err)
+		return view{}, fmt.Errorf("reading pool %s/%s: %w", c.Ledger.Namespace, ref.Name, err)
 	}
-	if b, ok := parsed.BlockOf(obj.Blocks(), c.Node); ok {
+	if b, ok := parsed.BlockOf(obj.Blocks(), c.Ledger.Node); ok {
 		seen := c.version(obj.Meta, b)
 		c.Hint.SetView(ref, seen, b)
 		return view{b, seen}, nil
 	}
-	return view{}, poolNotFound(ref, fmt.Sprintf("%s %s/%s has no block for node %s, see the pool's Ready condition and nodeSelector", ref.Kind, c.Namespace, ref.Name, c.Node))
+	return view{}, poolNotFound(ref, fmt.Sprintf("%s %s/%s has no block for node %s, see the pool's Ready condition and nodeSelector", ref.Kind, c.Ledger.Namespace, ref.Name, c.Ledger.Node))
 }
 
 // noSuchPool explains an error about a missing pool: it may be of the other kind.
 func (c *Claimer) noSuchPool(ctx context.Context, ref v1alpha1.PoolReference) string {
-	why := fmt.Sprintf("there is no %s %s/%s", ref.Kind, c.Namespace, ref.Name)
+	why := fmt.Sprintf("there is no %s %s/%s", ref.Kind, c.Ledger.Namespace, ref.Name)
 	for _, other := range pool.Kinds() {
 		if other == ref.Kind {
 			continue
@@ -148,7 +148,7 @@ func (c *Claimer) noSuchPool(ctx context.Context, ref v1alpha1.PoolReference) st
 // poolMetadata reads what may be some milliseconds old, which is harmless: the create
 // decides.
 func (c *Claimer) poolMetadata(ctx context.Context, ref v1alpha1.PoolReference) (*metav1.ObjectMeta, error) {
-	return retryMetadata(ctx, ref, c.Pools().Metadata)
+	return retryMetadata(ctx, ref, c.Ledger.Pools().Metadata)
 }
 
 func retryMetadata(ctx context.Context, ref v1alpha1.PoolReference, read func(context.Context, v1alpha1.PoolReference) (*metav1.ObjectMeta, error)) (meta *metav1.ObjectMeta, err error) {
@@ -173,7 +173,7 @@ func retryMetadata(ctx context.Context, ref v1alpha1.PoolReference, read func(co
 func (c *Claimer) version(meta *metav1.ObjectMeta, b *pool.Block) string {
 	var blocks []string
 	for _, f := range meta.ManagedFields {
-		if revision := pool.Revision(f.Manager, c.Node, len(b.Overflow) > 0); f.Subresource == "status" && revision != "" {
+		if revision := pool.Revision(f.Manager, c.Ledger.Node, len(b.Overflow) > 0); f.Subresource == "status" && revision != "" {
 			blocks = append(blocks, revision)
 		}
 	}

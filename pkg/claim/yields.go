@@ -22,7 +22,7 @@ func (c *Claimer) claimReleased(ctx context.Context, req Request, b *pool.Block,
 	alloc := c.allocation(req, b, addr, false)
 	return c.claimAndNote(ctx, req, alloc, func() (held *v1alpha1.IPAllocation, created bool, err error) {
 		if holder == nil {
-			holder, err = c.Get(ctx, alloc.Name)
+			holder, err = c.Ledger.Get(ctx, alloc.Name)
 		}
 		switch mine := c.of(holder, req.Attachment); {
 		case err != nil:
@@ -30,7 +30,7 @@ func (c *Claimer) claimReleased(ctx context.Context, req Request, b *pool.Block,
 		case mine != nil:
 			return mine, false, nil
 		case holder == nil:
-			held, created, err = c.Create(ctx, alloc)
+			held, created, err = c.Ledger.Create(ctx, alloc)
 		default:
 			err = &ledger.InUseError{Address: addr, Holder: holder}
 		}
@@ -71,15 +71,15 @@ func (c *Claimer) takeIfYields(ctx context.Context, req Request, alloc *v1alpha1
 func (c *Claimer) claimFrom(ctx context.Context, holder *v1alpha1.IPAllocation, why yielding, alloc *v1alpha1.IPAllocation) (held *v1alpha1.IPAllocation, created bool, err error) {
 	switch why {
 	case nobody:
-		return c.Create(ctx, alloc)
+		return c.Ledger.Create(ctx, alloc)
 	case earlierSandbox:
 		return c.endEarlier(ctx, holder, alloc)
 	case yieldsToMove:
-		held, err = c.Join(ctx, holder, alloc)
+		held, err = c.Ledger.Join(ctx, holder, alloc)
 		return held, err == nil, err
 	default:
 		c.strikeNotes(entryOf(holder)) // before its UID is that of another's claim
-		held, err = c.TakeOver(ctx, holder, alloc)
+		held, err = c.Ledger.TakeOver(ctx, holder, alloc)
 		return held, err == nil, err
 	}
 }
@@ -121,7 +121,7 @@ func (c *Claimer) yields(holder *v1alpha1.IPAllocation, req Request) yielding {
 	s := &holder.Spec
 	switch {
 	case s.Held():
-		if s.NodeName == c.Node && (c.releasePending(holder) || isEarlierSandbox(holder, req)) {
+		if s.NodeName == c.Ledger.Node && (c.isReleasePending(holder) || isEarlierSandbox(holder, req)) {
 			return earlierSandbox
 		}
 		if c.joins(holder, req) {
@@ -144,11 +144,11 @@ func (c *Claimer) yields(holder *v1alpha1.IPAllocation, req Request) yielding {
 // waits there. One of this pod that no longer runs does not count.
 func (c *Claimer) joins(holder *v1alpha1.IPAllocation, req Request) bool {
 	s := &holder.Spec
-	if !req.migrates || !req.owner.IsIPAMClaim() || !req.owns(s) || s.NodeName == c.Node || req.Pod.UID == "" || req.started.IsZero() {
+	if !req.migrates || !req.owner.IsIPAMClaim() || !req.owns(s) || s.NodeName == c.Ledger.Node || req.Pod.UID == "" || req.started.IsZero() {
 		return false
 	}
 	waiting := holder.Promoted()
-	return waiting == nil || waiting.Spec.NodeName == c.Node && (c.releasePending(waiting) || isEarlierSandbox(waiting, req))
+	return waiting == nil || waiting.Spec.NodeName == c.Ledger.Node && (c.isReleasePending(waiting) || isEarlierSandbox(waiting, req))
 }
 
 // isKeeper reports whether an address that no container holds is kept for the request: by a
@@ -168,8 +168,8 @@ func sameName(a, b v1alpha1.PodReference) bool {
 	return a.Name != "" && a.Name == b.Name && a.Namespace == b.Namespace
 }
 
-// releasePending reports whether the release of a held allocation is pending on this node.
-func (c *Claimer) releasePending(holder *v1alpha1.IPAllocation) bool {
+// isReleasePending reports whether the release of a held allocation is pending on this node.
+func (c *Claimer) isReleasePending(holder *v1alpha1.IPAllocation) bool {
 	e := entryOf(holder)
 	return c.Hint.IsPending(e) || c.Hint.IsPending(e.Unanswered())
 }
@@ -190,22 +190,22 @@ func isEarlierSandbox(holder *v1alpha1.IPAllocation, req Request) bool {
 func (c *Claimer) endEarlier(ctx context.Context, holder, alloc *v1alpha1.IPAllocation) (held *v1alpha1.IPAllocation, created bool, err error) {
 	e := entryOf(holder)
 	if !e.Kept {
-		if _, err := c.Delete(ctx, holder.Name, holder.UID); err != nil {
+		if _, err := c.Ledger.Delete(ctx, holder.Name, holder.UID); err != nil {
 			return nil, false, fmt.Errorf("releasing %s, which the earlier container %s holds: %w", e.Address, e.ContainerID, err)
 		}
 		c.strikeNotes(e)
 		c.Hint.NotClaimed(e)
 		c.Log.Info("deleted the claim of an earlier container", "address", e.Address, "domain", e.Domain, "earlier", e.ContainerID)
-		return c.Create(ctx, alloc)
+		return c.Ledger.Create(ctx, alloc)
 	}
-	released, err := c.Ledger.Release(ctx, claimedBy(e), time.Now())
+	released, err := c.Ledger.ReleaseKept(ctx, claimedBy(e), time.Now())
 	if err != nil {
 		return nil, false, fmt.Errorf("releasing %s, which the earlier container %s holds: %w", e.Address, e.ContainerID, err)
 	}
 	c.Hint.NotClaimed(e)
 	c.Log.Info("released the claim of an earlier container", "address", e.Address, "domain", e.Domain, "earlier", e.ContainerID)
 	if released == nil { // somebody else has it now, or a machine has moved from it
-		if released, err = c.Get(ctx, e.Name()); err != nil {
+		if released, err = c.Ledger.Get(ctx, e.Name()); err != nil {
 			return nil, false, err
 		}
 	}

@@ -101,20 +101,28 @@ func add(ctx context.Context, in invocation) error {
 	if err != nil {
 		return err
 	}
+	if err := in.print(ctx, claims); err != nil { // the runtime does not learn the addresses
+		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), claim.CleanupTime)
+		defer cancel()
+		return errors.Join(err, c.Release(cleanup, req.Attachment))
+	}
+	for _, cl := range claims {
+		c.Log.Info("claimed", "address", cl.Address, "pool", cl.Block.Pool.Name, "pod", req.Pod.Namespace+"/"+req.Pod.Name)
+	}
+	return nil
+}
+
+// print prints the result of an ADD. If the time is over, the runtime no longer waits for it.
+func (in invocation) print(ctx context.Context, claims []claim.Claim) error {
 	out, err := result(claims).GetAsVersion(in.CNIVersion)
 	if err == nil {
-		err = ctx.Err() // if the time is over, the runtime no longer waits for the result
+		err = ctx.Err()
 	}
 	if err == nil {
 		err = out.Print()
 	}
-	if err != nil { // the runtime does not learn the addresses
-		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), claim.CleanupTime)
-		defer cancel()
-		return errors.Join(fmt.Errorf("result as CNI version %s: %w", in.CNIVersion, err), c.Release(cleanup, req.Attachment))
-	}
-	for _, cl := range claims {
-		c.Log.Info("claimed", "address", cl.Address, "pool", cl.Block.Pool.Name, "pod", req.Pod.Namespace+"/"+req.Pod.Name)
+	if err != nil {
+		return fmt.Errorf("result as CNI version %s: %w", in.CNIVersion, err)
 	}
 	return nil
 }
@@ -132,7 +140,7 @@ func (p Plugin) del(args *skel.CmdArgs) error {
 		log.Warn("cannot use the configuration, releasing what this node knows about", "error", problem)
 	}
 	hints := hint.All(n.IPAM.DataDir, log)
-	err := within(claim.DelTime, func() error { return p.release(n, problem == nil, hints, attachment(args), log) })
+	err := within(claim.DelTime, func() error { return p.releaseEverywhere(n, problem == nil, hints, attachment(args), log) })
 	if err != nil {
 		log.Warn("release is left to later calls", "error", err)
 		err = within(claim.CleanupTime, func() error { return releaseLater(n, hints, attachment(args), err, log) })
@@ -150,11 +158,11 @@ func (p Plugin) del(args *skel.CmdArgs) error {
 	return nil
 }
 
-// release releases what the attachment holds in the configured namespace, and what the
+// releaseEverywhere releases what the attachment holds in the configured namespace, and what the
 // hints of other namespaces have of it: the configuration may have been changed or cut
 // down since the ADD. If the configuration could not be read, it asks the API server
 // about each of those namespaces.
-func (p Plugin) release(n *network, readable bool, hints []*hint.Hint, att hint.Attachment, log *slog.Logger) error {
+func (p Plugin) releaseEverywhere(n *network, readable bool, hints []*hint.Hint, att hint.Attachment, log *slog.Logger) error {
 	creds, c, err := p.connect(n, log)
 	if err != nil {
 		return err
@@ -170,7 +178,7 @@ func (p Plugin) release(n *network, readable bool, hints []*hint.Hint, att hint.
 			continue
 		}
 		other := *c
-		other.Namespace, other.Hint = h.Namespace, h
+		other.Ledger.Namespace, other.Hint = h.Namespace, h
 		switch {
 		case h.Site != c.Hint.Site:
 			errs = append(errs, noteElsewhere(h, att, readable))

@@ -80,14 +80,23 @@ func (h *Host) Confs() []string {
 // time, and is ours whatever is in it.
 type record struct {
 	Files map[string]string `json:"files"`
+	// Before are the checksums of what may still be in the place of some of them: a process
+	// may be killed between its note and its write.
+	Before map[string]string `json:"before,omitempty"`
 	// Dirs that were made, to be removed when they are empty.
 	Dirs []string `json:"dirs,omitempty"`
+}
+
+// installed reports whether a file with this checksum is one that was installed there.
+func (r *record) installed(path, sum string) bool {
+	want, ok := r.Files[path]
+	return ok && (want == "" || sum == want || sum == r.Before[path])
 }
 
 func (h *Host) recordPath() string { return filepath.Join(h.DataDir, recordName) }
 
 func (h *Host) readRecord() (*record, error) {
-	r := &record{Files: map[string]string{}}
+	r := &record{Files: map[string]string{}, Before: map[string]string{}}
 	data, err := os.ReadFile(h.recordPath())
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -125,6 +134,9 @@ func (h *Host) note(path, sum string) error {
 	if before, ok := r.Files[path]; ok && before == sum {
 		return nil
 	}
+	if got, err := fileSum(path); err == nil && r.installed(path, got) && sum != "" {
+		r.Before[path] = got
+	}
 	r.Files[path] = sum
 	return h.writeRecord(r)
 }
@@ -155,7 +167,7 @@ func (h *Host) Foreign() (bool, error) {
 		return false, err
 	}
 	want, err := fileSum(h.Source)
-	return sum != want && sum != r.Files[h.Binary()], err
+	return sum != want && !r.installed(h.Binary(), sum), err
 }
 
 // drift says what is not as install leaves it; nothing where all is well.
@@ -343,7 +355,7 @@ func (h *Host) remove(chosen func(path string) bool) (left []string, err error) 
 		if !chosen(path) {
 			continue
 		}
-		changed, err := removeIfSame(path, r.Files[path])
+		changed, err := removeIf(path, func(sum string) bool { return r.installed(path, sum) })
 		switch {
 		case err != nil:
 			errs = append(errs, err)
@@ -351,6 +363,7 @@ func (h *Host) remove(chosen func(path string) bool) (left []string, err error) 
 			left = append(left, path)
 		default:
 			delete(r.Files, path)
+			delete(r.Before, path)
 		}
 	}
 	if len(r.Files) < before {
@@ -359,16 +372,15 @@ func (h *Host) remove(chosen func(path string) bool) (left []string, err error) 
 	return left, errors.Join(errs...)
 }
 
-// removeIfSame removes a file unless its checksum is another one; without a checksum
-// it removes it whatever is in it. A file that is not there is fine.
-func removeIfSame(path, sum string) (changed bool, err error) {
+// removeIf removes a file if its checksum is one of ours. A file that is not there is fine.
+func removeIf(path string, ours func(sum string) bool) (changed bool, err error) {
 	got, err := fileSum(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return false, ignoreMissing(removeTemps(path))
 	case err != nil:
 		return false, err
-	case sum != "" && got != sum:
+	case !ours(got):
 		return true, ignoreMissing(removeTemps(path))
 	}
 	return false, errors.Join(os.Remove(path), removeTemps(path))

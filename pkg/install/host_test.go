@@ -245,6 +245,33 @@ func TestInstallRemovesStale(t *testing.T) {
 	}
 }
 
+// A process that is killed between its note and its write, even twice, leaves what an earlier
+// one has written: it is known all the same.
+func TestKilledBetweenNoteAndWrite(t *testing.T) {
+	h := newHost(t)
+	mustInstall(t, h)
+	for _, next := range []string{"new", "newer"} {
+		for _, path := range append(h.Confs(), h.Binary()) {
+			if err := h.note(path, dataSum([]byte(next))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if foreign, err := h.Foreign(); err != nil || foreign {
+			t.Errorf("%s: foreign is %t, %v", next, foreign, err)
+		}
+	}
+	edited := h.Confs()[1]
+	write(t, edited, "by hand", 0o600)
+	if left, err := h.uninstall(); err != nil || !slices.Equal(left, []string{edited}) {
+		t.Errorf("uninstall: left %q, %v", left, err)
+	}
+	for _, path := range []string{h.Binary(), h.Confs()[0]} {
+		if _, err := os.Stat(path); err == nil {
+			t.Errorf("%s is left", path)
+		}
+	}
+}
+
 // A plugin's own words are the error, and a plugin that does not run says so.
 func TestStatus(t *testing.T) {
 	const says = "#!/bin/sh\n[ \"$CNI_COMMAND\" = STATUS ] && "

@@ -5,14 +5,14 @@
 // namespace in the API server. A node's requests about one are made here, those about
 // the pools of the namespace as well (Pools), and what an answer proves is decided here.
 //
-//	Create   claims an address: the API server lets one create of a name win
-//	Delete   gives it back, if it is still the allocation that is meant
-//	Release  gives back one that outlives its container
-//	TakeOver claims one whose holder yields
-//	Join     claims one that moves to this node
-//	Get      reads one
-//	OfNode   lists those that name a node
-//	Held     lists which addresses of a domain have one
+//	Create      claims an address: the API server lets one create of a name win
+//	Delete      gives it back, if it is still the allocation that is meant
+//	ReleaseKept gives back one that outlives its container
+//	TakeOver    claims one whose holder yields
+//	Join        claims one that moves to this node
+//	Get         reads one
+//	OfNode      lists those that name a node
+//	Held        lists which addresses of a domain have one
 //
 // A request is repeated until it succeeds, is refused for good, or its time is over
 // (Retry).

@@ -34,10 +34,10 @@ type Claimed struct {
 	Started int64
 }
 
-// Release releases an allocation that outlives its attachment, in one write, if the
+// ReleaseKept releases an allocation that outlives its attachment, in one write, if the
 // attachment still holds it. It returns the released allocation, or nil if the attachment
 // holds it no more, or if what a machine moves to has taken its place: see endMove.
-func (l *Ledger) Release(ctx context.Context, c Claimed, at time.Time) (released *v1alpha1.IPAllocation, err error) {
+func (l *Ledger) ReleaseKept(ctx context.Context, c Claimed, at time.Time) (released *v1alpha1.IPAllocation, err error) {
 	patch, err := json.Marshal(l.releasePatch(c, at))
 	if err != nil {
 		return nil, err

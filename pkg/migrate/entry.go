@@ -95,7 +95,7 @@ func (m *migrator) released(e entry, journal *nodeJournal) bool {
 // interface on this node. A pod has one sandbox at a time.
 func (m *migrator) otherSandbox(e entry, holder *v1alpha1.IPAllocation) bool {
 	s := holder.Spec
-	return s.NodeName == m.Claimer.Node && s.PodRef == e.Pod && e.Pod.UID != "" &&
+	return s.NodeName == m.Claimer.Ledger.Node && s.PodRef == e.Pod && e.Pod.UID != "" &&
 		s.InterfaceName == e.Interface && s.ContainerID != e.ContainerID
 }
 
@@ -132,13 +132,13 @@ func (m *migrator) readPools(ctx context.Context, store *nodeStore) error {
 		found = found || !state.missing
 	}
 	if len(m.pools) > 0 && !found && !m.Force {
-		return fmt.Errorf("namespace %s has none of the %d pools in nv-ipam's store: is it the pools' namespace?", m.Claimer.Namespace, len(m.pools))
+		return fmt.Errorf("namespace %s has none of the %d pools in nv-ipam's store: is it the pools' namespace?", m.Claimer.Ledger.Namespace, len(m.pools))
 	}
 	return nil
 }
 
 func (m *migrator) readPool(ctx context.Context, ref v1alpha1.PoolReference) (poolState, error) {
-	obj, err := m.Claimer.Pools().Get(ctx, ref)
+	obj, err := m.Claimer.Ledger.Pools().Get(ctx, ref)
 	switch {
 	case apierrors.IsNotFound(err):
 		return poolState{missing: true}, nil

@@ -77,8 +77,8 @@ func (m *migrator) read() (*nodeStore, *nodeJournal, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading the journal of the migration: %w", err)
 	}
-	if journal == nil || journal.Node != m.Claimer.Node || journal.Namespace != m.Claimer.Namespace {
-		journal = &nodeJournal{Node: m.Claimer.Node, Namespace: m.Claimer.Namespace}
+	if journal == nil || journal.Node != m.Claimer.Ledger.Node || journal.Namespace != m.Claimer.Ledger.Namespace {
+		journal = &nodeJournal{Node: m.Claimer.Ledger.Node, Namespace: m.Claimer.Ledger.Namespace}
 	}
 	return store, journal, nil
 }

@@ -50,7 +50,7 @@ func (m *migrator) plan(ctx context.Context, e entry, journal *nodeJournal) (ent
 		out.Result = released
 		return out, nil
 	}
-	holder, err := m.Claimer.Client.IPAllocations(m.Claimer.Namespace).Get(ctx, v1alpha1.AllocationName(m.domain(e), e.Address), metav1.GetOptions{})
+	holder, err := m.Claimer.Ledger.Client.IPAllocations(m.Claimer.Ledger.Namespace).Get(ctx, v1alpha1.AllocationName(m.domain(e), e.Address), metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 	case err != nil:

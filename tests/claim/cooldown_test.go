@@ -51,7 +51,7 @@ func TestLateReleaseOfTheSameContainer(t *testing.T) {
 		t.Fatalf("not taken over: %+v", second.Spec)
 	}
 	late := ledger.Claimed{Name: first.Name, UID: first.UID, ContainerID: first.Spec.ContainerID, Interface: "net1", Started: first.Spec.AddStartedAt.UnixMicro()}
-	released, err := n.Ledger.Release(t.Context(), late, time.Now())
+	released, err := n.Ledger.ReleaseKept(t.Context(), late, time.Now())
 	if err != nil || released != nil {
 		t.Errorf("released %+v, %v", released, err)
 	}

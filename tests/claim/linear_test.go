@@ -293,7 +293,7 @@ func (c *client) live(ctx context.Context) {
 	req := claim.Request{Attachment: att, Pools: ippool(name), Network: "net",
 		Pod: v1alpha1.PodReference{Namespace: "default", Name: c.container, UID: types.UID(c.container)}}
 	candidates := contended
-	if c.node.Node != "a" && (c.number%len(contendedPools) == 0 || name == "q") || c.random.IntN(2) == 0 {
+	if c.node.Ledger.Node != "a" && (c.number%len(contendedPools) == 0 || name == "q") || c.random.IntN(2) == 0 {
 		candidates = contended[c.random.IntN(len(contended)):][:1]
 		req.Want.Addresses = []netip.Addr{netip.MustParseAddr(candidates[0])}
 	}

@@ -197,11 +197,11 @@ func (n *node) restart() {
 }
 
 // hint opens the node's hint, as each process does.
-func (n *node) hint() *hint.Hint { return hint.Open(n.dir, "cluster", n.Namespace, n.Log) }
+func (n *node) hint() *hint.Hint { return hint.Open(n.dir, "cluster", n.Ledger.Namespace, n.Log) }
 
 // path is the path of a file of the node's hint.
 func (n *node) path(parts ...string) string {
-	return filepath.Join(append([]string{n.dir, n.Namespace + "@cluster"}, parts...)...)
+	return filepath.Join(append([]string{n.dir, n.Ledger.Namespace + "@cluster"}, parts...)...)
 }
 
 // loseHint is a node whose disk was wiped.

@@ -290,7 +290,7 @@ func (w *world) runPodOn(rt *rapid.T, n *node, wants string) {
 	p := &simPod{name: fmt.Sprint("pod", w.next), on: n, pool: rapid.SampledFrom(w.pools).Draw(rt, "pool"), wants: wants}
 	obj, err := w.kube.CoreV1().Pods(w.cluster.ns).Create(w.t.Context(), &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: p.name},
-		Spec:       corev1.PodSpec{NodeName: n.Node, Containers: []corev1.Container{{Name: "c", Image: "i"}}},
+		Spec:       corev1.PodSpec{NodeName: n.Ledger.Node, Containers: []corev1.Container{{Name: "c", Image: "i"}}},
 	}, metav1.CreateOptions{})
 	if err != nil {
 		rt.Fatal(err)
@@ -447,7 +447,7 @@ func (w *world) loseRecord(rt *rapid.T) {
 		look := func(ctx context.Context) error { return n.Look(ctx) }
 		_, _ = w.process(rt, n, look)
 		if err, _ := w.runProcess(n, 20*time.Second, nil, look); err != nil {
-			rt.Fatalf("the look of %s: %v", n.Node, err)
+			rt.Fatalf("the look of %s: %v", n.Ledger.Node, err)
 		}
 		_ = os.Remove(n.path("lost")) // the grace
 	}
@@ -506,7 +506,7 @@ func (w *world) heal(rt *rapid.T, n *node) {
 }
 
 func (w *world) taint(rt *rapid.T, n *node, taints ...corev1.Taint) {
-	obj, err := w.kube.CoreV1().Nodes().Get(w.t.Context(), n.Node, metav1.GetOptions{})
+	obj, err := w.kube.CoreV1().Nodes().Get(w.t.Context(), n.Ledger.Node, metav1.GetOptions{})
 	if err == nil {
 		obj.Spec.Taints = taints
 		_, err = w.kube.CoreV1().Nodes().Update(w.t.Context(), obj, metav1.UpdateOptions{})
@@ -540,8 +540,8 @@ func (*world) nextSecond() { time.Sleep(time.Until(time.Now().Truncate(time.Seco
 func (w *world) check(rt *rapid.T) {
 	holders := w.holders(rt)
 	for _, p := range w.pods {
-		if live(p) && holders[p.addr] != p.container()+" on "+p.on.Node {
-			rt.Fatalf("%s on %s answers on %s, which is held by %q", p.container(), p.on.Node, p.addr, holders[p.addr])
+		if live(p) && holders[p.addr] != p.container()+" on "+p.on.Ledger.Node {
+			rt.Fatalf("%s on %s answers on %s, which is held by %q", p.container(), p.on.Ledger.Node, p.addr, holders[p.addr])
 		}
 	}
 }
@@ -588,7 +588,7 @@ func (w *world) end(rt *rapid.T) {
 		// One without a UID is kept for a while: its create may still be carried out.
 		left := slices.DeleteFunc(due(n.hint()), func(e hint.Entry) bool { return e.UID == "" })
 		if len(left) > 0 {
-			rt.Errorf("node %s has still to release %v", n.Node, left)
+			rt.Errorf("node %s has still to release %v", n.Ledger.Node, left)
 		}
 	}
 	w.wantReclaimed(rt)

@@ -134,35 +134,55 @@ func TestDesignDocument(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	drawn := regexp.MustCompile(`(?m)^  ((?:cmd|pkg)/[a-z-]+) +([A-Za-z]+) `).FindAllStringSubmatch(string(doc), -1)
-	if len(drawn) < 25 {
-		t.Errorf("only %d functions were read", len(drawn))
+	ways := regexp.MustCompile("(?s)```\n(ADD\n.*?)```").FindStringSubmatch(string(doc))
+	if ways == nil {
+		t.Fatal("there is no drawing of an ADD")
 	}
-	for _, m := range drawn {
-		if !declares(t, filepath.Join(root, m[1]), m[2]) {
-			t.Errorf("%s has no function %s", m[1], m[2])
+	drawn := 0
+	for _, way := range strings.Split(ways[1], "\n\n") {
+		var above []string // the bodies of the functions that are drawn so far
+		seen := map[string]bool{}
+		for _, m := range regexp.MustCompile(`(?m)^  ((?:cmd|pkg)/[a-z-]+) +([A-Za-z]+) `).FindAllStringSubmatch(way, -1) {
+			drawn++
+			bodies := bodiesOf(t, filepath.Join(root, m[1]), m[2])
+			if len(bodies) == 0 {
+				t.Errorf("%s has no function %s", m[1], m[2])
+			}
+			named := regexp.MustCompile(`(?i)\b` + m[2] + `\b`) // main gives cni.Plugin, which has del as Del
+			if len(above) > 0 && !seen[m[1]+m[2]] && !slices.ContainsFunc(above, named.MatchString) {
+				t.Errorf("%s: no function above %s names it", strings.SplitN(way, "\n", 2)[0], m[2])
+			}
+			above = append(above, bodies...)
+			seen[m[1]+m[2]] = true // a queue calls it again
 		}
+	}
+	if drawn < 25 {
+		t.Errorf("only %d functions were read", drawn)
 	}
 }
 
-// declares reports whether a package has a function or a method of that name.
-func declares(t *testing.T, dir, name string) bool {
+// bodiesOf returns the bodies of a package's functions and methods of that name.
+func bodiesOf(t *testing.T, dir, name string) []string {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	declaration := regexp.MustCompile(`(?m)^func (\([^)]*\) )?` + name + `\(`)
+	declaration := regexp.MustCompile(`(?ms)^func (?:\([^)]*\) )?` + name + `\((.*?)^}`)
+	var bodies []string
 	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
 		data, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !strings.HasSuffix(file, "_test.go") && declaration.Match(data) {
-			return true
+		for _, m := range declaration.FindAllStringSubmatch(string(data), -1) {
+			bodies = append(bodies, m[1])
 		}
 	}
-	return false
+	return bodies
 }
 
 // What the reliability document quotes as seen by the operator is what a program says.
