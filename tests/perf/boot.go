@@ -16,14 +16,21 @@ import (
 	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
-// cost is what calls cost the API server.
+// cost is what calls cost, and what they cost the API server.
 type cost struct {
 	requests
+	calls        int
 	elapsed, cpu time.Duration // cpu is the API server's
+	walls        times
 }
 
-// costOf measures what f costs the API server.
-func (b *bench) costOf(f func() error) (c cost, err error) {
+// perCall returns a number for each call.
+func (c cost) perCall(all int) float64 { return float64(all) / float64(c.calls) }
+
+func (c cost) perSecond() float64 { return float64(c.calls) / c.elapsed.Seconds() }
+
+// costOf measures calls, so many at once.
+func (b *bench) costOf(together, calls int, call func(i int) (sample, error)) (c cost, err error) {
 	pid, err := b.env.PID("kube-apiserver")
 	if err != nil {
 		return c, err
@@ -36,11 +43,10 @@ func (b *bench) costOf(f func() error) (c cost, err error) {
 	if err != nil {
 		return c, err
 	}
-	begin := time.Now()
-	if err := f(); err != nil {
+	c.calls = calls
+	if c.elapsed, c.walls, err = atOnce(together, calls, call); err != nil {
 		return c, err
 	}
-	c.elapsed = time.Since(begin)
 	after, err := b.requests()
 	if err != nil {
 		return c, err
@@ -48,6 +54,11 @@ func (b *bench) costOf(f func() error) (c cost, err error) {
 	used, err := cpuTime(pid)
 	c.requests, c.cpu = after.since(before), used-cpu
 	return c, err
+}
+
+// addWithServer adds a line of what calls cost in the whole and the API server, and of a last number.
+func (t *table) addWithServer(name string, c cost, last float64) {
+	t.add(name, c.elapsed.Seconds(), c.walls.p50(), c.walls.p99(), c.perCall(c.sum("", "")), float64(c.sum("LIST", "ipallocations")), c.cpu.Seconds()*1000/float64(c.calls), last)
 }
 
 // boot has ten nodes end all they had and claim as much at the same time, first as nodes that
@@ -92,16 +103,12 @@ func (b *bench) boot() error {
 			return err
 		}
 		fresh := b.attached(len(running))
-		var walls times
-		c, err := b.costOf(func() (err error) {
-			_, walls, err = atOnce(together, calls, func(i int) (sample, error) {
-				h := hosts[i/2%hostCount]
-				if i%2 == 0 {
-					return h.call("DEL", running[i/2], "")
-				}
-				return h.call("ADD", fresh[i/2], "")
-			})
-			return err
+		c, err := b.costOf(together, calls, func(i int) (sample, error) {
+			h := hosts[i/2%hostCount]
+			if i%2 == 0 {
+				return h.call("DEL", running[i/2], "")
+			}
+			return h.call("ADD", fresh[i/2], "")
 		})
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
@@ -110,11 +117,11 @@ func (b *bench) boot() error {
 		if err != nil {
 			return err
 		}
-		lists := float64(c.sum("LIST", "ipallocations"))
-		t.add(name, c.elapsed.Seconds(), walls.p50(), walls.p99(), float64(c.sum("", ""))/calls, lists, perCall(c.cpu, calls), float64(len(held)-len(fresh)))
-		b.say("%s: %.1f s, %.0f lists, %v", name, c.elapsed.Seconds(), lists, c.requests)
+		lists := c.sum("LIST", "ipallocations")
+		t.addWithServer(name, c, float64(len(held)-len(fresh)))
+		b.say("%s: %.1f s, %d lists, %v", name, c.elapsed.Seconds(), lists, c.requests)
 		if booted {
-			b.target("boot, lists for each node", lists/hostCount, 1, "")
+			b.target("boot, lists for each node", float64(lists)/hostCount, 1, "")
 		}
 		running = fresh
 	}
@@ -153,11 +160,7 @@ func (b *bench) exhausted() error {
 		}
 		waiters := b.attached(waiting * hostCount)
 		tries := len(waiters) * rounds
-		var walls times
-		c, err := b.costOf(func() (err error) {
-			_, walls, err = atOnce(30, tries, func(i int) (sample, error) { return hosts[i%hostCount].refused(waiters[i%len(waiters)]) })
-			return err
-		})
+		c, err := b.costOf(30, tries, func(i int) (sample, error) { return hosts[i%hostCount].refused(waiters[i%len(waiters)]) })
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
@@ -175,10 +178,9 @@ func (b *bench) exhausted() error {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 		found := time.Since(given)
-		lists := float64(c.sum("LIST", "ipallocations"))
-		t.add(p.name, c.elapsed.Seconds(), walls.p50(), walls.p99(), float64(c.sum("", ""))/float64(tries), lists, perCall(c.cpu, tries), found.Seconds())
-		b.say("%s: %d ADDs refused in %.1f s, %.0f lists, found after %.1f s, %v", p.name, tries, c.elapsed.Seconds(), lists, found.Seconds(), c.requests)
-		b.target("exhausted, requests of an ADD: "+p.name, float64(c.sum("", ""))/float64(tries), 2, "")
+		t.addWithServer(p.name, c, found.Seconds())
+		b.say("%s: %d ADDs refused in %.1f s, found after %.1f s, %v", p.name, tries, c.elapsed.Seconds(), found.Seconds(), c.requests)
+		b.target("exhausted, requests of an ADD: "+p.name, c.perCall(c.sum("", "")), 2, "")
 		if err := b.drop(p.pool); err != nil {
 			return err
 		}
@@ -225,6 +227,3 @@ func (b *bench) drop(pool string) error {
 	}
 	return nil
 }
-
-// perCall returns milliseconds for each of n calls.
-func perCall(d time.Duration, n int) float64 { return d.Seconds() * 1000 / float64(n) }

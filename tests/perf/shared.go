@@ -99,21 +99,12 @@ func (b *bench) sharedLine(t *table, name, pool string, c, adds int) (perSecond 
 		return 0, err
 	}
 	containers := b.attached(adds)
-	before, err := b.requests()
+	sum, err := b.costOf(c, adds, func(i int) (sample, error) { return hosts[i%hostCount].call("ADD", containers[i], "") })
 	if err != nil {
 		return 0, err
 	}
-	elapsed, walls, err := atOnce(c, adds, func(i int) (sample, error) { return hosts[i%hostCount].call("ADD", containers[i], "") })
-	if err != nil {
-		return 0, err
-	}
-	after, err := b.requests()
-	if err != nil {
-		return 0, err
-	}
-	sent, n := after.since(before), float64(adds)
-	perSecond = n / elapsed.Seconds()
-	t.add(name, float64(c), perSecond, walls.p50(), walls.p99(), float64(sent.sum("", ""))/n, float64(sent.sum("POST", "ipallocations"))/n)
+	perSecond = sum.perSecond()
+	t.add(name, float64(c), perSecond, sum.walls.p50(), sum.walls.p99(), sum.perCall(sum.sum("", "")), sum.perCall(sum.sum("POST", "ipallocations")))
 	b.say("%s, %d at once: %.0f/s", name, c, perSecond)
 	return perSecond, b.empty()
 }

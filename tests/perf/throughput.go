@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 )
@@ -35,21 +34,19 @@ func (b *bench) throughput() error {
 	perSecond := map[string]float64{}
 	for _, c := range []int{1, 10, 30, 100} {
 		floor := b.floorVariant()
-		elapsed, walls, err := atOnce(c, b.at, floor.call)
+		base, err := b.costOf(c, b.at, floor.call)
 		if err != nil {
 			return err
 		}
-		base := float64(b.at) / elapsed.Seconds()
-		t.add("floor", float64(c), base, 1, walls.p50(), walls.p99(), 1)
+		t.add("floor", float64(c), base.perSecond(), 1, base.walls.p50(), base.walls.p99(), 1)
 		for _, s := range scenarios {
-			elapsed, walls, sent, err := b.runScenario(s, c)
+			of, err := b.runScenario(s, c)
 			if err != nil {
 				return fmt.Errorf("%s, %d at once: %w", s.name, c, err)
 			}
-			rate := float64(b.at) / elapsed.Seconds()
-			perSecond[fmt.Sprint(s.name, c)] = rate
-			t.add(s.name, float64(c), rate, rate/base, walls.p50(), walls.p99(), float64(sent)/float64(b.at))
-			b.say("%s, %d at once: %.0f/s", s.name, c, rate)
+			perSecond[fmt.Sprint(s.name, c)] = of.perSecond()
+			t.add(s.name, float64(c), of.perSecond(), of.perSecond()/base.perSecond(), of.walls.p50(), of.walls.p99(), of.perCall(of.sum("", "")))
+			b.say("%s, %d at once: %.0f/s", s.name, c, of.perSecond())
 		}
 	}
 	for _, s := range scenarios {
@@ -102,22 +99,18 @@ func (b *bench) scenarios() ([]scenario, error) {
 }
 
 // runScenario makes ADDs on empty blocks.
-func (b *bench) runScenario(s scenario, c int) (time.Duration, times, int, error) {
+func (b *bench) runScenario(s scenario, c int) (cost, error) {
 	if err := b.clear(); err != nil {
-		return 0, nil, 0, err
+		return cost{}, err
 	}
 	for _, h := range s.hosts {
 		if err := h.warmUp(); err != nil {
-			return 0, nil, 0, err
+			return cost{}, err
 		}
 	}
 	containers := b.attached(b.at)
 	base := netip.MustParseAddr("10.31.1.0")
-	before, err := b.requests()
-	if err != nil {
-		return 0, nil, 0, err
-	}
-	elapsed, walls, err := atOnce(c, b.at, func(i int) (sample, error) {
+	return b.costOf(c, b.at, func(i int) (sample, error) {
 		args := ""
 		if s.static {
 			a := base.As4()
@@ -125,11 +118,6 @@ func (b *bench) runScenario(s scenario, c int) (time.Duration, times, int, error
 		}
 		return s.hosts[i%len(s.hosts)].call("ADD", containers[i], args)
 	})
-	if err != nil {
-		return 0, nil, 0, err
-	}
-	after, err := b.requests()
-	return elapsed, walls, after.since(before).sum("", ""), err
 }
 
 // clear takes back all addresses, on the server and on all disks.
@@ -164,15 +152,7 @@ func (b *bench) burst() error {
 		return err
 	}
 	containers := b.attached(all)
-	before, err := b.requests()
-	if err != nil {
-		return err
-	}
-	elapsed, walls, err := atOnce(100, all, func(i int) (sample, error) { return hosts[i%hostCount].call("ADD", containers[i], "") })
-	if err != nil {
-		return err
-	}
-	after, err := b.requests()
+	c, err := b.costOf(100, all, func(i int) (sample, error) { return hosts[i%hostCount].call("ADD", containers[i], "") })
 	if err != nil {
 		return err
 	}
@@ -183,11 +163,10 @@ func (b *bench) burst() error {
 	if held != all {
 		return fmt.Errorf("%d addresses are held, want all %d", held, all)
 	}
-	sent := after.since(before)
 	t := b.table("The burst", "1,000 attachments on ten nodes, 100 processes at a time, 1,000 addresses in all, so that each node ends with its block full. Nodes that have never called before.",
 		"seconds", "ADDs/s", "p50 ms", "p99 ms", "requests per ADD", "writes per ADD")
-	t.add("1,000 ADDs", elapsed.Seconds(), all/elapsed.Seconds(), walls.p50(), walls.p99(), float64(sent.sum("", ""))/all, float64(sent.writes(""))/all)
-	b.say("burst: %.1f s", elapsed.Seconds())
+	t.add("1,000 ADDs", c.elapsed.Seconds(), c.perSecond(), c.walls.p50(), c.walls.p99(), c.perCall(c.sum("", "")), c.perCall(c.writes("")))
+	b.say("burst: %.1f s", c.elapsed.Seconds())
 	return nil
 }
 
@@ -225,12 +204,8 @@ func (b *bench) restart() error {
 	if _, _, err := atOnce(30, pods, func(i int) (sample, error) { return h.call("ADD", old[i], "") }); err != nil {
 		return err
 	}
-	before, err := b.requests()
-	if err != nil {
-		return err
-	}
 	dels, adds := make(times, pods), make(times, pods)
-	elapsed, _, err := atOnce(2*pods, 2*pods, func(i int) (s sample, err error) {
+	c, err := b.costOf(2*pods, 2*pods, func(i int) (s sample, err error) {
 		if i%2 == 0 {
 			s, err = h.call("DEL", old[i/2], "")
 			dels[i/2] = s.wall
@@ -243,10 +218,6 @@ func (b *bench) restart() error {
 	if err != nil {
 		return err
 	}
-	after, err := b.requests()
-	if err != nil {
-		return err
-	}
 	held, err := b.count()
 	if err != nil {
 		return err
@@ -254,7 +225,6 @@ func (b *bench) restart() error {
 	if err := h.settle(fresh[0], pods); err != nil {
 		return err
 	}
-	sent := after.since(before)
 	t := b.table("A node's restart", "250 DELs and 250 ADDs on one node, all 500 processes at the same time. Owed: DELs that did not wait for the API server; the node's next calls carry them out, which was checked.", "seconds", "calls/s", "p50 ms", "p99 ms", "longest ms", "requests per call", "owed")
 	for _, part := range []struct {
 		name  string
@@ -262,8 +232,8 @@ func (b *bench) restart() error {
 	}{{"DEL", dels}, {"ADD", adds}} {
 		t.add(part.name, none, none, part.walls.p50(), part.walls.p99(), float64(slices.Max(part.walls).Milliseconds()), none, none)
 	}
-	t.add("all", elapsed.Seconds(), 2*pods/elapsed.Seconds(), none, none, none, float64(sent.sum("", ""))/(2*pods), float64(held-pods))
-	b.say("restart: %.1f s, %d owed", elapsed.Seconds(), held-pods)
+	t.add("all", c.elapsed.Seconds(), c.perSecond(), none, none, none, c.perCall(c.sum("", "")), float64(held-pods))
+	b.say("restart: %.1f s, %d owed", c.elapsed.Seconds(), held-pods)
 	return nil
 }
 
