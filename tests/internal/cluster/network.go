@@ -59,7 +59,10 @@ func connectControlPlane(pid, nodes int) error {
 		return err
 	}
 	return within(pid, func() error {
-		bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName}}
+		// Without one of its own, a bridge has the lowest address of its ports, and another one when
+		// a node crashes or boots: nobody reaches the API server until their neighbour entries expire.
+		mac := net.HardwareAddr{0x02, 0, 10, 213, 77, 2}
+		bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName, HardwareAddr: mac}}
 		if err := netlink.LinkAdd(bridge); err != nil {
 			return fmt.Errorf("add bridge: %w", err)
 		}
