@@ -243,7 +243,7 @@ func (c *Claimer) restoreOne(ctx context.Context, e hint.Entry) (*hint.Entry, er
 	var inUse *ledger.InUseError
 	switch {
 	case errors.As(err, &inUse) && inUse.Holder != nil:
-		c.keepLost(e, "the address is held twice: this container answers on it, and it is "+ledger.HeldBy(inUse.Holder))
+		c.keepLost(e, "the address is held twice: this container answers on it, and it is "+ledger.Describe(inUse.Holder))
 		return nil, nil
 	case apierrors.IsInvalid(err):
 		c.keepLost(e, "the API server refuses it: "+err.Error())

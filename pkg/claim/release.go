@@ -147,7 +147,7 @@ func (c *Claimer) endHeld(ctx context.Context, e hint.Entry, at time.Time) (done
 		return ended{}, err
 	}
 	if e.Kept {
-		done.rests, err = c.Ledger.ReleaseKept(ctx, claimedBy(e), at)
+		done.rests, err = c.Ledger.ReleaseKept(ctx, holdingOf(e), at)
 		if !apierrors.IsForbidden(err) {
 			return done, err
 		}

@@ -198,7 +198,7 @@ func (c *Claimer) endEarlier(ctx context.Context, holder, alloc *v1alpha1.IPAllo
 		c.Log.Info("deleted the claim of an earlier container", "address", e.Address, "domain", e.Domain, "earlier", e.ContainerID)
 		return c.Ledger.Create(ctx, alloc)
 	}
-	released, err := c.Ledger.ReleaseKept(ctx, claimedBy(e), time.Now())
+	released, err := c.Ledger.ReleaseKept(ctx, holdingOf(e), time.Now())
 	if err != nil {
 		return nil, false, fmt.Errorf("releasing %s, which the earlier container %s holds: %w", e.Address, e.ContainerID, err)
 	}
@@ -218,7 +218,7 @@ func (c *Claimer) strikeNotes(e hint.Entry) {
 	c.Hint.Released(e.Unanswered())
 }
 
-// claimedBy returns what identifies the claim of an entry.
-func claimedBy(e hint.Entry) ledger.Claimed {
-	return ledger.Claimed{Name: e.Name(), UID: e.UID, ContainerID: e.ContainerID, Interface: e.Interface, Started: e.Started}
+// holdingOf returns the claim of an entry as a release names it.
+func holdingOf(e hint.Entry) ledger.Holding {
+	return ledger.Holding{Name: e.Name(), UID: e.UID, ContainerID: e.ContainerID, Interface: e.Interface, Started: e.Started}
 }
