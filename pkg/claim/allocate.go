@@ -94,7 +94,7 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 		return nil, err
 	}
 	// The highest resource version that is known has to be read before a create raises it:
-	// that tells whether etcd was set back (setBackBefore).
+	// that tells whether etcd was set back (provesSetBack).
 	req.known.await(blocks)
 	claims := make([]Claim, 0, len(blocks))
 	var done []hint.Entry
@@ -182,9 +182,9 @@ func (k *known) isOfOther(e hint.Entry, ref v1alpha1.PoolReference) bool {
 	return e.Record != nil && e.Record.Spec.PoolRef != ref && slices.Contains(k.pools, e.Record.Spec.PoolRef)
 }
 
-// setBackBefore reports whether an allocation is older than one that this node had before
+// provesSetBack reports whether an allocation is older than one that this node had before
 // the create was sent: then etcd was set back.
-func (k *known) setBackBefore(made *v1alpha1.IPAllocation) bool {
+func (k *known) provesSetBack(made *v1alpha1.IPAllocation) bool {
 	if k == nil {
 		return false
 	}

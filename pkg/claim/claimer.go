@@ -147,7 +147,7 @@ func (c *Claimer) rebuild(ctx context.Context, since time.Time) ([]hint.Entry, e
 	r.Enter(at, entries)
 	for i := range all {
 		if all[i].Spec.Released() {
-			c.Hint.Rest(entryOf(&all[i]), &all[i].Spec)
+			c.Hint.EnterResting(entryOf(&all[i]), &all[i].Spec)
 		}
 	}
 	c.Log.Info("rebuilt the node's hint from the API server", "node", c.Ledger.Node, "allocations", len(all))

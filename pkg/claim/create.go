@@ -23,7 +23,7 @@ import (
 // is deleted or taken over. In a space that nodes share, where another address will do and the
 // holder is hardly ever of this node, nobody reads who holds it (CreateIfFree), unless the
 // address was requested, or may be this attachment's.
-func (c *Claimer) create(ctx context.Context, req Request, b *pool.Block, addr netip.Addr, requested bool) (hint.Entry, error) {
+func (c *Claimer) claimAddress(ctx context.Context, req Request, b *pool.Block, addr netip.Addr, requested bool) (hint.Entry, error) {
 	alloc := c.allocation(req, b, addr, requested)
 	if b.Shared && !requested && !req.known.mayHold(b.Domain, addr) {
 		return c.claimAndNote(ctx, req, alloc, func() (*v1alpha1.IPAllocation, bool, error) { return c.Ledger.CreateIfFree(ctx, alloc) })
@@ -43,7 +43,7 @@ func (c *Claimer) claimAndNote(ctx context.Context, req Request, alloc *v1alpha1
 	e.Record = nil // nothing is on record before the answer
 	held, created, err := send()
 	switch {
-	case err == nil && created && req.known.setBackBefore(held):
+	case err == nil && created && req.known.provesSetBack(held):
 		return hint.Entry{}, c.undoAfterSetBack(ctx, entryOf(held))
 	case err == nil:
 		e = entryOf(held)
@@ -66,7 +66,7 @@ func (c *Claimer) allocation(req Request, b *pool.Block, addr netip.Addr, reques
 		started = &metav1.MicroTime{Time: req.started.UTC()}
 	}
 	var owner *v1alpha1.AllocationOwner
-	if req.keeps(b) && !requested {
+	if req.hasOwnAddressIn(b) && !requested {
 		owner = req.owner
 	}
 	domain := b.Domain
@@ -77,7 +77,7 @@ func (c *Claimer) allocation(req Request, b *pool.Block, addr netip.Addr, reques
 	if d := c.cooldownOf(b); d > 0 {
 		cooldown = &metav1.Duration{Duration: d}
 	}
-	a := c.named(v1alpha1.AllocationName(b.Domain, addr), v1alpha1.IPAllocationSpec{
+	a := c.newAllocation(v1alpha1.AllocationName(b.Domain, addr), v1alpha1.IPAllocationSpec{
 		PoolRef:       b.Pool,
 		Domain:        domain,
 		Address:       addr.String(),
@@ -108,8 +108,8 @@ func (c *Claimer) cooldownOf(b *pool.Block) time.Duration {
 	return c.ReleaseCooldown
 }
 
-// named returns the IPAllocation of that name, with its labels.
-func (c *Claimer) named(name string, spec v1alpha1.IPAllocationSpec) *v1alpha1.IPAllocation {
+// newAllocation returns an IPAllocation of that name, with its labels.
+func (c *Claimer) newAllocation(name string, spec v1alpha1.IPAllocationSpec) *v1alpha1.IPAllocation {
 	return &v1alpha1.IPAllocation{
 		ObjectMeta: metav1.ObjectMeta{
 			Name:      name,

@@ -93,7 +93,7 @@ func (c *Claimer) retryDue(ctx context.Context, releases []hint.Release, limit i
 
 // retryRelease carries out one pending release.
 func (c *Claimer) retryRelease(ctx context.Context, r hint.Release) error {
-	e, err := c.held(ctx, r.Entry)
+	e, err := c.withUID(ctx, r.Entry)
 	var done ended
 	switch {
 	case errors.Is(err, errMayBeCreated):

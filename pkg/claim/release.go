@@ -132,7 +132,7 @@ func (c *Claimer) endAny(ctx context.Context, e hint.Entry) (ended, error) {
 	if err != nil || !done.replaced {
 		return done, err
 	}
-	done, err = c.endHeld(ctx, e.Unanswered(), time.Now())
+	done, err = c.endHeld(ctx, e.WithoutUID(), time.Now())
 	if errors.Is(err, errMayBeCreated) { // it is gone by now, and was answered
 		return ended{}, nil
 	}
@@ -142,7 +142,7 @@ func (c *Claimer) endAny(ctx context.Context, e hint.Entry) (ended, error) {
 // endHeld ends the attachment's claim on an address, if it has one: it releases an
 // allocation that outlives it, with this time, and deletes any other.
 func (c *Claimer) endHeld(ctx context.Context, e hint.Entry, at time.Time) (done ended, err error) {
-	e, err = c.held(ctx, e)
+	e, err = c.withUID(ctx, e)
 	if err != nil || e.UID == "" {
 		return ended{}, err
 	}
@@ -158,7 +158,7 @@ func (c *Claimer) endHeld(ctx context.Context, e hint.Entry, at time.Time) (done
 	}
 	done.replaced, err = c.Ledger.Delete(ctx, e.Name(), e.UID)
 	if apierrors.IsForbidden(err) && !e.Kept && e.Record == nil { // the hint may not know that it is kept
-		now, failed := c.held(ctx, e.Unanswered())
+		now, failed := c.withUID(ctx, e.WithoutUID())
 		if failed == nil && now.Kept {
 			return c.endHeld(ctx, now, at)
 		}
@@ -166,10 +166,10 @@ func (c *Claimer) endHeld(ctx context.Context, e hint.Entry, at time.Time) (done
 	return done, err
 }
 
-// held returns the entry with the UID of the attachment's claim, or without one if another
+// withUID returns the entry with the UID of the attachment's claim, or without one if another
 // attachment holds the address. It asks the API server only if the create was not answered.
 // Then the claim may be created later: errMayBeCreated.
-func (c *Claimer) held(ctx context.Context, e hint.Entry) (hint.Entry, error) {
+func (c *Claimer) withUID(ctx context.Context, e hint.Entry) (hint.Entry, error) {
 	if e.UID != "" {
 		return e, nil
 	}
@@ -189,7 +189,7 @@ func (c *Claimer) held(ctx context.Context, e hint.Entry) (hint.Entry, error) {
 // note is gone.
 func (c *Claimer) releasedAs(e hint.Entry, done ended) (gone bool) {
 	if done.rests != nil {
-		return c.Hint.Rests(e, &done.rests.Spec)
+		return c.Hint.ReleasedToRest(e, &done.rests.Spec)
 	}
 	return c.Hint.Released(e)
 }
@@ -284,7 +284,7 @@ func (c *Claimer) Ready(ctx context.Context, pools []v1alpha1.PoolReference) err
 		return err
 	}
 	for _, ref := range named {
-		if _, err := c.poolMetadata(ctx, ref); err != nil && !ledger.NotFound(err) {
+		if _, err := c.Ledger.PoolMetadata(ctx, ref); err != nil && !ledger.NotFound(err) {
 			return err
 		}
 	}

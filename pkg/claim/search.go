@@ -45,11 +45,11 @@ func (c *Claimer) claimOne(ctx context.Context, req Request, v view, wanted neti
 	switch {
 	case wanted.IsValid(): // 1
 		return c.claimWanted(ctx, req, b, wanted)
-	case req.keeps(b): // 2
+	case req.hasOwnAddressIn(b): // 2
 		return c.claimSticky(ctx, req, v)
 	}
 	spaces := append([]*pool.Block{b}, b.Overflow...)
-	if e, err := c.claimKnown(ctx, req, b, spaces); err != nil || e.Address.IsValid() { // 3, 4
+	if e, err := c.claimKnown(ctx, req, b, spaces); err != nil || e.Found() { // 3, 4
 		return e, err
 	}
 	for i, space := range spaces { // 5, 6
@@ -57,7 +57,7 @@ func (c *Claimer) claimOne(ctx context.Context, req Request, v view, wanted neti
 			Claimer: c, req: req, b: space, version: v.version, space: hint.SpaceOf(b.Pool, i), overflows: i < len(spaces)-1,
 			held: map[netip.Addr]bool{}, releasing: c.beingReleased(space),
 		}
-		if e, err := s.claim(ctx); err != nil || e.Address.IsValid() {
+		if e, err := s.claimFree(ctx); err != nil || e.Found() {
 			return e, err
 		}
 	}
@@ -73,7 +73,7 @@ func (c *Claimer) claimWanted(ctx context.Context, req Request, b *pool.Block, w
 		return hint.Entry{}, err
 	}
 	c.Hint.ClaimingRequested(hint.Entry{Attachment: req.Attachment, Domain: b.Domain, Address: wanted})
-	return c.create(ctx, req, b, wanted, true)
+	return c.claimAddress(ctx, req, b, wanted, true)
 }
 
 // claimKnown claims what the attachment holds already, or else what its pod has released and
@@ -85,7 +85,7 @@ func (c *Claimer) claimKnown(ctx context.Context, req Request, b *pool.Block, sp
 		addr = req.known.heldIn(spaces[len(spaces)-1])
 	}
 	if addr.IsValid() {
-		if e, err := c.create(ctx, req, b, addr, false); !ledger.IsInUse(err) {
+		if e, err := c.claimAddress(ctx, req, b, addr, false); !ledger.IsInUse(err) {
 			return e, err
 		}
 	}
@@ -118,9 +118,9 @@ type search struct {
 	releasing map[netip.Addr]bool
 }
 
-// claim claims a free address of the space: what comes after the last one that was given there,
-// then any. It returns none if the space is full.
-func (s *search) claim(ctx context.Context) (e hint.Entry, err error) {
+// claimFree claims a free address of the space: what comes after the last one that was given
+// there, then any. It returns none if the space is full.
+func (s *search) claimFree(ctx context.Context) (e hint.Entry, err error) {
 	if s.isKnownFull() {
 		return hint.Entry{}, nil
 	}
@@ -128,7 +128,7 @@ func (s *search) claim(ctx context.Context) (e hint.Entry, err error) {
 	if !s.b.Shared || !s.isCrowded() {
 		e, collided, err = s.tryCandidates(ctx, s.b.Candidates(s.Hint.Last(s.space)), s.patience())
 	}
-	if err == nil && !e.Address.IsValid() {
+	if err == nil && !e.Found() {
 		e, err = s.searchOn(ctx, collided)
 	}
 	return e, err
@@ -175,7 +175,7 @@ func (s *search) searchOn(ctx context.Context, collided bool) (e hint.Entry, err
 		e, err = s.searchBlock(ctx, collided)
 	}
 	switch {
-	case err != nil || e.Address.IsValid():
+	case err != nil || e.Found():
 	case s.overflows:
 		s.setPassed()
 	case !s.b.Shared:
@@ -202,7 +202,7 @@ func (s *search) searchBlock(ctx context.Context, collided bool) (e hint.Entry, 
 	if collided { // 1
 		e, _, err = s.tryCandidates(ctx, s.b.Candidates(s.b.RandomAddress()), maxCollisions)
 	}
-	if err != nil || e.Address.IsValid() || s.overflows && s.Hint.Passed(s.space, s.version) {
+	if err != nil || e.Found() || s.overflows && s.Hint.Passed(s.space, s.version) {
 		return e, err
 	}
 	return s.searchFullBlock(ctx) // 2
@@ -233,7 +233,7 @@ func (s *search) tryCandidates(ctx context.Context, candidates iter.Seq[netip.Ad
 		if taken := s.Hint.Claiming(entry); taken { // by another call on this node
 			continue
 		}
-		e, err := s.create(ctx, s.req, s.b, addr, false)
+		e, err := s.claimAddress(ctx, s.req, s.b, addr, false)
 		if err == nil {
 			s.Hint.SetLast(s.space, addr)
 			return e, false, nil

@@ -62,12 +62,12 @@ func (s *search) searchShared(ctx context.Context, collided bool) (hint.Entry, e
 	}
 	if collided && !s.isCrowded() {
 		e, _, err := s.tryCandidates(ctx, s.b.Candidates(s.Hint.Last(s.space)), 1) // 1
-		if err != nil || e.Address.IsValid() {
+		if err != nil || e.Found() {
 			return e, err
 		}
 	}
 	e, err := s.searchWindows(ctx) // 2
-	if err != nil || e.Address.IsValid() || s.overflows {
+	if err != nil || e.Found() || s.overflows {
 		return e, err
 	}
 	return s.searchAll(ctx) // 3
@@ -96,7 +96,7 @@ func (s *search) searchWindows(ctx context.Context) (hint.Entry, error) {
 	for n := 0; ; n++ {
 		if s.isCurrent(w) {
 			e, _, err := s.tryCandidates(ctx, s.free(w), windowCollisions)
-			if err != nil || e.Address.IsValid() {
+			if err != nil || e.Found() {
 				return e, err
 			}
 			seen[w.Window] = true
@@ -174,7 +174,7 @@ func (s *search) searchAll(ctx context.Context) (hint.Entry, error) {
 		return hint.Entry{}, nil
 	}
 	e, err := s.searchListed(ctx)
-	if err == nil && !e.Address.IsValid() {
+	if err == nil && !e.Found() {
 		s.Hint.SetFull(s.space, s.version)
 	}
 	return e, err
@@ -193,10 +193,10 @@ func (s *search) searchListed(ctx context.Context) (hint.Entry, error) {
 		}
 	}
 	e, err := s.tryAll(ctx)
-	if err == nil && !e.Address.IsValid() && s.cooldownOf(s.b) > 0 {
+	if err == nil && !e.Found() && s.cooldownOf(s.b) > 0 {
 		e, err = s.searchReleased(ctx)
 	}
-	if err != nil || e.Address.IsValid() || !s.anyFree() {
+	if err != nil || e.Found() || !s.anyFree() {
 		return e, err
 	}
 	// The hint says that this node uses what is free: it may be stale.

@@ -71,7 +71,7 @@ func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference, saved *h
 	if saved == nil {
 		return c.readView(ctx, ref, nil)
 	}
-	meta, err := c.poolMetadata(ctx, ref)
+	meta, err := c.Ledger.PoolMetadata(ctx, ref)
 	switch {
 	case ledger.NotFound(err):
 		return c.readView(ctx, ref, nil)
@@ -138,25 +138,11 @@ func (c *Claimer) noSuchPool(ctx context.Context, ref v1alpha1.PoolReference) st
 		if other == ref.Kind {
 			continue
 		}
-		if _, err := c.poolMetadata(ctx, v1alpha1.PoolReference{Kind: other, Name: ref.Name}); err == nil {
+		if _, err := c.Ledger.PoolMetadata(ctx, v1alpha1.PoolReference{Kind: other, Name: ref.Name}); err == nil {
 			why += fmt.Sprintf(", but a %s of that name: set poolType to %s", other, pool.Type(other))
 		}
 	}
 	return why
-}
-
-// poolMetadata reads what may be some milliseconds old, which is harmless: the create
-// decides.
-func (c *Claimer) poolMetadata(ctx context.Context, ref v1alpha1.PoolReference) (*metav1.ObjectMeta, error) {
-	return retryMetadata(ctx, ref, c.Ledger.Pools().Metadata)
-}
-
-func retryMetadata(ctx context.Context, ref v1alpha1.PoolReference, read func(context.Context, v1alpha1.PoolReference) (*metav1.ObjectMeta, error)) (meta *metav1.ObjectMeta, err error) {
-	err = ledger.Retry(ctx, func(ctx context.Context) (err error) {
-		meta, err = read(ctx, ref)
-		return err
-	})
-	return meta, err
 }
 
 // version returns a text that changes with the pool's specification and with this node's

@@ -72,7 +72,7 @@ func (c *Claimer) claimFrom(ctx context.Context, holder *v1alpha1.IPAllocation, 
 	switch why {
 	case nobody:
 		return c.Ledger.Create(ctx, alloc)
-	case earlierSandbox:
+	case endedHere:
 		return c.endEarlier(ctx, holder, alloc)
 	case yieldsToMove:
 		held, err = c.Ledger.Join(ctx, holder, alloc)
@@ -88,13 +88,13 @@ func (c *Claimer) claimFrom(ctx context.Context, holder *v1alpha1.IPAllocation, 
 type yielding int
 
 const (
-	none           yielding = -1 // it does not
-	nobody         yielding = 0  // it is gone meanwhile
-	earlierSandbox yielding = 2
-	sameKeeper     yielding = 3
-	rested         yielding = 4
-	reservedFor    yielding = 5
-	yieldsToMove   yielding = 6
+	none         yielding = -1 // it does not
+	nobody       yielding = 0  // it is gone meanwhile
+	endedHere    yielding = 2
+	sameKeeper   yielding = 3
+	rested       yielding = 4
+	reservedFor  yielding = 5
+	yieldsToMove yielding = 6
 )
 
 // yields reports whether, and why, the holder of an address yields to a request:
@@ -122,18 +122,18 @@ func (c *Claimer) yields(holder *v1alpha1.IPAllocation, req Request) yielding {
 	switch {
 	case s.Held():
 		if s.NodeName == c.Ledger.Node && (c.isReleasePending(holder) || isEarlierSandbox(holder, req)) {
-			return earlierSandbox
+			return endedHere
 		}
 		if c.joins(holder, req) {
 			return yieldsToMove
 		}
-	case s.Released() && req.isKeeper(s):
+	case s.Released() && req.isFor(s):
 		return sameKeeper
 	case s.Released():
 		if at := s.ReusableAt(); !at.IsZero() && !time.Now().Before(at) {
 			return rested
 		}
-	case req.isKeeper(s) && (s.PodRef.UID == "" || s.PodRef.UID == req.Pod.UID):
+	case req.isFor(s) && (s.PodRef.UID == "" || s.PodRef.UID == req.Pod.UID):
 		return reservedFor
 	}
 	return none
@@ -151,10 +151,10 @@ func (c *Claimer) joins(holder *v1alpha1.IPAllocation, req Request) bool {
 	return waiting == nil || waiting.Spec.NodeName == c.Ledger.Node && (c.isReleasePending(waiting) || isEarlierSandbox(waiting, req))
 }
 
-// isKeeper reports whether an address that no container holds is kept for the request: by a
+// isFor reports whether an address that no container holds is kept for the request: by a
 // StatefulSet or an IPAMClaim for its identity, by another owner or without a container for the
 // pod's name, and after a release without an owner for the pod itself.
-func (r *Request) isKeeper(s *v1alpha1.IPAllocationSpec) bool {
+func (r *Request) isFor(s *v1alpha1.IPAllocationSpec) bool {
 	switch {
 	case s.IsSticky():
 		return r.owns(s)
@@ -171,7 +171,7 @@ func sameName(a, b v1alpha1.PodReference) bool {
 // isReleasePending reports whether the release of a held allocation is pending on this node.
 func (c *Claimer) isReleasePending(holder *v1alpha1.IPAllocation) bool {
 	e := entryOf(holder)
-	return c.Hint.IsPending(e) || c.Hint.IsPending(e.Unanswered())
+	return c.Hint.IsPending(e) || c.Hint.IsPending(e.WithoutUID())
 }
 
 // isEarlierSandbox reports whether an earlier sandbox of the request's pod holds the
@@ -215,7 +215,7 @@ func (c *Claimer) endEarlier(ctx context.Context, holder, alloc *v1alpha1.IPAllo
 // strikeNotes removes the notes that a claim is to be released.
 func (c *Claimer) strikeNotes(e hint.Entry) {
 	c.Hint.Released(e)
-	c.Hint.Released(e.Unanswered())
+	c.Hint.Released(e.WithoutUID())
 }
 
 // holdingOf returns the claim of an entry as a release names it.

@@ -50,6 +50,9 @@ type Entry struct {
 	Record *Record
 }
 
+// Found reports whether a search has found an address: the zero Entry has none.
+func (e Entry) Found() bool { return e.Address.IsValid() }
+
 // Name returns the name of the IPAllocation.
 func (e Entry) Name() string { return v1alpha1.AllocationName(e.Domain, e.Address) }
 
@@ -272,8 +275,9 @@ func (e Entry) secondName() string {
 	return e.fileName() + "@" + hash(e.text(e.UID))[:8]
 }
 
-// Unanswered returns the entry as it was before its create was answered.
-func (e Entry) Unanswered() Entry {
+// WithoutUID returns the entry without the UID, as before the create was answered. Who ends it asks
+// the API server for the claim.
+func (e Entry) WithoutUID() Entry {
 	e.UID = ""
 	return e
 }
