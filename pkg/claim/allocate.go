@@ -185,9 +185,6 @@ func (k *known) isOfOther(e hint.Entry, ref v1alpha1.PoolReference) bool {
 // provesSetBack reports whether an allocation is older than one that this node had before
 // the create was sent: then etcd was set back.
 func (k *known) provesSetBack(made *v1alpha1.IPAllocation) bool {
-	if k == nil {
-		return false
-	}
 	version := v1alpha1.VersionNumber(made.ResourceVersion)
 	return version > 0 && version < k.latest
 }

@@ -18,32 +18,33 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// create claims one address. It succeeds, too, if this attachment already holds the
-// address, from a call whose answer was lost. If another holds it and yields, its claim
-// is deleted or taken over. In a space that nodes share, where another address will do and the
-// holder is hardly ever of this node, nobody reads who holds it (CreateIfFree), unless the
-// address was requested, or may be this attachment's.
+// claimAddress claims one address. If the attachment holds it already, from a call whose answer
+// was lost, that is success; if there is another allocation of it that yields, it is deleted or
+// taken over. Where any other address would do, and the holder is hardly ever of this node (shared
+// space, not requested, not known to be ours), nobody asks who has it: CreateIfFree.
 func (c *Claimer) claimAddress(ctx context.Context, req Request, b *pool.Block, addr netip.Addr, requested bool) (hint.Entry, error) {
 	alloc := c.allocation(req, b, addr, requested)
 	if b.Shared && !requested && !req.known.mayHold(b.Domain, addr) {
 		return c.claimAndNote(ctx, req, alloc, func() (*v1alpha1.IPAllocation, bool, error) { return c.Ledger.CreateIfFree(ctx, alloc) })
 	}
 	return c.claimAndNote(ctx, req, alloc, func() (*v1alpha1.IPAllocation, bool, error) {
-		held, created, err := c.Ledger.Create(ctx, alloc)
+		held, written, err := c.Ledger.Create(ctx, alloc)
 		if ledger.IsInUse(err) {
 			return c.takeIfYields(ctx, req, alloc, err)
 		}
-		return held, created, err
+		return held, written, err
 	})
 }
 
-// claimAndNote sends a claim, and enters in the hint what became of it.
-func (c *Claimer) claimAndNote(ctx context.Context, req Request, alloc *v1alpha1.IPAllocation, send func() (held *v1alpha1.IPAllocation, created bool, err error)) (hint.Entry, error) {
+// claimAndNote sends a claim, and enters in the hint what became of it. If it was not answered, or
+// if the answer proves that etcd was set back, it releases what was claimed. written is false if
+// the attachment held the address before.
+func (c *Claimer) claimAndNote(ctx context.Context, req Request, alloc *v1alpha1.IPAllocation, send func() (held *v1alpha1.IPAllocation, written bool, err error)) (hint.Entry, error) {
 	e := entryOf(alloc)
 	e.Record = nil // nothing is on record before the answer
-	held, created, err := send()
+	held, written, err := send()
 	switch {
-	case err == nil && created && req.known.provesSetBack(held):
+	case err == nil && written && req.known.provesSetBack(held):
 		return hint.Entry{}, c.undoAfterSetBack(ctx, entryOf(held))
 	case err == nil:
 		e = entryOf(held)
@@ -57,9 +58,10 @@ func (c *Claimer) claimAndNote(ctx context.Context, req Request, alloc *v1alpha1
 	}
 }
 
-// allocation returns the IPAllocation that claims an address for a request. In a pool without
-// the newer fields it has exactly the fields and labels that the policy for nodes of an earlier
-// version allows: while a cluster is upgraded that may still be in force.
+// allocation returns the IPAllocation that claims an address for a request. In a pool without the
+// fields that came later (domain, owner, releaseCooldown, the window label) it has exactly the
+// fields and labels that the policy for nodes of an earlier version allows: while a cluster is
+// upgraded that may still be in force.
 func (c *Claimer) allocation(req Request, b *pool.Block, addr netip.Addr, requested bool) *v1alpha1.IPAllocation {
 	var started *metav1.MicroTime
 	if !req.started.IsZero() {
@@ -93,7 +95,7 @@ func (c *Claimer) allocation(req Request, b *pool.Block, addr netip.Addr, reques
 
 		ReleaseCooldown: cooldown,
 	})
-	if !b.Shared && len(b.Overflow) == 0 && domain == "" && !b.Sticky { // only other pools have their windows listed
+	if listsWindows := b.Shared || len(b.Overflow) > 0 || domain != "" || b.Sticky; !listsWindows {
 		delete(a.Labels, v1alpha1.LabelWindow)
 	}
 	return a

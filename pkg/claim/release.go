@@ -126,7 +126,7 @@ type ended struct {
 
 // endAny is endHeld for a call that ends all that the attachment holds. If the
 // allocation has another UID than this node knows, it ends that of the attachment
-// nevertheless: an export of the record may have been applied again.
+// nevertheless: a backup of the record may have been applied again.
 func (c *Claimer) endAny(ctx context.Context, e hint.Entry) (ended, error) {
 	done, err := c.endHeld(ctx, e, time.Now())
 	if err != nil || !done.replaced {
@@ -151,7 +151,8 @@ func (c *Claimer) endHeld(ctx context.Context, e hint.Entry, at time.Time) (done
 		if !apierrors.IsForbidden(err) {
 			return done, err
 		}
-		// Role and policy are of an earlier version: nobody may take over, nor join, and a UID says who holds.
+		// The Role and the policy are an earlier version's, which lets no node release by a patch.
+		// Nobody takes over or joins there either, so the UID alone says who holds it.
 		if now, failed := c.Ledger.Get(ctx, e.Name()); failed != nil || now != nil && now.Spec.Next != nil {
 			return ended{}, errors.Join(err, failed)
 		}
@@ -179,7 +180,7 @@ func (c *Claimer) withUID(ctx context.Context, e hint.Entry) (hint.Entry, error)
 		return e, err
 	case mine != nil:
 		return entryOf(mine), nil
-	case alloc == nil, !alloc.Spec.Held(), alloc.Spec.Owner.IsIPAMClaim(): // or may still be taken over, or be joined
+	case alloc == nil, !alloc.Spec.Held(), alloc.Spec.Owner.IsIPAMClaim(): // the lost create may still come, as a create, a takeover or a join
 		return e, errMayBeCreated
 	}
 	return e, nil

@@ -209,15 +209,6 @@ func (c *Claimer) proposal(name string, spec v1alpha1.IPAllocationSpec) *v1alpha
 	return c.newAllocation(name, spec)
 }
 
-// mayNotHave returns an error if a container of this node may use an address of which the
-// API server does not know that: nv-ipam has given it, or its allocation was lost.
-func (c *Claimer) mayNotHave(req Request, space *pool.Block, addr netip.Addr) error {
-	if req.foreign[v1alpha1.AllocationName(space.Pool.Name, addr)] {
-		return foreignInUse(space.Pool, addr)
-	}
-	return c.lostHere(space.Domain, addr, req.Attachment)
-}
-
 // proposedAfterSetBack undoes a proposal whose answer proves that etcd was set back: see
 // undoAfterSetBack.
 func (c *Claimer) proposedAfterSetBack(ctx context.Context, made *v1alpha1.IPAllocation) error {

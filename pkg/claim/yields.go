@@ -16,11 +16,11 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// claimReleased claims an address whose allocation is released, as far as is known: as this
-// one, or nil if it has to be read.
+// claimReleased claims an address whose allocation is believed to be released. holder is that
+// allocation, or nil if it has to be read.
 func (c *Claimer) claimReleased(ctx context.Context, req Request, b *pool.Block, addr netip.Addr, holder *v1alpha1.IPAllocation) (hint.Entry, error) {
 	alloc := c.allocation(req, b, addr, false)
-	return c.claimAndNote(ctx, req, alloc, func() (held *v1alpha1.IPAllocation, created bool, err error) {
+	return c.claimAndNote(ctx, req, alloc, func() (held *v1alpha1.IPAllocation, written bool, err error) {
 		if holder == nil {
 			holder, err = c.Ledger.Get(ctx, alloc.Name)
 		}
@@ -30,14 +30,14 @@ func (c *Claimer) claimReleased(ctx context.Context, req Request, b *pool.Block,
 		case mine != nil:
 			return mine, false, nil
 		case holder == nil:
-			held, created, err = c.Ledger.Create(ctx, alloc)
+			held, written, err = c.Ledger.Create(ctx, alloc)
 		default:
 			err = &ledger.InUseError{Address: addr, Holder: holder}
 		}
 		if ledger.IsInUse(err) {
 			return c.takeIfYields(ctx, req, alloc, err)
 		}
-		return held, created, err
+		return held, written, err
 	})
 }
 
@@ -45,9 +45,9 @@ func (c *Claimer) claimReleased(ctx context.Context, req Request, b *pool.Block,
 // allocation at the same time.
 const maxTakeovers = 4
 
-// takeIfYields claims an address that another attachment holds, as err says, if that yields;
-// else it returns err. created is also true if the address was taken over.
-func (c *Claimer) takeIfYields(ctx context.Context, req Request, alloc *v1alpha1.IPAllocation, err error) (held *v1alpha1.IPAllocation, created bool, _ error) {
+// takeIfYields claims an address that has an allocation already, as err says, if that yields; else
+// it returns err. written is also true if the address was taken over.
+func (c *Claimer) takeIfYields(ctx context.Context, req Request, alloc *v1alpha1.IPAllocation, err error) (held *v1alpha1.IPAllocation, written bool, _ error) {
 	for range maxTakeovers {
 		var inUse *ledger.InUseError
 		if !errors.As(err, &inUse) {
@@ -58,17 +58,17 @@ func (c *Claimer) takeIfYields(ctx context.Context, req Request, alloc *v1alpha1
 			break
 		}
 		var next error
-		held, created, next = c.claimFrom(ctx, inUse.Holder, why, alloc)
+		held, written, next = c.claimFrom(ctx, inUse.Holder, why, alloc)
 		if next != nil && !ledger.IsInUse(next) {
-			return held, created, fmt.Errorf("%w; %w", err, next)
+			return held, written, fmt.Errorf("%w; %w", err, next)
 		}
 		err = next
 	}
-	return held, created, err
+	return held, written, err
 }
 
-// claimFrom claims an address whose holder yields.
-func (c *Claimer) claimFrom(ctx context.Context, holder *v1alpha1.IPAllocation, why yielding, alloc *v1alpha1.IPAllocation) (held *v1alpha1.IPAllocation, created bool, err error) {
+// claimFrom claims an address whose allocation, holder, yields.
+func (c *Claimer) claimFrom(ctx context.Context, holder *v1alpha1.IPAllocation, why yielding, alloc *v1alpha1.IPAllocation) (held *v1alpha1.IPAllocation, written bool, err error) {
 	switch why {
 	case nobody:
 		return c.Ledger.Create(ctx, alloc)
@@ -84,7 +84,8 @@ func (c *Claimer) claimFrom(ctx context.Context, holder *v1alpha1.IPAllocation, 
 	}
 }
 
-// yielding says why a holder yields to a request: the numbers are those at yields.
+// yielding says why an allocation yields to a request: the numbers are those at yields, where 1 is
+// for ledger.Create.
 type yielding int
 
 const (
@@ -187,7 +188,7 @@ func isEarlierSandbox(holder *v1alpha1.IPAllocation, req Request) bool {
 // endEarlier deletes the claim of an earlier container of this node and claims the address.
 // If the allocation outlives its container, it only releases it, and returns an InUseError
 // with what is released: whether that yields is asked again.
-func (c *Claimer) endEarlier(ctx context.Context, holder, alloc *v1alpha1.IPAllocation) (held *v1alpha1.IPAllocation, created bool, err error) {
+func (c *Claimer) endEarlier(ctx context.Context, holder, alloc *v1alpha1.IPAllocation) (held *v1alpha1.IPAllocation, written bool, err error) {
 	e := entryOf(holder)
 	if !e.Kept {
 		if _, err := c.Ledger.Delete(ctx, holder.Name, holder.UID); err != nil {
