@@ -18,7 +18,7 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// setOwner finds out who keeps an address for a pod, if the network or a pool lets anybody.
+// setOwner finds out what keeps an address for the pod, if the network or a pool allows that.
 func (c *Claimer) setOwner(ctx context.Context, req *Request, views []view) error {
 	sticky := slices.ContainsFunc(views, func(v view) bool { return v.Sticky })
 	// A kubelet gives a static pod another UID than a UUID. It is of no workload, and the API

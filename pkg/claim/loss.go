@@ -128,7 +128,7 @@ func (c *Claimer) settleAll(ctx context.Context, held []hint.Entry) error {
 		if meta, err := c.Ledger.PoolMetadata(ctx, ref); err == nil && epochOf(meta) == before {
 			continue
 		}
-		now, err := c.epoch(ctx, ref) // the cache may be late
+		now, err := c.epoch(ctx, ref) // the watch cache may be late
 		if err == nil {
 			err = c.settle(ctx, ref, before, now)
 		}
@@ -311,7 +311,7 @@ func (c *Claimer) reportLost(e hint.Entry, problem string) {
 	c.Hint.Lost(e, problem)
 }
 
-// epoch reads how a pool is now, past all caches.
+// epoch reads which object a pool is now, from etcd and not the watch cache.
 func (c *Claimer) epoch(ctx context.Context, ref v1alpha1.PoolReference) (string, error) {
 	meta, err := c.Ledger.PoolMetadataNow(ctx, ref)
 	switch {

@@ -273,9 +273,9 @@ func begunBefore(a *v1alpha1.IPAllocation, t time.Time) bool {
 	return a.CreationTimestamp.Time.Before(t)
 }
 
-// Ready returns nil if the API server answers and lets this node read the pools, and its
-// labels if they are in a pool's name, even if a pool or a label does not exist. It also retries pending releases: on a node without other
-// calls nothing else would.
+// Ready returns nil if the API server answers and lets this node read the pools, and its labels if
+// they are in a pool's name, even if a pool or a label does not exist. It also retries pending
+// releases: on a node without other calls nothing else would.
 func (c *Claimer) Ready(ctx context.Context, pools []v1alpha1.PoolReference) error {
 	named, err := c.expand(ctx, pools, labelsAge)
 	if errors.Is(err, ErrPoolNotFound) {

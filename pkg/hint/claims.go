@@ -20,7 +20,7 @@ import (
 
 // Claiming enters an address for an attachment that is about to claim it. taken is true
 // if the address already has an entry. So the processes on one node try different
-// addresses, and need no request for that.
+// addresses, and need no request for that. If the disk fails, taken is false: the create decides.
 func (h *Hint) Claiming(e Entry) (taken bool) {
 	h.outdate.Do(func() { _ = os.Remove(filepath.Join(h.root, "claims", oldCompleteMark)) })
 	err := h.link(e.text(""), "claims", e.fileName())

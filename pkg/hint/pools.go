@@ -63,8 +63,8 @@ func (h *Hint) DropPool(ref v1alpha1.PoolReference) {
 	}
 }
 
-// Last returns the last address that round robin gave in a pool, or zero if it has not
-// begun. A new site continues where another site of this node stopped: the cluster's
+// Last returns where the search in a space goes on: after this address. It is zero if no search
+// has begun. A new site continues where another site of this node stopped: the cluster's
 // certificate authorities may have changed, and the installer may use others than the
 // plugin.
 func (h *Hint) Last(ref v1alpha1.PoolReference) netip.Addr {
@@ -85,7 +85,7 @@ func (h *Hint) lastElsewhere(ref v1alpha1.PoolReference) (text string) {
 	return text
 }
 
-// SetLast saves the last address that round robin gave.
+// SetLast saves where the search in a space goes on: after this address.
 func (h *Hint) SetLast(ref v1alpha1.PoolReference, addr netip.Addr) {
 	h.failed("noting where round robin stopped", h.replace(addr.String(), "pools", poolFile(ref)+".last"))
 }
