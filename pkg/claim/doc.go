@@ -18,14 +18,14 @@
 //	space       where candidates come from: the node's block, and each range that it overflows to
 //	window      256 addresses of a space that nodes share, listed at once (v1alpha1.WindowOf)
 //	run         addresses in a row of such a space, which a node tries one after the other
-//	candidate   an address that the hint has no entry of, and the search tries next
+//	candidate   an address that the search may try next, if the hint has no entry of it
 //	domain      what an address is unique in: pools of one domain may overlap
 //	record      all allocations, as the API server has them; hint.Record is what this node has of
 //	            one of them, to write it again
 //	epoch       which object of that name the pool is: its UID, and what the operator's
 //	            annotation says. If it changes, allocations may have been lost (loss.go)
 //	note        in the hint: a release that is pending
-//	elsewhere   in the hint: an address that somebody else was seen to have
+//	elsewhere   in the hint: an address that others were seen to hold, or that an owner keeps
 //	foreign     given by nv-ipam on this node, and not adopted yet
 //
 // The states of an allocation are at v1alpha1.IPAllocation. Of one it is said that it

@@ -112,8 +112,8 @@ func (h *Hint) SetFull(ref v1alpha1.PoolReference, version string) {
 	h.failed("noting that a block is full", h.replace(hash(version), "pools", poolFile(ref)+".full"))
 }
 
-// Passed is like Full, where other space remains and the search has passed on to that. What counts
-// is passedTime.
+// Passed is like Full, where other space remains and the search has passed on to that. It is
+// believed for passedTime.
 func (h *Hint) Passed(ref v1alpha1.PoolReference, version string) bool {
 	return h.marked(poolFile(ref)+".passed", version, passedTime)
 }
