@@ -180,7 +180,8 @@ func (c *Claimer) withUID(ctx context.Context, e hint.Entry) (hint.Entry, error)
 		return e, err
 	case mine != nil:
 		return entryOf(mine), nil
-	case alloc == nil, !alloc.Spec.Held(), alloc.Spec.Owner.IsIPAMClaim(): // the lost create may still come, as a create, a takeover or a join
+	case alloc == nil, !alloc.Spec.Held(), alloc.Spec.Owner.IsIPAMClaim():
+		// The lost create may still come, as a create, a takeover or a join.
 		return e, errMayBeCreated
 	}
 	return e, nil

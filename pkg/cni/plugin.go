@@ -247,7 +247,8 @@ func gc(ctx context.Context, in invocation) error {
 	}
 	var valid []hint.Attachment
 	for i, a := range *in.ValidAttachments {
-		if a.ContainerID == "" || a.IfName == "" { // it names no attachment, and skipping it would release the one that it stands for
+		if a.ContainerID == "" || a.IfName == "" {
+			// It names no attachment, and skipping it would release the one that it stands for.
 			return invalid(fmt.Errorf("cni.dev/valid-attachments[%d] has no containerID or no ifname", i))
 		}
 		valid = append(valid, hint.Attachment{ContainerID: a.ContainerID, Interface: a.IfName})
