@@ -52,6 +52,12 @@ func (c *Claimer) awaitAdoption(ctx context.Context) error {
 	return nil
 }
 
+// isForeign reports whether nv-ipam has given an address of a block's pool on this node, and
+// nobody has adopted it.
+func (r *Request) isForeign(b *pool.Block, addr netip.Addr) bool {
+	return r.foreign[v1alpha1.AllocationName(b.Pool.Name, addr)]
+}
+
 // foreignInUse is the error for a requested address that nv-ipam has given.
 func foreignInUse(ref v1alpha1.PoolReference, addr netip.Addr) error {
 	return fmt.Errorf("requested IP is already reserved in the pool %q, poolType %q: %s is held in nv-ipam's store on this node, whose migration is unfinished; see the log of ipam-node: %w",

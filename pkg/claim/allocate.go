@@ -32,23 +32,26 @@ type Request struct {
 	// Persistent says that the network lets pods keep addresses by an IPAMClaim.
 	Persistent bool
 
+	// What Allocate itself finds out, all of it before the first create.
+
 	owner     *v1alpha1.AllocationOwner // what keeps the address for the pod; nil if nothing does
 	statusIPs []netip.Addr              // what the status of an IPAMClaim has: those, and no others
 	migrates  bool                      // a migration has made the pod, for a virtual machine that runs in another one
-	started   time.Time                 // when the ADD began; zero if that is unknown
+	started   time.Time                 // when Allocate began; zero in Adopt
 	known     *known                    // what the hint has
-	foreign   map[string]bool           // names of allocations that this node must not create: see hint.Foreign
+	foreign   map[string]bool           // POOL.ADDRESS of what nv-ipam has given here and nobody has adopted: hint.Foreign
 }
 
-// Claim is an address that was claimed, and the block that it belongs to.
+// Claim is an address that was claimed, and this node's block of its pool, for subnet, gateway and
+// routes: the address may lie in space that the pool overflows to.
 type Claim struct {
 	Address netip.Addr
 	Block   *pool.Block
 }
 
 // Allocate claims one address of each pool, or none. The error may be ErrPoolNotFound,
-// ErrExhausted, ErrRecordLost, ledger.ErrUnavailable, a ledger.InUseError or a
-// pool.RequestError.
+// ErrExhausted, ErrRecordLost, ErrKept, errAdopting, ledger.ErrUnavailable, a ledger.InUseError, a
+// pool.RequestError, or one of the API server.
 //
 // It usually takes two requests for each pool: one reads the pool's metadata, one
 // creates the allocation. If labels of the node decide, one more reads them every
@@ -93,9 +96,9 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 	if err := c.setOwner(ctx, &req, views); err != nil {
 		return nil, err
 	}
-	// The highest resource version that is known has to be read before a create raises it:
-	// that tells whether etcd was set back (setBackBefore).
-	req.known.await(blocks)
+	// Read before our create is sent (provesSetBack): what another call on this node creates
+	// meanwhile has a higher version, and would look as if etcd had been set back.
+	req.known.finish(blocks)
 	claims := make([]Claim, 0, len(blocks))
 	var done []hint.Entry
 	for i, v := range views {
@@ -126,9 +129,9 @@ func (k *known) look(domain string) {
 	k.held[domain], k.rests[domain], k.latest = held, rests, max(k.latest, latest)
 }
 
-// await waits until all is read. It reads itself the domains of pools that this node has
+// finish waits until all is read. It reads itself the domains of pools that this node has
 // seen for the first time.
-func (k *known) await(blocks []*pool.Block) {
+func (k *known) finish(blocks []*pool.Block) {
 	<-k.read
 	for _, b := range blocks {
 		if _, looked := k.held[b.Domain]; !looked {
@@ -182,12 +185,9 @@ func (k *known) isOfOther(e hint.Entry, ref v1alpha1.PoolReference) bool {
 	return e.Record != nil && e.Record.Spec.PoolRef != ref && slices.Contains(k.pools, e.Record.Spec.PoolRef)
 }
 
-// setBackBefore reports whether an allocation is older than one that this node had before
+// provesSetBack reports whether an allocation is older than one that this node had before
 // the create was sent: then etcd was set back.
-func (k *known) setBackBefore(made *v1alpha1.IPAllocation) bool {
-	if k == nil {
-		return false
-	}
+func (k *known) provesSetBack(made *v1alpha1.IPAllocation) bool {
 	version := v1alpha1.VersionNumber(made.ResourceVersion)
 	return version > 0 && version < k.latest
 }

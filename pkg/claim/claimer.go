@@ -35,17 +35,18 @@ type Claimer struct {
 	ReleaseCooldown time.Duration
 }
 
-// Errors that a caller has to tell apart, besides ledger.InUseError,
-// ledger.ErrUnavailable, and pool.RequestError for a request that can never succeed. Any
-// other error is the API server's own, passed on unchanged.
+// Errors that a caller may want to tell apart, besides ledger.InUseError, ledger.ErrUnavailable,
+// and pool.RequestError for a request that can never succeed; ErrRecordLost and ErrKept are with
+// what they are about. An error of the API server is in the chain of the error.
 var (
-	// ErrPoolNotFound: there is no such pool, or it has no block for this node.
+	// ErrPoolNotFound: there is no such pool, or it has no block for this node, or is not for it.
+	// The text is completed by poolNotFound.
 	ErrPoolNotFound = errors.New("not found")
-	// ErrExhausted: every address that this node may use is held. The API server has said so,
-	// in this call or some seconds ago in another one on this node; in a large space that nodes
-	// share, of some random addresses.
+	// ErrExhausted: this node has found no free address: now, or so lately that the hint still
+	// believes it (hint.Full). In a large space only random ones were tried.
 	ErrExhausted = errors.New("no free addresses in the pool")
-	// ErrNotHeld: the attachment does not hold an address of the pool.
+	// ErrNotHeld: the attachment does not hold an address of the pool. The text is completed by
+	// checkIn.
 	ErrNotHeld = errors.New("not found")
 )
 
@@ -147,7 +148,7 @@ func (c *Claimer) rebuild(ctx context.Context, since time.Time) ([]hint.Entry, e
 	r.Enter(at, entries)
 	for i := range all {
 		if all[i].Spec.Released() {
-			c.Hint.Rest(entryOf(&all[i]), &all[i].Spec)
+			c.Hint.EnterResting(entryOf(&all[i]), &all[i].Spec)
 		}
 	}
 	c.Log.Info("rebuilt the node's hint from the API server", "node", c.Ledger.Node, "allocations", len(all))

@@ -18,32 +18,33 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// create claims one address. It succeeds, too, if this attachment already holds the
-// address, from a call whose answer was lost. If another holds it and yields, its claim
-// is deleted or taken over. In a space that nodes share, where another address will do and the
-// holder is hardly ever of this node, nobody reads who holds it (CreateIfFree), unless the
-// address was requested, or may be this attachment's.
-func (c *Claimer) create(ctx context.Context, req Request, b *pool.Block, addr netip.Addr, requested bool) (hint.Entry, error) {
+// claimAddress claims one address. If the attachment holds it already, from a call whose answer
+// was lost, that is success; if there is another allocation of it that yields, it is deleted or
+// taken over. Where any other address would do, and the holder is hardly ever of this node (shared
+// space, not requested, not known to be ours), nobody asks who has it: CreateIfFree.
+func (c *Claimer) claimAddress(ctx context.Context, req Request, b *pool.Block, addr netip.Addr, requested bool) (hint.Entry, error) {
 	alloc := c.allocation(req, b, addr, requested)
 	if b.Shared && !requested && !req.known.mayHold(b.Domain, addr) {
 		return c.claimAndNote(ctx, req, alloc, func() (*v1alpha1.IPAllocation, bool, error) { return c.Ledger.CreateIfFree(ctx, alloc) })
 	}
 	return c.claimAndNote(ctx, req, alloc, func() (*v1alpha1.IPAllocation, bool, error) {
-		held, created, err := c.Ledger.Create(ctx, alloc)
+		held, written, err := c.Ledger.Create(ctx, alloc)
 		if ledger.IsInUse(err) {
 			return c.takeIfYields(ctx, req, alloc, err)
 		}
-		return held, created, err
+		return held, written, err
 	})
 }
 
-// claimAndNote sends a claim, and enters in the hint what became of it.
-func (c *Claimer) claimAndNote(ctx context.Context, req Request, alloc *v1alpha1.IPAllocation, send func() (held *v1alpha1.IPAllocation, created bool, err error)) (hint.Entry, error) {
+// claimAndNote sends a claim, and enters in the hint what became of it. If it was not answered, or
+// if the answer proves that etcd was set back, it releases what was claimed. written is false if
+// the attachment held the address before.
+func (c *Claimer) claimAndNote(ctx context.Context, req Request, alloc *v1alpha1.IPAllocation, send func() (held *v1alpha1.IPAllocation, written bool, err error)) (hint.Entry, error) {
 	e := entryOf(alloc)
 	e.Record = nil // nothing is on record before the answer
-	held, created, err := send()
+	held, written, err := send()
 	switch {
-	case err == nil && created && req.known.setBackBefore(held):
+	case err == nil && written && req.known.provesSetBack(held):
 		return hint.Entry{}, c.undoAfterSetBack(ctx, entryOf(held))
 	case err == nil:
 		e = entryOf(held)
@@ -57,16 +58,17 @@ func (c *Claimer) claimAndNote(ctx context.Context, req Request, alloc *v1alpha1
 	}
 }
 
-// allocation returns the IPAllocation that claims an address for a request. In a pool without
-// the newer fields it has exactly the fields and labels that the policy for nodes of an earlier
-// version allows: while a cluster is upgraded that may still be in force.
+// allocation returns the IPAllocation that claims an address for a request. In a pool without the
+// fields that came later (domain, owner, releaseCooldown, the window label) it has exactly the
+// fields and labels that the policy for nodes of an earlier version allows: while a cluster is
+// upgraded that may still be in force.
 func (c *Claimer) allocation(req Request, b *pool.Block, addr netip.Addr, requested bool) *v1alpha1.IPAllocation {
 	var started *metav1.MicroTime
 	if !req.started.IsZero() {
 		started = &metav1.MicroTime{Time: req.started.UTC()}
 	}
 	var owner *v1alpha1.AllocationOwner
-	if req.keeps(b) && !requested {
+	if req.hasOwnAddressIn(b) && !requested {
 		owner = req.owner
 	}
 	domain := b.Domain
@@ -77,7 +79,7 @@ func (c *Claimer) allocation(req Request, b *pool.Block, addr netip.Addr, reques
 	if d := c.cooldownOf(b); d > 0 {
 		cooldown = &metav1.Duration{Duration: d}
 	}
-	a := c.named(v1alpha1.AllocationName(b.Domain, addr), v1alpha1.IPAllocationSpec{
+	a := c.newAllocation(v1alpha1.AllocationName(b.Domain, addr), v1alpha1.IPAllocationSpec{
 		PoolRef:       b.Pool,
 		Domain:        domain,
 		Address:       addr.String(),
@@ -93,7 +95,7 @@ func (c *Claimer) allocation(req Request, b *pool.Block, addr netip.Addr, reques
 
 		ReleaseCooldown: cooldown,
 	})
-	if !b.Shared && len(b.Overflow) == 0 && domain == "" && !b.Sticky { // only other pools have their windows listed
+	if listsWindows := b.Shared || len(b.Overflow) > 0 || domain != "" || b.Sticky; !listsWindows {
 		delete(a.Labels, v1alpha1.LabelWindow)
 	}
 	return a
@@ -108,8 +110,8 @@ func (c *Claimer) cooldownOf(b *pool.Block) time.Duration {
 	return c.ReleaseCooldown
 }
 
-// named returns the IPAllocation of that name, with its labels.
-func (c *Claimer) named(name string, spec v1alpha1.IPAllocationSpec) *v1alpha1.IPAllocation {
+// newAllocation returns an IPAllocation of that name, with its labels.
+func (c *Claimer) newAllocation(name string, spec v1alpha1.IPAllocationSpec) *v1alpha1.IPAllocation {
 	return &v1alpha1.IPAllocation{
 		ObjectMeta: metav1.ObjectMeta{
 			Name:      name,

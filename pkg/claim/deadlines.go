@@ -16,8 +16,8 @@ const (
 	CheckTime  = 10 * time.Second
 	GCTime     = 60 * time.Second
 	StatusTime = 5 * time.Second
-	// CleanupTime is added to the time of a call, to release what a failed ADD has
-	// claimed. rollBackTime is how much of it a Claimer uses.
+	// CleanupTime is added to the time of a call: to release what a failed ADD has claimed,
+	// or to note a DEL that failed. rollBackTime is how much of it a Claimer uses.
 	CleanupTime  = 6 * time.Second
 	rollBackTime = CleanupTime - time.Second
 

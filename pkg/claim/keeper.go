@@ -18,7 +18,7 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// setOwner finds out who keeps an address for a pod, if the network or a pool lets anybody.
+// setOwner finds out what keeps an address for the pod, if the network or a pool allows that.
 func (c *Claimer) setOwner(ctx context.Context, req *Request, views []view) error {
 	sticky := slices.ContainsFunc(views, func(v view) bool { return v.Sticky })
 	// A kubelet gives a static pod another UID than a UUID. It is of no workload, and the API
@@ -83,20 +83,20 @@ func (c *Claimer) setClaim(ctx context.Context, req *Request, pod *metav1.Object
 	if problems := validation.IsDNS1123Subdomain(name); len(problems) > 0 {
 		return refuse("ipam-claim-reference %q is not the name of an IPAMClaim in the pod's namespace: %s", name, problems[0])
 	}
-	claim, err := c.Ledger.IPAMClaim(ctx, pod.Namespace, name)
+	ipamClaim, err := c.Ledger.IPAMClaim(ctx, pod.Namespace, name)
 	if err != nil {
 		return err
 	}
-	addrs, err := claim.AddressesIn(req.Network)
+	addrs, err := ipamClaim.AddressesIn(req.Network)
 	if err != nil {
 		return err
 	}
-	req.owner, req.migrates, req.statusIPs = claim.Owner(), pod.Labels[ledger.LabelMigration] != "", addrs
+	req.owner, req.migrates, req.statusIPs = ipamClaim.Owner(), pod.Labels[ledger.LabelMigration] != "", addrs
 	return nil
 }
 
-// keeps reports whether a request has an address of its own in a block's pool.
-func (r *Request) keeps(b *pool.Block) bool {
+// hasOwnAddressIn reports whether something keeps an address for the request in a block's pool.
+func (r *Request) hasOwnAddressIn(b *pool.Block) bool {
 	return r.owner.IsIPAMClaim() || r.owner != nil && b.Sticky
 }
 
@@ -123,14 +123,14 @@ func (r *Request) homeIn(space *pool.Block) (home netip.Addr, only bool, err err
 	return space.Home(strings.Join(identity, "\n")), false, nil
 }
 
-// doesNotFit returns an error if a pool does not give the address that a claim has: once
+// doesNotFit returns an error if a pool does not give the address that an IPAMClaim has: once
 // given, it is never replaced.
-func doesNotFit(claim *v1alpha1.AllocationOwner, addr netip.Addr, space *pool.Block) error {
+func doesNotFit(ipamClaim *v1alpha1.AllocationOwner, addr netip.Addr, space *pool.Block) error {
 	if space.Contains(addr) {
 		return nil
 	}
 	return refuse("IPAMClaim %s/%s has the address %s, which pool %q, poolType %q does not give: change the pool, or delete the claim, and the next one gets another address",
-		claim.Namespace, claim.Name, addr, space.Pool.Name, pool.Type(space.Pool.Kind))
+		ipamClaim.Namespace, ipamClaim.Name, addr, space.Pool.Name, pool.Type(space.Pool.Kind))
 }
 
 func refuse(format string, args ...any) error {

@@ -125,10 +125,10 @@ func (c *Claimer) settleAll(ctx context.Context, held []hint.Entry) error {
 		}
 		seen[ref] = true
 		before := c.Hint.Epoch(ref)
-		if meta, err := c.poolMetadata(ctx, ref); err == nil && epochOf(meta) == before {
+		if meta, err := c.Ledger.PoolMetadata(ctx, ref); err == nil && epochOf(meta) == before {
 			continue
 		}
-		now, err := c.epoch(ctx, ref) // the cache may be late
+		now, err := c.epoch(ctx, ref) // the watch cache may be late
 		if err == nil {
 			err = c.settle(ctx, ref, before, now)
 		}
@@ -212,7 +212,7 @@ func (c *Claimer) noteLost(lost []hint.Entry) (noted []hint.Entry) {
 			}
 			found++
 		}
-		noted = append(noted, e.Unanswered())
+		noted = append(noted, e.WithoutUID())
 	}
 	if found > 0 {
 		c.Hint.SetLossSeen()
@@ -239,14 +239,14 @@ func (c *Claimer) restoreOne(ctx context.Context, e hint.Entry) (*hint.Entry, er
 	if !spec.IsSticky() {
 		spec.Owner = nil // a node gives an address no owner; who was to keep it, does so after the release
 	}
-	made, err := c.rewrite(ctx, c.named(e.Name(), spec))
+	made, err := c.rewrite(ctx, c.newAllocation(e.Name(), spec))
 	var inUse *ledger.InUseError
 	switch {
 	case errors.As(err, &inUse) && inUse.Holder != nil:
-		c.keepLost(e, "the address is held twice: this container answers on it, and it is "+ledger.HeldBy(inUse.Holder))
+		c.reportLost(e, "the address is held twice: this container answers on it, and it is "+ledger.Describe(inUse.Holder))
 		return nil, nil
 	case apierrors.IsInvalid(err):
-		c.keepLost(e, "the API server refuses it: "+err.Error())
+		c.reportLost(e, "the API server refuses it: "+err.Error())
 		return nil, nil
 	case err != nil:
 		return nil, err
@@ -303,17 +303,17 @@ func (c *Claimer) write(ctx context.Context, again *v1alpha1.IPAllocation) (made
 	return made, err
 }
 
-// keepLost says why a lost allocation cannot be written again. It does so each time, so
+// reportLost says why a lost allocation cannot be written again. It does so each time, so
 // that the log of the installer, which looks again and again, has it as long as it is so.
-func (c *Claimer) keepLost(e hint.Entry, problem string) {
+func (c *Claimer) reportLost(e hint.Entry, problem string) {
 	c.Log.Error("a lost allocation cannot be written again", "address", e.Address, "domain", e.Domain, "container", e.ContainerID,
 		"interface", e.Interface, "pod", e.Record.Spec.PodRef.Namespace+"/"+e.Record.Spec.PodRef.Name, "problem", problem)
 	c.Hint.Lost(e, problem)
 }
 
-// epoch reads how a pool is now, past all caches.
+// epoch reads which object a pool is now, from etcd and not the watch cache.
 func (c *Claimer) epoch(ctx context.Context, ref v1alpha1.PoolReference) (string, error) {
-	meta, err := retryMetadata(ctx, ref, c.Ledger.Pools().MetadataNow)
+	meta, err := c.Ledger.PoolMetadataNow(ctx, ref)
 	switch {
 	case ledger.NotFound(err):
 		return "gone", nil
@@ -343,7 +343,7 @@ func (c *Claimer) settle(ctx context.Context, ref v1alpha1.PoolReference, before
 // may be held by somebody whose allocation was lost.
 func (c *Claimer) undoAfterSetBack(ctx context.Context, e hint.Entry) error {
 	undone := c.rollBack(ctx, []hint.Entry{e})
-	c.Hint.NotClaimed(e.Unanswered())
+	c.Hint.NotClaimed(e.WithoutUID())
 	return errors.Join(c.afterSetBack(ctx, e), undone)
 }
 

@@ -17,6 +17,9 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 )
 
+// Every verb also carries out some releases that earlier calls have left, and so does Look: nothing
+// else on the node would.
+
 // maxRetries is how many pending releases one call retries: a node may have 250 of
 // them, and a pod is waiting.
 const maxRetries = 16
@@ -93,7 +96,7 @@ func (c *Claimer) retryDue(ctx context.Context, releases []hint.Release, limit i
 
 // retryRelease carries out one pending release.
 func (c *Claimer) retryRelease(ctx context.Context, r hint.Release) error {
-	e, err := c.held(ctx, r.Entry)
+	e, err := c.withUID(ctx, r.Entry)
 	var done ended
 	switch {
 	case errors.Is(err, errMayBeCreated):

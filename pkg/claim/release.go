@@ -126,13 +126,13 @@ type ended struct {
 
 // endAny is endHeld for a call that ends all that the attachment holds. If the
 // allocation has another UID than this node knows, it ends that of the attachment
-// nevertheless: an export of the record may have been applied again.
+// nevertheless: a backup of the record may have been applied again.
 func (c *Claimer) endAny(ctx context.Context, e hint.Entry) (ended, error) {
 	done, err := c.endHeld(ctx, e, time.Now())
 	if err != nil || !done.replaced {
 		return done, err
 	}
-	done, err = c.endHeld(ctx, e.Unanswered(), time.Now())
+	done, err = c.endHeld(ctx, e.WithoutUID(), time.Now())
 	if errors.Is(err, errMayBeCreated) { // it is gone by now, and was answered
 		return ended{}, nil
 	}
@@ -142,23 +142,24 @@ func (c *Claimer) endAny(ctx context.Context, e hint.Entry) (ended, error) {
 // endHeld ends the attachment's claim on an address, if it has one: it releases an
 // allocation that outlives it, with this time, and deletes any other.
 func (c *Claimer) endHeld(ctx context.Context, e hint.Entry, at time.Time) (done ended, err error) {
-	e, err = c.held(ctx, e)
+	e, err = c.withUID(ctx, e)
 	if err != nil || e.UID == "" {
 		return ended{}, err
 	}
 	if e.Kept {
-		done.rests, err = c.Ledger.ReleaseKept(ctx, claimedBy(e), at)
+		done.rests, err = c.Ledger.ReleaseKept(ctx, holdingOf(e), at)
 		if !apierrors.IsForbidden(err) {
 			return done, err
 		}
-		// Role and policy are of an earlier version: nobody may take over, nor join, and a UID says who holds.
+		// The Role and the policy are an earlier version's, which lets no node release by a patch.
+		// Nobody takes over or joins there either, so the UID alone says who holds it.
 		if now, failed := c.Ledger.Get(ctx, e.Name()); failed != nil || now != nil && now.Spec.Next != nil {
 			return ended{}, errors.Join(err, failed)
 		}
 	}
 	done.replaced, err = c.Ledger.Delete(ctx, e.Name(), e.UID)
 	if apierrors.IsForbidden(err) && !e.Kept && e.Record == nil { // the hint may not know that it is kept
-		now, failed := c.held(ctx, e.Unanswered())
+		now, failed := c.withUID(ctx, e.WithoutUID())
 		if failed == nil && now.Kept {
 			return c.endHeld(ctx, now, at)
 		}
@@ -166,10 +167,10 @@ func (c *Claimer) endHeld(ctx context.Context, e hint.Entry, at time.Time) (done
 	return done, err
 }
 
-// held returns the entry with the UID of the attachment's claim, or without one if another
+// withUID returns the entry with the UID of the attachment's claim, or without one if another
 // attachment holds the address. It asks the API server only if the create was not answered.
 // Then the claim may be created later: errMayBeCreated.
-func (c *Claimer) held(ctx context.Context, e hint.Entry) (hint.Entry, error) {
+func (c *Claimer) withUID(ctx context.Context, e hint.Entry) (hint.Entry, error) {
 	if e.UID != "" {
 		return e, nil
 	}
@@ -179,7 +180,8 @@ func (c *Claimer) held(ctx context.Context, e hint.Entry) (hint.Entry, error) {
 		return e, err
 	case mine != nil:
 		return entryOf(mine), nil
-	case alloc == nil, !alloc.Spec.Held(), alloc.Spec.Owner.IsIPAMClaim(): // or may still be taken over, or be joined
+	case alloc == nil, !alloc.Spec.Held(), alloc.Spec.Owner.IsIPAMClaim():
+		// The lost create may still come, as a create, a takeover or a join.
 		return e, errMayBeCreated
 	}
 	return e, nil
@@ -189,7 +191,7 @@ func (c *Claimer) held(ctx context.Context, e hint.Entry) (hint.Entry, error) {
 // note is gone.
 func (c *Claimer) releasedAs(e hint.Entry, done ended) (gone bool) {
 	if done.rests != nil {
-		return c.Hint.Rests(e, &done.rests.Spec)
+		return c.Hint.ReleasedToRest(e, &done.rests.Spec)
 	}
 	return c.Hint.Released(e)
 }
@@ -272,9 +274,9 @@ func begunBefore(a *v1alpha1.IPAllocation, t time.Time) bool {
 	return a.CreationTimestamp.Time.Before(t)
 }
 
-// Ready returns nil if the API server answers and lets this node read the pools, and its
-// labels if they are in a pool's name, even if a pool or a label does not exist. It also retries pending releases: on a node without other
-// calls nothing else would.
+// Ready returns nil if the API server answers and lets this node read the pools, and its labels if
+// they are in a pool's name, even if a pool or a label does not exist. It also retries pending
+// releases: on a node without other calls nothing else would.
 func (c *Claimer) Ready(ctx context.Context, pools []v1alpha1.PoolReference) error {
 	named, err := c.expand(ctx, pools, labelsAge)
 	if errors.Is(err, ErrPoolNotFound) {
@@ -284,7 +286,7 @@ func (c *Claimer) Ready(ctx context.Context, pools []v1alpha1.PoolReference) err
 		return err
 	}
 	for _, ref := range named {
-		if _, err := c.poolMetadata(ctx, ref); err != nil && !ledger.NotFound(err) {
+		if _, err := c.Ledger.PoolMetadata(ctx, ref); err != nil && !ledger.NotFound(err) {
 			return err
 		}
 	}

@@ -45,19 +45,19 @@ func (c *Claimer) claimOne(ctx context.Context, req Request, v view, wanted neti
 	switch {
 	case wanted.IsValid(): // 1
 		return c.claimWanted(ctx, req, b, wanted)
-	case req.keeps(b): // 2
+	case req.hasOwnAddressIn(b): // 2
 		return c.claimSticky(ctx, req, v)
 	}
 	spaces := append([]*pool.Block{b}, b.Overflow...)
-	if e, err := c.claimKnown(ctx, req, b, spaces); err != nil || e.Address.IsValid() { // 3, 4
+	if e, err := c.claimKnown(ctx, req, b, spaces); err != nil || e.Found() { // 3, 4
 		return e, err
 	}
 	for i, space := range spaces { // 5, 6
 		s := &search{
-			Claimer: c, req: req, b: space, version: v.version, space: hint.SpaceOf(b.Pool, i), overflows: i < len(spaces)-1,
+			Claimer: c, req: req, space: space, poolVersion: v.version, spaceName: hint.SpaceOf(b.Pool, i), overflows: i < len(spaces)-1,
 			held: map[netip.Addr]bool{}, releasing: c.beingReleased(space),
 		}
-		if e, err := s.claim(ctx); err != nil || e.Address.IsValid() {
+		if e, err := s.claimFree(ctx); err != nil || e.Found() {
 			return e, err
 		}
 	}
@@ -66,14 +66,20 @@ func (c *Claimer) claimOne(ctx context.Context, req Request, v view, wanted neti
 
 // claimWanted claims a requested address.
 func (c *Claimer) claimWanted(ctx context.Context, req Request, b *pool.Block, wanted netip.Addr) (hint.Entry, error) {
-	if req.foreign[v1alpha1.AllocationName(b.Pool.Name, wanted)] {
-		return hint.Entry{}, foreignInUse(b.Pool, wanted)
-	}
-	if err := c.lostHere(b.Domain, wanted, req.Attachment); err != nil {
+	if err := c.mayNotHave(req, b, wanted); err != nil {
 		return hint.Entry{}, err
 	}
 	c.Hint.ClaimingRequested(hint.Entry{Attachment: req.Attachment, Domain: b.Domain, Address: wanted})
-	return c.create(ctx, req, b, wanted, true)
+	return c.claimAddress(ctx, req, b, wanted, true)
+}
+
+// mayNotHave returns an error if a container of this node may use an address of which the
+// API server does not know that: nv-ipam has given it, or its allocation was lost.
+func (c *Claimer) mayNotHave(req Request, space *pool.Block, addr netip.Addr) error {
+	if req.isForeign(space, addr) {
+		return foreignInUse(space.Pool, addr)
+	}
+	return c.lostHere(space.Domain, addr, req.Attachment)
 }
 
 // claimKnown claims what the attachment holds already, or else what its pod has released and
@@ -84,8 +90,8 @@ func (c *Claimer) claimKnown(ctx context.Context, req Request, b *pool.Block, sp
 	if !addr.IsValid() {
 		addr = req.known.heldIn(spaces[len(spaces)-1])
 	}
-	if addr.IsValid() {
-		if e, err := c.create(ctx, req, b, addr, false); !ledger.IsInUse(err) {
+	if addr.IsValid() { // it has an entry already
+		if e, err := c.claimAddress(ctx, req, b, addr, false); !ledger.IsInUse(err) {
 			return e, err
 		}
 	}
@@ -104,12 +110,11 @@ func (c *Claimer) claimKnown(ctx context.Context, req Request, b *pool.Block, sp
 // search is the search for a free address in a block, or in a space that nodes share.
 type search struct {
 	*Claimer
-	req Request
-	b   *pool.Block
-	// version of the pool.
-	version string
-	// space is b's name in the hint: hint.SpaceOf.
-	space v1alpha1.PoolReference
+	req         Request
+	space       *pool.Block
+	poolVersion string
+	// spaceName is what the hint calls the space (hint.SpaceOf).
+	spaceName v1alpha1.PoolReference
 	// overflows is true if there is other space to go on in.
 	overflows bool
 	// held are the addresses that others hold, as the API server said during this search.
@@ -118,48 +123,48 @@ type search struct {
 	releasing map[netip.Addr]bool
 }
 
-// claim claims a free address of the space: what comes after the last one that was given there,
-// then any. It returns none if the space is full.
-func (s *search) claim(ctx context.Context) (e hint.Entry, err error) {
-	if s.isKnownFull() {
+// claimFree claims a free address of the space: what comes after the last one that was given
+// there, then any. It returns none if the space is full.
+func (s *search) claimFree(ctx context.Context) (e hint.Entry, err error) {
+	if s.skip() {
 		return hint.Entry{}, nil
 	}
-	collided := true
-	if !s.b.Shared || !s.isCrowded() {
-		e, collided, err = s.tryCandidates(ctx, s.b.Candidates(s.Hint.Last(s.space)), s.patience())
+	collided := false
+	if !s.space.Shared || !s.isCrowded() {
+		e, collided, err = s.tryCandidates(ctx, s.space.Candidates(s.Hint.Last(s.spaceName)), s.patience())
 	}
-	if err == nil && !e.Address.IsValid() {
+	if err == nil && !e.Found() {
 		e, err = s.searchOn(ctx, collided)
 	}
 	return e, err
 }
 
-// isKnownFull reports whether this node has found a short time ago that the block is full.
-// A node's own block that overflows is always looked at: what was released there is seen.
-func (s *search) isKnownFull() bool {
+// skip reports whether the search leaves this space out: it was found full lately. Never a large
+// one that nodes share, where nothing is proved; nor the node's own block if the pool overflows,
+// since what was released there is seen at no cost.
+func (s *search) skip() bool {
 	switch {
-	case s.b.Shared && s.isLarge():
+	case s.space.Shared && s.isLarge():
 		return false
 	case s.overflows:
-		return s.b.Shared && s.Hint.Passed(s.space, s.version)
+		return s.space.Shared && s.Hint.Passed(s.spaceName, s.poolVersion)
 	}
-	return s.isFull()
+	return s.isProvedFull()
 }
 
-// isFull reports whether this node has proved a short time ago that the block is full. The
-// larger a space is that nodes share, the more a list of it costs, and the longer that is
-// believed.
-func (s *search) isFull() bool {
+// isProvedFull reports whether this node has proved lately that the space is full. The larger a
+// space is that nodes share, the more a list of it costs, and the longer that is believed.
+func (s *search) isProvedFull() bool {
 	listed := int64(0)
-	if s.b.Shared {
-		listed = s.b.Size()
+	if s.space.Shared {
+		listed = s.space.Size()
 	}
-	return !s.overflows && s.Hint.Full(s.space, s.version, listed)
+	return !s.overflows && s.Hint.Full(s.spaceName, s.poolVersion, listed)
 }
 
 // patience is how many of the next candidates may turn out to be held by others.
 func (s *search) patience() int {
-	if s.b.Shared && !s.isLarge() {
+	if s.space.Shared && !s.isLarge() {
 		return 1
 	}
 	return maxCollisions
@@ -169,17 +174,17 @@ func (s *search) patience() int {
 // says that others held them. It returns none if the block is full: that is remembered for
 // a while.
 func (s *search) searchOn(ctx context.Context, collided bool) (e hint.Entry, err error) {
-	if s.b.Shared {
+	if s.space.Shared {
 		e, err = s.searchShared(ctx, collided)
 	} else {
 		e, err = s.searchBlock(ctx, collided)
 	}
 	switch {
-	case err != nil || e.Address.IsValid():
+	case err != nil || e.Found():
 	case s.overflows:
 		s.setPassed()
-	case !s.b.Shared:
-		s.Hint.SetFull(s.space, s.version)
+	case !s.space.Shared:
+		s.Hint.SetFull(s.spaceName, s.poolVersion)
 	}
 	return e, err
 }
@@ -187,8 +192,8 @@ func (s *search) searchOn(ctx context.Context, collided bool) (e hint.Entry, err
 // setPassed notes that the search goes on in other space. An earlier note stays: the block
 // is looked at again when that is old.
 func (s *search) setPassed() {
-	if !s.Hint.Passed(s.space, s.version) {
-		s.Hint.SetPassed(s.space, s.version)
+	if !s.Hint.Passed(s.spaceName, s.poolVersion) {
+		s.Hint.SetPassed(s.spaceName, s.poolVersion)
 	}
 }
 
@@ -200,9 +205,9 @@ func (s *search) setPassed() {
 //     server lists what this node holds. If the pool overflows, that is done rarely.
 func (s *search) searchBlock(ctx context.Context, collided bool) (e hint.Entry, err error) {
 	if collided { // 1
-		e, _, err = s.tryCandidates(ctx, s.b.Candidates(s.b.RandomAddress()), maxCollisions)
+		e, _, err = s.tryCandidates(ctx, s.space.Candidates(s.space.RandomAddress()), maxCollisions)
 	}
-	if err != nil || e.Address.IsValid() || s.overflows && s.Hint.Passed(s.space, s.version) {
+	if err != nil || e.Found() || s.overflows && s.Hint.Passed(s.spaceName, s.poolVersion) {
 		return e, err
 	}
 	return s.searchFullBlock(ctx) // 2
@@ -226,16 +231,16 @@ func (c *Claimer) beingReleased(b *pool.Block) map[netip.Addr]bool {
 // others.
 func (s *search) tryCandidates(ctx context.Context, candidates iter.Seq[netip.Addr], maxHeld int) (e hint.Entry, collided bool, err error) {
 	for addr := range candidates {
-		entry := hint.Entry{Attachment: s.req.Attachment, Domain: s.b.Domain, Address: addr}
-		if s.held[addr] || s.releasing[addr] || s.req.foreign[v1alpha1.AllocationName(s.b.Pool.Name, addr)] {
+		entry := hint.Entry{Attachment: s.req.Attachment, Domain: s.space.Domain, Address: addr}
+		if s.held[addr] || s.releasing[addr] || s.req.isForeign(s.space, addr) {
 			continue
 		}
 		if taken := s.Hint.Claiming(entry); taken { // by another call on this node
 			continue
 		}
-		e, err := s.create(ctx, s.req, s.b, addr, false)
+		e, err := s.claimAddress(ctx, s.req, s.space, addr, false)
 		if err == nil {
-			s.Hint.SetLast(s.space, addr)
+			s.Hint.SetLast(s.spaceName, addr)
 			return e, false, nil
 		}
 		if !ledger.IsInUse(err) {
@@ -253,9 +258,9 @@ func (s *search) tryCandidates(ctx context.Context, candidates iter.Seq[netip.Ad
 // noteHeld notes that another attachment holds a candidate.
 func (s *search) noteHeld(e hint.Entry) {
 	s.held[e.Address] = true
-	if s.b.Shared { // there may be thousands: see hint.Window
-		s.Hint.NotFree(s.space, e.Address)
-		s.Hint.SetLast(s.space, s.b.EndOfRun(e.Address)) // another node is in this run
+	if s.space.Shared { // there may be thousands: see hint.Window
+		s.Hint.NotFree(s.spaceName, e.Address)
+		s.Hint.SetLast(s.spaceName, s.space.EndOfRun(e.Address)) // another node is in this run
 	} else {
 		s.Hint.Elsewhere(e)
 	}
@@ -275,7 +280,7 @@ func (s *search) searchFullBlock(ctx context.Context) (hint.Entry, error) {
 	}
 	s.releasing = nil          // the controller may have released them already
 	for _, e := range listed { // needed if the disk fails and the hint stays empty
-		if e.Domain == s.b.Domain {
+		if e.Domain == s.space.Domain {
 			s.held[e.Address] = true
 		}
 	}
@@ -288,7 +293,7 @@ func (s *search) searchFullBlock(ctx context.Context) (hint.Entry, error) {
 // again.
 func (s *search) tryAll(ctx context.Context) (hint.Entry, error) {
 	for {
-		e, collided, err := s.tryCandidates(ctx, s.b.Candidates(s.b.RandomAddress()), 1)
+		e, collided, err := s.tryCandidates(ctx, s.space.Candidates(s.space.RandomAddress()), 1)
 		if err != nil || !collided {
 			return e, err
 		}
@@ -305,12 +310,12 @@ func (s *search) recheckElsewhere() {
 	if s.overflows {
 		most = maxRechecksOfPassed
 	}
-	for addr := range s.Hint.SeenElsewhere(s.b.Domain) { // in random order
+	for addr := range s.Hint.SeenElsewhere(s.space.Domain) { // in random order
 		if n == most {
 			return
 		}
-		if !s.held[addr] && s.b.Range.Contains(addr) {
-			s.Hint.ForgetElsewhere(s.b.Domain, addr)
+		if !s.held[addr] && s.space.Range.Contains(addr) {
+			s.Hint.ForgetElsewhere(s.space.Domain, addr)
 			n++
 		}
 	}

@@ -34,7 +34,7 @@ const (
 )
 
 // isLarge reports whether only a small part of the space can be held.
-func (s *search) isLarge() bool { return s.b.Size() > largeSpace }
+func (s *search) isLarge() bool { return s.space.Size() > largeSpace }
 
 // isCrowded reports whether the next candidates are hardly worth a request: what is free in
 // a window is known, or was so little that a list costs less.
@@ -42,14 +42,15 @@ func (s *search) isCrowded() bool {
 	if s.isLarge() {
 		return false
 	}
-	w := s.Hint.Window(s.space)
+	w := s.Hint.Window(s.spaceName)
 	return w != nil && (w.Crowded || s.isCurrent(w))
 }
 
 // searchShared searches a space that nodes share, after the next candidate in the node's
 // own order has failed. It tries
 //
-//  1. the candidate of the next run, unless the space is known to be crowded;
+//  1. the candidate of the next run, unless the space is known to be crowded (then the next
+//     candidate was not tried, either);
 //  2. what was free when a window of 256 addresses was listed, by this call or by an earlier
 //     one on this node. Near full, one list so serves many ADDs;
 //  3. after some windows with nothing: the whole space, by a list of the domain. Only that
@@ -60,14 +61,14 @@ func (s *search) searchShared(ctx context.Context, collided bool) (hint.Entry, e
 	if s.isLarge() {
 		return s.searchLarge(ctx, collided)
 	}
-	if collided && !s.isCrowded() {
-		e, _, err := s.tryCandidates(ctx, s.b.Candidates(s.Hint.Last(s.space)), 1) // 1
-		if err != nil || e.Address.IsValid() {
+	if collided && !s.isCrowded() { // another call on this node may have listed meanwhile
+		e, _, err := s.tryCandidates(ctx, s.space.Candidates(s.Hint.Last(s.spaceName)), 1) // 1
+		if err != nil || e.Found() {
 			return e, err
 		}
 	}
 	e, err := s.searchWindows(ctx) // 2
-	if err != nil || e.Address.IsValid() || s.overflows {
+	if err != nil || e.Found() || s.overflows {
 		return e, err
 	}
 	return s.searchAll(ctx) // 3
@@ -76,27 +77,27 @@ func (s *search) searchShared(ctx context.Context, collided bool) (hint.Entry, e
 // searchLarge searches a space of which only a small part can be held.
 func (s *search) searchLarge(ctx context.Context, collided bool) (e hint.Entry, err error) {
 	for n := 0; collided && n < maxRandom; n++ {
-		e, collided, err = s.tryCandidates(ctx, s.b.Candidates(s.b.RandomAddress()), 1)
+		e, collided, err = s.tryCandidates(ctx, s.space.Candidates(s.space.RandomAddress()), 1)
 	}
 	if collided {
-		return hint.Entry{}, fmt.Errorf("%w %q, poolType %q: %d random addresses of subnet %s are all held", ErrExhausted, s.b.Pool.Name, pool.Type(s.b.Pool.Kind), maxRandom, s.b.Subnet)
+		return hint.Entry{}, fmt.Errorf("%w %q, poolType %q: %d random addresses of subnet %s are all held", ErrExhausted, s.space.Pool.Name, pool.Type(s.space.Pool.Kind), maxRandom, s.space.Subnet)
 	}
 	return e, err
 }
 
 func (s *search) isCurrent(w *hint.Window) bool {
-	return w != nil && w.Version == s.version && time.Since(w.Listed).Abs() < windowAge
+	return w != nil && w.Version == s.poolVersion && time.Since(w.Listed).Abs() < windowAge
 }
 
 // searchWindows claims what was free when a window was listed. It lists up to maxWindows.
 // Calls on one node list one after the other, and each sees what the one before has found.
 func (s *search) searchWindows(ctx context.Context) (hint.Entry, error) {
-	w := s.Hint.Window(s.space)
+	w := s.Hint.Window(s.spaceName)
 	seen := map[netip.Prefix]bool{}
 	for n := 0; ; n++ {
 		if s.isCurrent(w) {
 			e, _, err := s.tryCandidates(ctx, s.free(w), windowCollisions)
-			if err != nil || e.Address.IsValid() {
+			if err != nil || e.Found() {
 				return e, err
 			}
 			seen[w.Window] = true
@@ -116,7 +117,7 @@ func (s *search) searchWindows(ctx context.Context) (hint.Entry, error) {
 func (s *search) free(w *hint.Window) iter.Seq[netip.Addr] {
 	return func(yield func(netip.Addr) bool) {
 		for _, addr := range w.Free {
-			if s.b.Contains(addr) && !yield(addr) {
+			if s.space.Contains(addr) && !yield(addr) {
 				return
 			}
 		}
@@ -127,16 +128,16 @@ func (s *search) free(w *hint.Window) iter.Seq[netip.Addr] {
 // listed since last. It returns nil if all windows are seen, or another call has found that
 // nothing is free.
 func (s *search) listAfter(ctx context.Context, last *hint.Window, seen map[netip.Prefix]bool) (*hint.Window, error) {
-	defer s.Hint.Listing(ctx, s.space)()
-	if w := s.Hint.Window(s.space); s.isCurrent(w) && (last == nil || w.Listed.After(last.Listed)) {
+	defer s.Hint.Listing(ctx, s.spaceName)()
+	if w := s.Hint.Window(s.spaceName); s.isCurrent(w) && (last == nil || w.Listed.After(last.Listed)) {
 		return w, nil
 	}
-	if s.isFull() {
+	if s.isProvedFull() {
 		return nil, nil
 	}
-	for addr := range s.b.Candidates(s.Hint.Last(s.space)) {
+	for addr := range s.space.Candidates(s.Hint.Last(s.spaceName)) {
 		if window := v1alpha1.WindowOf(addr); !seen[window] {
-			s.Hint.SetLast(s.space, addr)
+			s.Hint.SetLast(s.spaceName, addr)
 			return s.list(ctx, addr)
 		}
 	}
@@ -146,14 +147,14 @@ func (s *search) listAfter(ctx context.Context, last *hint.Window, seen map[neti
 // list lists the window of an address and saves what is free.
 func (s *search) list(ctx context.Context, addr netip.Addr) (*hint.Window, error) {
 	window := v1alpha1.WindowOf(addr)
-	w := &hint.Window{Version: s.version, Domain: s.b.Domain, Window: window, Listed: time.Now()}
-	held, err := s.Ledger.HeldInWindow(ctx, s.b.Domain, addr)
+	w := &hint.Window{Version: s.poolVersion, Domain: s.space.Domain, Window: window, Listed: time.Now()}
+	held, err := s.Ledger.HeldInWindow(ctx, s.space.Domain, addr)
 	if err != nil {
 		return nil, err
 	}
 	usable := 0
 	for a := window.Addr(); window.Contains(a); a = a.Next() {
-		if s.b.Contains(a) {
+		if s.space.Contains(a) {
 			usable++
 			if !held[a] {
 				w.Free = append(w.Free, a)
@@ -162,41 +163,41 @@ func (s *search) list(ctx context.Context, addr netip.Addr) (*hint.Window, error
 	}
 	w.Crowded = 4*len(w.Free) <= 3*usable // from then on a list costs less than creates that collide
 	rand.Shuffle(len(w.Free), func(i, j int) { w.Free[i], w.Free[j] = w.Free[j], w.Free[i] })
-	s.Hint.SetWindow(s.space, w)
+	s.Hint.SetWindow(s.spaceName, w)
 	return w, nil
 }
 
 // searchAll searches the whole space by a list of what is held in the domain. It returns
 // no address if none is free, and notes that.
 func (s *search) searchAll(ctx context.Context) (hint.Entry, error) {
-	defer s.Hint.Listing(ctx, s.space)()
-	if s.isFull() { // another call on this node has found that
+	defer s.Hint.Listing(ctx, s.spaceName)()
+	if s.isProvedFull() { // another call on this node has found that
 		return hint.Entry{}, nil
 	}
 	e, err := s.searchListed(ctx)
-	if err == nil && !e.Address.IsValid() {
-		s.Hint.SetFull(s.space, s.version)
+	if err == nil && !e.Found() {
+		s.Hint.SetFull(s.spaceName, s.poolVersion)
 	}
 	return e, err
 }
 
 func (s *search) searchListed(ctx context.Context) (hint.Entry, error) {
 	s.retryPending(ctx, math.MaxInt)
-	held, err := s.Ledger.Held(ctx, s.b.Domain)
+	held, err := s.Ledger.Held(ctx, s.space.Domain)
 	if err != nil {
 		return hint.Entry{}, err
 	}
-	s.held, s.releasing = held, s.beingReleased(s.b)
-	for addr := range s.Hint.SeenElsewhere(s.b.Domain) { // in the node's own block, if the pool has blocks
+	s.held, s.releasing = held, s.beingReleased(s.space)
+	for addr := range s.Hint.SeenElsewhere(s.space.Domain) { // in the node's own block, if the pool has blocks
 		if !held[addr] {
-			s.Hint.ForgetElsewhere(s.b.Domain, addr)
+			s.Hint.ForgetElsewhere(s.space.Domain, addr)
 		}
 	}
 	e, err := s.tryAll(ctx)
-	if err == nil && !e.Address.IsValid() && s.cooldownOf(s.b) > 0 {
+	if err == nil && !e.Found() && s.cooldownOf(s.space) > 0 {
 		e, err = s.searchReleased(ctx)
 	}
-	if err != nil || e.Address.IsValid() || !s.anyFree() {
+	if err != nil || e.Found() || !s.anyFree() {
 		return e, err
 	}
 	// The hint says that this node uses what is free: it may be stale.
@@ -213,15 +214,15 @@ func (s *search) searchListed(ctx context.Context) (hint.Entry, error) {
 // searchReleased claims an address whose cooldown is over, before the controller deletes its
 // allocation.
 func (s *search) searchReleased(ctx context.Context) (hint.Entry, error) {
-	released, err := s.Ledger.Released(ctx, s.b.Pool.Name)
+	released, err := s.Ledger.Released(ctx, s.space.Pool.Name)
 	rand.Shuffle(len(released), func(i, j int) { released[i], released[j] = released[j], released[i] })
 	for i := range released {
 		e := entryOf(&released[i])
-		if e.Domain != s.b.Domain || !s.b.Contains(e.Address) || s.yields(&released[i], s.req) == none {
+		if e.Domain != s.space.Domain || !s.space.Contains(e.Address) || s.yields(&released[i], s.req) == none {
 			continue
 		}
 		s.Hint.ClaimingRequested(hint.Entry{Attachment: s.req.Attachment, Domain: e.Domain, Address: e.Address})
-		claimed, err := s.claimReleased(ctx, s.req, s.b, e.Address, &released[i])
+		claimed, err := s.claimReleased(ctx, s.req, s.space, e.Address, &released[i])
 		if !ledger.IsInUse(err) {
 			return claimed, err
 		}
@@ -231,7 +232,7 @@ func (s *search) searchReleased(ctx context.Context) (hint.Entry, error) {
 
 // anyFree reports whether an address is not known to be held.
 func (s *search) anyFree() bool {
-	for addr := range s.b.Candidates(netip.Addr{}) {
+	for addr := range s.space.Candidates(netip.Addr{}) {
 		if !s.held[addr] {
 			return true
 		}

@@ -158,7 +158,7 @@ func (c *Claimer) reserve(ctx context.Context, req Request, space *pool.Block, m
 		spec := me.Spec
 		spec.Address = addr.String()
 		made, created, err := c.Ledger.Create(ctx, c.proposal(v1alpha1.AllocationName(space.Domain, addr), spec))
-		if err == nil && created && req.known.setBackBefore(made) {
+		if err == nil && created && req.known.provesSetBack(made) {
 			return false, c.proposedAfterSetBack(ctx, made)
 		}
 		return ledger.IsInUse(err), err
@@ -206,16 +206,7 @@ func (c *Claimer) claimOwn(ctx context.Context, req Request, space *pool.Block, 
 func (c *Claimer) proposal(name string, spec v1alpha1.IPAllocationSpec) *v1alpha1.IPAllocation {
 	spec.ContainerID, spec.DeviceID, spec.PodRef.UID, spec.Restored = "", "", "", false
 	spec.AddStartedAt, spec.ReleaseCooldown, spec.ReleasedAt, spec.Next = nil, nil, nil, nil
-	return c.named(name, spec)
-}
-
-// mayNotHave returns an error if a container of this node may use an address of which the
-// API server does not know that: nv-ipam has given it, or its allocation was lost.
-func (c *Claimer) mayNotHave(req Request, space *pool.Block, addr netip.Addr) error {
-	if req.foreign[v1alpha1.AllocationName(space.Pool.Name, addr)] {
-		return foreignInUse(space.Pool, addr)
-	}
-	return c.lostHere(space.Domain, addr, req.Attachment)
+	return c.newAllocation(name, spec)
 }
 
 // proposedAfterSetBack undoes a proposal whose answer proves that etcd was set back: see

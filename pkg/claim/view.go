@@ -26,7 +26,9 @@ type view struct {
 	version string
 }
 
-// viewsOf returns this node's blocks in the pools that a request names.
+// viewsOf returns this node's blocks in the pools that a request names. It also replaces labels in
+// req.Pools by their values, and starts to read req.known from the disk while the API server is
+// asked.
 func (c *Claimer) viewsOf(ctx context.Context, req *Request) ([]view, error) {
 	asked := req.Pools
 	views, err := c.viewsWithLabels(ctx, req, asked, labelsAge)
@@ -66,12 +68,13 @@ func (c *Claimer) viewsWithLabels(ctx context.Context, req *Request, asked []v1a
 //
 // A pool grows with the cluster: with 5,000 nodes its status is half a megabyte, of
 // which this node needs one line. So that line is kept on disk, and an ADD reads only
-// the pool's metadata, from the API server's memory, to check that it is still current.
+// the pool's metadata, from the API server's watch cache, to check that it is still current.
+// That may be some milliseconds old, which is harmless: the create decides.
 func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference, saved *hint.View) (view, error) {
 	if saved == nil {
 		return c.readView(ctx, ref, nil)
 	}
-	meta, err := c.poolMetadata(ctx, ref)
+	meta, err := c.Ledger.PoolMetadata(ctx, ref)
 	switch {
 	case ledger.NotFound(err):
 		return c.readView(ctx, ref, nil)
@@ -83,8 +86,8 @@ func (c *Claimer) view(ctx context.Context, ref v1alpha1.PoolReference, saved *h
 	return view{saved.Block, saved.Version}, nil
 }
 
-// readView reads a pool and saves the view. cached is its metadata as the API server has it in
-// its memory, or nil.
+// readView reads a pool and saves the view. cached is its metadata as the watch cache has it, or
+// nil.
 func (c *Claimer) readView(ctx context.Context, ref v1alpha1.PoolReference, cached *metav1.ObjectMeta) (view, error) {
 	epoch := c.Hint.Epoch(ref)
 	if epoch != "" { // it may have come from the view, which goes now
@@ -92,7 +95,7 @@ func (c *Claimer) readView(ctx context.Context, ref v1alpha1.PoolReference, cach
 	}
 	c.Hint.DropView(ref)
 
-	since := "" // past the API server's memory
+	since := "" // reads from etcd, not the watch cache
 	if cached != nil && epochOf(cached) == epoch {
 		since = cached.ResourceVersion
 	}
@@ -138,25 +141,11 @@ func (c *Claimer) noSuchPool(ctx context.Context, ref v1alpha1.PoolReference) st
 		if other == ref.Kind {
 			continue
 		}
-		if _, err := c.poolMetadata(ctx, v1alpha1.PoolReference{Kind: other, Name: ref.Name}); err == nil {
+		if _, err := c.Ledger.PoolMetadata(ctx, v1alpha1.PoolReference{Kind: other, Name: ref.Name}); err == nil {
 			why += fmt.Sprintf(", but a %s of that name: set poolType to %s", other, pool.Type(other))
 		}
 	}
 	return why
-}
-
-// poolMetadata reads what may be some milliseconds old, which is harmless: the create
-// decides.
-func (c *Claimer) poolMetadata(ctx context.Context, ref v1alpha1.PoolReference) (*metav1.ObjectMeta, error) {
-	return retryMetadata(ctx, ref, c.Ledger.Pools().Metadata)
-}
-
-func retryMetadata(ctx context.Context, ref v1alpha1.PoolReference, read func(context.Context, v1alpha1.PoolReference) (*metav1.ObjectMeta, error)) (meta *metav1.ObjectMeta, err error) {
-	err = ledger.Retry(ctx, func(ctx context.Context) (err error) {
-		meta, err = read(ctx, ref)
-		return err
-	})
-	return meta, err
 }
 
 // version returns a text that changes with the pool's specification and with this node's

@@ -16,11 +16,11 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// claimReleased claims an address whose allocation is released, as far as is known: as this
-// one, or nil if it has to be read.
+// claimReleased claims an address whose allocation is believed to be released. holder is that
+// allocation, or nil if it has to be read.
 func (c *Claimer) claimReleased(ctx context.Context, req Request, b *pool.Block, addr netip.Addr, holder *v1alpha1.IPAllocation) (hint.Entry, error) {
 	alloc := c.allocation(req, b, addr, false)
-	return c.claimAndNote(ctx, req, alloc, func() (held *v1alpha1.IPAllocation, created bool, err error) {
+	return c.claimAndNote(ctx, req, alloc, func() (held *v1alpha1.IPAllocation, written bool, err error) {
 		if holder == nil {
 			holder, err = c.Ledger.Get(ctx, alloc.Name)
 		}
@@ -30,14 +30,14 @@ func (c *Claimer) claimReleased(ctx context.Context, req Request, b *pool.Block,
 		case mine != nil:
 			return mine, false, nil
 		case holder == nil:
-			held, created, err = c.Ledger.Create(ctx, alloc)
+			held, written, err = c.Ledger.Create(ctx, alloc)
 		default:
 			err = &ledger.InUseError{Address: addr, Holder: holder}
 		}
 		if ledger.IsInUse(err) {
 			return c.takeIfYields(ctx, req, alloc, err)
 		}
-		return held, created, err
+		return held, written, err
 	})
 }
 
@@ -45,9 +45,9 @@ func (c *Claimer) claimReleased(ctx context.Context, req Request, b *pool.Block,
 // allocation at the same time.
 const maxTakeovers = 4
 
-// takeIfYields claims an address that another attachment holds, as err says, if that yields;
-// else it returns err. created is also true if the address was taken over.
-func (c *Claimer) takeIfYields(ctx context.Context, req Request, alloc *v1alpha1.IPAllocation, err error) (held *v1alpha1.IPAllocation, created bool, _ error) {
+// takeIfYields claims an address that has an allocation already, as err says, if that yields; else
+// it returns err. written is also true if the address was taken over.
+func (c *Claimer) takeIfYields(ctx context.Context, req Request, alloc *v1alpha1.IPAllocation, err error) (held *v1alpha1.IPAllocation, written bool, _ error) {
 	for range maxTakeovers {
 		var inUse *ledger.InUseError
 		if !errors.As(err, &inUse) {
@@ -58,21 +58,21 @@ func (c *Claimer) takeIfYields(ctx context.Context, req Request, alloc *v1alpha1
 			break
 		}
 		var next error
-		held, created, next = c.claimFrom(ctx, inUse.Holder, why, alloc)
+		held, written, next = c.claimFrom(ctx, inUse.Holder, why, alloc)
 		if next != nil && !ledger.IsInUse(next) {
-			return held, created, fmt.Errorf("%w; %w", err, next)
+			return held, written, fmt.Errorf("%w; %w", err, next)
 		}
 		err = next
 	}
-	return held, created, err
+	return held, written, err
 }
 
-// claimFrom claims an address whose holder yields.
-func (c *Claimer) claimFrom(ctx context.Context, holder *v1alpha1.IPAllocation, why yielding, alloc *v1alpha1.IPAllocation) (held *v1alpha1.IPAllocation, created bool, err error) {
+// claimFrom claims an address whose allocation, holder, yields.
+func (c *Claimer) claimFrom(ctx context.Context, holder *v1alpha1.IPAllocation, why yielding, alloc *v1alpha1.IPAllocation) (held *v1alpha1.IPAllocation, written bool, err error) {
 	switch why {
 	case nobody:
 		return c.Ledger.Create(ctx, alloc)
-	case earlierSandbox:
+	case endedHere:
 		return c.endEarlier(ctx, holder, alloc)
 	case yieldsToMove:
 		held, err = c.Ledger.Join(ctx, holder, alloc)
@@ -84,17 +84,18 @@ func (c *Claimer) claimFrom(ctx context.Context, holder *v1alpha1.IPAllocation, 
 	}
 }
 
-// yielding says why a holder yields to a request: the numbers are those at yields.
+// yielding says why an allocation yields to a request: the numbers are those at yields, where 1 is
+// for ledger.Create.
 type yielding int
 
 const (
-	none           yielding = -1 // it does not
-	nobody         yielding = 0  // it is gone meanwhile
-	earlierSandbox yielding = 2
-	sameKeeper     yielding = 3
-	rested         yielding = 4
-	reservedFor    yielding = 5
-	yieldsToMove   yielding = 6
+	none         yielding = -1 // it does not
+	nobody       yielding = 0  // it is gone meanwhile
+	endedHere    yielding = 2
+	sameKeeper   yielding = 3
+	rested       yielding = 4
+	reservedFor  yielding = 5
+	yieldsToMove yielding = 6
 )
 
 // yields reports whether, and why, the holder of an address yields to a request:
@@ -122,18 +123,18 @@ func (c *Claimer) yields(holder *v1alpha1.IPAllocation, req Request) yielding {
 	switch {
 	case s.Held():
 		if s.NodeName == c.Ledger.Node && (c.isReleasePending(holder) || isEarlierSandbox(holder, req)) {
-			return earlierSandbox
+			return endedHere
 		}
 		if c.joins(holder, req) {
 			return yieldsToMove
 		}
-	case s.Released() && req.isKeeper(s):
+	case s.Released() && req.isFor(s):
 		return sameKeeper
 	case s.Released():
 		if at := s.ReusableAt(); !at.IsZero() && !time.Now().Before(at) {
 			return rested
 		}
-	case req.isKeeper(s) && (s.PodRef.UID == "" || s.PodRef.UID == req.Pod.UID):
+	case req.isFor(s) && (s.PodRef.UID == "" || s.PodRef.UID == req.Pod.UID):
 		return reservedFor
 	}
 	return none
@@ -151,10 +152,10 @@ func (c *Claimer) joins(holder *v1alpha1.IPAllocation, req Request) bool {
 	return waiting == nil || waiting.Spec.NodeName == c.Ledger.Node && (c.isReleasePending(waiting) || isEarlierSandbox(waiting, req))
 }
 
-// isKeeper reports whether an address that no container holds is kept for the request: by a
+// isFor reports whether an address that no container holds is kept for the request: by a
 // StatefulSet or an IPAMClaim for its identity, by another owner or without a container for the
 // pod's name, and after a release without an owner for the pod itself.
-func (r *Request) isKeeper(s *v1alpha1.IPAllocationSpec) bool {
+func (r *Request) isFor(s *v1alpha1.IPAllocationSpec) bool {
 	switch {
 	case s.IsSticky():
 		return r.owns(s)
@@ -171,7 +172,7 @@ func sameName(a, b v1alpha1.PodReference) bool {
 // isReleasePending reports whether the release of a held allocation is pending on this node.
 func (c *Claimer) isReleasePending(holder *v1alpha1.IPAllocation) bool {
 	e := entryOf(holder)
-	return c.Hint.IsPending(e) || c.Hint.IsPending(e.Unanswered())
+	return c.Hint.IsPending(e) || c.Hint.IsPending(e.WithoutUID())
 }
 
 // isEarlierSandbox reports whether an earlier sandbox of the request's pod holds the
@@ -187,7 +188,7 @@ func isEarlierSandbox(holder *v1alpha1.IPAllocation, req Request) bool {
 // endEarlier deletes the claim of an earlier container of this node and claims the address.
 // If the allocation outlives its container, it only releases it, and returns an InUseError
 // with what is released: whether that yields is asked again.
-func (c *Claimer) endEarlier(ctx context.Context, holder, alloc *v1alpha1.IPAllocation) (held *v1alpha1.IPAllocation, created bool, err error) {
+func (c *Claimer) endEarlier(ctx context.Context, holder, alloc *v1alpha1.IPAllocation) (held *v1alpha1.IPAllocation, written bool, err error) {
 	e := entryOf(holder)
 	if !e.Kept {
 		if _, err := c.Ledger.Delete(ctx, holder.Name, holder.UID); err != nil {
@@ -198,7 +199,7 @@ func (c *Claimer) endEarlier(ctx context.Context, holder, alloc *v1alpha1.IPAllo
 		c.Log.Info("deleted the claim of an earlier container", "address", e.Address, "domain", e.Domain, "earlier", e.ContainerID)
 		return c.Ledger.Create(ctx, alloc)
 	}
-	released, err := c.Ledger.ReleaseKept(ctx, claimedBy(e), time.Now())
+	released, err := c.Ledger.ReleaseKept(ctx, holdingOf(e), time.Now())
 	if err != nil {
 		return nil, false, fmt.Errorf("releasing %s, which the earlier container %s holds: %w", e.Address, e.ContainerID, err)
 	}
@@ -215,10 +216,10 @@ func (c *Claimer) endEarlier(ctx context.Context, holder, alloc *v1alpha1.IPAllo
 // strikeNotes removes the notes that a claim is to be released.
 func (c *Claimer) strikeNotes(e hint.Entry) {
 	c.Hint.Released(e)
-	c.Hint.Released(e.Unanswered())
+	c.Hint.Released(e.WithoutUID())
 }
 
-// claimedBy returns what identifies the claim of an entry.
-func claimedBy(e hint.Entry) ledger.Claimed {
-	return ledger.Claimed{Name: e.Name(), UID: e.UID, ContainerID: e.ContainerID, Interface: e.Interface, Started: e.Started}
+// holdingOf returns the claim of an entry as a release names it.
+func holdingOf(e hint.Entry) ledger.Holding {
+	return ledger.Holding{Name: e.Name(), UID: e.UID, ContainerID: e.ContainerID, Interface: e.Interface, Started: e.Started}
 }

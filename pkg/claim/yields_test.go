@@ -47,9 +47,9 @@ func TestYields(t *testing.T) {
 		spec v1alpha1.IPAllocationSpec
 		want yielding
 	}{
-		{"2 an earlier sandbox of the pod", held("a", "c0", me, long), earlierSandbox},
-		{"2 an earlier sandbox of the pod, with a cooldown", cooling(held("a", "c0", me, long)), earlierSandbox},
-		{"2 its release is pending", held("a", "pending", another, long), earlierSandbox},
+		{"2 an earlier sandbox of the pod", held("a", "c0", me, long), endedHere},
+		{"2 an earlier sandbox of the pod, with a cooldown", cooling(held("a", "c0", me, long)), endedHere},
+		{"2 its release is pending", held("a", "pending", another, long), endedHere},
 		{"a sandbox on another node", held("b", "c0", me, long), none},
 		{"a later sandbox of the pod", held("a", "c2", me, now.Add(time.Hour)), none},
 		{"a sandbox whose ADD may be running, in an old allocation", cooling(held("a", "c0", me, now.Add(-time.Second))), none},

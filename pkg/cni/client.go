@@ -23,7 +23,8 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 )
 
-// newClient returns a client of the API server. It rejects answers of anything else.
+// newClient empties the environment of this process (forgetEnvironment), and returns a client of
+// the API server, which rejects answers of anything else.
 //
 // Only the kubeconfig says how to reach the server. The environment is the container
 // runtime's: its proxy is for pulling images, and the authorities that it trusts are not

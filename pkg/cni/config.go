@@ -34,8 +34,8 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
-// Defaults of the configuration. They are nv-ipam's; nv-ipam's file in defaultDataDir is
-// called "store".
+// Defaults of the configuration. They are nv-ipam's. The data directory may be shared with it: its
+// file there is "store", which the hint never writes.
 const (
 	defaultConfDir  = "/etc/cni/net.d/nv-ipam.d"
 	confFile        = "nv-ipam.conf"
@@ -91,9 +91,9 @@ type Settings struct {
 	LossGrace string `json:"lossGrace,omitempty"`
 	// ReleaseCooldown is claim.Claimer's, in the same form. If it is empty, it is none.
 	ReleaseCooldown string `json:"releaseCooldown,omitempty"`
-	// AllowPersistentIPs says that a pod which names an IPAMClaim keeps its addresses. It is
-	// the key that others know at the top of a configuration, too; of a list of plugins,
-	// nobody passes that on.
+	// AllowPersistentIPs says that a pod which names an IPAMClaim keeps its addresses. Others
+	// read this key at the top of a configuration, and so does this plugin (network). In a list
+	// of plugins no runtime passes that on, so it may stand here.
 	AllowPersistentIPs *bool `json:"allowPersistentIPs,omitempty"`
 }
 
@@ -441,7 +441,7 @@ func (n *network) pools() ([]v1alpha1.PoolReference, error) {
 		names, check = []string{n.Name}, pool.ValidName
 	}
 	if len(names) > maxPools {
-		return nil, errors.New("pool field can't contain more then two entries")
+		return nil, errors.New("pool field can't contain more then two entries") // nv-ipam's words, with its typo
 	}
 	var pools []v1alpha1.PoolReference
 	for _, name := range names {
@@ -468,8 +468,8 @@ func checkName(name string) error {
 	return pool.ValidName(name)
 }
 
-// checkSection refuses a configuration without "ipam", as nv-ipam does: this plugin is
-// not called by another one, but named as the main plugin of a network.
+// checkSection refuses a configuration without "ipam", as nv-ipam does: somebody has named this
+// plugin as a network's main plugin.
 func (n *network) checkSection() error {
 	if n.IPAM.Type != "" || n.IPAM.PoolName != "" {
 		return nil

@@ -56,7 +56,7 @@ type invocation struct {
 
 	args    *skel.CmdArgs
 	claimer *claim.Claimer
-	started time.Time
+	started time.Time // when the call began; only GC uses it
 }
 
 // call answers every verb but DEL: it reads the configuration, opens the log, finds the
@@ -112,7 +112,7 @@ func add(ctx context.Context, in invocation) error {
 	return nil
 }
 
-// print prints the result of an ADD. If the time is over, the runtime no longer waits for it.
+// print prints the result of an ADD. If the time is over it prints nothing, and the ADD fails.
 func (in invocation) print(ctx context.Context, claims []claim.Claim) error {
 	out, err := result(claims).GetAsVersion(in.CNIVersion)
 	if err == nil {
@@ -140,6 +140,7 @@ func (p Plugin) del(args *skel.CmdArgs) error {
 		log.Warn("cannot use the configuration, releasing what this node knows about", "error", problem)
 	}
 	hints := hint.All(n.IPAM.DataDir, log)
+	// No CleanupTime here: noting the release has it below.
 	err := within(claim.DelTime, func() error { return p.releaseEverywhere(n, problem == nil, hints, attachment(args), log) })
 	if err != nil {
 		log.Warn("release is left to later calls", "error", err)
@@ -246,7 +247,8 @@ func gc(ctx context.Context, in invocation) error {
 	}
 	var valid []hint.Attachment
 	for i, a := range *in.ValidAttachments {
-		if a.ContainerID == "" || a.IfName == "" { // what it means is kept by no other one
+		if a.ContainerID == "" || a.IfName == "" {
+			// It names no attachment, and skipping it would release the one that it stands for.
 			return invalid(fmt.Errorf("cni.dev/valid-attachments[%d] has no containerID or no ifname", i))
 		}
 		valid = append(valid, hint.Attachment{ContainerID: a.ContainerID, Interface: a.IfName})
@@ -267,8 +269,9 @@ func openLogFor(verbName string, n *network, args *skel.CmdArgs) (*slog.Logger, 
 	return log.With("verb", verbName, "network", n.Name, "container", args.ContainerID, "interface", args.IfName), closeLog
 }
 
-// within runs f and returns its error, or ErrUnavailable after limit. A context is not
-// enough: a credential program or a read of the disk may hang and ignores it.
+// within runs f and returns its error, or, after limit, kills the programs that this process has
+// started and returns ErrUnavailable. A context is not enough: a credential program or a read of
+// the disk may hang and ignores it.
 func within(limit time.Duration, f func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- f() }()

@@ -80,7 +80,7 @@ func (r *reservationReconciler) keep(ctx context.Context, res *v1alpha1.IPReserv
 		case holder == nil:
 			status.Kept++
 		default:
-			others = append(others, fmt.Sprintf("%s is %s", addr, ledger.HeldBy(holder)))
+			others = append(others, fmt.Sprintf("%s is %s", addr, ledger.Describe(holder)))
 		}
 	}
 	if len(others) > 0 {

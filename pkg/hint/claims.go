@@ -20,7 +20,7 @@ import (
 
 // Claiming enters an address for an attachment that is about to claim it. taken is true
 // if the address already has an entry. So the processes on one node try different
-// addresses, and need no request for that.
+// addresses, and need no request for that. If the disk fails, taken is false: the create decides.
 func (h *Hint) Claiming(e Entry) (taken bool) {
 	h.outdate.Do(func() { _ = os.Remove(filepath.Join(h.root, "claims", oldCompleteMark)) })
 	err := h.link(e.text(""), "claims", e.fileName())
@@ -36,7 +36,7 @@ func (h *Hint) Claiming(e Entry) (taken bool) {
 // address, and the API server is asked whatever the hint says.
 func (h *Hint) ClaimingRequested(e Entry) {
 	if h.Claiming(e) {
-		h.failed("entering an address", h.linkOnce(e.text(""), "claims", e.Unanswered().secondName()))
+		h.failed("entering an address", h.linkOnce(e.text(""), "claims", e.WithoutUID().secondName()))
 	}
 }
 
@@ -45,14 +45,14 @@ func (h *Hint) Claimed(e Entry) {
 	if e.Record != nil && e.Record.Spec.AddStartedAt != nil {
 		e.Record.Boot = shortBoot()
 	}
-	err := h.replace(e.claim(), "claims", e.fileName())
+	err := h.replace(e.linkText(), "claims", e.fileName())
 	if err != nil && e.Record != nil { // a full disk has room for a short entry
 		err = h.replace(e.text(e.UID), "claims", e.fileName())
 	}
 	if h.failed("entering a claim", err) {
 		return
 	}
-	h.failed("entering a claim", h.remove("claims", e.Unanswered().secondName()))
+	h.failed("entering a claim", h.remove("claims", e.WithoutUID().secondName()))
 }
 
 // Elsewhere enters that another attachment holds the address that was to be claimed.
@@ -65,7 +65,7 @@ func (h *Hint) Elsewhere(e Entry) {
 func (h *Hint) NotClaimed(e Entry) {
 	err := h.dropIf(e.text(e.UID), "claims", e.fileName())
 	if err == nil {
-		err = h.remove("claims", e.Unanswered().secondName())
+		err = h.remove("claims", e.WithoutUID().secondName())
 	}
 	h.failed("removing an address", err)
 }

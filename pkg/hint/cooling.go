@@ -55,10 +55,10 @@ func (e Entry) keptBy(r *Record) Entry {
 	return e
 }
 
-// Rest enters that an address is released: until its cooldown is over, it is no candidate
+// EnterResting enters that an address is released: until its cooldown is over, it is no candidate
 // but for the pod that had it (Known removes the entry). It does nothing if the address has
 // another entry.
-func (h *Hint) Rest(e Entry, spec *v1alpha1.IPAllocationSpec) {
+func (h *Hint) EnterResting(e Entry, spec *v1alpha1.IPAllocationSpec) {
 	text := elsewhere // an owner keeps it
 	if until := spec.ReusableAt(); !until.IsZero() {
 		if isOver(until) {
@@ -69,9 +69,9 @@ func (h *Hint) Rest(e Entry, spec *v1alpha1.IPAllocationSpec) {
 	h.failed("entering an address that rests", h.linkOnce(text, "claims", e.fileName()))
 }
 
-// Rests enters that a release was carried out and that the address rests, and removes the
-// note. It reports whether the note is gone.
-func (h *Hint) Rests(e Entry, spec *v1alpha1.IPAllocationSpec) (gone bool) {
-	h.Rest(e, spec)
+// ReleasedToRest is Released for an address that rests, or is kept by an owner: it enters that, and
+// removes the note. It reports whether the note is gone.
+func (h *Hint) ReleasedToRest(e Entry, spec *v1alpha1.IPAllocationSpec) (gone bool) {
+	h.EnterResting(e, spec)
 	return !h.failed("removing the note of a release", h.removeNote(e))
 }

@@ -45,7 +45,7 @@ func TestRest(t *testing.T) {
 			h := newHint(t)
 			e := Entry{Attachment: Attachment{"c1", "net1"}, Domain: "p", Address: netip.MustParseAddr("10.0.0.1"), UID: "u1", Kept: true, Started: 5}
 			h.Claimed(e)
-			if !h.Releasing(e) || !h.Rests(e, tc.spec) {
+			if !h.Releasing(e) || !h.ReleasedToRest(e, tc.spec) {
 				t.Fatal("not noted")
 			}
 			if releases, _ := h.Pending(); len(releases) != 0 {
@@ -95,7 +95,7 @@ func TestKeptRelease(t *testing.T) {
 		t.Errorf("pending %+v", releases)
 	}
 	// A rebuild that lists what the node holds now leaves the address that rests alone.
-	h.Rests(entries[0], restingSpec(v1alpha1.PodReference{Name: "p"}, time.Now(), time.Minute))
+	h.ReleasedToRest(entries[0], restingSpec(v1alpha1.PodReference{Name: "p"}, time.Now(), time.Minute))
 	if releases, _ = h.Pending(); len(releases) != 0 {
 		t.Errorf("pending %+v", releases)
 	}

@@ -50,6 +50,9 @@ type Entry struct {
 	Record *Record
 }
 
+// Found reports whether a search has found an address: the zero Entry has none.
+func (e Entry) Found() bool { return e.Address.IsValid() }
+
 // Name returns the name of the IPAllocation.
 func (e Entry) Name() string { return v1alpha1.AllocationName(e.Domain, e.Address) }
 
@@ -68,8 +71,8 @@ func (e Entry) Name() string { return v1alpha1.AllocationName(e.Domain, e.Addres
 //	                           @HASH           -> CONTAINER/INTERFACE//SINCE     everything that the attachment holds is to be deleted
 //	                  pools/TYPE.POOL.json                                       the pool as this node sees it
 //	                        TYPE.POOL.last     -> ADDRESS                        where round robin stopped
-//	                        TYPE.POOL.full     -> VERSION                        the block was full
-//	                        TYPE.POOL.passed   -> VERSION                        the same, but the pool overflows
+//	                        TYPE.POOL.full     -> HASH                           the block was full, in the version with the hash
+//	                        TYPE.POOL.passed   -> HASH                           the same, but the pool overflows
 //	                        TYPE.POOL.window                                   what was free in the window that was listed last
 //	                        TYPE.POOL.listing                                  held by the one call that lists a window
 //	                        TYPE.POOL@N.last ...                               the same for the Nth space that the pool overflows to
@@ -272,8 +275,9 @@ func (e Entry) secondName() string {
 	return e.fileName() + "@" + hash(e.text(e.UID))[:8]
 }
 
-// Unanswered returns the entry as it was before its create was answered.
-func (e Entry) Unanswered() Entry {
+// WithoutUID returns the entry without the UID, as before the create was answered. Who ends it asks
+// the API server for the claim.
+func (e Entry) WithoutUID() Entry {
 	e.UID = ""
 	return e
 }

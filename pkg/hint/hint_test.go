@@ -288,7 +288,7 @@ func TestFileNames(t *testing.T) {
 		{Attachment: podA, Domain: long, Address: netip.MustParseAddr("fd00:1234:1234:1234:1234:1234:1234:1234")},
 		{Attachment: podA, Domain: long, Address: addr1},
 	} {
-		for _, name := range []string{e.fileName(), e.secondName(), e.Unanswered().secondName(), e.Unanswered().noteName()} {
+		for _, name := range []string{e.fileName(), e.secondName(), e.WithoutUID().secondName(), e.WithoutUID().noteName()} {
 			got, _, err := parseFileName(name)
 			if err != nil || got.Domain != e.Domain || got.Address != e.Address || len(name) > 255 {
 				t.Errorf("%q (%d) is %q, %s, %v", name, len(name), got.Domain, got.Address, err)

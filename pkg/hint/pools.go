@@ -63,8 +63,8 @@ func (h *Hint) DropPool(ref v1alpha1.PoolReference) {
 	}
 }
 
-// Last returns the last address that round robin gave in a pool, or zero if it has not
-// begun. A new site continues where another site of this node stopped: the cluster's
+// Last returns where the search in a space goes on: after this address. It is zero if no search
+// has begun. A new site continues where another site of this node stopped: the cluster's
 // certificate authorities may have changed, and the installer may use others than the
 // plugin.
 func (h *Hint) Last(ref v1alpha1.PoolReference) netip.Addr {
@@ -85,7 +85,7 @@ func (h *Hint) lastElsewhere(ref v1alpha1.PoolReference) (text string) {
 	return text
 }
 
-// SetLast saves the last address that round robin gave.
+// SetLast saves where the search in a space goes on: after this address.
 func (h *Hint) SetLast(ref v1alpha1.PoolReference, addr netip.Addr) {
 	h.failed("noting where round robin stopped", h.replace(addr.String(), "pools", poolFile(ref)+".last"))
 }
@@ -112,8 +112,8 @@ func (h *Hint) SetFull(ref v1alpha1.PoolReference, version string) {
 	h.failed("noting that a block is full", h.replace(hash(version), "pools", poolFile(ref)+".full"))
 }
 
-// Passed reports whether the block was found full within passedTime, in the same version
-// of the pool, and the pool overflows.
+// Passed is like Full, where other space remains and the search has passed on to that. It is
+// believed for passedTime.
 func (h *Hint) Passed(ref v1alpha1.PoolReference, version string) bool {
 	return h.marked(poolFile(ref)+".passed", version, passedTime)
 }

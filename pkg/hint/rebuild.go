@@ -191,7 +191,7 @@ func (h *Hint) enter(e Entry, had bool) error {
 	case had && other != e.Attachment && !h.hasSecond(e): // neither of its entries is left
 		return nil
 	case err != nil:
-		err := h.link(e.claim(), "claims", file)
+		err := h.link(e.linkText(), "claims", file)
 		if !errors.Is(err, fs.ErrExist) {
 			return err
 		}
@@ -201,17 +201,17 @@ func (h *Hint) enter(e Entry, had bool) error {
 		if _, boot := parseVersion(text); boot != "" && e.Record != nil {
 			e.Record.Boot = boot
 		}
-		swapped, err := h.swap(text, e.claim(), "claims", file)
+		swapped, err := h.swap(text, e.linkText(), "claims", file)
 		if swapped || err != nil {
 			return err
 		}
 	}
-	return h.linkOnce(e.text(""), "claims", e.Unanswered().secondName())
+	return h.linkOnce(e.text(""), "claims", e.WithoutUID().secondName())
 }
 
 // hasSecond reports whether an attachment has the second entry of an address.
 func (h *Hint) hasSecond(e Entry) bool {
-	_, err := os.Lstat(h.path("claims", e.Unanswered().secondName()))
+	_, err := os.Lstat(h.path("claims", e.WithoutUID().secondName()))
 	return err == nil
 }
 

@@ -61,9 +61,9 @@ func shortBoot() string { return bootID()[:min(8, len(bootID()))] }
 // maxProblem bounds Problem, in bytes.
 const maxProblem = 300
 
-// claim returns what an entry in claims/ points at: the claim, and behind it a space and
+// linkText returns what an entry in claims/ points at: the claim, and behind it a space and
 // the record.
-func (e Entry) claim() string {
+func (e Entry) linkText() string {
 	claim := e.text(e.UID)
 	if e.Record == nil {
 		return claim
@@ -156,23 +156,23 @@ func (h *Hint) recorded() (entries []Entry, without int) {
 // SetRecord adds the record to a claim that was entered without one.
 func (h *Hint) SetRecord(e Entry) {
 	e.Record.listed()
-	_, err := h.swap(e.text(e.UID), e.claim(), "claims", e.fileName())
+	_, err := h.swap(e.text(e.UID), e.linkText(), "claims", e.fileName())
 	h.failed("entering a record", err)
 }
 
 // Lost enters that the API server has lost the allocation: from now on its create may be
 // carried out at any time. It reports whether the attachment still has the entry.
 func (h *Hint) Lost(e Entry, problem string) bool {
-	lost := e.Unanswered()
+	lost := e.WithoutUID()
 	lost.Record = &Record{Spec: e.Record.Spec, Boot: e.Record.Boot, Lost: true, Problem: problem}
-	swapped, err := h.swap(e.claim(), lost.claim(), "claims", e.fileName())
+	swapped, err := h.swap(e.linkText(), lost.linkText(), "claims", e.fileName())
 	return !h.failed("entering a loss", err) && swapped
 }
 
 // Restored enters that a lost allocation was written again. It returns false if the
 // attachment has no such entry any more: it was released meanwhile.
 func (h *Hint) Restored(e Entry) bool {
-	swapped, err := h.swap(e.Unanswered().claim(), e.claim(), "claims", e.fileName())
+	swapped, err := h.swap(e.WithoutUID().linkText(), e.linkText(), "claims", e.fileName())
 	return !h.failed("entering a claim", err) && swapped
 }
 

@@ -45,7 +45,7 @@ func (h *Hint) Releasing(e Entry) (noted bool) {
 	}
 	h.NotClaimed(e)
 	if e.UID != "" { // it may have been found to be lost meanwhile
-		h.NotClaimed(e.Unanswered())
+		h.NotClaimed(e.WithoutUID())
 	}
 	return true
 }
@@ -78,8 +78,9 @@ func (h *Hint) NotReleased(e Entry) (noted bool) {
 	return true
 }
 
-// Released removes the note of a release that was carried out, and the marks that blocks
-// are full. It reports whether the note is gone.
+// Released removes the note of a release that needs no more work: it was carried out, or was given
+// up, or another release has made it needless. It also removes the marks that blocks are full. It
+// reports whether the note is gone.
 func (h *Hint) Released(e Entry) (gone bool) {
 	err := h.removeNote(e)
 	h.notFull()

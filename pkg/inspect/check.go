@@ -166,7 +166,7 @@ func (k *checking) withoutPod(s *site, a *v1alpha1.IPAllocation, v judgement) {
 // proofOf names the object that shows it.
 func proofOf(a *v1alpha1.IPAllocation) string {
 	if a.Spec.IsReserved() {
-		return fmt.Sprintf("ipallocation %s (uid %s): address %s, %s", a.Name, a.UID, a.Spec.Address, ledger.HeldBy(a))
+		return fmt.Sprintf("ipallocation %s (uid %s): address %s, %s", a.Name, a.UID, a.Spec.Address, ledger.Describe(a))
 	}
 	return fmt.Sprintf("ipallocation %s (uid %s): address %s, pod %s, node %s, container %s", a.Name, a.UID, a.Spec.Address, podKey(a.Spec.PodRef), a.Spec.NodeName, a.Spec.ContainerID)
 }

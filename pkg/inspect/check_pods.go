@@ -190,7 +190,7 @@ func whose(a *v1alpha1.IPAllocation) string {
 	case a == nil:
 		return "no allocation says whose it is"
 	case !a.Spec.Held():
-		return "by allocation " + a.Name + " it is " + ledger.HeldBy(a)
+		return "by allocation " + a.Name + " it is " + ledger.Describe(a)
 	}
 	right := "by allocation " + a.Name + " it is pod " + podKey(a.Spec.PodRef) + "'s"
 	if next := a.Spec.Next; next != nil {
@@ -206,7 +206,7 @@ func (k *checking) notRecorded(at place, w wearer, a *v1alpha1.IPAllocation) {
 	case a == nil:
 		message, proof = message+"no allocation: it may be given to another pod", proof+"there is no ipallocation "+at.name
 	case !a.Spec.Held():
-		message, proof = message+"the allocation is no container's, but "+ledger.HeldBy(a), proof+proofOf(a)
+		message, proof = message+"the allocation is no container's, but "+ledger.Describe(a), proof+proofOf(a)
 	case podKey(a.Spec.PodRef) == w.pod:
 		message, proof = message+"the allocation is an earlier pod's of the name: it may be given to another pod", proof+proofOf(a)
 	default:
@@ -279,7 +279,7 @@ func (k *checking) otherManager(s *site, a *v1alpha1.IPAllocation, t claim) {
 	if a.Spec.Held() {
 		mend += ", or start the pod of one again: " + deletePod(podKey(a.Spec.PodRef))
 	} else {
-		message = "whereabouts has given the address, and here it is " + ledger.HeldBy(a) + ": if both are one network, it is not free for whom it is kept"
+		message = "whereabouts has given the address, and here it is " + ledger.Describe(a) + ": if both are one network, it is not free for whom it is kept"
 	}
 	if reservation := reservationOf(a); reservation != "" && a.Spec.IsReserved() {
 		mend += ", or end the reservation: kubectl delete ipr -n " + a.Namespace + " " + reservation

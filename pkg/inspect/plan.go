@@ -279,7 +279,7 @@ func (p *Plan) lasting(a *v1alpha1.IPAllocation, parsed *pool.Pool, blocks []poo
 		return
 	}
 	if !a.Spec.Held() {
-		why = ledger.HeldBy(a) + ": " + why
+		why = ledger.Describe(a) + ": " + why
 	}
 	p.strand(why, []pool.Held{{Addr: addr, Node: a.Spec.NodeName}})
 }

@@ -93,7 +93,7 @@ func (w *why) allocation(ctx context.Context, c *Chain, s ledger.Selection, q as
 	if owner.IsIPAMClaim() {
 		asks = "the pod's IPAMClaim has"
 	}
-	c.broken(linkAllocation, fmt.Sprintf("%s, which %s, is %s (%s: %s)", q.wanted, asks, ledger.HeldBy(holder), v.State, v.Message), freeing(holder, v))
+	c.broken(linkAllocation, fmt.Sprintf("%s, which %s, is %s (%s: %s)", q.wanted, asks, ledger.Describe(holder), v.State, v.Message), freeing(holder, v))
 	return nil
 }
 
@@ -189,13 +189,13 @@ func (w *why) anyAddress(ctx context.Context, c *Chain, q ask, me v1alpha1.IPAll
 	}
 	for _, a := range site.byDomain[q.pool.Domain] {
 		if yields(&a.Spec, me) && (a.Spec.IsSticky() || inAny(spaces, a)) || w.joins(&a.Spec, me) {
-			c.ok(linkBlock, "%s; %s is %s", q.block.Range, a.Spec.Address, ledger.HeldBy(a))
+			c.ok(linkBlock, "%s; %s is %s", q.block.Range, a.Spec.Address, ledger.Describe(a))
 			w.notYet(c)
 			return nil
 		}
 		if a.Spec.Held() && same(&a.Spec, me) {
 			v := w.live(w.record.site(site.namespace).pools).tell(ctx, a)
-			c.broken(linkAllocation, fmt.Sprintf("%s: %s is %s (%s: %s)", keptInUse, a.Spec.Address, ledger.HeldBy(a), v.State, v.Message), freeing(a, v))
+			c.broken(linkAllocation, fmt.Sprintf("%s: %s is %s (%s: %s)", keptInUse, a.Spec.Address, ledger.Describe(a), v.State, v.Message), freeing(a, v))
 			return nil
 		}
 	}

@@ -34,12 +34,14 @@ var (
 	ErrUnanswered = errors.New("a create may have been carried out")
 )
 
-// InUseError says that another attachment holds the address.
+// InUseError says that the address has an allocation, and it is not this attachment's: another
+// one holds it, or it is released, or reserved (the states at v1alpha1.IPAllocation). Whether it
+// yields is asked by pkg/claim (yields).
 type InUseError struct {
 	// Address that was asked for.
 	Address netip.Addr
-	// Holder is the allocation of whoever holds it; nil if nobody asked (CreateIfFree), or if
-	// it is gone meanwhile (TakeOver).
+	// Holder is that allocation, in whichever state. It is nil if nobody has read it
+	// (CreateIfFree), or if it is gone meanwhile (TakeOver).
 	Holder *v1alpha1.IPAllocation
 }
 
@@ -49,11 +51,12 @@ func (e *InUseError) Error() string {
 		return fmt.Sprintf("another attachment holds %s", e.Address)
 	}
 	ref := e.Holder.Spec.PoolRef
-	return fmt.Sprintf("requested IP is already reserved in the pool %q, poolType %q: %s is %s", ref.Name, pool.Type(ref.Kind), e.Address, HeldBy(e.Holder))
+	return fmt.Sprintf("requested IP is already reserved in the pool %q, poolType %q: %s is %s", ref.Name, pool.Type(ref.Kind), e.Address, Describe(e.Holder))
 }
 
-// HeldBy says who holds an allocation, and since when.
-func HeldBy(a *v1alpha1.IPAllocation) string {
+// Describe says who holds an allocation and since when, or for whom it is kept, or until when it
+// rests.
+func Describe(a *v1alpha1.IPAllocation) string {
 	s := a.Spec
 	const day = "2006-01-02T15:04:05Z"
 	switch until := s.ReusableAt(); {
@@ -95,7 +98,7 @@ func keeper(s *v1alpha1.IPAllocationSpec) string {
 	return "nobody"
 }
 
-// IsInUse reports whether another attachment holds the address.
+// IsInUse reports whether an error has an InUseError in its chain.
 func IsInUse(err error) bool {
 	var inUse *InUseError
 	return errors.As(err, &inUse)
@@ -159,16 +162,21 @@ func transient(err error) bool {
 	return errors.As(err, &netErr)
 }
 
+// tryAgain is an error that Retry repeats.
+func tryAgain(verb string) error {
+	return apierrors.NewServerTimeout(v1alpha1.Resource("ipallocations"), verb, 0)
+}
+
 // isStreamError reports whether the server broke off an HTTP/2 answer. The type of the
 // error is in two packages, which the plugin would have to link only for this.
 func isStreamError(err error) bool {
 	return strings.Contains(err.Error(), "stream error: stream ID")
 }
 
-// Retry calls f, with a context for one request, until it succeeds or fails for good (a
-// refusal, or AlreadyExists), or the time of ctx does not allow another try. Then the error is ErrUnavailable with
-// the last cause that is known. Between two tries it waits at least as long as the API
-// server asks for.
+// Retry calls f, with a context for one request, until it succeeds or fails for good (its error
+// is not transient, such as a refusal or a collision), or ctx leaves no time for another try. Then
+// the error is ErrUnavailable with the last cause that is known. Between two tries it waits at
+// least as long as the API server asks for.
 func Retry(ctx context.Context, f func(context.Context) error) error {
 	backoff := wait.Backoff{Duration: 50 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 8, Cap: 2 * time.Second}
 	var answered error

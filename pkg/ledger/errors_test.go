@@ -58,7 +58,7 @@ func TestInUseSaysTheState(t *testing.T) {
 		{v1alpha1.IPAllocationSpec{NodeName: "worker", ContainerID: "c1", InterfaceName: "net1", PodRef: pod, ReleaseCooldown: minute, AddStartedAt: &metav1.MicroTime{Time: at.Time}},
 			"held by pod ml/train-0 on node worker (interface net1) since 2026-01-02T03:04:05Z"},
 	} {
-		if got := HeldBy(&v1alpha1.IPAllocation{Spec: tc.spec}); got != tc.want {
+		if got := Describe(&v1alpha1.IPAllocation{Spec: tc.spec}); got != tc.want {
 			t.Errorf("got  %s\nwant %s", got, tc.want)
 		}
 	}

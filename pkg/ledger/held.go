@@ -20,8 +20,8 @@ import (
 const heldPage = 2000
 
 // HeldInWindow returns the addresses of a domain that are held in the window of an address
-// (v1alpha1.WindowOf). It makes one request, which the API server answers from its
-// memory: the answer may be some milliseconds old, and lacks allocations without the
+// (v1alpha1.WindowOf). It makes one request, which the API server answers from its watch
+// cache: the answer may be some milliseconds old, and lacks allocations without the
 // label, which only an administrator makes.
 func (l *Ledger) HeldInWindow(ctx context.Context, domain string, addr netip.Addr) (map[netip.Addr]bool, error) {
 	held := map[netip.Addr]bool{}

@@ -14,8 +14,8 @@
 //	OfNode      lists those that name a node
 //	Held        lists which addresses of a domain have one
 //
-// A request is repeated until it succeeds, is refused for good, or its time is over
-// (Retry).
+// The methods of Ledger repeat a request until it succeeds, fails for good, or its time is over
+// (Retry); those of Pools make one, since the controller has queues.
 package ledger
 
 import (
@@ -59,9 +59,9 @@ func Same(a, b *v1alpha1.IPAllocationSpec) bool {
 
 // Create claims an address: it creates the IPAllocation, and returns it as the API server
 // has it. created is false if the attachment already held the address, for example because
-// an earlier answer was lost.
-// The error is an InUseError if another attachment holds the address, and
-// ErrUnanswered if the API server may still create the allocation later.
+// an earlier answer was lost. The error is an InUseError if there is an allocation of the address
+// that this attachment does not hold, and ErrUnanswered if the API server may still create the
+// allocation later.
 func (l *Ledger) Create(ctx context.Context, alloc *v1alpha1.IPAllocation) (held *v1alpha1.IPAllocation, created bool, err error) {
 	return l.create(ctx, alloc, false)
 }
@@ -73,7 +73,10 @@ func (l *Ledger) CreateIfFree(ctx context.Context, alloc *v1alpha1.IPAllocation)
 	return l.create(ctx, alloc, true)
 }
 
-func (l *Ledger) create(ctx context.Context, alloc *v1alpha1.IPAllocation, anyHolder bool) (held *v1alpha1.IPAllocation, created bool, err error) {
+// create is Create. With ifFree it reads who has the address only if an answer of this call was
+// lost. unanswered: the API server may have created, or may still create, our object;
+// AlreadyExists does not set it, since that is an answer (Refused).
+func (l *Ledger) create(ctx context.Context, alloc *v1alpha1.IPAllocation, ifFree bool) (held *v1alpha1.IPAllocation, created bool, err error) {
 	unanswered := false
 	addr, _ := netip.ParseAddr(alloc.Spec.Address) // never fails: it was written from an address
 	err = Retry(ctx, func(ctx context.Context) error {
@@ -88,13 +91,13 @@ func (l *Ledger) create(ctx context.Context, alloc *v1alpha1.IPAllocation, anyHo
 		if !apierrors.IsAlreadyExists(err) {
 			return err
 		}
-		if anyHolder && !unanswered {
+		if ifFree && !unanswered {
 			return &InUseError{Address: addr}
 		}
 		holder, err := l.Client.IPAllocations(l.Namespace).Get(ctx, alloc.Name, metav1.GetOptions{})
 		switch {
 		case NotFound(err): // released between the two requests: Retry creates again
-			return apierrors.NewServerTimeout(v1alpha1.Resource("ipallocations"), "create", 0)
+			return tryAgain("create")
 		case err != nil:
 			unanswered = true // this attachment may be the holder
 			return err

@@ -24,8 +24,8 @@ import (
 // it is, so a UID alone does not say who holds the address: a release names the
 // attachment, and a takeover the resource version.
 
-// Claimed is an allocation as one attachment of this node has claimed it.
-type Claimed struct {
+// Holding is an allocation as one attachment of this node has claimed it.
+type Holding struct {
 	Name        string
 	UID         types.UID
 	ContainerID string
@@ -37,14 +37,14 @@ type Claimed struct {
 // ReleaseKept releases an allocation that outlives its attachment, in one write, if the
 // attachment still holds it. It returns the released allocation, or nil if the attachment
 // holds it no more, or if what a machine moves to has taken its place: see endMove.
-func (l *Ledger) ReleaseKept(ctx context.Context, c Claimed, at time.Time) (released *v1alpha1.IPAllocation, err error) {
-	patch, err := json.Marshal(l.releasePatch(c, at))
+func (l *Ledger) ReleaseKept(ctx context.Context, h Holding, at time.Time) (released *v1alpha1.IPAllocation, err error) {
+	patch, err := json.Marshal(l.releasePatch(h, at))
 	if err != nil {
 		return nil, err
 	}
 	err = Retry(ctx, func(ctx context.Context) error {
 		var err error
-		released, err = l.Client.IPAllocations(l.Namespace).Patch(ctx, c.Name, types.JSONPatchType, patch, metav1.PatchOptions{})
+		released, err = l.Client.IPAllocations(l.Namespace).Patch(ctx, h.Name, types.JSONPatchType, patch, metav1.PatchOptions{})
 		if err == nil {
 			return nil
 		}
@@ -53,15 +53,15 @@ func (l *Ledger) ReleaseKept(ctx context.Context, c Claimed, at time.Time) (rele
 		case NotFound(err):
 			return nil
 		case apierrors.IsInvalid(err), apierrors.IsBadRequest(err), apierrors.IsConflict(err): // somebody has changed it
-			now, failed := Existing(l.Client.IPAllocations(l.Namespace).Get(ctx, c.Name, metav1.GetOptions{}))
+			now, failed := Existing(l.Client.IPAllocations(l.Namespace).Get(ctx, h.Name, metav1.GetOptions{}))
 			switch {
 			case failed != nil:
 				return errors.Join(err, failed)
 			case now == nil:
 				return nil
 			case now.Spec.Next != nil:
-				return l.endMove(ctx, c, now)
-			case !l.isLast(c, now):
+				return l.endMove(ctx, h, now)
+			case !l.isLast(h, now):
 				return nil
 			case now.Spec.Held():
 				return err
@@ -82,14 +82,14 @@ type operation struct {
 
 // releasePatch tests who holds the allocation. If it is known when the ADD began, that
 // tells more than the UID.
-func (l *Ledger) releasePatch(c Claimed, at time.Time) []operation {
+func (l *Ledger) releasePatch(h Holding, at time.Time) []operation {
 	ops := []operation{
-		{"test", "/spec/nodeName", l.Node}, {"test", "/spec/containerID", c.ContainerID}, {"test", "/spec/interfaceName", c.Interface},
+		{"test", "/spec/nodeName", l.Node}, {"test", "/spec/containerID", h.ContainerID}, {"test", "/spec/interfaceName", h.Interface},
 	}
-	if c.Started != 0 {
-		ops = append(ops, operation{"test", "/spec/addStartedAt", metav1.NewMicroTime(time.UnixMicro(c.Started).UTC())})
-	} else if c.UID != "" {
-		ops = append(ops, operation{"test", "/metadata/uid", c.UID})
+	if h.Started != 0 {
+		ops = append(ops, operation{"test", "/spec/addStartedAt", metav1.NewMicroTime(time.UnixMicro(h.Started).UTC())})
+	} else if h.UID != "" {
+		ops = append(ops, operation{"test", "/metadata/uid", h.UID})
 	}
 	return append(ops,
 		operation{"add", "/spec/releasedAt", metav1.NewTime(at.UTC())},
@@ -97,14 +97,14 @@ func (l *Ledger) releasePatch(c Claimed, at time.Time) []operation {
 }
 
 // isLast reports whether a claim is the last attachment of an allocation.
-func (l *Ledger) isLast(c Claimed, a *v1alpha1.IPAllocation) bool {
+func (l *Ledger) isLast(h Holding, a *v1alpha1.IPAllocation) bool {
 	switch {
-	case !Same(&a.Spec, &v1alpha1.IPAllocationSpec{NodeName: l.Node, ContainerID: c.ContainerID, InterfaceName: c.Interface}):
+	case !Same(&a.Spec, &v1alpha1.IPAllocationSpec{NodeName: l.Node, ContainerID: h.ContainerID, InterfaceName: h.Interface}):
 		return false
-	case c.Started != 0:
-		return a.Spec.AddStartedAt != nil && a.Spec.AddStartedAt.UnixMicro() == c.Started
+	case h.Started != 0:
+		return a.Spec.AddStartedAt != nil && a.Spec.AddStartedAt.UnixMicro() == h.Started
 	}
-	return c.UID == "" || a.UID == c.UID
+	return h.UID == "" || a.UID == h.UID
 }
 
 // TakeOver makes alloc's attachment the holder of an allocation that is released or
@@ -180,8 +180,8 @@ func TakeoverPatch(holder, alloc *v1alpha1.IPAllocation) ([]byte, error) {
 	})
 }
 
-// instead returns the fields of a merge patch that leaves none of an object, and those of the
-// object. What is inside of fields is merged.
+// instead returns a JSON merge patch that turns object into now: now's fields, and null for those
+// that only object has; and object's own fields. What is nested is merged, not replaced.
 func instead(object, now any) (patch, before map[string]any, err error) {
 	if before, err = fields(object); err != nil {
 		return nil, nil, err

@@ -53,14 +53,14 @@ func OfAttachment(a *v1alpha1.IPAllocation, att *v1alpha1.IPAllocationSpec) *v1a
 
 // endMove ends a claim on an allocation that has a next attachment. If that is the claim, it
 // leaves; if the claim is the holder, the next one takes its place.
-func (l *Ledger) endMove(ctx context.Context, c Claimed, now *v1alpha1.IPAllocation) error {
+func (l *Ledger) endMove(ctx context.Context, h Holding, now *v1alpha1.IPAllocation) error {
 	promoted := now.Promoted()
 	var patch []byte
 	var err error
 	switch {
-	case l.isLast(c, promoted):
+	case l.isLast(h, promoted):
 		patch, err = LeavePatch(now)
-	case l.isLast(c, now):
+	case l.isLast(h, now):
 		patch, err = TakeoverPatch(now, promoted)
 	default:
 		return nil
@@ -69,7 +69,7 @@ func (l *Ledger) endMove(ctx context.Context, c Claimed, now *v1alpha1.IPAllocat
 		_, err = l.Client.IPAllocations(l.Namespace).Patch(ctx, now.Name, types.MergePatchType, patch, metav1.PatchOptions{})
 	}
 	if apierrors.IsConflict(err) { // it is looked at again
-		return apierrors.NewServerTimeout(v1alpha1.Resource("ipallocations"), "patch", 0)
+		return tryAgain("patch")
 	}
 	return err
 }

@@ -30,9 +30,9 @@ type Selection struct {
 
 func (s Selection) String() string { return s.Namespace + "/" + s.Name }
 
-// ParseNetworks reads the annotation of a pod in a namespace. It is JSON, if it has a character
-// by which multus takes it for that, or "NAMESPACE/NAME@INTERFACE, ...". Namespaces and the interfaces that multus gives are filled
-// in.
+// ParseNetworks reads the annotation of a pod in a namespace. It is JSON if it contains one of
+// [{", as multus decides, else "NAMESPACE/NAME@INTERFACE, ...". Namespaces and the interfaces that
+// multus gives are filled in.
 func ParseNetworks(text, namespace string) ([]Selection, error) {
 	var out []Selection
 	text = strings.TrimSpace(text)

@@ -47,15 +47,28 @@ func (p Pools) GetSince(ctx context.Context, ref v1alpha1.PoolReference, version
 // that.
 const metadataOnly = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 
-// Metadata reads a pool's metadata from the API server's watch cache, which may be some
+// PoolMetadata reads a pool's metadata from the API server's watch cache, which may be some
 // milliseconds late.
-func (p Pools) Metadata(ctx context.Context, ref v1alpha1.PoolReference) (*metav1.ObjectMeta, error) {
-	return metadata(ctx, p.named(p.Client.Get(), ref).Param("resourceVersion", "0"))
+func (l *Ledger) PoolMetadata(ctx context.Context, ref v1alpha1.PoolReference) (*metav1.ObjectMeta, error) {
+	return l.poolMetadata(ctx, ref, "0")
 }
 
-// MetadataNow is Metadata as etcd has it now.
-func (p Pools) MetadataNow(ctx context.Context, ref v1alpha1.PoolReference) (*metav1.ObjectMeta, error) {
-	return metadata(ctx, p.named(p.Client.Get(), ref))
+// PoolMetadataNow is PoolMetadata as etcd has it now.
+func (l *Ledger) PoolMetadataNow(ctx context.Context, ref v1alpha1.PoolReference) (*metav1.ObjectMeta, error) {
+	return l.poolMetadata(ctx, ref, "")
+}
+
+func (l *Ledger) poolMetadata(ctx context.Context, ref v1alpha1.PoolReference, version string) (meta *metav1.ObjectMeta, err error) {
+	p := l.Pools()
+	err = Retry(ctx, func(ctx context.Context) (err error) {
+		request := p.named(p.Client.Get(), ref)
+		if version != "" {
+			request.Param("resourceVersion", version)
+		}
+		meta, err = metadata(ctx, request)
+		return err
+	})
+	return meta, err
 }
 
 func metadata(ctx context.Context, request *rest.Request) (*metav1.ObjectMeta, error) {

@@ -51,7 +51,7 @@ func (m *migrator) migrate(ctx context.Context, e entry, journal *nodeJournal) (
 	}
 	switch holder := holderOf(err); {
 	case holder != nil: // 4
-		out.Result, out.Detail = conflict, ledger.HeldBy(holder)
+		out.Result, out.Detail = conflict, ledger.Describe(holder)
 	case err != nil:
 		return out, err
 	case created:

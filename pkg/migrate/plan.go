@@ -62,7 +62,7 @@ func (m *migrator) plan(ctx context.Context, e entry, journal *nodeJournal) (ent
 	case m.otherSandbox(e, holder):
 		out.Result, out.Detail = obsolete, "container "+holder.Spec.ContainerID+" of the pod holds it"
 	default:
-		out.Result, out.Detail = conflict, ledger.HeldBy(holder)
+		out.Result, out.Detail = conflict, ledger.Describe(holder)
 	}
 	return out, nil
 }

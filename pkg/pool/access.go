@@ -27,7 +27,7 @@ type access struct {
 	// Manual is true if the pool gives only addresses that are asked for.
 	Manual bool `json:"manual,omitempty"`
 	// NodeSelector selects the nodes that may use a pool without blocks; nil selects all.
-	// In another pool who has a block is selected.
+	// In a pool with blocks, a node that has a block is selected.
 	NodeSelector *corev1.NodeSelector `json:"nodeSelector,omitempty"`
 	// ReleaseCooldown is how long addresses rest after their release; nil if the pool does
 	// not say.

@@ -50,7 +50,7 @@ func TestLateReleaseOfTheSameContainer(t *testing.T) {
 	if !second.Spec.Held() || second.UID != first.UID {
 		t.Fatalf("not taken over: %+v", second.Spec)
 	}
-	late := ledger.Claimed{Name: first.Name, UID: first.UID, ContainerID: first.Spec.ContainerID, Interface: "net1", Started: first.Spec.AddStartedAt.UnixMicro()}
+	late := ledger.Holding{Name: first.Name, UID: first.UID, ContainerID: first.Spec.ContainerID, Interface: "net1", Started: first.Spec.AddStartedAt.UnixMicro()}
 	released, err := n.Ledger.ReleaseKept(t.Context(), late, time.Now())
 	if err != nil || released != nil {
 		t.Errorf("released %+v, %v", released, err)

@@ -5,6 +5,10 @@
 package docs
 
 import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -140,19 +144,18 @@ func TestDesignDocument(t *testing.T) {
 	}
 	drawn := 0
 	for _, way := range strings.Split(ways[1], "\n\n") {
-		var above []string // the bodies of the functions that are drawn so far
+		above := map[string]bool{} // what the functions name that are drawn so far
 		seen := map[string]bool{}
 		for _, m := range regexp.MustCompile(`(?m)^  ((?:cmd|pkg)/[a-z-]+) +([A-Za-z]+) `).FindAllStringSubmatch(way, -1) {
 			drawn++
-			bodies := bodiesOf(t, filepath.Join(root, m[1]), m[2])
-			if len(bodies) == 0 {
+			names := namedIn(t, filepath.Join(root, m[1]), m[2])
+			if names == nil {
 				t.Errorf("%s has no function %s", m[1], m[2])
 			}
-			named := regexp.MustCompile(`(?i)\b` + m[2] + `\b`) // main gives cni.Plugin, which has del as Del
-			if len(above) > 0 && !seen[m[1]+m[2]] && !slices.ContainsFunc(above, named.MatchString) {
+			if len(above) > 0 && !seen[m[1]+m[2]] && !above[m[2]] {
 				t.Errorf("%s: no function above %s names it", strings.SplitN(way, "\n", 2)[0], m[2])
 			}
-			above = append(above, bodies...)
+			maps.Copy(above, names)
 			seen[m[1]+m[2]] = true // a queue calls it again
 		}
 	}
@@ -161,28 +164,39 @@ func TestDesignDocument(t *testing.T) {
 	}
 }
 
-// bodiesOf returns the bodies of a package's functions and methods of that name.
-func bodiesOf(t *testing.T, dir, name string) []string {
+// namedIn returns what the bodies of a package's functions and methods of that name name. Texts and
+// comments do not count. It returns nil if there is no such function.
+func namedIn(t *testing.T, dir, name string) (names map[string]bool) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	declaration := regexp.MustCompile(`(?ms)^func (?:\([^)]*\) )?` + name + `\((.*?)^}`)
-	var bodies []string
 	for _, file := range files {
 		if strings.HasSuffix(file, "_test.go") {
 			continue
 		}
-		data, err := os.ReadFile(file)
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, m := range declaration.FindAllStringSubmatch(string(data), -1) {
-			bodies = append(bodies, m[1])
+		for _, d := range parsed.Decls {
+			f, ok := d.(*ast.FuncDecl)
+			if !ok || f.Name.Name != name || f.Body == nil {
+				continue
+			}
+			if names == nil {
+				names = map[string]bool{}
+			}
+			ast.Inspect(f.Body, func(n ast.Node) bool {
+				if id, ok := n.(*ast.Ident); ok {
+					names[id.Name] = true
+				}
+				return true
+			})
 		}
 	}
-	return bodies
+	return names
 }
 
 // What the reliability document quotes as seen by the operator is what a program says.

@@ -236,11 +236,11 @@ func (p *plan) compare(c *claim) {
 	case held != nil && ledger.Same(&held.Spec, &c.alloc.Spec):
 		c.action = done
 	case held != nil && migrated(held):
-		c.action, c.remark = replace, ledger.HeldBy(held)
+		c.action, c.remark = replace, ledger.Describe(held)
 	case next != nil: // whereabouts has not heard that the pod's former one has ended
 		c.action, c.remark = obsolete, "container "+next.Spec.ContainerID+" of the pod has "+next.Spec.Address
 	case held != nil:
-		c.action, c.remark = conflict, ledger.HeldBy(held)
+		c.action, c.remark = conflict, ledger.Describe(held)
 	}
 }
 
