@@ -43,6 +43,22 @@ func (c *Claimer) setOwner(ctx context.Context, req *Request, views []view) erro
 			req.owner = owner
 		}
 	}
+	if req.owner != nil {
+		return mayKeep(views)
+	}
+	return nil
+}
+
+// mayKeep returns an error if a StatefulSet is to keep two addresses for a pod of which nothing
+// tells which is which.
+func mayKeep(views []view) error {
+	for i, v := range views {
+		for _, o := range views[:i] {
+			if (v.Sticky || o.Sticky) && v.Domain == o.Domain && v.Subnet.Addr().Is4() == o.Subnet.Addr().Is4() {
+				return refuse("pools %q and %q are of one address family and one domain, %q, in which a pod of a StatefulSet keeps one address of each family (spec.sticky): name one of the two", o.Pool.Name, v.Pool.Name, v.Domain)
+			}
+		}
+	}
 	return nil
 }
 

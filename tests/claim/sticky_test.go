@@ -314,6 +314,36 @@ func TestStickyAddressThatDoesNotFit(t *testing.T) {
 	}
 }
 
+// A pool is replaced by another one of its domain, narrower, wider or the same: the pods of a
+// StatefulSet have the addresses that they had. No two pools of one network may keep one each.
+func TestStickyPoolReplaced(t *testing.T) {
+	w := stickyPool(t, v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24"}, "a", "b")
+	a, b := newNode(t, w.ns, "a"), newNode(t, w.ns, "b")
+	addr := a.mustAddPod(t, w.start(t, "web-0", "set-1"))
+	a.mustDelPod(t, w.pod(t, "web-0"), "net1")
+	running := a.mustAddPod(t, w.start(t, "web-1", "set-1"))
+	wider := v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/16", PoolAccess: v1alpha1.PoolAccess{Domain: "p", Sticky: []v1alpha1.StickyKind{v1alpha1.StickyStatefulSet}}}
+	rig.IPPool(t, w.client, w.ns, "p2", wider, "a", "b")
+	pod := w.start(t, "web-0", "set-1")
+	if _, err := b.Allocate(t.Context(), requestOf(pod, "net1", "p", "p2")); err == nil || !strings.Contains(err.Error(), `pools "p" and "p2" are of one address family and one domain`) {
+		t.Errorf("an address of both: %v", err)
+	}
+	if err := w.client.IPPools(w.ns).Delete(t.Context(), "p", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	claims, err := b.Allocate(t.Context(), requestOf(pod, "net1", "p2"))
+	if err != nil || claims[0].Address.String() != addr {
+		t.Errorf("web-0 had %s and got %v, %v", addr, claims, err)
+	}
+	next := w.start(t, "web-1", "set-1") // its first container runs
+	if _, err := b.Allocate(t.Context(), requestOf(next, "net1", "p2")); !errors.Is(err, claim.ErrKept) || !strings.Contains(err.Error(), running) {
+		t.Errorf("web-1 beside its first container: %v", err)
+	}
+	if of := w.ofSet(t, "set-1"); len(of) != 2 {
+		t.Errorf("kept: %+v", of)
+	}
+}
+
 // A pod may ask for the address that it keeps, and goes on keeping it. One that it asks for
 // besides, it does not keep.
 func TestStickyAndRequested(t *testing.T) {

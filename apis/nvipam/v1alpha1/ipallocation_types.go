@@ -298,16 +298,18 @@ func (o *AllocationOwner) IsIPAMClaim() bool {
 func (s *IPAllocationSpec) IsSticky() bool { return s.Owner.IsStatefulSet() || s.Owner.IsIPAMClaim() }
 
 // SameIdentity reports whether two sticky allocations are for the same IPAMClaim, or for one
-// interface of one pod of a StatefulSet, whichever container and on whichever node. A claim has
-// one address of each family in a domain, a pod of a StatefulSet one of each pool.
+// interface of one pod of a StatefulSet, whichever container and on whichever node. An identity
+// has one address of each family in a domain, whichever of its pools that is of: a pool may be
+// replaced by another one.
 func (s *IPAllocationSpec) SameIdentity(o *IPAllocationSpec) bool {
 	switch {
-	case !s.IsSticky() || !o.IsSticky() || s.Owner.UID != o.Owner.UID:
+	case !s.IsSticky() || !o.IsSticky() || s.Owner.UID != o.Owner.UID,
+		cmp.Or(s.Domain, s.PoolRef.Name) != cmp.Or(o.Domain, o.PoolRef.Name), strings.Contains(s.Address, ":") != strings.Contains(o.Address, ":"):
 		return false
 	case s.Owner.IsIPAMClaim():
-		return cmp.Or(s.Domain, s.PoolRef.Name) == cmp.Or(o.Domain, o.PoolRef.Name) && strings.Contains(s.Address, ":") == strings.Contains(o.Address, ":")
+		return true
 	}
-	return s.PoolRef == o.PoolRef && s.PodRef.Namespace == o.PodRef.Namespace && s.PodRef.Name == o.PodRef.Name &&
+	return s.PodRef.Namespace == o.PodRef.Namespace && s.PodRef.Name == o.PodRef.Name &&
 		s.NetworkName == o.NetworkName && s.InterfaceName == o.InterfaceName
 }
 
