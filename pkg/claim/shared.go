@@ -214,7 +214,7 @@ func (s *search) searchListed(ctx context.Context) (hint.Entry, error) {
 // searchReleased claims an address whose cooldown is over, before the controller deletes its
 // allocation.
 func (s *search) searchReleased(ctx context.Context) (hint.Entry, error) {
-	released, err := s.Ledger.Released(ctx, s.space.Pool.Name)
+	released, err := s.Ledger.Released(ctx) // of other pools of the domain, too
 	rand.Shuffle(len(released), func(i, j int) { released[i], released[j] = released[j], released[i] })
 	for i := range released {
 		e := entryOf(&released[i])

@@ -21,8 +21,8 @@ const heldPage = 2000
 
 // HeldInWindow returns the addresses of a domain that are held in the window of an address
 // (v1alpha1.WindowOf). It makes one request, which the API server answers from its watch
-// cache: the answer may be some milliseconds old, and lacks allocations without the
-// label, which only an administrator makes.
+// cache: the answer may be some milliseconds old, and lacks allocations without the label:
+// an administrator's, and those that were claimed while the pool, or one that it has replaced, had blocks only.
 func (l *Ledger) HeldInWindow(ctx context.Context, domain string, addr netip.Addr) (map[netip.Addr]bool, error) {
 	held := map[netip.Addr]bool{}
 	selector := labels.Set{v1alpha1.LabelWindow: v1alpha1.WindowLabel(addr)}.String()

@@ -205,12 +205,11 @@ func fields(object any) (out map[string]any, err error) {
 	return out, err
 }
 
-// Released lists the allocations of a pool that are released.
-func (l *Ledger) Released(ctx context.Context, poolName string) ([]v1alpha1.IPAllocation, error) {
-	selector := labels.Set{v1alpha1.LabelReleased: "true", v1alpha1.LabelPool: v1alpha1.LabelValue(poolName)}
-	all, err := l.list(ctx, selector, (*v1alpha1.IPAllocationSpec).Released)
+// Released lists the allocations of all pools that are released.
+func (l *Ledger) Released(ctx context.Context) ([]v1alpha1.IPAllocation, error) {
+	all, err := l.list(ctx, labels.Set{v1alpha1.LabelReleased: "true"}, (*v1alpha1.IPAllocationSpec).Released)
 	if err != nil {
-		return nil, fmt.Errorf("listing the released addresses of pool %s: %w", poolName, err)
+		return nil, fmt.Errorf("listing the released addresses: %w", err)
 	}
 	return all, nil
 }

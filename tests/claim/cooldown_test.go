@@ -60,6 +60,24 @@ func TestLateReleaseOfTheSameContainer(t *testing.T) {
 	}
 }
 
+// The pool is replaced by another one of its domain: what has rested is found there, before the
+// controller deletes it.
+func TestRestedInReplacedPool(t *testing.T) {
+	access := v1alpha1.PoolAccess{ReleaseCooldown: &metav1.Duration{Duration: time.Second}}
+	c := newShared(t, v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/30", PoolAccess: access})
+	n := newNode(t, c.ns, "a")
+	var last string
+	for _, container := range []string{"c1", "c2"} {
+		last = n.mustAdd(t, container, ippool("p"))
+		n.mustDel(t, container)
+	}
+	access.Domain = "p"
+	rig.IPPool(t, c.client, c.ns, "p2", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/30", PoolAccess: access})
+	over := c.get(t, "p."+last).Spec.ReusableAt()
+	rig.Eventually(t, "the cooldown is over", func() bool { return !time.Now().Before(over) })
+	newNode(t, c.ns, "b").mustAdd(t, "d", ippool("p2"))
+}
+
 // Of many who want what has rested, one gets it.
 func TestTakeoverIsARace(t *testing.T) {
 	c := restingPool(t, time.Second)

@@ -121,8 +121,8 @@ func TestWindowGetsOld(t *testing.T) {
 	wantRequests(t, n, "GET ippools/p", "GET ipallocations", "POST ipallocations")
 }
 
-// Allocations without the label, which an administrator makes, are not in the list of
-// a window. They cost creates, and are seen before the pool counts as full.
+// Allocations without the label, of an administrator or of a pool that had blocks, are not in the
+// list of a window. They cost creates, and are seen before the pool counts as full.
 func TestAllocationsWithoutWindow(t *testing.T) {
 	c := newShared(t, v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/28"})
 	for i := 1; i <= 13; i++ {
