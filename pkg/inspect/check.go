@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -101,11 +102,14 @@ type checking struct {
 	report   *Report
 	networks networks
 	held     map[*site]held
-	worn     map[place][]wearer
+	// all are those who have an address, and worn those by where it is recorded.
+	all  map[netip.Addr][]wearer
+	worn map[place][]wearer
 }
 
 // judge finds what the record shows.
 func (k *checking) judge() {
+	k.index()
 	k.wear()
 	for _, s := range k.sites {
 		k.allocations(s)
@@ -155,11 +159,8 @@ func (k *checking) allocations(s *site) {
 }
 
 func (k *checking) withoutPod(s *site, a *v1alpha1.IPAllocation, v judgement) {
-	mend := freeing(a, v)
-	if by := k.worn[place{s, a.Name}]; len(by) > 0 && a.Spec.Next == nil { // else a live machine may be in that pod
-		mend = "pod " + by[0].pod + " has the address by its network-status, so do not release it, but start that pod again: " + deletePod(by[0].pod)
-	}
-	f := k.find(classNoPod, s.namespace, a.Name, v.Reason+": "+v.Message, proofOf(a), mend)
+	v.wornBy = k.wornBy(a)
+	f := k.find(classNoPod, s.namespace, a.Name, v.Reason+": "+v.Message, proofOf(a), freeing(a, v))
 	f.Verdict, f.suspect = &v, suspectOf(a)
 }
 

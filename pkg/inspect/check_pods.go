@@ -44,37 +44,37 @@ func (k *checking) readNetworks(ctx context.Context, c *Cluster) {
 
 // network returns the network that a pod's status names, as the pod asks for it; nil if
 // addresses are not this project's concern there.
-func (k *checking) network(p *pod, key string, st status) *cni.Network {
-	nad := k.networks.nads[st.Name]
+func (k *checking) network(w wearer) *cni.Network {
+	nad := k.networks.nads[w.network]
 	if nad == nil {
 		return nil
 	}
-	args := p.args(key, st)
-	asked := request{st.Name, string(args)}
+	args := w.args()
+	asked := request{w.network, string(args)}
 	n, found := k.networks.read[asked]
 	if !found && configOf(nad) == "" {
-		k.skip("addresses of network "+st.Name, errors.New("it has no spec.config: its configuration is a file on the node"))
-		delete(k.networks.nads, st.Name) // said once, whatever pods ask for
+		k.skip("addresses of network "+w.network, errors.New("it has no spec.config: its configuration is a file on the node"))
+		delete(k.networks.nads, w.network) // said once, whatever pods ask for
 		return nil
 	}
 	if !found {
 		var err error
 		if n, err = networkOf(nad, ledger.Selection{Name: nad.Metadata.Name, Args: args}); err != nil {
-			k.skip("addresses of network "+st.Name+", as pod "+key+" asks for it", err)
+			k.skip("addresses of network "+w.network+", as pod "+w.pod+" asks for it", err)
 		}
 		k.networks.read[asked] = n
 	}
 	return n
 }
 
-// args returns the cni-args that a pod, NAMESPACE/NAME, has for a network in its status.
-func (p *pod) args(key string, st status) (args json.RawMessage) {
-	namespace, _, _ := strings.Cut(key, "/")
-	all, _ := ledger.ParseNetworks(p.networks, namespace) // one that cannot be read says nothing
+// args returns the cni-args that a pod has for a network in its status.
+func (w wearer) args() (args json.RawMessage) {
+	namespace, _, _ := strings.Cut(w.pod, "/")
+	all, _ := ledger.ParseNetworks(w.is.networks, namespace) // one that cannot be read says nothing
 	for _, s := range all {
 		switch {
-		case s.String() != st.Name:
-		case s.Interface == st.Interface:
+		case s.String() != w.network:
+		case s.Interface == w.iface:
 			return s.Args
 		case args == nil: // multus has numbered the interfaces in another way
 			args = s.Args
@@ -83,12 +83,9 @@ func (p *pod) args(key string, st status) (args json.RawMessage) {
 	return args
 }
 
-// wear finds which pods have which address by their network-status, by where it is recorded.
-func (k *checking) wear() {
-	k.worn, k.held = map[place][]wearer{}, map[*site]held{}
-	if len(k.networks.nads) == 0 {
-		return
-	}
+// index finds what is held, and which pods have which address by their network-status.
+func (k *checking) index() {
+	k.held, k.all = map[*site]held{}, map[netip.Addr][]wearer{}
 	for _, s := range k.sites {
 		k.held[s] = s.byAddress()
 	}
@@ -98,12 +95,48 @@ func (k *checking) wear() {
 			continue
 		}
 		for _, st := range parseStatus(p.status) {
-			n := k.network(p, key, st)
-			if n == nil {
-				continue
-			}
 			for _, addr := range st.addresses() {
-				k.wears(n, wearer{pod: key, is: p, iface: st.Interface, network: st.Name, addr: addr})
+				k.all[addr] = append(k.all[addr], wearer{pod: key, is: p, iface: st.Interface, network: st.Name, addr: addr})
+			}
+		}
+	}
+}
+
+// wornBy returns who has the address of an allocation, and holds no other one of that address; nil
+// if nobody does. Of which network that is does not matter: it may have been edited since.
+func (k *checking) wornBy(a *v1alpha1.IPAllocation) *wearer {
+	addr, err := pool.ParseAddr(a.Spec.Address)
+	if err != nil {
+		return nil
+	}
+	for _, w := range k.all[addr] {
+		other := slices.ContainsFunc(k.sites, func(s *site) bool {
+			return slices.ContainsFunc(k.held[s][addr], func(o *v1alpha1.IPAllocation) bool { return o.UID != a.UID && w.holds(o) })
+		})
+		if !other && (w.holds(a) || !k.gaveBack(w)) {
+			return &w
+		}
+	}
+	return nil
+}
+
+// gaveBack reports whether a pod that holds nothing has released its addresses: the kubelet stops a
+// pod before it removes the object.
+func (k *checking) gaveBack(w wearer) bool {
+	node := nodeEvidence(k.nodes[w.is.Node])
+	return w.is.Deleting && node != nil && node.State == reclaim.Answers
+}
+
+// wear finds where what pods have is recorded.
+func (k *checking) wear() {
+	k.worn = map[place][]wearer{}
+	if len(k.networks.nads) == 0 {
+		return
+	}
+	for _, addr := range slices.SortedFunc(maps.Keys(k.all), netip.Addr.Compare) {
+		for _, w := range k.all[addr] {
+			if n := k.network(w); n != nil {
+				k.wears(n, w)
 			}
 		}
 	}
@@ -111,9 +144,7 @@ func (k *checking) wear() {
 
 func (k *checking) wears(n *cni.Network, w wearer) {
 	at := k.place(n, w)
-	// The kubelet stops a pod, which releases its addresses, before it removes the object.
-	node := nodeEvidence(k.nodes[w.is.Node])
-	if w.is.Deleting && node != nil && node.State == reclaim.Answers && !w.holds(k.allocation(at, w.addr)) {
+	if !w.holds(k.allocation(at, w.addr)) && k.gaveBack(w) {
 		return
 	}
 	if !slices.Contains(k.worn[at], w) {

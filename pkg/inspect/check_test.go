@@ -365,7 +365,7 @@ func TestPoolsOn(t *testing.T) {
 			s := newScene()
 			s.network("n", `"poolName": "rail"`+strings.TrimSuffix(", "+tc.ipam, ", "))
 			tc.plant(s)
-			n := s.checking.network(&pod{}, "ns/a", status{Name: "ns/n"})
+			n := s.checking.network(wearer{pod: "ns/a", is: &pod{}, network: "ns/n"})
 			var holds []*v1alpha1.IPAllocation
 			for _, site := range s.sites {
 				holds = append(holds, site.byPod["ns/a"]...)

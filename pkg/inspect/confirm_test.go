@@ -21,9 +21,7 @@ import (
 func (s *server) put(k *scene) {
 	for key, p := range k.record.pods {
 		namespace, name, _ := strings.Cut(key, "/")
-		s.has["/api/v1/namespaces/"+namespace+"/pods/"+name] = &corev1.Pod{
-			TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}, ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: p.UID, Annotations: map[string]string{annotationStatus: p.status}}, Spec: corev1.PodSpec{NodeName: p.Node},
-		}
+		s.has["/api/v1/namespaces/"+namespace+"/pods/"+name] = served(key, p)
 	}
 	for _, site := range k.sites {
 		for _, a := range site.allocations {
@@ -32,6 +30,18 @@ func (s *server) put(k *scene) {
 			s.has["/apis/nv-ipam.nvidia.com/v1alpha1/namespaces/"+a.Namespace+"/ipallocations/"+a.Name] = a
 		}
 	}
+}
+
+// served is a pod of a scene as the API server has it.
+func served(key string, p *pod) *corev1.Pod {
+	namespace, name, _ := strings.Cut(key, "/")
+	out := &corev1.Pod{
+		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}, ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: p.UID, Annotations: map[string]string{annotationStatus: p.status}}, Spec: corev1.PodSpec{NodeName: p.Node},
+	}
+	if p.Ended {
+		out.Status.Phase = corev1.PodSucceeded
+	}
+	return out
 }
 
 // What has changed since the lists were read is no finding.

@@ -30,6 +30,9 @@ func (w wearer) holds(a *v1alpha1.IPAllocation) bool {
 	return a != nil && (is(a) || a.Spec.Next != nil && is(a.Promoted()))
 }
 
+// says is what is to be said where the record does not have it so.
+func (w *wearer) says() string { return "pod " + w.pod + " has the address by its network-status" }
+
 // place is where an address that a pod has is recorded, or should be.
 type place struct {
 	// site is nil if neither a pool nor an allocation says where.

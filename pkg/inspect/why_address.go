@@ -88,13 +88,22 @@ func (w *why) allocation(ctx context.Context, c *Chain, s ledger.Selection, q as
 		w.notYet(c)
 		return nil
 	}
-	v := w.live(w.record.site(q.pool.Meta.Namespace).pools).tell(ctx, holder)
+	v := w.tell(ctx, holder)
 	asks := "the pod asks for"
 	if owner.IsIPAMClaim() {
 		asks = "the pod's IPAMClaim has"
 	}
 	c.broken(linkAllocation, fmt.Sprintf("%s, which %s, is %s (%s: %s)", q.wanted, asks, ledger.HeldBy(holder), v.State, v.Message), freeing(holder, v))
 	return nil
+}
+
+// tell is the verdict on what keeps the pod from an address. Whoever may not see who has it is told
+// so by release.
+func (w *why) tell(ctx context.Context, a *v1alpha1.IPAllocation) judgement {
+	l := w.live(w.record.site(a.Namespace).pools)
+	v := l.tell(ctx, a)
+	_ = l.wornBy(ctx, a, &v)
+	return v
 }
 
 // keeper returns who keeps an address for the pod; nil if nobody does. The address that an
@@ -194,7 +203,7 @@ func (w *why) anyAddress(ctx context.Context, c *Chain, q ask, me v1alpha1.IPAll
 			return nil
 		}
 		if a.Spec.Held() && same(&a.Spec, me) {
-			v := w.live(w.record.site(site.namespace).pools).tell(ctx, a)
+			v := w.tell(ctx, a)
 			c.broken(linkAllocation, fmt.Sprintf("%s: %s is %s (%s: %s)", keptInUse, a.Spec.Address, ledger.HeldBy(a), v.State, v.Message), freeing(a, v))
 			return nil
 		}

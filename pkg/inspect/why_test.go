@@ -28,6 +28,7 @@ type api struct {
 	pod    *corev1.Pod
 	said   []corev1.Event
 	barred bool // from lists of all namespaces
+	blind  bool // to pods
 }
 
 func (s *api) ServeHTTP(w http.ResponseWriter, req *http.Request) {
@@ -77,6 +78,12 @@ func (s *api) answer(req *http.Request) any {
 		}
 		return list("IPAllocationList", version)
 	case "pods":
+		if s.blind {
+			return failure(http.StatusForbidden, metav1.StatusReasonForbidden, "")
+		}
+		for key, p := range s.record.pods {
+			items = append(items, served(key, p))
+		}
 		return list("PodList", "v1")
 	case "nodes":
 		return list("NodeList", "v1")
