@@ -189,7 +189,7 @@ func podsOf(by []wearer) (pods []string) {
 
 // suspect returns what a finding about an address of pods rests on.
 func (at place) suspect(by []wearer) *suspect {
-	out := &suspect{pods: podsOf(by)}
+	out := &suspect{address: by[0].addr.String(), pods: podsOf(by)}
 	if at.site != nil {
 		out.namespace, out.allocation = at.site.namespace, at.name
 	}

@@ -104,6 +104,70 @@ func TestConfirm(t *testing.T) {
 	}
 }
 
+// What has changed since the lists were read, and is wrong in another way now, is said as it is now.
+func TestConfirmFollows(t *testing.T) {
+	const path = "/apis/nv-ipam.nvidia.com/v1alpha1/namespaces/sys/ipallocations/rail.10.1.0.5"
+	for _, tc := range []struct {
+		name  string
+		first func(*scene)
+		now   func(*server, *scene)
+		finds string
+	}{
+		{"three pods have it, and one ends", func(s *scene) {
+			for _, name := range []string{"a", "b", "c"} {
+				s.pod(name, "w1", "n net1 10.1.0.5")
+			}
+			s.claim("sys", "rail", "10.1.0.5", "w1", "a")
+		}, func(s *server, _ *scene) { delete(s.has, "/api/v1/namespaces/ns/pods/c") }, "AddressOnTwoPods 10.1.0.5: 2 pods answer on it: ns/a, ns/b"},
+		{"two pods have it, and the one that holds it ends", func(s *scene) {
+			s.pod("a", "w1", "n net1 10.1.0.5")
+			s.pod("b", "w1", "n net1 10.1.0.5")
+			s.claim("sys", "rail", "10.1.0.5", "w1", "a")
+		}, func(s *server, _ *scene) {
+			delete(s.has, "/api/v1/namespaces/ns/pods/a")
+			delete(s.has, path)
+		}, "AddressNotRecorded 10.1.0.5: pod ns/b has it, and no allocation"},
+		{"a pod has what is recorded for a gone one, and the controller reclaims that", func(s *scene) {
+			s.pod("b", "w1", "n net1 10.1.0.5")
+			s.claim("sys", "rail", "10.1.0.5", "w1", "gone")
+		}, func(s *server, _ *scene) { delete(s.has, path) }, "AddressNotRecorded 10.1.0.5: pod ns/b has it, and no allocation"},
+		{"a pod has it unrecorded, and a new one takes it", func(s *scene) { s.pod("b", "w1", "n net1 10.1.0.5") }, func(s *server, k *scene) {
+			k.pod("z", "w1", "n net1 10.1.0.5")
+			k.claim("sys", "rail", "10.1.0.5", "w1", "z")
+			s.put(k)
+		}, "AddressOnTwoPods 10.1.0.5: 2 pods answer on it: ns/b, ns/z; by allocation rail.10.1.0.5 it is pod ns/z's"},
+		{"another allocation is leaked meanwhile", func(s *scene) {
+			s.pod("a", "w1", "n net1 10.1.0.5")
+			s.pod("b", "w1", "n net1 10.1.0.5")
+			s.claim("sys", "rail", "10.1.0.5", "w1", "a")
+		}, func(s *server, _ *scene) {
+			delete(s.has, "/api/v1/namespaces/ns/pods/a")
+			delete(s.has, "/api/v1/namespaces/ns/pods/b")
+		}, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s, c := newServer(t)
+			k, later := newScene(), newScene()
+			for _, k := range []*scene{k, later} {
+				k.pool("sys", "rail", "10.1.0.0/24", "w1")
+				k.network("n", `"poolName": "rail"`)
+				tc.first(k)
+			}
+			s.put(k)
+			tc.now(s, later)
+			k.judge()
+			k.confirm(t.Context(), c)
+			var got []string
+			for _, f := range k.report.Findings {
+				got = append(got, f.Class+" "+f.Subject+": "+f.Message)
+			}
+			if all := strings.Join(got, "\n"); !strings.HasPrefix(all, tc.finds) || (all == "") != (tc.finds == "") || len(got) > 1 || len(k.report.Skipped) > 0 {
+				t.Errorf("found %s, skipped %q", all, k.report.Skipped)
+			}
+		})
+	}
+}
+
 // A second look is bounded: the others are reported, and it is said.
 func TestConfirmIsBounded(t *testing.T) {
 	s, c := newServer(t)
