@@ -43,10 +43,13 @@ func (k *checking) readNetworks(ctx context.Context, c *Cluster) {
 }
 
 // network returns the network that a pod's status names, as the pod asks for it; nil if
-// addresses are not this project's concern there.
+// addresses are not this project's concern there. One that is gone names no pool.
 func (k *checking) network(w wearer) *cni.Network {
-	nad := k.networks.nads[w.network]
-	if nad == nil {
+	nad, there := k.networks.nads[w.network]
+	switch {
+	case !there && strings.Contains(w.network, "/"):
+		return &cni.Network{}
+	case nad == nil:
 		return nil
 	}
 	args := w.args()
@@ -54,7 +57,7 @@ func (k *checking) network(w wearer) *cni.Network {
 	n, found := k.networks.read[asked]
 	if !found && configOf(nad) == "" {
 		k.skip("addresses of network "+w.network, errors.New("it has no spec.config: its configuration is a file on the node"))
-		delete(k.networks.nads, w.network) // said once, whatever pods ask for
+		k.networks.nads[w.network] = nil // said once, whatever pods ask for
 		return nil
 	}
 	if !found {
@@ -130,7 +133,7 @@ func (k *checking) gaveBack(w wearer) bool {
 // wear finds where what pods have is recorded.
 func (k *checking) wear() {
 	k.worn = map[place][]wearer{}
-	if len(k.networks.nads) == 0 {
+	if k.networks.nads == nil {
 		return
 	}
 	for _, addr := range slices.SortedFunc(maps.Keys(k.all), netip.Addr.Compare) {
@@ -143,7 +146,10 @@ func (k *checking) wear() {
 }
 
 func (k *checking) wears(n *cni.Network, w wearer) {
-	at := k.place(n, w)
+	at, lost := k.place(n, w)
+	if w.lost = lost; at.site == nil && len(n.Pools) == 0 { // nobody knows whose it is
+		return
+	}
 	if !w.holds(k.allocation(at, w.addr)) && k.gaveBack(w) {
 		return
 	}
@@ -199,7 +205,7 @@ func (at place) suspect(by []wearer) *suspect {
 func (k *checking) onMany(at place, by, others []wearer, a *v1alpha1.IPAllocation) {
 	var texts []string
 	for _, w := range by {
-		texts = append(texts, fmt.Sprintf("pod %s (interface %s of network %s)", w.pod, w.iface, w.network))
+		texts = append(texts, fmt.Sprintf("pod %s (%s)", w.pod, w.where()))
 	}
 	proof := "annotation " + annotationStatus + " of " + strings.Join(texts, " and of ")
 	namespace, _, _ := strings.Cut(by[0].network, "/")
@@ -232,7 +238,7 @@ func whose(a *v1alpha1.IPAllocation) string {
 
 func (k *checking) notRecorded(at place, w wearer, a *v1alpha1.IPAllocation) {
 	message := "pod " + w.pod + " has it, and "
-	proof := fmt.Sprintf("annotation %s of pod %s: interface %s of network %s has %s; ", annotationStatus, w.pod, w.iface, w.network, w.addr)
+	proof := fmt.Sprintf("annotation %s of pod %s: %s has %s; ", annotationStatus, w.pod, w.where(), w.addr)
 	switch {
 	case a == nil:
 		message, proof = message+"no allocation: it may be given to another pod", proof+"there is no ipallocation "+at.name

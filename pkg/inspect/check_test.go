@@ -52,6 +52,12 @@ func (s *scene) pool(namespace, name, subnet string, nodes ...string) {
 	at.pools = append(at.pools, pool.ObjectOf(p))
 }
 
+func (s *scene) pools(namespace string, change func(*pool.Object)) {
+	for _, o := range s.at(namespace).pools {
+		change(o)
+	}
+}
+
 func (s *scene) network(name, ipam string) {
 	config, _ := json.Marshal(map[string]string{"config": `{"cniVersion": "0.3.1", "name": "x", "type": "macvlan", "ipam": {"type": "nv-ipam", ` + ipam + `}}`})
 	s.networks.nads["ns/"+name] = &object{Metadata: metav1.ObjectMeta{Namespace: "ns", Name: name}, Spec: config}
@@ -280,7 +286,64 @@ func TestJudge(t *testing.T) {
 			s.network("n", rail)
 			s.pod("a", "w1", "n net1 10.1.0.2")
 		}},
-		{name: "one namespace was looked at, in which the node has a block", finds: "AddressNotRecorded", plant: func(s *scene) {
+		{name: "a pod has a gone pod's address, and the network names another pool now", finds: "AddressNotRecorded AllocationWithoutPod", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.pool("sys", "rail2", "10.2.0.0/24", "w1")
+			s.network("n", `"poolName": "rail2"`)
+			s.pod("b", "w1", "n net1 10.1.0.2")
+			s.claim("sys", "rail", "10.1.0.2", "w1", "gone")
+		}, says: []string{"network ns/n, which does not name the pool any more", "do not release it, but start that pod again: kubectl delete pod -n ns b"}, silent: []string{"kubectl ipam release"}},
+		{name: "a pod has a gone pod's address, and the network is gone", finds: "AddressNotRecorded AllocationWithoutPod", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.pod("b", "w1", "n net1 10.1.0.2")
+			s.claim("sys", "rail", "10.1.0.2", "w1", "gone")
+		}, says: []string{"network ns/n, which does not name the pool any more", "do not release it"}, silent: []string{"kubectl ipam release"}},
+		{name: "a pod has a gone pod's address, and networks may not be read", finds: "AllocationWithoutPod", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.networks.nads = nil
+			s.pod("b", "w1", "n net1 10.1.0.2")
+			s.claim("sys", "rail", "10.1.0.2", "w1", "gone")
+		}, silent: []string{"kubectl ipam release"}},
+		{name: "a pod lost its allocation, its network names another pool now, and another pod took the address", finds: "AddressOnTwoPods", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.pool("sys", "rail2", "10.2.0.0/24", "w1")
+			s.network("n", `"poolName": "rail2"`)
+			s.network("m", rail)
+			s.pod("a", "w1", "n net1 10.1.0.2")
+			s.pod("b", "w1", "m net1 10.1.0.2")
+			s.claim("sys", "rail", "10.1.0.2", "w1", "b")
+		}, says: []string{"kubectl delete pod -n ns a"}},
+		{name: "an address is not recorded, and the node has another label now", finds: "AddressNotRecorded", plant: func(s *scene) {
+			s.pool("sys", "rack-r0", "10.1.0.0/24", "w1")
+			s.pool("sys", "rack-r1", "10.2.0.0/24", "w1")
+			s.network("n", `"poolName": "rack-{rack}"`)
+			s.pod("a", "w1", "n net1 10.1.0.2")
+		}, says: []string{"there is no ipallocation rack-r0.10.1.0.2"}},
+		{name: "a pod holds its address, and the network names another pool with it now", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.pool("sys", "rail2", "10.1.0.0/24", "w1")
+			s.pools("sys", func(o *pool.Object) { o.Domain = "rail" })
+			s.network("n", `"poolName": "rail2"`)
+			s.pod("a", "w1", "n net1 10.1.0.2")
+			s.claim("sys", "rail", "10.1.0.2", "w1", "a")
+		}},
+		{name: "a pod holds its address, and the network is gone", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.pod("a", "w1", "n net1 10.1.0.2")
+			s.claim("sys", "rail", "10.1.0.2", "w1", "a")
+		}},
+		{name: "an address of nobody knows which manager, of a network that is gone", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.pod("a", "w1", "n net1 10.1.0.2")
+			s.pod("b", "w2", "n net1 10.1.0.2")
+		}},
+		{name: "a pod has a gone pod's address, of a network of another manager", finds: "AllocationWithoutPod", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.networks.nads["ns/n"] = &object{Metadata: metav1.ObjectMeta{Namespace: "ns", Name: "n"}, Spec: []byte(`{"config": "{\"cniVersion\": \"0.3.1\", \"name\": \"x\", \"type\": \"macvlan\", \"ipam\": {\"type\": \"host-local\"}}"}`)}
+			s.pod("a", "w1", "n net1 10.1.0.2")
+			s.claim("sys", "rail", "10.1.0.2", "w1", "gone")
+		}, says: []string{"do not release it"}},
+		{name: "one namespace was looked at, in which the node has a block: so may another one", plant: func(s *scene) {
 			s.report.Namespace = "sys"
 			s.pool("sys", "rail", "10.1.0.0/24", "w1")
 			s.network("n", rail)
