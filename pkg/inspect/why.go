@@ -107,6 +107,9 @@ func (c *Cluster) Why(ctx context.Context, namespace, name string) ([]Chain, err
 	if err := w.listHeld(ctx); err != nil {
 		return nil, err
 	}
+	if ended(p) && len(w.holds) == 0 && c.Limited() != "" {
+		return nil, c.elsewhere("the pod has ended, and may hold an address")
+	}
 	if !start.pod(p, w.holds) {
 		return []Chain{start}, nil
 	}
@@ -183,13 +186,22 @@ func (c *Cluster) sandboxEvent(ctx context.Context, p *corev1.Pod) (*event, erro
 	return out, nil
 }
 
+func ended(p *corev1.Pod) bool {
+	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+}
+
+// elsewhere is the error that something may be in a namespace that could not be looked at.
+func (c *Cluster) elsewhere(what string) error {
+	return fmt.Errorf("%s in another namespace, and only %s was looked at: name the namespace of the pools with --pools-namespace", what, c.Limited())
+}
+
 // pod says whether the pod is one that gets addresses. held is what it holds.
 func (c *Chain) pod(p *corev1.Pod, held []*v1alpha1.IPAllocation) bool {
-	switch ended := p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed; {
-	case ended && len(held) > 0:
+	switch {
+	case ended(p) && len(held) > 0:
 		c.broken(linkPod, fmt.Sprintf("the pod has ended (%s), and still holds %s: node %s gives that back when it stops the pod's sandbox", p.Status.Phase, addressesOf(held), p.Spec.NodeName),
 			deletePod(p.Namespace+"/"+p.Name))
-	case ended:
+	case ended(p):
 		c.broken(linkPod, fmt.Sprintf("the pod has ended (%s): it has given back its addresses", p.Status.Phase), "")
 	case p.Spec.NodeName == "":
 		message := "no node was chosen for the pod"
@@ -272,6 +284,9 @@ func (w *why) follow(ctx context.Context, c *Chain, s ledger.Selection) error {
 		return err
 	}
 	held := w.heldOn(c.Interface, n)
+	if slices.Contains(held, nil) && n.PoolsNamespace == "" && w.Limited() != "" {
+		return w.elsewhere("the network names no namespace of its pools, and the pod may hold an address")
+	}
 	asks, err := w.asks(c, n, held)
 	if err != nil {
 		return err

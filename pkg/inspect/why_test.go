@@ -219,13 +219,39 @@ func TestWhy(t *testing.T) {
 			s.pool("x", "other", "10.2.0.0/24", "w1")
 			s.network("n", rail+`, "poolsNamespace": "y"`)
 		}, err: "--pools-namespace y"},
+		{name: "the pod has ended, and may hold something elsewhere", plant: func(s *api) {
+			s.barred = true
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.claim("sys", "rail", "10.1.0.2", "w1", "a")
+			s.pod.Status.Phase = corev1.PodSucceeded
+		}, err: "only default was looked at"},
+		{name: "one namespace may be looked at, which has a block, and the pod may hold something elsewhere", plant: func(s *api) {
+			s.barred = true
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.pool("default", "rail", "10.1.0.0/24", "w1")
+			s.network("n", rail)
+			s.claim("sys", "rail", "10.1.0.2", "w1", "a")
+		}, err: "--pools-namespace"},
+		{name: "one namespace may be looked at, which the network names", link: linkAllocation, plant: func(s *api) {
+			s.barred = true
+			s.pool("default", "rail", "10.1.0.0/24", "w1")
+			s.network("n", rail+`, "poolsNamespace": "default"`)
+			failed(s)
+		}, says: []string{"device busy"}},
+		{name: "one namespace may be looked at, in which the pod holds its address", link: linkStatus, ok: true, plant: func(s *api) {
+			s.barred = true
+			s.pool("default", "rail", "10.1.0.0/24", "w1")
+			s.network("n", rail)
+			s.claim("default", "rail", "10.1.0.2", "w1", "a")
+			s.has("10.1.0.2")
+		}},
 		{name: "there is no pool anywhere", link: linkPool, plant: func(s *api) { s.network("n", rail) }, says: []string{"there is no IPPool rail in any namespace"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := newAPI()
 			tc.plant(s)
 			c := s.connect(t)
-			c.Namespace = tc.pools
+			c.Namespace, c.Fallback = tc.pools, "default"
 			chains, err := c.Why(t.Context(), "ns", "a")
 			if err != nil || tc.err != "" {
 				if tc.err == "" || err == nil || !strings.Contains(err.Error(), tc.err) {
