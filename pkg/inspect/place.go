@@ -103,8 +103,7 @@ func (k *checking) place(n *cni.Network, w wearer) (at place, lost bool) {
 	for _, s := range k.sites {
 		possible := n.PoolsNamespace == "" || n.PoolsNamespace == s.namespace
 		for _, o := range s.pools {
-			subnet, err := netip.ParsePrefix(o.Subnet)
-			if err != nil || !subnet.Contains(w.addr) || !possible {
+			if !possible || !o.Has(w.addr) {
 				continue
 			}
 			name := v1alpha1.AllocationName(o.Domain, w.addr)

@@ -210,7 +210,8 @@ func (r *record) plan(o *pool.Object) Plan {
 		out.CapacityAfter, out.BlocksAfter = out.CapacityBefore, out.BlocksBefore // an invalid edit changes nothing
 		return out
 	}
-	held := pool.NotResting(s.heldInEither(before, o))
+	all := s.adopted(before, o)
+	held := pool.NotResting(heldInEither(all, before, o))
 	selected := r.selected(parsed)
 	assigned, without := parsed.Carve(blocks, selected, held)
 	use := parsed.Use(assigned, held)
@@ -233,7 +234,7 @@ func (r *record) plan(o *pool.Object) Plan {
 	out.strand("the pool would not give it", use.Unfit)
 	out.strand("would be in no block of its node", use.Outside)
 	out.strand(outside, use.Foreign)
-	for _, a := range s.byDomain[o.Domain] {
+	for _, a := range all {
 		if a.Spec.PoolRef == o.Ref {
 			out.lasting(a, parsed, assigned)
 			out.bar(a, now, blocks, parsed, assigned)
@@ -299,13 +300,41 @@ func (p *Plan) bar(a *v1alpha1.IPAllocation, now *pool.Pool, blocks []pool.Assig
 	}
 }
 
+// adopted returns the allocations of the domain of a pool. Of those that were taken from another one
+// it says that they were taken from this one if it has them now, before an edit, and the other is
+// gone, or no other has them.
+func (s *site) adopted(before, after *pool.Object) []*v1alpha1.IPAllocation {
+	all := slices.Clone(s.byDomain[after.Domain])
+	if before == nil {
+		return all
+	}
+	var others []*pool.Object
+	refs := map[v1alpha1.PoolReference]bool{}
+	for _, o := range s.inDomain(after.Domain) {
+		if refs[o.Ref] = true; o.Ref != after.Ref {
+			others = append(others, o)
+		}
+	}
+	for i, a := range all {
+		addr, err := pool.ParseAddr(a.Spec.Address)
+		if err != nil || a.Spec.PoolRef == after.Ref || !before.Has(addr) {
+			continue
+		}
+		if !refs[a.Spec.PoolRef] || !slices.ContainsFunc(others, func(o *pool.Object) bool { return o.Has(addr) }) {
+			all[i] = &v1alpha1.IPAllocation{ObjectMeta: a.ObjectMeta, Spec: a.Spec}
+			all[i].Spec.PoolRef = after.Ref
+		}
+	}
+	return all
+}
+
 // heldInEither returns what is held in a pool before an edit, which may be nil, or after it.
-func (s *site) heldInEither(before, after *pool.Object) []pool.Held {
-	held := s.heldIn(after)
+func heldInEither(all []*v1alpha1.IPAllocation, before, after *pool.Object) []pool.Held {
+	held := slices.Collect(after.Held(all))
 	if before == nil {
 		return held
 	}
-	for _, h := range s.heldIn(before) {
+	for h := range before.Held(all) {
 		if !slices.Contains(held, h) {
 			held = append(held, h)
 		}

@@ -208,7 +208,7 @@ func (s *Snapshot) Search(text string) Result {
 		out.Address = addr.String()
 		for _, site := range s.record.sites {
 			for _, o := range site.pools {
-				if subnet, err := netip.ParsePrefix(o.Subnet); err == nil && subnet.Contains(addr) {
+				if o.Has(addr) {
 					out.Pools = append(out.Pools, refOf(o))
 				}
 			}

@@ -175,7 +175,7 @@ func (h Holder) compare(o Holder) int {
 func (c *Cluster) PoolsOf(ctx context.Context, a netip.Addr) (out []PoolRef, err error) {
 	pools, err := c.pools(ctx)
 	for _, p := range pools {
-		if subnet, err := netip.ParsePrefix(p.Subnet); err == nil && subnet.Contains(a) {
+		if p.Has(a) {
 			out = append(out, refOf(p))
 		}
 	}

@@ -64,9 +64,8 @@ func isFrom(ref v1alpha1.PoolReference, a *v1alpha1.IPAllocation) bool {
 func (w *why) isInDomain(ref v1alpha1.PoolReference, a *v1alpha1.IPAllocation) bool {
 	ref, err := w.record.expand(ref, w.pod.Spec.NodeName)
 	return err == nil && slices.ContainsFunc(w.record.site(a.Namespace).pools, func(o *pool.Object) bool {
-		subnet, err := netip.ParsePrefix(o.Subnet)
-		addr, invalid := pool.ParseAddr(a.Spec.Address)
-		return o.Ref == ref && o.Domain == a.DomainOf() && err == nil && invalid == nil && subnet.Contains(addr)
+		addr, err := pool.ParseAddr(a.Spec.Address)
+		return o.Ref == ref && o.Domain == a.DomainOf() && err == nil && o.Has(addr)
 	})
 }
 

@@ -86,6 +86,9 @@ func (s *api) answer(req *http.Request) any {
 		}
 		return list("PodList", "v1")
 	case "nodes":
+		for _, n := range s.nodes {
+			items = append(items, n)
+		}
 		return list("NodeList", "v1")
 	case "events":
 		return &corev1.EventList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "EventList"}, Items: s.said}
