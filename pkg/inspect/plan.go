@@ -237,6 +237,7 @@ func (r *record) plan(o *pool.Object) Plan {
 	for _, a := range all {
 		if a.Spec.PoolRef == o.Ref {
 			out.lasting(a, parsed, assigned)
+			out.letGo(a, before, o)
 			out.bar(a, now, blocks, parsed, assigned)
 		}
 	}
@@ -283,6 +284,21 @@ func (p *Plan) lasting(a *v1alpha1.IPAllocation, parsed *pool.Pool, blocks []poo
 		why = ledger.HeldBy(a) + ": " + why
 	}
 	p.strand(why, []pool.Held{{Addr: addr, Node: a.Spec.NodeName}})
+}
+
+// letGo enters an address that a StatefulSet keeps, and would not.
+func (p *Plan) letGo(a *v1alpha1.IPAllocation, before, after *pool.Object) {
+	addr, err := pool.ParseAddr(a.Spec.Address)
+	if err != nil || a.Spec.Held() || !a.Spec.Owner.IsStatefulSet() || before == nil || !before.Sticky {
+		return
+	}
+	why := ledger.HeldBy(a) + ": would not be kept "
+	switch {
+	case !after.Sticky:
+		p.strand(why+"any more", []pool.Held{{Addr: addr, Node: a.Spec.NodeName}})
+	case after.StickyWhenScaled == v1alpha1.StickyDelete && before.StickyWhenScaled != v1alpha1.StickyDelete:
+		p.strand(why+"after a scale-down", []pool.Held{{Addr: addr, Node: a.Spec.NodeName}})
+	}
 }
 
 // bar enters the namespace of an allocation's pod if the pool gives to it now, and would not.

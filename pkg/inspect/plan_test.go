@@ -82,3 +82,36 @@ func wantPlan(t *testing.T, p Plan, addresses, barred string) {
 		t.Errorf("%+v", p)
 	}
 }
+
+// What a StatefulSet keeps is lost if the pool is not sticky any more.
+func TestPlanNotSticky(t *testing.T) {
+	const pool = "subnet: 10.9.0.0/24"
+	for _, tc := range []struct {
+		name, now, then string
+		stranded, says  string
+	}{
+		{"sticky is removed", "sticky: [StatefulSet]", "", "10.9.0.1", "would not be kept any more"},
+		{"sticky stays", "sticky: [StatefulSet]", "sticky: [StatefulSet]", "", ""},
+		{"the pool was not sticky", "", "", "", ""},
+		{"those of a scale-down are not kept", "sticky: [StatefulSet]", "sticky: [StatefulSet], stickyWhenScaled: Delete", "10.9.0.1", "would not be kept after a scale-down"},
+		{"those of a scale-down were not kept", "sticky: [StatefulSet], stickyWhenScaled: Delete", "sticky: [StatefulSet], stickyWhenScaled: Delete", "", ""},
+		{"those of a scale-down are kept", "sticky: [StatefulSet], stickyWhenScaled: Delete", "sticky: [StatefulSet]", "", ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := newAPI()
+			s.like(t, "st", "{"+strings.TrimSuffix(pool+", "+tc.now, ", ")+"}")
+			s.claim("sys", "st", "10.9.0.1", "w1", "web-0", keptFor)
+			s.claim("sys", "st", "10.9.0.2", "w1", "web-1", keptFor, func(s *v1alpha1.IPAllocationSpec) { s.ReleasedAt = nil })
+			s.claim("sys", "st", "10.9.0.3", "w1", "a")
+			s.claim("sys", "st", "10.9.0.4", "w1", "b", reservedBy, released)
+			plans, err := s.connect(t).Plan(t.Context(), file(t, "st", "{"+strings.TrimSuffix(pool+", "+tc.then, ", ")+"}"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantPlan(t, plans[0], tc.stranded, "")
+			if len(plans[0].Stranded) > 0 && !strings.Contains(plans[0].Stranded[0].Why, tc.says) {
+				t.Errorf("%+v", plans[0])
+			}
+		})
+	}
+}
