@@ -277,13 +277,22 @@ func (w *why) isHolder(a *v1alpha1.IPAllocation) bool {
 }
 
 // follow goes from the network to the address. What the pod holds is looked for first: the
-// pod keeps it, whatever the pool has become since.
+// pod keeps it, whatever the network and the pool have become since.
 func (w *why) follow(ctx context.Context, c *Chain, s ledger.Selection) error {
+	has := w.has(c)
 	n, err := w.network(ctx, c, s)
-	if n == nil || err != nil {
+	switch {
+	case err != nil, n == nil && (len(has) == 0 || c.Broken() == nil):
 		return err
+	case n == nil:
+		w.keeps(c, has)
+		return nil
 	}
 	held := w.heldOn(c.Interface, n)
+	if slices.Contains(held, nil) && len(has) > 0 {
+		c.ok(linkNetwork, "the pod has its address from before the network named what it does now")
+		held = has
+	}
 	if slices.Contains(held, nil) && n.PoolsNamespace == "" && w.Limited() != "" {
 		return w.elsewhere("the network names no namespace of its pools, and the pod may hold an address")
 	}
@@ -292,13 +301,7 @@ func (w *why) follow(ctx context.Context, c *Chain, s ledger.Selection) error {
 		return err
 	}
 	if !slices.Contains(held, nil) {
-		if c.Broken() != nil {
-			c.keeps()
-		}
-		for _, a := range held {
-			c.holds(a)
-		}
-		w.compare(c, s, held)
+		w.keeps(c, held)
 		return nil
 	}
 	for i, q := range asks {
@@ -309,6 +312,18 @@ func (w *why) follow(ctx context.Context, c *Chain, s ledger.Selection) error {
 		}
 	}
 	return nil
+}
+
+// keeps ends the chain of an interface that holds its addresses: a break before is about later
+// sandboxes.
+func (w *why) keeps(c *Chain, held []*v1alpha1.IPAllocation) {
+	if c.Broken() != nil {
+		c.keeps()
+	}
+	for _, a := range held {
+		c.holds(a)
+	}
+	w.compare(c, held)
 }
 
 func (c *Chain) holds(a *v1alpha1.IPAllocation) {

@@ -252,6 +252,9 @@ func exhausted(o *pool.Object, node string, spaces []*pool.Block, all []pool.Hel
 
 // notYet says that nothing here keeps the pod from its address: what the runtime said does.
 func (w *why) notYet(c *Chain) {
+	if !w.fails(c.Event, nil) && w.unheld(c) {
+		return
+	}
 	if c.Event == nil {
 		c.broken(linkAllocation, "no address is held, and nothing in the record speaks against one: the node has not asked yet, or asks in another cluster or namespace",
 			fmt.Sprintf("kubectl describe pod -n %s %s; and /var/log/nv-ipam-cni.log on node %s", w.pod.Namespace, w.pod.Name, w.pod.Spec.NodeName))
@@ -262,8 +265,8 @@ func (w *why) notYet(c *Chain) {
 }
 
 // compare compares the addresses that the interface holds with what the pod says that it has.
-func (w *why) compare(c *Chain, s ledger.Selection, held []*v1alpha1.IPAllocation) {
-	have := worn(w.status, c.Interface, s.String())
+func (w *why) compare(c *Chain, held []*v1alpha1.IPAllocation) {
+	have := worn(w.status, c.Interface, c.Network)
 	if len(have) == 0 {
 		message, mend := "the address is held, and annotation "+annotationStatus+" does not have it: the sandbox is not ready yet, or another network of the pod fails", fmt.Sprintf("kubectl describe pod -n %s %s", w.pod.Namespace, w.pod.Name)
 		if c.Event != nil {
@@ -273,13 +276,8 @@ func (w *why) compare(c *Chain, s ledger.Selection, held []*v1alpha1.IPAllocatio
 		c.broken(linkStatus, message, mend)
 		return
 	}
-	for _, addr := range have {
-		if !slices.ContainsFunc(w.holds, func(a *v1alpha1.IPAllocation) bool {
-			return a.Spec.Address == addr.String() && a.Spec.InterfaceName == c.Interface
-		}) {
-			c.broken(linkStatus, fmt.Sprintf("annotation %s has %s, which the pod does not hold", annotationStatus, addr), "kubectl ipam who "+addr.String()+"; kubectl ipam check")
-			return
-		}
+	if w.unheld(c) {
+		return
 	}
 	for _, a := range held {
 		if !slices.ContainsFunc(have, func(addr netip.Addr) bool { return addr.String() == a.Spec.Address }) {
@@ -294,6 +292,40 @@ func (w *why) compare(c *Chain, s ledger.Selection, held []*v1alpha1.IPAllocatio
 		return
 	}
 	c.ok(linkStatus, "the pod has %s", joinAddrs(have))
+}
+
+// holding returns the allocation that an interface of the pod holds of an address; nil if it does not.
+func (w *why) holding(iface string, addr netip.Addr) *v1alpha1.IPAllocation {
+	for _, a := range w.holds {
+		if a.Spec.Address == addr.String() && a.Spec.InterfaceName == iface {
+			return a
+		}
+	}
+	return nil
+}
+
+// has returns what the interface holds of what it has by the pod's status; nothing if it has an
+// address that it does not hold.
+func (w *why) has(c *Chain) (out []*v1alpha1.IPAllocation) {
+	for _, addr := range worn(w.status, c.Interface, c.Network) {
+		a := w.holding(c.Interface, addr)
+		if a == nil {
+			return nil
+		}
+		out = append(out, a)
+	}
+	return out
+}
+
+// unheld ends the chain if the interface has an address that it does not hold.
+func (w *why) unheld(c *Chain) bool {
+	for _, addr := range worn(w.status, c.Interface, c.Network) {
+		if w.holding(c.Interface, addr) == nil {
+			c.broken(linkStatus, fmt.Sprintf("annotation %s has %s, which the pod does not hold", annotationStatus, addr), "kubectl ipam who "+addr.String()+"; kubectl ipam check")
+			return true
+		}
+	}
+	return false
 }
 
 // fails reports whether what was said last about the pod's sandbox is about one that still fails: it

@@ -222,6 +222,36 @@ func TestWhy(t *testing.T) {
 			s.pool("x", "other", "10.2.0.0/24", "w1")
 			s.network("n", rail+`, "poolsNamespace": "y"`)
 		}, err: "--pools-namespace y"},
+		{name: "the network names another pool now, and the pod holds an address of the earlier one", link: linkStatus, ok: true, plant: func(s *api) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.pool("sys", "rail2", "10.2.0.0/24", "w1")
+			s.network("n", `"poolName": "rail2"`)
+			s.claim("sys", "rail", "10.1.0.2", "w1", "a")
+			s.has("10.1.0.2")
+		}, says: []string{"the pod has 10.1.0.2"}},
+		{name: "the network is gone, and the pod holds an address", link: linkStatus, ok: true, plant: func(s *api) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.claim("sys", "rail", "10.1.0.2", "w1", "a")
+			s.has("10.1.0.2")
+		}, says: []string{"the pod has 10.1.0.2"}},
+		{name: "the network names another namespace now, and the pod holds an address", link: linkStatus, ok: true, plant: func(s *api) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.network("n", rail+`, "poolsNamespace": "x"`)
+			s.claim("sys", "rail", "10.1.0.2", "w1", "a")
+			s.has("10.1.0.2")
+		}, says: []string{"the pod has 10.1.0.2"}},
+		{name: "the network has a second pool since, and the pod has an address of the first", link: linkStatus, ok: true, plant: func(s *api) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.pool("sys", "rail2", "10.2.0.0/24", "w1")
+			s.network("n", `"poolName": "rail,rail2"`)
+			s.claim("sys", "rail", "10.1.0.2", "w1", "a")
+			s.has("10.1.0.2")
+		}, says: []string{"the pod has 10.1.0.2"}},
+		{name: "the pod has an address that nothing records", link: linkStatus, plant: func(s *api) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.network("n", rail)
+			s.has("10.1.0.2")
+		}, says: []string{"has 10.1.0.2, which the pod does not hold", "kubectl ipam check"}},
 		{name: "the pod has ended, and may hold something elsewhere", plant: func(s *api) {
 			s.barred = true
 			s.pool("sys", "rail", "10.1.0.0/24", "w1")
