@@ -145,6 +145,19 @@ func TestOnlyNamespace(t *testing.T) {
 	}
 }
 
+// The leaks of a pool are what counts in it, also if it was taken from an earlier pool of the domain.
+func TestLeaksOfTakeover(t *testing.T) {
+	s := newAPI()
+	s.like(t, "rail1b", "{subnet: 10.1.0.0/24, domain: rail}")
+	s.like(t, "rail1c", "{subnet: 10.2.0.0/24, domain: rail}")
+	s.claim("sys", "rail", "10.1.0.2", "w1", "gone")
+	for name, want := range map[string]int{"rail1b": 1, "rail": 1, "rail1c": 0, "": 1} {
+		if leaks, err := s.connect(t).Leaks(t.Context(), name); err != nil || len(leaks) != want {
+			t.Errorf("%q: %v, %v", name, leaks, err)
+		}
+	}
+}
+
 // An allocation may be named with its namespace.
 func TestWhoInNamespace(t *testing.T) {
 	s := newAPI()
