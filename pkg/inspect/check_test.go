@@ -298,6 +298,20 @@ func TestJudge(t *testing.T) {
 			s.pod("b", "w1", "n net1 10.1.0.2")
 			s.claim("sys", "rail", "10.1.0.2", "w1", "gone")
 		}, says: []string{"network ns/n, which does not name the pool any more", "do not release it"}, silent: []string{"kubectl ipam release"}},
+		{name: "two pods on one address of the network that is their default one", finds: "AddressOnTwoPods", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.network("n", rail)
+			for _, name := range []string{"a", "b"} {
+				s.pod(name, "w1").status = `[{"name": "ns/n", "interface": "eth0", "ips": ["10.1.0.2"], "default": true}]`
+			}
+		}},
+		{name: "the cluster's network gives one address on every node", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.network("n", rail)
+			for _, name := range []string{"a", "b"} {
+				s.pod(name, "w1").status = `[{"name": "cluster", "interface": "eth0", "ips": ["10.1.0.2"], "default": true}]`
+			}
+		}},
 		{name: "a pod has a gone pod's address, and networks may not be read", finds: "AllocationWithoutPod", plant: func(s *scene) {
 			s.pool("sys", "rail", "10.1.0.0/24", "w1")
 			s.networks.nads = nil

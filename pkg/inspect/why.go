@@ -222,11 +222,16 @@ func (c *Chain) pod(p *corev1.Pod, held []*v1alpha1.IPAllocation) bool {
 
 func (c *Chain) annotation(p *corev1.Pod) ([]ledger.Selection, bool) {
 	text, found := p.Annotations[ledger.AnnotationNetworks]
-	if !found {
+	if !found && p.Annotations[annotationDefault] == "" {
 		c.broken(linkAnnotation, "the pod has no annotation "+ledger.AnnotationNetworks+": it asks for no other network", "set it in the pod's template: it is read when the pod starts")
 		return nil, false
 	}
 	all, err := ledger.ParseNetworks(text, p.Namespace)
+	first, _ := ledger.ParseNetworks(p.Annotations[annotationDefault], multusNamespace) // one that cannot be read says nothing
+	for _, s := range first {
+		s.Interface, s.Assumed = defaultInterface, false
+		all = slices.Insert(all, 0, s)
+	}
 	switch {
 	case err != nil:
 		c.broken(linkAnnotation, err.Error(), "correct it in the pod's template")

@@ -247,6 +247,12 @@ func TestWhy(t *testing.T) {
 			s.claim("sys", "rail", "10.1.0.2", "w1", "a")
 			s.has("10.1.0.2")
 		}, says: []string{"the pod has 10.1.0.2"}},
+		{name: "the pod's default network is one of ours", link: linkStatus, ok: true, plant: func(s *api) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.network("n", rail)
+			s.claim("sys", "rail", "10.1.0.2", "w1", "a", func(s *v1alpha1.IPAllocationSpec) { s.InterfaceName = "eth0" })
+			s.pod.Annotations = map[string]string{annotationDefault: "ns/n", annotationStatus: `[{"name": "ns/n", "interface": "eth0", "ips": ["10.1.0.2"], "default": true}]`}
+		}, says: []string{"the pod has 10.1.0.2"}},
 		{name: "the pod has an address that nothing records", link: linkStatus, plant: func(s *api) {
 			s.pool("sys", "rail", "10.1.0.0/24", "w1")
 			s.network("n", rail)
