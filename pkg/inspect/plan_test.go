@@ -115,3 +115,52 @@ func TestPlanNotSticky(t *testing.T) {
 		})
 	}
 }
+
+// An overlap that check would report is one of the plan: of another namespace, and of the file.
+func TestPlanOverlaps(t *testing.T) {
+	const head = "apiVersion: nv-ipam.nvidia.com/v1alpha1\nkind: IPPool\nmetadata: {name: %s, namespace: %s}\nspec: {subnet: %s%s}\n"
+	for _, tc := range []struct {
+		name, file string
+		want       []string // of each pool
+	}{
+		{"another namespace", fmt.Sprintf(head, "x", "b", "10.1.0.0/24", ""), []string{"sys/rail"}},
+		{"another namespace, and it gives nothing", fmt.Sprintf(head, "x", "b", "10.1.0.0/24", ", disabled: true"), []string{""}},
+		{"another subnet", fmt.Sprintf(head, "x", "b", "10.2.0.0/24", ""), []string{""}},
+		{"two of the file", fmt.Sprintf(head, "x", "sys", "10.6.0.0/24", "") + "---\n" + fmt.Sprintf(head, "z", "sys", "10.6.0.0/16", ""), []string{"z (", "x ("}},
+		{"the same domain", fmt.Sprintf(head, "x", "sys", "10.6.0.0/24", ", domain: d") + "---\n" + fmt.Sprintf(head, "z", "sys", "10.6.0.0/16", ", domain: d"), []string{"", ""}},
+		{"the file moves the other one away", fmt.Sprintf(head, "rail", "sys", "10.7.0.0/24", "") + "---\n" + fmt.Sprintf(head, "x", "sys", "10.1.0.0/24", ""), []string{"", ""}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			pools, err := ParsePools(strings.NewReader(tc.file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := newAPI()
+			s.like(t, "rail", "{subnet: 10.1.0.0/24}")
+			plans, err := s.connect(t).Plan(t.Context(), pools)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, p := range plans {
+				if all := strings.Join(p.Overlaps, ", "); (all == "") != (tc.want[i] == "") || !strings.Contains(all, tc.want[i]) {
+					t.Errorf("%s overlaps with %q", p.Name, all)
+				}
+			}
+		})
+	}
+}
+
+// A pool of another kind says nothing about the namespace of a file's pool.
+func TestPlanNamespaceOfKind(t *testing.T) {
+	const file = "apiVersion: nv-ipam.nvidia.com/v1alpha1\nkind: CIDRPool\nmetadata: {name: rail}\nspec: {cidr: 10.1.0.0/16, perNodeNetworkPrefix: 24}\n"
+	pools, err := ParsePools(strings.NewReader(file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newAPI()
+	s.like(t, "rail", "{subnet: 10.1.0.0/24}")
+	s.pool("b", "other", "10.9.0.0/24")
+	if plans, err := s.connect(t).Plan(t.Context(), pools); err == nil || !strings.Contains(err.Error(), "has no metadata.namespace: say it with -n") {
+		t.Errorf("%+v, %v", plans, err)
+	}
+}
