@@ -363,6 +363,20 @@ func TestJudge(t *testing.T) {
 			s.network("n", rail)
 			s.pod("a", "w1", "n net1 10.1.0.2")
 		}},
+		{name: "pools of two namespaces, one without blocks", finds: "PoolsOfTwoNamespaces", plant: func(s *scene) {
+			s.like(t, "rail", "{subnet: 10.1.0.0/24}")
+			s.pool("b", "rail", "10.1.0.0/24", "w1")
+		}, says: []string{"of sys/rail every node uses the whole subnet", "b/rail has 1 blocks"}, silent: []string{"both have blocks"}},
+		{name: "pools of two namespaces, of which one gives nothing", plant: func(s *scene) {
+			s.like(t, "rail", "{subnet: 10.1.0.0/24, disabled: true}")
+			s.pool("b", "rail", "10.1.0.0/24", "w1")
+		}},
+		{name: "pools of two namespaces, of which one gives nothing any more", finds: "PoolsOfTwoNamespaces", plant: func(s *scene) {
+			s.like(t, "rail", "{subnet: 10.1.0.0/24, disabled: true}")
+			s.pod("a", "w1")
+			s.claim("sys", "rail", "10.1.0.2", "w1", "a")
+			s.pool("b", "rail", "10.1.0.0/24", "w1")
+		}, says: []string{"sys/rail is disabled, and 1 of its addresses are held"}},
 		{name: "one namespace was looked at, which the network names", finds: "AddressNotRecorded", plant: func(s *scene) {
 			s.report.Namespace = "sys"
 			s.pool("sys", "rail", "10.1.0.0/24")
