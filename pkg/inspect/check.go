@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -101,11 +102,14 @@ type checking struct {
 	report   *Report
 	networks networks
 	held     map[*site]held
-	worn     map[place][]wearer
+	// all are those who have an address, and worn those by where it is recorded.
+	all  map[netip.Addr][]wearer
+	worn map[place][]wearer
 }
 
 // judge finds what the record shows.
 func (k *checking) judge() {
+	k.index()
 	k.wear()
 	for _, s := range k.sites {
 		k.allocations(s)
@@ -155,11 +159,8 @@ func (k *checking) allocations(s *site) {
 }
 
 func (k *checking) withoutPod(s *site, a *v1alpha1.IPAllocation, v judgement) {
-	mend := freeing(a, v)
-	if by := k.worn[place{s, a.Name}]; len(by) > 0 && a.Spec.Next == nil { // else a live machine may be in that pod
-		mend = "pod " + by[0].pod + " has the address by its network-status, so do not release it, but start that pod again: " + deletePod(by[0].pod)
-	}
-	f := k.find(classNoPod, s.namespace, a.Name, v.Reason+": "+v.Message, proofOf(a), mend)
+	v.wornBy = k.wornBy(a)
+	f := k.find(classNoPod, s.namespace, a.Name, v.Reason+": "+v.Message, proofOf(a), freeing(a, v))
 	f.Verdict, f.suspect = &v, suspectOf(a)
 }
 
@@ -354,10 +355,13 @@ func (k *checking) namespaces() {
 		for _, t := range k.sites[i+1:] {
 			for _, p := range s.pools {
 				for _, q := range t.pools {
-					if p.Overlaps(q) && gives(p) && gives(q) {
+					if !p.Overlaps(q) {
+						continue
+					}
+					if here, there := s.gives(p), t.gives(q); here != "" && there != "" {
 						k.find(classOtherInstance, s.namespace, p.Ref.Name+", "+t.namespace+"/"+q.Ref.Name,
 							fmt.Sprintf("%s/%s (%s) and %s/%s (%s) have addresses in common, and nodes take addresses from both: two records, so an address is given twice", s.namespace, p.Ref.Name, p.Subnet, t.namespace, q.Ref.Name, q.Subnet),
-							fmt.Sprintf("both have blocks in their status; namespace %s has %d allocations, %s has %d (none: its reservations are nv-ipam's, on the nodes)", s.namespace, len(s.allocations), t.namespace, len(t.allocations)),
+							fmt.Sprintf("%s; %s; namespace %s has %d allocations, %s has %d (none: its reservations are nv-ipam's, on the nodes)", here, there, s.namespace, len(s.allocations), t.namespace, len(t.allocations)),
 							"stop one of the two controllers, and keep the pools of one namespace: docs/migration.md")
 					}
 				}
@@ -366,8 +370,20 @@ func (k *checking) namespaces() {
 	}
 }
 
-// gives reports whether some node may take addresses from a pool.
-func gives(p *pool.Object) bool {
-	parsed, errs := p.Parse()
-	return len(p.Blocks()) > 0 || len(errs) == 0 && parsed.Shared
+// gives says by what nodes have addresses of a pool, or take some; "" if nothing says so.
+func (s *site) gives(p *pool.Object) string {
+	name := s.namespace + "/" + p.Ref.Name
+	if p.Disabled {
+		if n := len(s.heldIn(p)); n > 0 {
+			return fmt.Sprintf("%s is disabled, and %d of its addresses are held", name, n)
+		}
+		return ""
+	}
+	if n := len(p.Blocks()); n > 0 {
+		return fmt.Sprintf("%s has %d blocks in its status", name, n)
+	}
+	if parsed, errs := p.Parse(); len(errs) == 0 && parsed.Shared {
+		return "of " + name + " every node uses the whole subnet"
+	}
+	return ""
 }

@@ -43,38 +43,41 @@ func (k *checking) readNetworks(ctx context.Context, c *Cluster) {
 }
 
 // network returns the network that a pod's status names, as the pod asks for it; nil if
-// addresses are not this project's concern there.
-func (k *checking) network(p *pod, key string, st status) *cni.Network {
-	nad := k.networks.nads[st.Name]
-	if nad == nil {
+// addresses are not this project's concern there. One that is gone names no pool.
+func (k *checking) network(w wearer) *cni.Network {
+	nad, there := k.networks.nads[w.network]
+	switch {
+	case !there && strings.Contains(w.network, "/"):
+		return &cni.Network{}
+	case nad == nil:
 		return nil
 	}
-	args := p.args(key, st)
-	asked := request{st.Name, string(args)}
+	args := w.args()
+	asked := request{w.network, string(args)}
 	n, found := k.networks.read[asked]
 	if !found && configOf(nad) == "" {
-		k.skip("addresses of network "+st.Name, errors.New("it has no spec.config: its configuration is a file on the node"))
-		delete(k.networks.nads, st.Name) // said once, whatever pods ask for
+		k.skip("addresses of network "+w.network, errors.New("it has no spec.config: its configuration is a file on the node"))
+		k.networks.nads[w.network] = nil // said once, whatever pods ask for
 		return nil
 	}
 	if !found {
 		var err error
 		if n, err = networkOf(nad, ledger.Selection{Name: nad.Metadata.Name, Args: args}); err != nil {
-			k.skip("addresses of network "+st.Name+", as pod "+key+" asks for it", err)
+			k.skip("addresses of network "+w.network+", as pod "+w.pod+" asks for it", err)
 		}
 		k.networks.read[asked] = n
 	}
 	return n
 }
 
-// args returns the cni-args that a pod, NAMESPACE/NAME, has for a network in its status.
-func (p *pod) args(key string, st status) (args json.RawMessage) {
-	namespace, _, _ := strings.Cut(key, "/")
-	all, _ := ledger.ParseNetworks(p.networks, namespace) // one that cannot be read says nothing
+// args returns the cni-args that a pod has for a network in its status.
+func (w wearer) args() (args json.RawMessage) {
+	namespace, _, _ := strings.Cut(w.pod, "/")
+	all, _ := ledger.ParseNetworks(w.is.networks, namespace) // one that cannot be read says nothing
 	for _, s := range all {
 		switch {
-		case s.String() != st.Name:
-		case s.Interface == st.Interface:
+		case s.String() != w.network:
+		case s.Interface == w.iface:
 			return s.Args
 		case args == nil: // multus has numbered the interfaces in another way
 			args = s.Args
@@ -83,12 +86,9 @@ func (p *pod) args(key string, st status) (args json.RawMessage) {
 	return args
 }
 
-// wear finds which pods have which address by their network-status, by where it is recorded.
-func (k *checking) wear() {
-	k.worn, k.held = map[place][]wearer{}, map[*site]held{}
-	if len(k.networks.nads) == 0 {
-		return
-	}
+// index finds what is held, and which pods have which address by their network-status.
+func (k *checking) index() {
+	k.held, k.all = map[*site]held{}, map[netip.Addr][]wearer{}
 	for _, s := range k.sites {
 		k.held[s] = s.byAddress()
 	}
@@ -98,22 +98,59 @@ func (k *checking) wear() {
 			continue
 		}
 		for _, st := range parseStatus(p.status) {
-			n := k.network(p, key, st)
-			if n == nil {
-				continue
-			}
 			for _, addr := range st.addresses() {
-				k.wears(n, wearer{pod: key, is: p, iface: st.Interface, network: st.Name, addr: addr})
+				k.all[addr] = append(k.all[addr], wearer{pod: key, is: p, iface: st.Interface, network: st.Name, addr: addr})
+			}
+		}
+	}
+}
+
+// wornBy returns who has the address of an allocation, and holds no other one of that address; nil
+// if nobody does. Of which network that is does not matter: it may have been edited since.
+func (k *checking) wornBy(a *v1alpha1.IPAllocation) *wearer {
+	addr, err := pool.ParseAddr(a.Spec.Address)
+	if err != nil {
+		return nil
+	}
+	for _, w := range k.all[addr] {
+		other := slices.ContainsFunc(k.sites, func(s *site) bool {
+			return slices.ContainsFunc(k.held[s][addr], func(o *v1alpha1.IPAllocation) bool { return o.UID != a.UID && w.holds(o) })
+		})
+		if !other && (w.holds(a) || !k.gaveBack(w)) {
+			return &w
+		}
+	}
+	return nil
+}
+
+// gaveBack reports whether a pod that holds nothing has released its addresses: the kubelet stops a
+// pod before it removes the object.
+func (k *checking) gaveBack(w wearer) bool {
+	node := nodeEvidence(k.nodes[w.is.Node])
+	return w.is.Deleting && node != nil && node.State == reclaim.Answers
+}
+
+// wear finds where what pods have is recorded.
+func (k *checking) wear() {
+	k.worn = map[place][]wearer{}
+	if k.networks.nads == nil {
+		return
+	}
+	for _, addr := range slices.SortedFunc(maps.Keys(k.all), netip.Addr.Compare) {
+		for _, w := range k.all[addr] {
+			if n := k.network(w); n != nil {
+				k.wears(n, w)
 			}
 		}
 	}
 }
 
 func (k *checking) wears(n *cni.Network, w wearer) {
-	at := k.place(n, w)
-	// The kubelet stops a pod, which releases its addresses, before it removes the object.
-	node := nodeEvidence(k.nodes[w.is.Node])
-	if w.is.Deleting && node != nil && node.State == reclaim.Answers && !w.holds(k.allocation(at, w.addr)) {
+	at, lost := k.place(n, w)
+	if w.lost = lost; at.site == nil && len(n.Pools) == 0 { // nobody knows whose it is
+		return
+	}
+	if !w.holds(k.allocation(at, w.addr)) && k.gaveBack(w) {
 		return
 	}
 	if !slices.Contains(k.worn[at], w) {
@@ -158,7 +195,7 @@ func podsOf(by []wearer) (pods []string) {
 
 // suspect returns what a finding about an address of pods rests on.
 func (at place) suspect(by []wearer) *suspect {
-	out := &suspect{pods: podsOf(by)}
+	out := &suspect{address: by[0].addr.String(), pods: podsOf(by)}
 	if at.site != nil {
 		out.namespace, out.allocation = at.site.namespace, at.name
 	}
@@ -168,7 +205,7 @@ func (at place) suspect(by []wearer) *suspect {
 func (k *checking) onMany(at place, by, others []wearer, a *v1alpha1.IPAllocation) {
 	var texts []string
 	for _, w := range by {
-		texts = append(texts, fmt.Sprintf("pod %s (interface %s of network %s)", w.pod, w.iface, w.network))
+		texts = append(texts, fmt.Sprintf("pod %s (%s)", w.pod, w.where()))
 	}
 	proof := "annotation " + annotationStatus + " of " + strings.Join(texts, " and of ")
 	namespace, _, _ := strings.Cut(by[0].network, "/")
@@ -201,7 +238,7 @@ func whose(a *v1alpha1.IPAllocation) string {
 
 func (k *checking) notRecorded(at place, w wearer, a *v1alpha1.IPAllocation) {
 	message := "pod " + w.pod + " has it, and "
-	proof := fmt.Sprintf("annotation %s of pod %s: interface %s of network %s has %s; ", annotationStatus, w.pod, w.iface, w.network, w.addr)
+	proof := fmt.Sprintf("annotation %s of pod %s: %s has %s; ", annotationStatus, w.pod, w.where(), w.addr)
 	switch {
 	case a == nil:
 		message, proof = message+"no allocation: it may be given to another pod", proof+"there is no ipallocation "+at.name

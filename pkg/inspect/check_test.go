@@ -52,6 +52,12 @@ func (s *scene) pool(namespace, name, subnet string, nodes ...string) {
 	at.pools = append(at.pools, pool.ObjectOf(p))
 }
 
+func (s *scene) pools(namespace string, change func(*pool.Object)) {
+	for _, o := range s.at(namespace).pools {
+		change(o)
+	}
+}
+
 func (s *scene) network(name, ipam string) {
 	config, _ := json.Marshal(map[string]string{"config": `{"cniVersion": "0.3.1", "name": "x", "type": "macvlan", "ipam": {"type": "nv-ipam", ` + ipam + `}}`})
 	s.networks.nads["ns/"+name] = &object{Metadata: metav1.ObjectMeta{Namespace: "ns", Name: name}, Spec: config}
@@ -280,12 +286,97 @@ func TestJudge(t *testing.T) {
 			s.network("n", rail)
 			s.pod("a", "w1", "n net1 10.1.0.2")
 		}},
-		{name: "one namespace was looked at, in which the node has a block", finds: "AddressNotRecorded", plant: func(s *scene) {
+		{name: "a pod has a gone pod's address, and the network names another pool now", finds: "AddressNotRecorded AllocationWithoutPod", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.pool("sys", "rail2", "10.2.0.0/24", "w1")
+			s.network("n", `"poolName": "rail2"`)
+			s.pod("b", "w1", "n net1 10.1.0.2")
+			s.claim("sys", "rail", "10.1.0.2", "w1", "gone")
+		}, says: []string{"network ns/n, which does not name the pool any more", "do not release it, but start that pod again: kubectl delete pod -n ns b"}, silent: []string{"kubectl ipam release"}},
+		{name: "a pod has a gone pod's address, and the network is gone", finds: "AddressNotRecorded AllocationWithoutPod", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.pod("b", "w1", "n net1 10.1.0.2")
+			s.claim("sys", "rail", "10.1.0.2", "w1", "gone")
+		}, says: []string{"network ns/n, which does not name the pool any more", "do not release it"}, silent: []string{"kubectl ipam release"}},
+		{name: "two pods on one address of the network that is their default one", finds: "AddressOnTwoPods", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.network("n", rail)
+			for _, name := range []string{"a", "b"} {
+				s.pod(name, "w1").status = `[{"name": "ns/n", "interface": "eth0", "ips": ["10.1.0.2"], "default": true}]`
+			}
+		}},
+		{name: "the cluster's network gives one address on every node", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.network("n", rail)
+			for _, name := range []string{"a", "b"} {
+				s.pod(name, "w1").status = `[{"name": "cluster", "interface": "eth0", "ips": ["10.1.0.2"], "default": true}]`
+			}
+		}},
+		{name: "a pod has a gone pod's address, and networks may not be read", finds: "AllocationWithoutPod", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.networks.nads = nil
+			s.pod("b", "w1", "n net1 10.1.0.2")
+			s.claim("sys", "rail", "10.1.0.2", "w1", "gone")
+		}, silent: []string{"kubectl ipam release"}},
+		{name: "a pod lost its allocation, its network names another pool now, and another pod took the address", finds: "AddressOnTwoPods", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.pool("sys", "rail2", "10.2.0.0/24", "w1")
+			s.network("n", `"poolName": "rail2"`)
+			s.network("m", rail)
+			s.pod("a", "w1", "n net1 10.1.0.2")
+			s.pod("b", "w1", "m net1 10.1.0.2")
+			s.claim("sys", "rail", "10.1.0.2", "w1", "b")
+		}, says: []string{"kubectl delete pod -n ns a"}},
+		{name: "an address is not recorded, and the node has another label now", finds: "AddressNotRecorded", plant: func(s *scene) {
+			s.pool("sys", "rack-r0", "10.1.0.0/24", "w1")
+			s.pool("sys", "rack-r1", "10.2.0.0/24", "w1")
+			s.network("n", `"poolName": "rack-{rack}"`)
+			s.pod("a", "w1", "n net1 10.1.0.2")
+		}, says: []string{"there is no ipallocation rack-r0.10.1.0.2"}},
+		{name: "a pod holds its address, and the network names another pool with it now", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.pool("sys", "rail2", "10.1.0.0/24", "w1")
+			s.pools("sys", func(o *pool.Object) { o.Domain = "rail" })
+			s.network("n", `"poolName": "rail2"`)
+			s.pod("a", "w1", "n net1 10.1.0.2")
+			s.claim("sys", "rail", "10.1.0.2", "w1", "a")
+		}},
+		{name: "a pod holds its address, and the network is gone", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.pod("a", "w1", "n net1 10.1.0.2")
+			s.claim("sys", "rail", "10.1.0.2", "w1", "a")
+		}},
+		{name: "an address of nobody knows which manager, of a network that is gone", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.pod("a", "w1", "n net1 10.1.0.2")
+			s.pod("b", "w2", "n net1 10.1.0.2")
+		}},
+		{name: "a pod has a gone pod's address, of a network of another manager", finds: "AllocationWithoutPod", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.networks.nads["ns/n"] = &object{Metadata: metav1.ObjectMeta{Namespace: "ns", Name: "n"}, Spec: []byte(`{"config": "{\"cniVersion\": \"0.3.1\", \"name\": \"x\", \"type\": \"macvlan\", \"ipam\": {\"type\": \"host-local\"}}"}`)}
+			s.pod("a", "w1", "n net1 10.1.0.2")
+			s.claim("sys", "rail", "10.1.0.2", "w1", "gone")
+		}, says: []string{"do not release it"}},
+		{name: "one namespace was looked at, in which the node has a block: so may another one", plant: func(s *scene) {
 			s.report.Namespace = "sys"
 			s.pool("sys", "rail", "10.1.0.0/24", "w1")
 			s.network("n", rail)
 			s.pod("a", "w1", "n net1 10.1.0.2")
 		}},
+		{name: "pools of two namespaces, one without blocks", finds: "PoolsOfTwoNamespaces", plant: func(s *scene) {
+			s.like(t, "rail", "{subnet: 10.1.0.0/24}")
+			s.pool("b", "rail", "10.1.0.0/24", "w1")
+		}, says: []string{"of sys/rail every node uses the whole subnet", "b/rail has 1 blocks"}, silent: []string{"both have blocks"}},
+		{name: "pools of two namespaces, of which one gives nothing", plant: func(s *scene) {
+			s.like(t, "rail", "{subnet: 10.1.0.0/24, disabled: true}")
+			s.pool("b", "rail", "10.1.0.0/24", "w1")
+		}},
+		{name: "pools of two namespaces, of which one gives nothing any more", finds: "PoolsOfTwoNamespaces", plant: func(s *scene) {
+			s.like(t, "rail", "{subnet: 10.1.0.0/24, disabled: true}")
+			s.pod("a", "w1")
+			s.claim("sys", "rail", "10.1.0.2", "w1", "a")
+			s.pool("b", "rail", "10.1.0.0/24", "w1")
+		}, says: []string{"sys/rail is disabled, and 1 of its addresses are held"}},
 		{name: "one namespace was looked at, which the network names", finds: "AddressNotRecorded", plant: func(s *scene) {
 			s.report.Namespace = "sys"
 			s.pool("sys", "rail", "10.1.0.0/24")
@@ -365,7 +456,7 @@ func TestPoolsOn(t *testing.T) {
 			s := newScene()
 			s.network("n", `"poolName": "rail"`+strings.TrimSuffix(", "+tc.ipam, ", "))
 			tc.plant(s)
-			n := s.checking.network(&pod{}, "ns/a", status{Name: "ns/n"})
+			n := s.checking.network(wearer{pod: "ns/a", is: &pod{}, network: "ns/n"})
 			var holds []*v1alpha1.IPAllocation
 			for _, site := range s.sites {
 				holds = append(holds, site.byPod["ns/a"]...)

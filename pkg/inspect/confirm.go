@@ -4,6 +4,7 @@
 package inspect
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -24,12 +25,14 @@ import (
 // other, and pods come and go meanwhile.
 type suspect struct {
 	namespace, allocation string // allocation is "" if it is about pods only
-	id                    types.UID
-	pods                  []string // NAMESPACE/NAME
+	address               string
+	// leaked is the allocation that looks leaked or may be; "" if that is not what is wrong.
+	leaked types.UID
+	pods   []string // NAMESPACE/NAME
 }
 
 func suspectOf(a *v1alpha1.IPAllocation) *suspect {
-	return &suspect{a.Namespace, a.Name, a.UID, []string{podKey(a.Spec.PodRef)}}
+	return &suspect{namespace: a.Namespace, allocation: a.Name, address: a.Spec.Address, leaked: a.UID, pods: []string{podKey(a.Spec.PodRef)}}
 }
 
 const (
@@ -39,8 +42,8 @@ const (
 	lookers = 16
 )
 
-// confirm drops the findings that a second look does not find again. It reports the others as it
-// has found them.
+// confirm reports what a second look finds about the same addresses: what was wrong with one may be
+// wrong in another way now.
 func (k *checking) confirm(ctx context.Context, c *Cluster) {
 	findings := slices.SortedFunc(slices.Values(k.report.Findings), finding.compare)
 	var suspects []*suspect
@@ -61,27 +64,21 @@ func (k *checking) confirm(ctx context.Context, c *Cluster) {
 	}
 	second := &checking{record: fresh, report: &Report{Namespace: k.report.Namespace}, networks: k.networks}
 	second.judge()
-	found := map[finding]finding{}
-	for _, f := range second.report.Findings {
-		found[f.identity()] = f
+	before := map[string]bool{}
+	for _, s := range suspects {
+		before[s.about()], before[s.address] = true, true
 	}
-	k.report.Findings = slices.DeleteFunc(findings, func(f finding) bool { return f.suspect != nil && found[f.identity()].Class == "" })
-	for i, f := range k.report.Findings {
-		if f.suspect != nil {
-			k.report.Findings[i] = found[f.identity()]
+	k.report.Findings = slices.DeleteFunc(findings, func(f finding) bool { return f.suspect != nil })
+	for _, f := range second.report.Findings {
+		if f.suspect != nil && before[f.suspect.about()] {
+			k.report.Findings = append(k.report.Findings, f)
 		}
 	}
 }
 
-// identity is what two findings have in common that are about the same, and rest on the same. An
-// allocation that looks leaked does so for whichever reason: what shows it may change.
-func (f finding) identity() finding {
-	out := finding{Class: f.Class, Namespace: f.Namespace, Subject: f.Subject, Message: f.Message, Proof: f.Proof}
-	if f.Class == classNoPod {
-		out.Message, out.Proof = "", string(f.suspect.id)
-	}
-	return out
-}
+// about is what an earlier suspect has to have been about. An allocation that looks leaked has to
+// have looked so before, for whichever reason: else it may be that of a pod that ended just now.
+func (s *suspect) about() string { return cmp.Or(string(s.leaked), s.address) }
 
 // again reads the first suspects again, and returns the record as it is then; nil if nothing
 // has changed.
@@ -127,7 +124,23 @@ func (l *look) read(ctx context.Context, suspects []*suspect) error {
 		ask(func(ctx context.Context) error { return l.readPod(ctx, key) })
 	}
 	running.Wait()
+	since := podsAbout(l.holders()) // who has taken an address since
+	maps.DeleteFunc(since, func(key string, _ bool) bool { _, read := l.pods[key]; return read })
+	for key := range since {
+		ask(func(ctx context.Context) error { return l.readPod(ctx, key) })
+	}
+	running.Wait()
 	return context.Cause(ctx)
+}
+
+// holders are the allocations that were read.
+func (l *look) holders() (out []*suspect) {
+	for _, a := range l.allocations {
+		if a != nil {
+			out = append(out, suspectOf(a))
+		}
+	}
+	return out
 }
 
 func allocationsOf(suspects []*suspect) map[[2]string]bool {
@@ -234,7 +247,7 @@ func (l *look) differs(r *record) bool {
 func (c *Cluster) stillLeak(ctx context.Context, r *record, leaks []Holder) ([]Holder, error) {
 	var suspects []*suspect
 	for _, h := range leaks {
-		suspects = append(suspects, &suspect{h.Namespace, h.Allocation, h.AllocationID, []string{podKey(h.Pod)}})
+		suspects = append(suspects, &suspect{namespace: h.Namespace, allocation: h.Allocation, pods: []string{podKey(h.Pod)}})
 	}
 	fresh, err := c.again(ctx, r, suspects)
 	if fresh == nil {

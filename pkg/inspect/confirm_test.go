@@ -21,9 +21,7 @@ import (
 func (s *server) put(k *scene) {
 	for key, p := range k.record.pods {
 		namespace, name, _ := strings.Cut(key, "/")
-		s.has["/api/v1/namespaces/"+namespace+"/pods/"+name] = &corev1.Pod{
-			TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}, ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: p.UID, Annotations: map[string]string{annotationStatus: p.status}}, Spec: corev1.PodSpec{NodeName: p.Node},
-		}
+		s.has["/api/v1/namespaces/"+namespace+"/pods/"+name] = served(key, p)
 	}
 	for _, site := range k.sites {
 		for _, a := range site.allocations {
@@ -32,6 +30,18 @@ func (s *server) put(k *scene) {
 			s.has["/apis/nv-ipam.nvidia.com/v1alpha1/namespaces/"+a.Namespace+"/ipallocations/"+a.Name] = a
 		}
 	}
+}
+
+// served is a pod of a scene as the API server has it.
+func served(key string, p *pod) *corev1.Pod {
+	namespace, name, _ := strings.Cut(key, "/")
+	out := &corev1.Pod{
+		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}, ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: p.UID, Annotations: map[string]string{annotationStatus: p.status}}, Spec: corev1.PodSpec{NodeName: p.Node},
+	}
+	if p.Ended {
+		out.Status.Phase = corev1.PodSucceeded
+	}
+	return out
 }
 
 // What has changed since the lists were read is no finding.
@@ -89,6 +99,70 @@ func TestConfirm(t *testing.T) {
 			}
 			if skipped := strings.Join(k.report.Skipped, "\n"); (skipped == "") != (tc.skipped == "") || !strings.HasPrefix(skipped, tc.skipped) {
 				t.Errorf("skipped %q", skipped)
+			}
+		})
+	}
+}
+
+// What has changed since the lists were read, and is wrong in another way now, is said as it is now.
+func TestConfirmFollows(t *testing.T) {
+	const path = "/apis/nv-ipam.nvidia.com/v1alpha1/namespaces/sys/ipallocations/rail.10.1.0.5"
+	for _, tc := range []struct {
+		name  string
+		first func(*scene)
+		now   func(*server, *scene)
+		finds string
+	}{
+		{"three pods have it, and one ends", func(s *scene) {
+			for _, name := range []string{"a", "b", "c"} {
+				s.pod(name, "w1", "n net1 10.1.0.5")
+			}
+			s.claim("sys", "rail", "10.1.0.5", "w1", "a")
+		}, func(s *server, _ *scene) { delete(s.has, "/api/v1/namespaces/ns/pods/c") }, "AddressOnTwoPods 10.1.0.5: 2 pods answer on it: ns/a, ns/b"},
+		{"two pods have it, and the one that holds it ends", func(s *scene) {
+			s.pod("a", "w1", "n net1 10.1.0.5")
+			s.pod("b", "w1", "n net1 10.1.0.5")
+			s.claim("sys", "rail", "10.1.0.5", "w1", "a")
+		}, func(s *server, _ *scene) {
+			delete(s.has, "/api/v1/namespaces/ns/pods/a")
+			delete(s.has, path)
+		}, "AddressNotRecorded 10.1.0.5: pod ns/b has it, and no allocation"},
+		{"a pod has what is recorded for a gone one, and the controller reclaims that", func(s *scene) {
+			s.pod("b", "w1", "n net1 10.1.0.5")
+			s.claim("sys", "rail", "10.1.0.5", "w1", "gone")
+		}, func(s *server, _ *scene) { delete(s.has, path) }, "AddressNotRecorded 10.1.0.5: pod ns/b has it, and no allocation"},
+		{"a pod has it unrecorded, and a new one takes it", func(s *scene) { s.pod("b", "w1", "n net1 10.1.0.5") }, func(s *server, k *scene) {
+			k.pod("z", "w1", "n net1 10.1.0.5")
+			k.claim("sys", "rail", "10.1.0.5", "w1", "z")
+			s.put(k)
+		}, "AddressOnTwoPods 10.1.0.5: 2 pods answer on it: ns/b, ns/z; by allocation rail.10.1.0.5 it is pod ns/z's"},
+		{"another allocation is leaked meanwhile", func(s *scene) {
+			s.pod("a", "w1", "n net1 10.1.0.5")
+			s.pod("b", "w1", "n net1 10.1.0.5")
+			s.claim("sys", "rail", "10.1.0.5", "w1", "a")
+		}, func(s *server, _ *scene) {
+			delete(s.has, "/api/v1/namespaces/ns/pods/a")
+			delete(s.has, "/api/v1/namespaces/ns/pods/b")
+		}, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s, c := newServer(t)
+			k, later := newScene(), newScene()
+			for _, k := range []*scene{k, later} {
+				k.pool("sys", "rail", "10.1.0.0/24", "w1")
+				k.network("n", `"poolName": "rail"`)
+				tc.first(k)
+			}
+			s.put(k)
+			tc.now(s, later)
+			k.judge()
+			k.confirm(t.Context(), c)
+			var got []string
+			for _, f := range k.report.Findings {
+				got = append(got, f.Class+" "+f.Subject+": "+f.Message)
+			}
+			if all := strings.Join(got, "\n"); !strings.HasPrefix(all, tc.finds) || (all == "") != (tc.finds == "") || len(got) > 1 || len(k.report.Skipped) > 0 {
+				t.Errorf("found %s, skipped %q", all, k.report.Skipped)
 			}
 		})
 	}

@@ -43,6 +43,10 @@ type judgement struct {
 	Until string `json:"until,omitempty"`
 	// Since is when it cannot have begun before.
 	Since metav1.Time `json:"since"`
+
+	// wornBy is who has the address by its network-status, if it is of no pod that is known; nil
+	// if that is nobody, or was not looked at.
+	wornBy *wearer
 }
 
 func verdictOn(a *v1alpha1.IPAllocation, e reclaim.Evidence, node *corev1.Node) judgement {
@@ -113,6 +117,9 @@ func freeing(a *v1alpha1.IPAllocation, v judgement) string {
 		default:
 			return "wait until the machine has moved, or ask for another address"
 		}
+	}
+	if w := v.wornBy; w != nil {
+		return w.says() + ", so do not release it, but start that pod again: " + deletePod(w.pod)
 	}
 	switch v.State {
 	case stateInUse:
@@ -273,6 +280,38 @@ func (l *live) tell(ctx context.Context, a *v1alpha1.IPAllocation) judgement {
 		return judgement{State: stateUnknown, Message: err.Error(), Since: a.CreationTimestamp}
 	}
 	return v
+}
+
+// wornBy sets who has the address of an allocation that looks leaked or may be. Any pod may: so
+// all are looked at.
+func (l *live) wornBy(ctx context.Context, a *v1alpha1.IPAllocation, v *judgement) error {
+	if v.State != stateLeaked && v.State != stateHeld {
+		return nil
+	}
+	k := &checking{record: newRecord()}
+	if err := l.readPods(ctx, k.record.pods); err != nil {
+		return err
+	}
+	for key, p := range k.record.pods {
+		switch {
+		case !strings.Contains(p.status, a.Spec.Address): // most of them
+			delete(k.record.pods, key)
+		case p.Deleting:
+			n, err := l.node(ctx, p.Node)
+			if err != nil {
+				return err
+			}
+			if n != nil {
+				k.nodes[p.Node] = n
+			}
+		}
+	}
+	if err := l.allocations(ctx, fields.Set{fieldAddress: a.Spec.Address}, func(o *v1alpha1.IPAllocation) { k.at(o.Namespace).add(o) }); err != nil {
+		return err
+	}
+	k.index()
+	v.wornBy = k.wornBy(a)
+	return nil
 }
 
 // ofPod returns the allocations that name a pod.

@@ -18,6 +18,7 @@ import (
 func TestParseStatus(t *testing.T) {
 	for text, want := range map[string]string{
 		`[{"name": "x", "default": true, "ips": ["10.0.0.1"]}, {"name": "a/b", "ips": ["10.0.0.2/24", "fd00::1", "nonsense"]}]`: "10.0.0.2 fd00::1",
+		`[{"name": "x/y", "default": true, "ips": ["10.0.0.1"]}]`:                                                               "10.0.0.1",
 		`{`: "", ``: "", `{}`: "", `[{"ips": null}]`: "",
 	} {
 		var got []string

@@ -17,6 +17,11 @@ import (
 // What multus and its kind read and write, by the multi-network specification.
 const (
 	annotationStatus = "k8s.v1.cni.cncf.io/network-status"
+	// annotationDefault names the pod's first network, in place of the cluster's. Multus looks for
+	// one without a namespace in its own.
+	annotationDefault = "v1.multus-cni.io/default-network"
+	multusNamespace   = "kube-system"
+	defaultInterface  = "eth0"
 	// resourceNAD are NetworkAttachmentDefinitions.
 	resourceNAD = "k8s.cni.cncf.io/v1/network-attachment-definitions"
 )
@@ -29,12 +34,13 @@ type status struct {
 	Default   bool     `json:"default"`
 }
 
-// parseStatus reads it. What cannot be read says nothing.
+// parseStatus reads it, without the cluster's own network, which is no NetworkAttachmentDefinition.
+// What cannot be read says nothing.
 func parseStatus(text string) (out []status) {
 	if json.Unmarshal([]byte(text), &out) != nil {
 		return nil
 	}
-	return slices.DeleteFunc(out, func(s status) bool { return s.Default })
+	return slices.DeleteFunc(out, func(s status) bool { return s.Default && !strings.Contains(s.Name, "/") })
 }
 
 func (s status) addresses() (out []netip.Addr) {

@@ -21,6 +21,17 @@ type wearer struct {
 	// network is the NetworkAttachmentDefinition, NAMESPACE/NAME.
 	network string
 	addr    netip.Addr
+	// lost is true if the network does not name the pool of the address any more.
+	lost bool
+}
+
+// where says on which interface of which network the address is.
+func (w wearer) where() string {
+	out := "interface " + w.iface + " of network " + w.network
+	if w.lost {
+		out += ", which does not name the pool any more"
+	}
+	return out
 }
 
 // holds reports whether an allocation is for this pod, or for another one from which a machine
@@ -29,6 +40,9 @@ func (w wearer) holds(a *v1alpha1.IPAllocation) bool {
 	is := func(a *v1alpha1.IPAllocation) bool { return podKey(a.Spec.PodRef) == w.pod && w.is.Holds(a) }
 	return a != nil && (is(a) || a.Spec.Next != nil && is(a.Promoted()))
 }
+
+// says is what is to be said where the record does not have it so.
+func (w *wearer) says() string { return "pod " + w.pod + " has the address by its network-status" }
 
 // place is where an address that a pod has is recorded, or should be.
 type place struct {
@@ -52,61 +66,80 @@ func (s *site) byAddress() held {
 }
 
 // place returns where an address of a pod is recorded. More than one namespace may have a pool
-// of the name, and the pool that had the address may be gone, changed or named by a label that
-// the node had before. So it is the best of
+// of the name, and the pool that had the address may be gone or changed, or named by a label that
+// the node had before, or by a network that was edited or deleted since. So it is the best of
 //
-//	6  an allocation that the pod holds, of a pool that the network names or may have named
-//	5  an allocation in a pool that the network names now
-//	4  a pool that it names, with a block for the node
-//	3  a pool that it names, and that a controller knows
-//	2  a pool that it names
-//	1  another pod's allocation, of a pool that the network names or may have named
-//	0  none
+//	10  an allocation that the pod holds, of a pool that the network names or may have named
+//	 9  an allocation that the pod's interface holds
+//	 8  an allocation in a pool that the network names now
+//	 7  a pool that it names, with a block for the node
+//	 6  a pool that it names, and that a controller knows
+//	 5  a pool that it names
+//	 4  another pod's allocation, of a pool that the network may have named
+//	 3  a pool that it may have named
+//	 2  any other allocation of the address, if there is one
+//	 1  any other pool that has the address, if there is one. If the network is gone, it may have
+//	    been another manager's: this does not count
+//	 0  none
 //
 // If only one namespace was looked at and the network names none, its pools may be elsewhere:
-// nothing below 4 counts.
-func (k *checking) place(n *cni.Network, w wearer) place {
+// nothing below 8 counts. lost says that the network does not name the pool any more.
+func (k *checking) place(n *cni.Network, w wearer) (at place, lost bool) {
 	refs := k.named(n, w.is.Node)
-	nowhere := place{name: fmt.Sprint(w.network, refs, w.addr)}
-	best, rank := nowhere, 0
-	take := func(s *site, name string, r int) {
-		if r > rank {
-			best, rank = place{s, name}, r
+	var best struct {
+		place
+		rank  int
+		of    v1alpha1.PoolReference
+		vague bool
+	}
+	take := func(s *site, name string, of v1alpha1.PoolReference, rank int) {
+		switch at := (place{s, name}); {
+		case rank > best.rank:
+			best.place, best.rank, best.of, best.vague = at, rank, of, false
+		case rank == best.rank && rank <= 2 && at != best.place:
+			best.vague = true
 		}
 	}
 	for _, s := range k.sites {
-		if n.PoolsNamespace != "" && n.PoolsNamespace != s.namespace {
-			continue
-		}
+		possible := n.PoolsNamespace == "" || n.PoolsNamespace == s.namespace
 		for _, o := range s.pools {
-			subnet, err := netip.ParsePrefix(o.Subnet)
-			if err != nil || !subnet.Contains(w.addr) || !slices.Contains(refs, o.Ref) {
+			if !possible || !o.Has(w.addr) {
 				continue
 			}
 			name := v1alpha1.AllocationName(o.Domain, w.addr)
-			switch a := k.allocation(place{s, name}, w.addr); {
-			case a == nil:
-				take(s, name, 2+known(o, w.is.Node))
-			case w.holds(a):
-				take(s, name, 6)
-			default:
-				take(s, name, 5)
+			a, named := k.allocation(place{s, name}, w.addr), slices.Contains(refs, o.Ref)
+			switch {
+			case named && w.holds(a):
+				take(s, name, o.Ref, 10)
+			case named && a != nil:
+				take(s, name, o.Ref, 8)
+			case named:
+				take(s, name, o.Ref, 5+known(o, w.is.Node))
+			case a != nil: // below
+			case mayName(n, o.Ref):
+				take(s, name, o.Ref, 3)
+			case len(n.Pools) > 0:
+				take(s, name, o.Ref, 1)
 			}
 		}
 		for _, a := range k.held[s][w.addr] {
-			switch {
-			case !mayName(n, a.Spec.PoolRef):
-			case w.holds(a):
-				take(s, a.Name, 6)
-			default:
-				take(s, a.Name, 1)
+			of := a.Spec.PoolRef
+			switch may := possible && mayName(n, of); {
+			case may && w.holds(a):
+				take(s, a.Name, of, 10)
+			case w.holds(a) && w.iface == a.Spec.InterfaceName:
+				take(s, a.Name, of, 9)
+			case may:
+				take(s, a.Name, of, 4)
+			case possible:
+				take(s, a.Name, of, 2)
 			}
 		}
 	}
-	if rank < 4 && k.report.Namespace != "" && n.PoolsNamespace == "" {
-		return nowhere
+	if best.rank == 0 || best.vague || best.rank < 8 && k.report.Namespace != "" && n.PoolsNamespace == "" {
+		return place{name: fmt.Sprint(w.network, refs, w.addr)}, false
 	}
-	return best
+	return best.place, best.rank < 5 && !slices.Contains(refs, best.of)
 }
 
 // allocation returns the allocation at a place, nil if there is none.

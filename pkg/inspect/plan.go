@@ -55,7 +55,7 @@ type Plan struct {
 	// Stranded are addresses that are held, kept or reserved, and that the pool would not give
 	// any more. Pods keep them until they end.
 	Stranded []stranded `json:"stranded,omitempty"`
-	// Overlaps are pools of other domains that it would have addresses in common with.
+	// Overlaps are pools of other domains or namespaces that it would have addresses in common with.
 	Overlaps []string `json:"overlaps,omitempty"`
 }
 
@@ -143,7 +143,8 @@ func dropped(document []byte, spec any) string {
 	return ""
 }
 
-// Plan says what would happen if pools were applied, each by itself. A pool without a
+// Plan says what would happen if pools were applied, each by itself, but for what they have in
+// common. A pool without a
 // namespace is one of Cluster.Namespace, or of where a pool of the name is. It writes
 // nothing.
 func (c *Cluster) Plan(ctx context.Context, pools []*pool.Object) ([]Plan, error) {
@@ -161,7 +162,11 @@ func (c *Cluster) Plan(ctx context.Context, pools []*pool.Object) ([]Plan, error
 		if of := o.Meta.Namespace; r.only != "" && of != r.only {
 			return nil, fmt.Errorf("the file's pool is of namespace %s, and only %s was looked at: --pools-namespace %s", of, r.only, of)
 		}
-		out = append(out, r.plan(o))
+	}
+	for _, o := range pools {
+		p := r.plan(o)
+		p.Overlaps = r.overlaps(o, pools)
+		out = append(out, p)
 	}
 	return out, nil
 }
@@ -170,11 +175,12 @@ func (c *Cluster) namespaceOf(r *record, o *pool.Object) (string, error) {
 	if c.Namespace != "" {
 		return c.Namespace, nil
 	}
-	found, err := r.find(o.Ref.Name)
-	if err == nil && len(found) == 1 {
+	found, _ := r.find(o.Ref.Name)
+	found = slices.DeleteFunc(found, func(p *pool.Object) bool { return p.Ref != o.Ref })
+	if len(found) == 1 {
 		return found[0].Meta.Namespace, nil
 	}
-	if err != nil && len(r.sites) == 1 {
+	if len(found) == 0 && len(r.sites) == 1 {
 		return r.sites[0].namespace, nil
 	}
 	return "", fmt.Errorf("%s %s has no metadata.namespace: say it with -n", o.Ref.Kind, o.Ref.Name)
@@ -185,11 +191,8 @@ func (r *record) plan(o *pool.Object) Plan {
 	out := Plan{PoolRef: refOf(o)}
 	var before *pool.Object
 	for _, p := range s.pools {
-		switch {
-		case p.Ref == o.Ref:
+		if p.Ref == o.Ref {
 			before = p
-		case p.Domain != o.Domain && p.Overlaps(o):
-			out.Overlaps = append(out.Overlaps, fmt.Sprintf("%s %s (%s, domain %s)", p.Ref.Kind, p.Ref.Name, p.Subnet, p.Domain))
 		}
 	}
 	parsed, errs := o.Parse()
@@ -210,7 +213,8 @@ func (r *record) plan(o *pool.Object) Plan {
 		out.CapacityAfter, out.BlocksAfter = out.CapacityBefore, out.BlocksBefore // an invalid edit changes nothing
 		return out
 	}
-	held := pool.NotResting(s.heldInEither(before, o))
+	all := s.adopted(before, o)
+	held := pool.NotResting(heldInEither(all, before, o))
 	selected := r.selected(parsed)
 	assigned, without := parsed.Carve(blocks, selected, held)
 	use := parsed.Use(assigned, held)
@@ -233,10 +237,40 @@ func (r *record) plan(o *pool.Object) Plan {
 	out.strand("the pool would not give it", use.Unfit)
 	out.strand("would be in no block of its node", use.Outside)
 	out.strand(outside, use.Foreign)
-	for _, a := range s.byDomain[o.Domain] {
+	for _, a := range all {
 		if a.Spec.PoolRef == o.Ref {
 			out.lasting(a, parsed, assigned)
+			out.letGo(a, before, o)
 			out.bar(a, now, blocks, parsed, assigned)
+		}
+	}
+	return out
+}
+
+// overlaps returns the pools with which check would find that one overlaps, when all of a file are
+// applied: of another domain, or of another namespace.
+func (r *record) overlaps(o *pool.Object, file []*pool.Object) (out []string) {
+	all := slices.Clone(file)
+	applied := map[PoolRef]bool{}
+	for _, p := range file {
+		applied[refOf(p)] = true
+	}
+	for _, s := range r.sites {
+		for _, p := range s.pools {
+			if !applied[refOf(p)] {
+				all = append(all, p)
+			}
+		}
+	}
+	for _, p := range all {
+		switch {
+		case refOf(p) == refOf(o) || !p.Overlaps(o):
+		case p.Meta.Namespace != o.Meta.Namespace:
+			if !p.Disabled && !o.Disabled {
+				out = append(out, fmt.Sprintf("%s %s/%s (%s)", p.Ref.Kind, p.Meta.Namespace, p.Ref.Name, p.Subnet))
+			}
+		case p.Domain != o.Domain:
+			out = append(out, fmt.Sprintf("%s %s (%s, domain %s)", p.Ref.Kind, p.Ref.Name, p.Subnet, p.Domain))
 		}
 	}
 	return out
@@ -284,6 +318,21 @@ func (p *Plan) lasting(a *v1alpha1.IPAllocation, parsed *pool.Pool, blocks []poo
 	p.strand(why, []pool.Held{{Addr: addr, Node: a.Spec.NodeName}})
 }
 
+// letGo enters an address that a StatefulSet keeps, and would not.
+func (p *Plan) letGo(a *v1alpha1.IPAllocation, before, after *pool.Object) {
+	addr, err := pool.ParseAddr(a.Spec.Address)
+	if err != nil || a.Spec.Held() || !a.Spec.Owner.IsStatefulSet() || before == nil || !before.Sticky {
+		return
+	}
+	why := ledger.Describe(a) + ": would not be kept "
+	switch {
+	case !after.Sticky:
+		p.strand(why+"any more", []pool.Held{{Addr: addr, Node: a.Spec.NodeName}})
+	case after.StickyWhenScaled == v1alpha1.StickyDelete && before.StickyWhenScaled != v1alpha1.StickyDelete:
+		p.strand(why+"after a scale-down", []pool.Held{{Addr: addr, Node: a.Spec.NodeName}})
+	}
+}
+
 // bar enters the namespace of an allocation's pod if the pool gives to it now, and would not.
 func (p *Plan) bar(a *v1alpha1.IPAllocation, now *pool.Pool, blocks []pool.Assignment, parsed *pool.Pool, assigned []pool.Assignment) {
 	namespace := a.Spec.PodRef.Namespace
@@ -299,13 +348,41 @@ func (p *Plan) bar(a *v1alpha1.IPAllocation, now *pool.Pool, blocks []pool.Assig
 	}
 }
 
+// adopted returns the allocations of the domain of a pool. Of those that were taken from another one
+// it says that they were taken from this one if it has them now, before an edit, and the other is
+// gone, or no other has them.
+func (s *site) adopted(before, after *pool.Object) []*v1alpha1.IPAllocation {
+	all := slices.Clone(s.byDomain[after.Domain])
+	if before == nil {
+		return all
+	}
+	var others []*pool.Object
+	refs := map[v1alpha1.PoolReference]bool{}
+	for _, o := range s.inDomain(after.Domain) {
+		if refs[o.Ref] = true; o.Ref != after.Ref {
+			others = append(others, o)
+		}
+	}
+	for i, a := range all {
+		addr, err := pool.ParseAddr(a.Spec.Address)
+		if err != nil || a.Spec.PoolRef == after.Ref || !before.Has(addr) {
+			continue
+		}
+		if !refs[a.Spec.PoolRef] || !slices.ContainsFunc(others, func(o *pool.Object) bool { return o.Has(addr) }) {
+			all[i] = &v1alpha1.IPAllocation{ObjectMeta: a.ObjectMeta, Spec: a.Spec}
+			all[i].Spec.PoolRef = after.Ref
+		}
+	}
+	return all
+}
+
 // heldInEither returns what is held in a pool before an edit, which may be nil, or after it.
-func (s *site) heldInEither(before, after *pool.Object) []pool.Held {
-	held := s.heldIn(after)
+func heldInEither(all []*v1alpha1.IPAllocation, before, after *pool.Object) []pool.Held {
+	held := slices.Collect(after.Held(all))
 	if before == nil {
 		return held
 	}
-	for _, h := range s.heldIn(before) {
+	for h := range before.Held(all) {
 		if !slices.Contains(held, h) {
 			held = append(held, h)
 		}

@@ -306,7 +306,7 @@ func (c *Cluster) readPods(ctx context.Context, into map[string]*pod) error {
 func podOf(p *corev1.Pod) *pod {
 	out := &pod{Pod: *reclaim.PodOf(p), networks: p.Annotations[ledger.AnnotationNetworks], status: p.Annotations[annotationStatus]}
 	out.Placed, out.Node = true, p.Spec.NodeName
-	out.Ended = p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+	out.Ended = ended(p)
 	return out
 }
 

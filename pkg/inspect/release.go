@@ -68,17 +68,21 @@ func (c *Cluster) Releasable(ctx context.Context, text string) (*Releasable, err
 		}
 		moves = p != nil && p.UID == next.PodRef.UID && !p.Ended
 	}
-	used, worn, err := l.worn(ctx, a)
+	used, err := l.instead(ctx, a)
 	if err != nil {
 		return nil, err
 	}
-	out.judge(a, v, moves, used, worn)
+	unseen := l.wornBy(ctx, a, &v)
+	if unseen != nil && !refused(unseen) {
+		return nil, unseen
+	}
+	out.judge(a, v, moves, used, unseen)
 	return out, nil
 }
 
-// judge sets Refusal or Doubt. used is what the pod has in the place of the allocation, worn says
-// that it has the allocation's address.
-func (out *Releasable) judge(a *v1alpha1.IPAllocation, v judgement, moves bool, used *v1alpha1.IPAllocation, worn bool) {
+// judge sets Refusal or Doubt. used is what the pod has in the place of the allocation, unseen why
+// it may not be looked at who has the allocation's address.
+func (out *Releasable) judge(a *v1alpha1.IPAllocation, v judgement, moves bool, used *v1alpha1.IPAllocation, unseen error) {
 	switch {
 	case moves:
 		out.Refusal = fmt.Sprintf("a machine moves to pod %s with it: wait until it has moved", podKey(a.Spec.Next.PodRef))
@@ -90,36 +94,33 @@ func (out *Releasable) judge(a *v1alpha1.IPAllocation, v judgement, moves bool, 
 		out.Refusal = fmt.Sprintf("%s, and the controller would reserve it again: take it out of the reservation: kubectl edit ipr -n %s %s", v.Message, a.Namespace, reservationOf(a))
 	case v.State == stateKept, v.State == stateReserved && a.Spec.IsSticky():
 		out.Doubt = v.Message + ", and its next container would get another address. If that may be"
+	case v.wornBy != nil:
+		out.Doubt = v.Reason + ": " + v.Message + ", and " + v.wornBy.says() + ": start that pod again: " + deletePod(v.wornBy.pod) + ". If you know that it does not use it"
 	case v.State == stateHeld:
 		out.Doubt = v.Reason + ": " + v.Message + "; a container may still use it. If you know that the container is gone"
-	case v.State == stateLeaked && worn:
-		out.Doubt = v.Reason + ": " + v.Message + ", and pod " + podKey(a.Spec.PodRef) + " has the address by its network-status. If you know that it does not use it"
+	case unseen != nil:
+		out.Doubt = v.Reason + ": " + v.Message + "; which pods have the address by their network-status may not be looked at (" + unseen.Error() + "). If you know that none has it"
 	}
 }
 
-// worn says what the pod of an allocation's name has by its network-status: the address
-// itself, or that of another allocation of the same attachment in its place.
-func (l *live) worn(ctx context.Context, a *v1alpha1.IPAllocation) (instead *v1alpha1.IPAllocation, itself bool, err error) {
+// instead returns what the pod of an allocation's name has by its network-status in the place of
+// the allocation: another one of the same attachment; nil if that is none.
+func (l *live) instead(ctx context.Context, a *v1alpha1.IPAllocation) (*v1alpha1.IPAllocation, error) {
 	p, err := l.pod(ctx, a.Spec.PodRef)
 	if p == nil || err != nil || !a.Spec.Held() {
-		return nil, false, err
+		return nil, err
 	}
 	all, err := l.ofPod(ctx, a.Spec.PodRef)
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	all = slices.DeleteFunc(slices.Clone(all), func(o *v1alpha1.IPAllocation) bool {
 		return o.Namespace != a.Namespace || !o.Spec.Held() || attachmentOf(o) != attachmentOf(a)
 	})
-	used := p.used(all)
-	if used == nil {
-		return nil, false, nil
+	if used := p.used(all); used != nil && used.UID != a.UID {
+		return used, nil
 	}
-	itself = used.UID == a.UID
-	if !itself {
-		instead = used
-	}
-	return instead, itself && !p.Ended, nil
+	return nil, nil
 }
 
 // named returns the allocations of a name or an address.

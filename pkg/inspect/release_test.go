@@ -7,9 +7,11 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 )
 
 // What release says about an allocation, and what others say about how it becomes free.
@@ -54,6 +56,55 @@ func TestReleasable(t *testing.T) {
 	}
 }
 
+// An allocation whose own pod is gone is not released, and nobody advises to, if another pod has its
+// address by its network-status, or if whoever asks may not see that.
+func TestReleaseWornAddress(t *testing.T) {
+	unreachable := func(s *api) { s.nodes["w1"].Spec.Taints = []corev1.Taint{{Key: corev1.TaintNodeUnreachable}} }
+	for _, tc := range []struct {
+		name  string
+		plant func(*api)
+		doubt string
+		frees bool // the mend of why is to release it
+	}{
+		{name: "nobody has it", plant: func(*api) {}, frees: true},
+		{name: "another pod has it", plant: func(s *api) { s.scene.pod("b", "w1", "n net1 10.1.0.2") }, doubt: "pod ns/b has the address by its network-status"},
+		{name: "another pod has it, of a network that is gone", plant: func(s *api) {
+			s.scene.pod("b", "w1", "gone net1 10.1.0.2")
+		}, doubt: "pod ns/b has the address by its network-status"},
+		{name: "another pod has it, and it may be leaked", plant: func(s *api) {
+			s.scene.pod("b", "w2", "n net1 10.1.0.2")
+			unreachable(s)
+		}, doubt: "pod ns/b has the address by its network-status"},
+		{name: "another pod has had it, and has ended", plant: func(s *api) { s.scene.pod("b", "w1", "n net1 10.1.0.2").Ended = true }, frees: true},
+		{name: "another pod has the address of another domain", plant: func(s *api) {
+			s.scene.pod("b", "w1", "n net1 10.1.0.2")
+			s.claim("sys", "other", "10.1.0.2", "w1", "b")
+		}, frees: true},
+		{name: "that may not be looked at", plant: func(s *api) { s.blind = true }, doubt: "which pods have the address", frees: true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := newAPI()
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.network("n", `"poolName": "rail"`)
+			s.claim("sys", "rail", "10.1.0.2", "w1", "gone")
+			s.pod.Annotations[ledger.AnnotationNetworks] = `[{"name": "n", "ips": ["10.1.0.2/24"]}]`
+			tc.plant(s)
+			r, err := s.connect(t).Releasable(t.Context(), "rail.10.1.0.2")
+			if err != nil || r.Refusal != "" || (r.Doubt == "") != (tc.doubt == "") || !strings.Contains(r.Doubt, tc.doubt) {
+				t.Errorf("%+v, %v", r, err)
+			}
+			chains, err := s.connect(t).Why(t.Context(), "ns", "a")
+			if err != nil {
+				t.Fatal(err)
+			}
+			mend := chains[0].Broken().Mend
+			if strings.Contains(mend, "kubectl ipam release") != tc.frees || strings.Contains(mend, "do not release it, but start that pod again: kubectl delete pod -n ns b") == tc.frees {
+				t.Errorf("why says %s", mend)
+			}
+		})
+	}
+}
+
 // Whoever may look in one namespace only says in which an address is to be released.
 func TestReleasableWhereLimited(t *testing.T) {
 	s := newAPI()
@@ -90,6 +141,19 @@ func TestOnlyNamespace(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%s: %v, want %s", what, err, want)
 			}
+		}
+	}
+}
+
+// The leaks of a pool are what counts in it, also if it was taken from an earlier pool of the domain.
+func TestLeaksOfTakeover(t *testing.T) {
+	s := newAPI()
+	s.like(t, "rail1b", "{subnet: 10.1.0.0/24, domain: rail}")
+	s.like(t, "rail1c", "{subnet: 10.2.0.0/24, domain: rail}")
+	s.claim("sys", "rail", "10.1.0.2", "w1", "gone")
+	for name, want := range map[string]int{"rail1b": 1, "rail": 1, "rail1c": 0, "": 1} {
+		if leaks, err := s.connect(t).Leaks(t.Context(), name); err != nil || len(leaks) != want {
+			t.Errorf("%q: %v, %v", name, leaks, err)
 		}
 	}
 }

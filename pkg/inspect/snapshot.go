@@ -179,10 +179,8 @@ func (s *Snapshot) found(a *v1alpha1.IPAllocation) Found {
 	out := Found{Holder: holderOf(a, v)}
 	switch {
 	case a.Spec.Next != nil: // a machine has the address where it moves to
-	case v.State == stateLeaked:
-		out.Command = releaseCommand(a)
-	case v.State == stateHeld:
-		out.Command = releaseCommand(a) + " --force"
+	case v.State == stateLeaked, v.State == stateHeld:
+		out.Command = releaseCommand(a) // it looks at who has the address, and says what speaks against it
 	}
 	return out
 }
@@ -210,7 +208,7 @@ func (s *Snapshot) Search(text string) Result {
 		out.Address = addr.String()
 		for _, site := range s.record.sites {
 			for _, o := range site.pools {
-				if subnet, err := netip.ParsePrefix(o.Subnet); err == nil && subnet.Contains(addr) {
+				if o.Has(addr) {
 					out.Pools = append(out.Pools, refOf(o))
 				}
 			}

@@ -175,7 +175,7 @@ func (h Holder) compare(o Holder) int {
 func (c *Cluster) PoolsOf(ctx context.Context, a netip.Addr) (out []PoolRef, err error) {
 	pools, err := c.pools(ctx)
 	for _, p := range pools {
-		if subnet, err := netip.ParsePrefix(p.Subnet); err == nil && subnet.Contains(a) {
+		if p.Has(a) {
 			out = append(out, refOf(p))
 		}
 	}
@@ -212,7 +212,7 @@ func (r *record) knows(name string) error {
 func (r *record) leaks(name string) (out []Holder) {
 	for _, s := range r.sites {
 		for _, a := range s.allocations {
-			if name != "" && a.Spec.PoolRef.Name != name {
+			if name != "" && a.Spec.PoolRef.Name != name && !s.counts(name, a) {
 				continue
 			}
 			if v := r.verdict(s, a); v.State == stateHeld || v.State == stateLeaked {
@@ -222,4 +222,14 @@ func (r *record) leaks(name string) (out []Holder) {
 	}
 	slices.SortFunc(out, Holder.compare)
 	return out
+}
+
+// counts reports whether an allocation counts in a pool of a name, as show counts.
+func (s *site) counts(name string, a *v1alpha1.IPAllocation) bool {
+	return slices.ContainsFunc(s.inDomain(a.DomainOf()), func(o *pool.Object) bool {
+		for range o.Held([]*v1alpha1.IPAllocation{a}) {
+			return o.Ref.Name == name
+		}
+		return false
+	})
 }

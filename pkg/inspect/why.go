@@ -107,6 +107,9 @@ func (c *Cluster) Why(ctx context.Context, namespace, name string) ([]Chain, err
 	if err := w.listHeld(ctx); err != nil {
 		return nil, err
 	}
+	if ended(p) && len(w.holds) == 0 && c.Limited() != "" {
+		return nil, c.elsewhere("the pod has ended, and may hold an address")
+	}
 	if !start.pod(p, w.holds) {
 		return []Chain{start}, nil
 	}
@@ -183,13 +186,22 @@ func (c *Cluster) sandboxEvent(ctx context.Context, p *corev1.Pod) (*event, erro
 	return out, nil
 }
 
+func ended(p *corev1.Pod) bool {
+	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+}
+
+// elsewhere is the error that something may be in a namespace that could not be looked at.
+func (c *Cluster) elsewhere(what string) error {
+	return fmt.Errorf("%s in another namespace, and only %s was looked at: name the namespace of the pools with --pools-namespace", what, c.Limited())
+}
+
 // pod says whether the pod is one that gets addresses. held is what it holds.
 func (c *Chain) pod(p *corev1.Pod, held []*v1alpha1.IPAllocation) bool {
-	switch ended := p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed; {
-	case ended && len(held) > 0:
+	switch {
+	case ended(p) && len(held) > 0:
 		c.broken(linkPod, fmt.Sprintf("the pod has ended (%s), and still holds %s: node %s gives that back when it stops the pod's sandbox", p.Status.Phase, addressesOf(held), p.Spec.NodeName),
 			deletePod(p.Namespace+"/"+p.Name))
-	case ended:
+	case ended(p):
 		c.broken(linkPod, fmt.Sprintf("the pod has ended (%s): it has given back its addresses", p.Status.Phase), "")
 	case p.Spec.NodeName == "":
 		message := "no node was chosen for the pod"
@@ -210,11 +222,16 @@ func (c *Chain) pod(p *corev1.Pod, held []*v1alpha1.IPAllocation) bool {
 
 func (c *Chain) annotation(p *corev1.Pod) ([]ledger.Selection, bool) {
 	text, found := p.Annotations[ledger.AnnotationNetworks]
-	if !found {
+	if !found && p.Annotations[annotationDefault] == "" {
 		c.broken(linkAnnotation, "the pod has no annotation "+ledger.AnnotationNetworks+": it asks for no other network", "set it in the pod's template: it is read when the pod starts")
 		return nil, false
 	}
 	all, err := ledger.ParseNetworks(text, p.Namespace)
+	first, _ := ledger.ParseNetworks(p.Annotations[annotationDefault], multusNamespace) // one that cannot be read says nothing
+	for _, s := range first {
+		s.Interface, s.Assumed = defaultInterface, false
+		all = slices.Insert(all, 0, s)
+	}
 	switch {
 	case err != nil:
 		c.broken(linkAnnotation, err.Error(), "correct it in the pod's template")
@@ -265,25 +282,31 @@ func (w *why) isHolder(a *v1alpha1.IPAllocation) bool {
 }
 
 // follow goes from the network to the address. What the pod holds is looked for first: the
-// pod keeps it, whatever the pool has become since.
+// pod keeps it, whatever the network and the pool have become since.
 func (w *why) follow(ctx context.Context, c *Chain, s ledger.Selection) error {
+	has := w.has(c)
 	n, err := w.network(ctx, c, s)
-	if n == nil || err != nil {
+	switch {
+	case err != nil, n == nil && (len(has) == 0 || c.Broken() == nil):
 		return err
+	case n == nil:
+		w.keeps(c, has)
+		return nil
 	}
 	held := w.heldOn(c.Interface, n)
+	if slices.Contains(held, nil) && len(has) > 0 {
+		c.ok(linkNetwork, "the pod has its address from before the network named what it does now")
+		held = has
+	}
+	if slices.Contains(held, nil) && n.PoolsNamespace == "" && w.Limited() != "" {
+		return w.elsewhere("the network names no namespace of its pools, and the pod may hold an address")
+	}
 	asks, err := w.asks(c, n, held)
 	if err != nil {
 		return err
 	}
 	if !slices.Contains(held, nil) {
-		if c.Broken() != nil {
-			c.keeps()
-		}
-		for _, a := range held {
-			c.holds(a)
-		}
-		w.compare(c, s, held)
+		w.keeps(c, held)
 		return nil
 	}
 	for i, q := range asks {
@@ -294,6 +317,18 @@ func (w *why) follow(ctx context.Context, c *Chain, s ledger.Selection) error {
 		}
 	}
 	return nil
+}
+
+// keeps ends the chain of an interface that holds its addresses: a break before is about later
+// sandboxes.
+func (w *why) keeps(c *Chain, held []*v1alpha1.IPAllocation) {
+	if c.Broken() != nil {
+		c.keeps()
+	}
+	for _, a := range held {
+		c.holds(a)
+	}
+	w.compare(c, held)
 }
 
 func (c *Chain) holds(a *v1alpha1.IPAllocation) {

@@ -64,9 +64,8 @@ func isFrom(ref v1alpha1.PoolReference, a *v1alpha1.IPAllocation) bool {
 func (w *why) isInDomain(ref v1alpha1.PoolReference, a *v1alpha1.IPAllocation) bool {
 	ref, err := w.record.expand(ref, w.pod.Spec.NodeName)
 	return err == nil && slices.ContainsFunc(w.record.site(a.Namespace).pools, func(o *pool.Object) bool {
-		subnet, err := netip.ParsePrefix(o.Subnet)
-		addr, invalid := pool.ParseAddr(a.Spec.Address)
-		return o.Ref == ref && o.Domain == a.DomainOf() && err == nil && invalid == nil && subnet.Contains(addr)
+		addr, err := pool.ParseAddr(a.Spec.Address)
+		return o.Ref == ref && o.Domain == a.DomainOf() && err == nil && o.Has(addr)
 	})
 }
 
@@ -88,13 +87,22 @@ func (w *why) allocation(ctx context.Context, c *Chain, s ledger.Selection, q as
 		w.notYet(c)
 		return nil
 	}
-	v := w.live(w.record.site(q.pool.Meta.Namespace).pools).tell(ctx, holder)
+	v := w.tell(ctx, holder)
 	asks := "the pod asks for"
 	if owner.IsIPAMClaim() {
 		asks = "the pod's IPAMClaim has"
 	}
 	c.broken(linkAllocation, fmt.Sprintf("%s, which %s, is %s (%s: %s)", q.wanted, asks, ledger.Describe(holder), v.State, v.Message), freeing(holder, v))
 	return nil
+}
+
+// tell is the verdict on what keeps the pod from an address. Whoever may not see who has it is told
+// so by release.
+func (w *why) tell(ctx context.Context, a *v1alpha1.IPAllocation) judgement {
+	l := w.live(w.record.site(a.Namespace).pools)
+	v := l.tell(ctx, a)
+	_ = l.wornBy(ctx, a, &v)
+	return v
 }
 
 // keeper returns who keeps an address for the pod; nil if nobody does. The address that an
@@ -194,7 +202,7 @@ func (w *why) anyAddress(ctx context.Context, c *Chain, q ask, me v1alpha1.IPAll
 			return nil
 		}
 		if a.Spec.Held() && same(&a.Spec, me) {
-			v := w.live(w.record.site(site.namespace).pools).tell(ctx, a)
+			v := w.tell(ctx, a)
 			c.broken(linkAllocation, fmt.Sprintf("%s: %s is %s (%s: %s)", keptInUse, a.Spec.Address, ledger.Describe(a), v.State, v.Message), freeing(a, v))
 			return nil
 		}
@@ -244,6 +252,9 @@ func exhausted(o *pool.Object, node string, spaces []*pool.Block, all []pool.Hel
 
 // notYet says that nothing here keeps the pod from its address: what the runtime said does.
 func (w *why) notYet(c *Chain) {
+	if !w.fails(c.Event, nil) && w.unheld(c) {
+		return
+	}
 	if c.Event == nil {
 		c.broken(linkAllocation, "no address is held, and nothing in the record speaks against one: the node has not asked yet, or asks in another cluster or namespace",
 			fmt.Sprintf("kubectl describe pod -n %s %s; and /var/log/nv-ipam-cni.log on node %s", w.pod.Namespace, w.pod.Name, w.pod.Spec.NodeName))
@@ -254,8 +265,8 @@ func (w *why) notYet(c *Chain) {
 }
 
 // compare compares the addresses that the interface holds with what the pod says that it has.
-func (w *why) compare(c *Chain, s ledger.Selection, held []*v1alpha1.IPAllocation) {
-	have := worn(w.status, c.Interface, s.String())
+func (w *why) compare(c *Chain, held []*v1alpha1.IPAllocation) {
+	have := worn(w.status, c.Interface, c.Network)
 	if len(have) == 0 {
 		message, mend := "the address is held, and annotation "+annotationStatus+" does not have it: the sandbox is not ready yet, or another network of the pod fails", fmt.Sprintf("kubectl describe pod -n %s %s", w.pod.Namespace, w.pod.Name)
 		if c.Event != nil {
@@ -265,13 +276,8 @@ func (w *why) compare(c *Chain, s ledger.Selection, held []*v1alpha1.IPAllocatio
 		c.broken(linkStatus, message, mend)
 		return
 	}
-	for _, addr := range have {
-		if !slices.ContainsFunc(w.holds, func(a *v1alpha1.IPAllocation) bool {
-			return a.Spec.Address == addr.String() && a.Spec.InterfaceName == c.Interface
-		}) {
-			c.broken(linkStatus, fmt.Sprintf("annotation %s has %s, which the pod does not hold", annotationStatus, addr), "kubectl ipam who "+addr.String()+"; kubectl ipam check")
-			return
-		}
+	if w.unheld(c) {
+		return
 	}
 	for _, a := range held {
 		if !slices.ContainsFunc(have, func(addr netip.Addr) bool { return addr.String() == a.Spec.Address }) {
@@ -286,6 +292,40 @@ func (w *why) compare(c *Chain, s ledger.Selection, held []*v1alpha1.IPAllocatio
 		return
 	}
 	c.ok(linkStatus, "the pod has %s", joinAddrs(have))
+}
+
+// holding returns the allocation that an interface of the pod holds of an address; nil if it does not.
+func (w *why) holding(iface string, addr netip.Addr) *v1alpha1.IPAllocation {
+	for _, a := range w.holds {
+		if a.Spec.Address == addr.String() && a.Spec.InterfaceName == iface {
+			return a
+		}
+	}
+	return nil
+}
+
+// has returns what the interface holds of what it has by the pod's status; nothing if it has an
+// address that it does not hold.
+func (w *why) has(c *Chain) (out []*v1alpha1.IPAllocation) {
+	for _, addr := range worn(w.status, c.Interface, c.Network) {
+		a := w.holding(c.Interface, addr)
+		if a == nil {
+			return nil
+		}
+		out = append(out, a)
+	}
+	return out
+}
+
+// unheld ends the chain if the interface has an address that it does not hold.
+func (w *why) unheld(c *Chain) bool {
+	for _, addr := range worn(w.status, c.Interface, c.Network) {
+		if w.holding(c.Interface, addr) == nil {
+			c.broken(linkStatus, fmt.Sprintf("annotation %s has %s, which the pod does not hold", annotationStatus, addr), "kubectl ipam who "+addr.String()+"; kubectl ipam check")
+			return true
+		}
+	}
+	return false
 }
 
 // fails reports whether what was said last about the pod's sandbox is about one that still fails: it

@@ -117,9 +117,6 @@ func (w *why) pools(c *Chain, n *cni.Network, held []*v1alpha1.IPAllocation) (fo
 		if of := n.PoolsNamespace; i < 0 && of != "" && w.Namespace != "" && of != w.Namespace {
 			return nil, false, fmt.Errorf("the network has its pools in namespace %s, and only %s was looked at: --pools-namespace %s", of, w.Namespace, of)
 		}
-		if only := w.Limited(); i < 0 && only != "" && n.PoolsNamespace == "" {
-			return nil, false, fmt.Errorf("%s %s is not in namespace %s, and may be in another: name the namespace of the pools with --pools-namespace", ref.Kind, ref.Name, only)
-		}
 		if i < 0 {
 			w.noPool(c, ref, site.namespace)
 			return nil, false, nil

@@ -28,6 +28,7 @@ type api struct {
 	pod    *corev1.Pod
 	said   []corev1.Event
 	barred bool // from lists of all namespaces
+	blind  bool // to pods
 }
 
 func (s *api) ServeHTTP(w http.ResponseWriter, req *http.Request) {
@@ -77,8 +78,17 @@ func (s *api) answer(req *http.Request) any {
 		}
 		return list("IPAllocationList", version)
 	case "pods":
+		if s.blind {
+			return failure(http.StatusForbidden, metav1.StatusReasonForbidden, "")
+		}
+		for key, p := range s.record.pods {
+			items = append(items, served(key, p))
+		}
 		return list("PodList", "v1")
 	case "nodes":
+		for _, n := range s.nodes {
+			items = append(items, n)
+		}
 		return list("NodeList", "v1")
 	case "events":
 		return &corev1.EventList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "EventList"}, Items: s.said}
@@ -212,13 +222,75 @@ func TestWhy(t *testing.T) {
 			s.pool("x", "other", "10.2.0.0/24", "w1")
 			s.network("n", rail+`, "poolsNamespace": "y"`)
 		}, err: "--pools-namespace y"},
+		{name: "the network names another pool now, and the pod holds an address of the earlier one", link: linkStatus, ok: true, plant: func(s *api) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.pool("sys", "rail2", "10.2.0.0/24", "w1")
+			s.network("n", `"poolName": "rail2"`)
+			s.claim("sys", "rail", "10.1.0.2", "w1", "a")
+			s.has("10.1.0.2")
+		}, says: []string{"the pod has 10.1.0.2"}},
+		{name: "the network is gone, and the pod holds an address", link: linkStatus, ok: true, plant: func(s *api) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.claim("sys", "rail", "10.1.0.2", "w1", "a")
+			s.has("10.1.0.2")
+		}, says: []string{"the pod has 10.1.0.2"}},
+		{name: "the network names another namespace now, and the pod holds an address", link: linkStatus, ok: true, plant: func(s *api) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.network("n", rail+`, "poolsNamespace": "x"`)
+			s.claim("sys", "rail", "10.1.0.2", "w1", "a")
+			s.has("10.1.0.2")
+		}, says: []string{"the pod has 10.1.0.2"}},
+		{name: "the network has a second pool since, and the pod has an address of the first", link: linkStatus, ok: true, plant: func(s *api) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.pool("sys", "rail2", "10.2.0.0/24", "w1")
+			s.network("n", `"poolName": "rail,rail2"`)
+			s.claim("sys", "rail", "10.1.0.2", "w1", "a")
+			s.has("10.1.0.2")
+		}, says: []string{"the pod has 10.1.0.2"}},
+		{name: "the pod's default network is one of ours", link: linkStatus, ok: true, plant: func(s *api) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.network("n", rail)
+			s.claim("sys", "rail", "10.1.0.2", "w1", "a", func(s *v1alpha1.IPAllocationSpec) { s.InterfaceName = "eth0" })
+			s.pod.Annotations = map[string]string{annotationDefault: "ns/n", annotationStatus: `[{"name": "ns/n", "interface": "eth0", "ips": ["10.1.0.2"], "default": true}]`}
+		}, says: []string{"the pod has 10.1.0.2"}},
+		{name: "the pod has an address that nothing records", link: linkStatus, plant: func(s *api) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.network("n", rail)
+			s.has("10.1.0.2")
+		}, says: []string{"has 10.1.0.2, which the pod does not hold", "kubectl ipam check"}},
+		{name: "the pod has ended, and may hold something elsewhere", plant: func(s *api) {
+			s.barred = true
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.claim("sys", "rail", "10.1.0.2", "w1", "a")
+			s.pod.Status.Phase = corev1.PodSucceeded
+		}, err: "only default was looked at"},
+		{name: "one namespace may be looked at, which has a block, and the pod may hold something elsewhere", plant: func(s *api) {
+			s.barred = true
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.pool("default", "rail", "10.1.0.0/24", "w1")
+			s.network("n", rail)
+			s.claim("sys", "rail", "10.1.0.2", "w1", "a")
+		}, err: "--pools-namespace"},
+		{name: "one namespace may be looked at, which the network names", link: linkAllocation, plant: func(s *api) {
+			s.barred = true
+			s.pool("default", "rail", "10.1.0.0/24", "w1")
+			s.network("n", rail+`, "poolsNamespace": "default"`)
+			failed(s)
+		}, says: []string{"device busy"}},
+		{name: "one namespace may be looked at, in which the pod holds its address", link: linkStatus, ok: true, plant: func(s *api) {
+			s.barred = true
+			s.pool("default", "rail", "10.1.0.0/24", "w1")
+			s.network("n", rail)
+			s.claim("default", "rail", "10.1.0.2", "w1", "a")
+			s.has("10.1.0.2")
+		}},
 		{name: "there is no pool anywhere", link: linkPool, plant: func(s *api) { s.network("n", rail) }, says: []string{"there is no IPPool rail in any namespace"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := newAPI()
 			tc.plant(s)
 			c := s.connect(t)
-			c.Namespace = tc.pools
+			c.Namespace, c.Fallback = tc.pools, "default"
 			chains, err := c.Why(t.Context(), "ns", "a")
 			if err != nil || tc.err != "" {
 				if tc.err == "" || err == nil || !strings.Contains(err.Error(), tc.err) {

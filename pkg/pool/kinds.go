@@ -96,6 +96,12 @@ func (o *Object) Overlaps(other *Object) bool {
 	return errA == nil && errB == nil && a.Overlaps(b)
 }
 
+// Has reports whether an address is in the pool's subnet.
+func (o *Object) Has(addr netip.Addr) bool {
+	subnet, err := netip.ParsePrefix(o.Subnet)
+	return err == nil && subnet.Contains(addr)
+}
+
 // Held yields which of the allocations of the pool's domain count in the pool: those that
 // were taken from it, and those in its subnet that were taken from other pools.
 func (o *Object) Held(inDomain []*v1alpha1.IPAllocation) iter.Seq[Held] {

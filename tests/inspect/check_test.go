@@ -322,7 +322,7 @@ func TestOneNamespaceOnly(t *testing.T) {
 		{args: "check", code: 3, says: []string{"not looked at: other namespaces than default", "0 findings in 0 pools, 0 allocations in namespace default"}},
 		{args: "who 10.1.0.2", code: 2, says: []string{only, "error: namespace default has no allocation for 10.1.0.2, and another one may have"}},
 		{args: "who -n NS a", code: 2, says: []string{only}},
-		{args: "why -n NS a", code: 2, says: []string{only, "error: IPPool rail1 is not in namespace default"}},
+		{args: "why -n NS a", code: 2, says: []string{only, "error: the network names no namespace of its pools", "only default was looked at"}},
 		{args: "free rail1", code: 2, says: []string{only, "there is no pool"}},
 		{args: "release 10.1.0.3 -y", code: 2, says: []string{only}},
 		{args: "show -n NS", says: []string{"rail1"}},

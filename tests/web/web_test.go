@@ -65,7 +65,7 @@ func TestViews(t *testing.T) {
 	p.says(t, "main", "InvalidSpec", "10.8.0.1")
 
 	p.open(t, "#/leaks")
-	p.says(t, "main", "3 look leaked", "1 are held back", "kubectl ipam release -n "+s.NS+" rail1.10.1.0.3", "kubectl ipam release -n "+s.NS+" rail1.10.1.0.33 --force", "node_unreachable", "its node does not answer")
+	p.says(t, "main", "3 look leaked", "1 are held back", "kubectl ipam release -n "+s.NS+" rail1.10.1.0.3", "kubectl ipam release -n "+s.NS+" rail1.10.1.0.33", "node_unreachable", "its node does not answer")
 
 	for text, want := range map[string][]string{
 		"train-0": {"3 addresses are held", "10.1.0.2", "fd00:10::1:5"}, "worker-3": {"1 address is held", "10.1.0.33"}, "sandbox-db-0": {"10.4.7.9"},
