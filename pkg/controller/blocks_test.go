@@ -400,6 +400,13 @@ func TestTriggers(t *testing.T) {
 			w.memories.set(ipRef, memory{kept: true})
 			w.triggers.onAllocation().OnDelete(allocation())
 		}, 1, 1},
+		{"an address is released that its owner keeps, and a block is kept for such", func(w *world) {
+			w.memories.set(ipRef, memory{kept: true})
+			before := allocation(func(a *v1alpha1.IPAllocation) { a.Spec.Owner = &v1alpha1.AllocationOwner{UID: "owner"} })
+			after := before.DeepCopy()
+			after.Spec.ReleasedAt = &metav1.Time{Time: time.Now()}
+			w.triggers.onAllocation().OnUpdate(before, after)
+		}, 1, 1},
 		{"node that answers is declared dead", func(w *world) {
 			w.triggers.onNode().OnUpdate(node(corev1.ConditionTrue), node(corev1.ConditionTrue, corev1.TaintNodeOutOfService))
 		}, 0, 1},

@@ -157,7 +157,7 @@ func (t *triggers) onAllocation() cache.ResourceEventHandler {
 			if before.Spec.Held() != a.Spec.Held() || before.Spec.PodRef != a.Spec.PodRef {
 				t.claimChanged(a)
 			}
-			if before.Spec.Rests() != a.Spec.Rests() || before.Spec.NodeName != a.Spec.NodeName {
+			if before.Spec.Held() != a.Spec.Held() || before.Spec.Rests() != a.Spec.Rests() || before.Spec.NodeName != a.Spec.NodeName {
 				t.usedLess(before)
 			}
 		},

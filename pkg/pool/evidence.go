@@ -12,7 +12,7 @@ import (
 
 // Held is an address that a node holds.
 type Held struct {
-	Node string // empty where the address is reserved and no node has it
+	Node string // empty where no container holds the address: it is reserved, kept, or rests
 	Addr netip.Addr
 	// Requested is true for an address that was asked for by name. In an IPPool it
 	// may lie anywhere in the subnet, and says little about its node's block.

@@ -107,7 +107,7 @@ func (o *Object) Held(inDomain []*v1alpha1.IPAllocation) iter.Seq[Held] {
 				continue
 			}
 			node := a.Spec.NodeName
-			if a.Spec.IsSticky() { // of the whole subnet, and of no node's block
+			if a.Spec.IsSticky() || !a.Spec.Held() { // of the whole subnet, and of no node's block; or of no node any more
 				node = ""
 			}
 			if !yield(Held{Node: node, Addr: addr, Requested: a.Spec.Requested, Elsewhere: a.Spec.PoolRef != o.Ref, Rests: a.Spec.Rests()}) {

@@ -5,9 +5,11 @@ package pool
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
@@ -64,6 +66,37 @@ func TestUse(t *testing.T) {
 				if pair[0] != pair[1] {
 					t.Errorf("%s: %q, want %q", what, pair[0], pair[1])
 				}
+			}
+		})
+	}
+}
+
+// What is held of an allocation.
+func TestHeld(t *testing.T) {
+	domain := v1alpha1.PoolAccess{Domain: "net"}
+	o := ObjectOf(&v1alpha1.IPPool{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Spec: v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PoolAccess: domain}})
+	reservation := &v1alpha1.AllocationOwner{APIGroup: v1alpha1.GroupName, Kind: v1alpha1.KindIPReservation, UID: "r"}
+	const address = "10.0.0.5"
+	for _, tc := range []struct {
+		name string
+		edit func(*v1alpha1.IPAllocationSpec)
+		want Held
+	}{
+		{"held", func(*v1alpha1.IPAllocationSpec) {}, Held{Node: "n"}},
+		{"requested", func(s *v1alpha1.IPAllocationSpec) { s.Requested = true }, Held{Node: "n", Requested: true}},
+		{"reserved", func(s *v1alpha1.IPAllocationSpec) { s.Owner, s.ContainerID, s.NodeName = reservation, "", "" }, Held{}},
+		{"reserved, and held", func(s *v1alpha1.IPAllocationSpec) { s.Owner = reservation }, Held{Node: "n"}},
+		{"reserved, and released", func(s *v1alpha1.IPAllocationSpec) { s.Owner, s.ReleasedAt = reservation, &metav1.Time{} }, Held{}},
+		{"rests", func(s *v1alpha1.IPAllocationSpec) { s.ReleasedAt = &metav1.Time{} }, Held{Rests: true}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			a := &v1alpha1.IPAllocation{ObjectMeta: metav1.ObjectMeta{Name: "net." + address}, Spec: v1alpha1.IPAllocationSpec{
+				PoolRef: o.Ref, Domain: "net", Address: address, NodeName: "n", ContainerID: "c",
+			}}
+			tc.edit(&a.Spec)
+			tc.want.Addr = addr(address)
+			if got := slices.Collect(o.Held([]*v1alpha1.IPAllocation{a})); !slices.Equal(got, []Held{tc.want}) {
+				t.Errorf("%+v, want %+v", got, tc.want)
 			}
 		})
 	}
