@@ -130,7 +130,7 @@ func (c *caches) concerned(a *v1alpha1.IPAllocation) []v1alpha1.PoolReference {
 
 // heldIn yields the addresses of a pool that are held.
 func (c *caches) heldIn(obj *pool.Object) iter.Seq[pool.Held] {
-	return obj.Held(c.allocations.by(byDomain, obj.Domain))
+	return obj.HeldBeside(c.allocations.by(byDomain, obj.Domain), c.inDomain(obj.Domain))
 }
 
 // Indexes of allocations.

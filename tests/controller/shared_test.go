@@ -125,6 +125,12 @@ func TestPoolIsRenamed(t *testing.T) {
 	c.wantUsage(t, "new", 20, 1)
 	c.wantOverlap(t, "new", "")
 	c.wantNotice(t, "new", v1alpha1.ConditionEarlierSpecInUse, "")
+
+	// No other pool tells what an edit does to that.
+	if _, err := c.IPAM.IPPools(c.NS).Patch(t.Context(), "new", types.MergePatchType, []byte(`{"spec":{"gateway":"10.0.0.15"}}`), metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.wantNotice(t, "new", v1alpha1.ConditionEarlierSpecInUse, "addresses that are a gateway now 10.0.0.15 (held on node b)")
 }
 
 // What kubectl applied and a foreign CRD has dropped is said on the pool.
