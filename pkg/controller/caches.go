@@ -119,6 +119,11 @@ func (c *caches) inDomain(domain string) (out []v1alpha1.PoolReference) {
 	return out
 }
 
+// outlivedPools reports whether no pool has the domain of an allocation any more.
+func (c *caches) outlivedPools(a *v1alpha1.IPAllocation) bool {
+	return len(c.inDomain(a.DomainOf())) == 0
+}
+
 // concerned returns the pools whose status an allocation may change: those of its domain,
 // or the one that it was taken from, which is gone.
 func (c *caches) concerned(a *v1alpha1.IPAllocation) []v1alpha1.PoolReference {

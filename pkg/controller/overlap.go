@@ -25,9 +25,9 @@ func overlapsWith(this *pool.Object, all iter.Seq[*pool.Object]) (others []strin
 	return others
 }
 
-// outlived says which allocations have addresses of this pool, and a domain that no pool
-// has any more: the containers that answer on them do not keep this pool from giving them
-// again.
+// outlived says which domains that no pool has any more have addresses of this pool: the
+// containers that answer on them do not keep this pool from giving them again. It does not
+// count them, which would be a write for each that is released.
 func (c *caches) outlived(this *pool.Object) (out []string) {
 	subnet, err := netip.ParsePrefix(this.Subnet)
 	if err != nil {
@@ -38,20 +38,24 @@ func (c *caches) outlived(this *pool.Object) (out []string) {
 		if known[domain] {
 			continue
 		}
-		count, first, from := 0, netip.Addr{}, ""
+		found, of := false, (*pool.Object)(nil)
 		for _, a := range c.allocations.by(byDomain, domain) {
-			if addr, err := pool.ParseAddr(a.Spec.Address); err == nil && subnet.Contains(addr) {
-				if count++; count == 1 || addr.Less(first) {
-					first = addr
-				}
-				if now := c.pool(a.Spec.PoolRef); now != nil {
-					from = fmt.Sprintf("; they name pool %s, whose domain is %s: they are from before it had that, or of plugins that do not know spec.domain", now.Ref.Name, now.Domain)
-				}
+			if addr, err := pool.ParseAddr(a.Spec.Address); err != nil || !subnet.Contains(addr) {
+				continue
+			}
+			found = true
+			if now := c.pool(a.Spec.PoolRef); now != nil && (of == nil || now.Ref.Name < of.Ref.Name) {
+				of = now
 			}
 		}
-		if count > 0 {
-			out = append(out, fmt.Sprintf("%d addresses that are held in the domain %s, which has no pool any more (as %s%s)", count, domain, first, from))
+		if !found {
+			continue
 		}
+		from := ""
+		if of != nil {
+			from = fmt.Sprintf("; they name pool %s, whose domain is %s: they are from before it had that, or of plugins that do not know spec.domain", of.Ref.Name, of.Domain)
+		}
+		out = append(out, fmt.Sprintf("addresses that are held in the domain %s, which has no pool any more (kubectl get ipa shows them as %s.ADDRESS%s)", domain, domain, from))
 	}
 	return out
 }
