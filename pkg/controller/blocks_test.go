@@ -547,6 +547,44 @@ func TestOutlivedDomain(t *testing.T) {
 	}
 }
 
+// Where the installed CRD has no conditions, they are tried once in a resync, in case it was
+// updated, and written again as soon as it is seen to have them.
+func TestCRDIsUpdated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, Options{})
+		defer w.queues.shutDown()
+		p := ippool(nil)
+		p.Spec.PerNodeBlockSize, p.Status.Allocations = 0, []v1alpha1.Allocation{}
+		p.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: pool.BlocksManager(nil), Operation: metav1.ManagedFieldsOperationApply, Subresource: "status"}}
+		all := w.patches(func() any { return p })
+		reconcile := func(when string, writes int) {
+			t.Helper()
+			*all = nil
+			if err := w.caches.pools[v1alpha1.PoolKindIPPool].Update(p); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.blocks.reconcile(t.Context(), ipRef); err != nil {
+				t.Fatal(err)
+			}
+			if len(*all) != writes {
+				t.Errorf("%s: %d writes, want %d", when, len(*all), writes)
+			}
+		}
+		reconcile("first", 1)
+		reconcile("at once", 0)
+		time.Sleep(w.opts.Resync)
+		synctest.Wait()
+		if n := w.queues.pools.Len(); n != 1 {
+			t.Errorf("%d pools after a resync, want one", n)
+		}
+		reconcile("after a resync", 1)
+		reconcile("at once again", 0)
+		p = p.DeepCopy()
+		p.Status.Conditions = []metav1.Condition{{Type: "Other"}}
+		reconcile("with a condition", 1)
+	})
+}
+
 // Neither the addresses that are left of a domain without a pool nor those of a disabled pool
 // are counted in a condition: each release would be a write, and of the first also an event.
 func TestReleasesAreNoNews(t *testing.T) {
