@@ -547,6 +547,39 @@ func TestOutlivedDomain(t *testing.T) {
 	}
 }
 
+// A pool keeps its own gateway free, and tells whose of its domain it does not.
+func TestGatewayOfAnotherPool(t *testing.T) {
+	const told = "pods may be given the gateway 192.168.0.1 of IPPool sibling: set spec.gateway here, too, or exclude it"
+	for _, tc := range []struct {
+		name, want string
+		edit       func(this, sibling *v1alpha1.IPPool)
+	}{
+		{"in a block", told, func(_, _ *v1alpha1.IPPool) {}},
+		{"in the whole subnet", told, func(this, _ *v1alpha1.IPPool) { this.Spec.PerNodeBlockSize = 0 }},
+		{"in no block", "", func(_, sibling *v1alpha1.IPPool) { sibling.Spec.Gateway = "192.168.0.254" }},
+		{"the same", "", func(this, _ *v1alpha1.IPPool) { this.Spec.Gateway = "192.168.0.1" }},
+		{"excluded", "", func(this, _ *v1alpha1.IPPool) {
+			this.Spec.Exclusions = []v1alpha1.ExcludeRange{{StartIP: "192.168.0.1", EndIP: "192.168.0.1"}}
+		}},
+		{"in another subnet", "", func(this, _ *v1alpha1.IPPool) { this.Spec.Subnet = "192.168.1.0/24" }},
+		{"of another domain", "192.168.0.0/24 overlaps with IPPool sibling (192.168.0.0/24)", func(_, sibling *v1alpha1.IPPool) { sibling.Spec.Domain = "other" }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			this, sibling := ippool(nil), ippool(nil)
+			sibling.Name, sibling.Spec.Domain, sibling.Spec.Gateway = "sibling", this.Name, "192.168.0.1"
+			tc.edit(this, sibling)
+			obj, pools := pool.ObjectOf(this), slices.Values([]*pool.Object{pool.ObjectOf(this), pool.ObjectOf(sibling)})
+			got := ""
+			for _, n := range overlapping(obj, overlapsWith(obj, pools), gatewaysIn(obj, pools)) {
+				got = n.condition.Message
+			}
+			if got != tc.want {
+				t.Errorf("%q, want %q", got, tc.want)
+			}
+		})
+	}
+}
+
 // Where the installed CRD has no conditions, they are tried once in a resync, in case it was
 // updated, and written again as soon as it is seen to have them.
 func TestCRDIsUpdated(t *testing.T) {

@@ -8,6 +8,9 @@ import (
 	"iter"
 	"net/netip"
 	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
@@ -60,14 +63,48 @@ func (c *caches) outlived(this *pool.Object) (out []string) {
 	return out
 }
 
+// gatewaysIn names those other pools of the domain whose gateway this one may give to a pod.
+// They are one network, but a pool keeps only its own gateway free.
+func gatewaysIn(this *pool.Object, all iter.Seq[*pool.Object]) (out []string) {
+	var parsed *pool.Pool
+	for other := range all {
+		gateway, err := pool.ParseAddr(other.Gateway)
+		if err != nil || other.Domain != this.Domain || other.Gateway == this.Gateway || !this.Overlaps(other) {
+			continue
+		}
+		if parsed == nil { // seldom
+			var errs field.ErrorList
+			if parsed, errs = this.Parse(); len(errs) > 0 {
+				return nil
+			}
+		}
+		if parsed.Gives(gateway) {
+			out = append(out, fmt.Sprintf("%s of %s %s", gateway, other.Ref.Kind, other.Ref.Name))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
 // overlapping says that there are such pools or addresses. It is no error: two domains may
 // be two networks that never meet. But an address is given once in each domain, so where
 // they are one network, it is given twice.
-func overlapping(obj *pool.Object, others []string) []notice {
-	if len(others) == 0 {
+//
+// That another pool's gateway may be given is an error wherever it is so.
+func overlapping(obj *pool.Object, others, gateways []string) []notice {
+	var parts []string
+	reason := reasonGateway
+	if len(others) > 0 {
+		reason = reasonOverlap
+		parts = append(parts, fmt.Sprintf("%s overlaps with %s", obj.Subnet, enumerate(others)))
+	}
+	if len(gateways) > 0 {
+		parts = append(parts, fmt.Sprintf("pods may be given the gateway %s: set spec.gateway here, too, or exclude it", enumerate(gateways)))
+	}
+	if len(parts) == 0 {
 		return nil
 	}
-	n := newNotice(v1alpha1.ConditionOverlapping, reasonOverlap, fmt.Sprintf("%s overlaps with %s", obj.Subnet, enumerate(others)))
+	n := newNotice(v1alpha1.ConditionOverlapping, reason, strings.Join(parts, "; "))
 	n.event = n.condition.Message
 	return []notice{n}
 }

@@ -56,6 +56,8 @@ type Object struct {
 	StickyWhenScaled v1alpha1.StickyRetention
 	// Subnet is all that the pool may hand out, as the specification has it, unchecked.
 	Subnet string
+	// Gateway of the subnet, unchecked as well; "" if there is none, or each block has its own.
+	Gateway string
 	// Spec is the specification, to be written as JSON.
 	Spec any
 	// Allocations is status.allocations, to be written as JSON; nil if the pool has no
