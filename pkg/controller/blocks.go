@@ -89,7 +89,7 @@ func (r *blockReconciler) reconcile(ctx context.Context, ref v1alpha1.PoolRefere
 		out = waiting(obj.Meta.CreationTimestamp.Add(r.lossGrace))
 		r.later(ref, wait)
 	}
-	out.notices = append(out.notices, overlapping(obj, append(others, r.caches.outlived(obj)...))...)
+	out.notices = append(out.notices, overlapping(obj, append(others, r.caches.outlived(obj)...), gatewaysIn(obj, r.caches.allPools()))...)
 	out.notices = append(out.notices, dropped(obj)...)
 	out.notices = append(out.notices, podNetwork(obj, nodes)...)
 
@@ -116,7 +116,7 @@ func (r *blockReconciler) reconcile(ctx context.Context, ref v1alpha1.PoolRefere
 func (r *blockReconciler) tellGone(ref v1alpha1.PoolReference) {
 	count := 0
 	for _, a := range r.caches.allocations.by(byPool, poolKey(ref)) {
-		if !a.Spec.Rests() && len(r.caches.inDomain(a.DomainOf())) == 0 {
+		if !a.Spec.Rests() && r.caches.outlivedPools(a) {
 			count++
 		}
 	}
@@ -168,8 +168,8 @@ func blocks(obj *pool.Object, have []pool.Assignment, nodes []*corev1.Node, held
 	default: // no count, which would be one more write for each node that joins
 		out.ready = ready(v1alpha1.ReasonBlocksAssigned, "every node that the pool selects has a block")
 	}
-	if obj.Disabled && out.ready.Status == metav1.ConditionTrue {
-		out.ready = ready(v1alpha1.ReasonDisabled, fmt.Sprintf("spec.disabled is true: the pool gives no addresses, and %d are held", len(held)))
+	if obj.Disabled && out.ready.Status == metav1.ConditionTrue { // no count, which would be a write for each release: see status.used
+		out.ready = ready(v1alpha1.ReasonDisabled, "spec.disabled is true: the pool gives no addresses")
 	}
 	return out
 }

@@ -22,6 +22,7 @@ import (
 
 	"go4.org/netipx"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	clienttesting "k8s.io/client-go/testing"
@@ -400,6 +401,13 @@ func TestTriggers(t *testing.T) {
 			w.memories.set(ipRef, memory{kept: true})
 			w.triggers.onAllocation().OnDelete(allocation())
 		}, 1, 1},
+		{"an address is released that its owner keeps, and a block is kept for such", func(w *world) {
+			w.memories.set(ipRef, memory{kept: true})
+			before := allocation(func(a *v1alpha1.IPAllocation) { a.Spec.Owner = &v1alpha1.AllocationOwner{UID: "owner"} })
+			after := before.DeepCopy()
+			after.Spec.ReleasedAt = &metav1.Time{Time: time.Now()}
+			w.triggers.onAllocation().OnUpdate(before, after)
+		}, 1, 1},
 		{"node that answers is declared dead", func(w *world) {
 			w.triggers.onNode().OnUpdate(node(corev1.ConditionTrue), node(corev1.ConditionTrue, corev1.TaintNodeOutOfService))
 		}, 0, 1},
@@ -412,6 +420,27 @@ func TestTriggers(t *testing.T) {
 			after := ippool(nil)
 			after.Annotations = map[string]string{v1alpha1.AnnotationReclaim: v1alpha1.ReclaimDisabled}
 			w.triggers.onPool(v1alpha1.PoolKindIPPool).OnUpdate(ippool(nil), after)
+		}, 1, 1},
+		{"pool is made again while the watch is down", func(w *world) {
+			before, after := ippool(nil), ippool(nil)
+			other := ippool(nil)
+			other.Name, other.UID = "other", "two"
+			_ = w.caches.pools[v1alpha1.PoolKindIPPool].Add(other)
+			after.UID, after.Spec.Domain = "again", "d"
+			w.triggers.onPool(v1alpha1.PoolKindIPPool).OnUpdate(before, after)
+		}, 2, 1},
+		{"node is given its pod network", func(w *world) {
+			after := node(corev1.ConditionTrue)
+			after.Spec.PodCIDRs = []string{"192.168.0.0/24"}
+			w.triggers.onNode().OnUpdate(node(corev1.ConditionTrue), after)
+		}, 1, 0},
+		{"an address goes that has outlived its domain", func(w *world) {
+			old := allocation(func(a *v1alpha1.IPAllocation) { a.Name, a.Spec.PoolRef.Name = "old.192.168.0.11", "old" })
+			_ = w.caches.allocations.Add(allocation(func(a *v1alpha1.IPAllocation) { a.Name, a.Spec.PoolRef.Name = "old.192.168.0.12", "old" }))
+			w.triggers.onAllocation().OnDelete(old)
+		}, 0, 1},
+		{"the last address goes that has outlived its domain", func(w *world) {
+			w.triggers.onAllocation().OnDelete(allocation(func(a *v1alpha1.IPAllocation) { a.Name, a.Spec.PoolRef.Name = "old.192.168.0.11", "old" }))
 		}, 1, 1},
 		{"allocation comes", func(w *world) { w.triggers.onAllocation().OnAdd(allocation(), false) }, 0, 1},
 		{"pool comes", func(w *world) { w.triggers.onPool(v1alpha1.PoolKindIPPool).OnAdd(ippool(nil), false) }, 1, 0},
@@ -467,6 +496,183 @@ func TestThin(t *testing.T) {
 	n.Status.Conditions = append([]corev1.NodeCondition{{Type: corev1.NodeDiskPressure}}, n.Status.Conditions...)
 	if got, _ := thin(n); !reflect.DeepEqual(got, node(corev1.ConditionTrue)) {
 		t.Errorf("node: got %+v", got)
+	}
+}
+
+// Addresses of a domain that no pool has, which others may overlap with: the pools are looked
+// at when Usage is over, once for all that come or go until then.
+func TestOutlivedDomain(t *testing.T) {
+	orphan := func(last int) *v1alpha1.IPAllocation {
+		address := fmt.Sprintf("192.168.0.%d", last)
+		return allocation(func(a *v1alpha1.IPAllocation) {
+			a.Name, a.Spec.PoolRef.Name, a.Spec.Address = "old."+address, "old", address
+		})
+	}
+	for _, tc := range []struct {
+		name  string
+		event func(*world, *v1alpha1.IPAllocation)
+	}{
+		{"come", func(w *world, a *v1alpha1.IPAllocation) { w.triggers.onAllocation().OnAdd(a, false) }},
+		{"go", func(w *world, a *v1alpha1.IPAllocation) { w.triggers.onAllocation().OnDelete(a) }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, Options{})
+				defer w.queues.shutDown()
+				for i, name := range []string{"pool1", "pool2"} {
+					p := ippool(nil)
+					p.Name, p.UID, p.Spec.Domain = name, types.UID(name), "net"
+					if err := w.caches.pools[v1alpha1.PoolKindIPPool].Add(p); err != nil {
+						t.Fatal(err)
+					}
+					if err := w.caches.allocations.Add(orphan(100 + i)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for i := range 10 {
+					tc.event(w, orphan(i+1))
+					time.Sleep(w.opts.Settle)
+				}
+				synctest.Wait()
+				if n := w.queues.pools.Len(); n != 0 {
+					t.Errorf("%d pools at once", n)
+				}
+				time.Sleep(w.opts.Usage)
+				synctest.Wait()
+				if n := w.queues.pools.Len(); n != 3 {
+					t.Errorf("%d pools, want both and the one that is gone", n)
+				}
+			})
+		})
+	}
+}
+
+// A pool keeps its own gateway free, and tells whose of its domain it does not.
+func TestGatewayOfAnotherPool(t *testing.T) {
+	const told = "pods may be given the gateway 192.168.0.1 of IPPool sibling: set spec.gateway here, too, or exclude it"
+	for _, tc := range []struct {
+		name, want string
+		edit       func(this, sibling *v1alpha1.IPPool)
+	}{
+		{"in a block", told, func(_, _ *v1alpha1.IPPool) {}},
+		{"in the whole subnet", told, func(this, _ *v1alpha1.IPPool) { this.Spec.PerNodeBlockSize = 0 }},
+		{"in no block", "", func(_, sibling *v1alpha1.IPPool) { sibling.Spec.Gateway = "192.168.0.254" }},
+		{"the same", "", func(this, _ *v1alpha1.IPPool) { this.Spec.Gateway = "192.168.0.1" }},
+		{"excluded", "", func(this, _ *v1alpha1.IPPool) {
+			this.Spec.Exclusions = []v1alpha1.ExcludeRange{{StartIP: "192.168.0.1", EndIP: "192.168.0.1"}}
+		}},
+		{"in another subnet", "", func(this, _ *v1alpha1.IPPool) { this.Spec.Subnet = "192.168.1.0/24" }},
+		{"of another domain", "192.168.0.0/24 overlaps with IPPool sibling (192.168.0.0/24)", func(_, sibling *v1alpha1.IPPool) { sibling.Spec.Domain = "other" }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			this, sibling := ippool(nil), ippool(nil)
+			sibling.Name, sibling.Spec.Domain, sibling.Spec.Gateway = "sibling", this.Name, "192.168.0.1"
+			tc.edit(this, sibling)
+			obj, pools := pool.ObjectOf(this), slices.Values([]*pool.Object{pool.ObjectOf(this), pool.ObjectOf(sibling)})
+			got := ""
+			for _, n := range overlapping(obj, overlapsWith(obj, pools), gatewaysIn(obj, pools)) {
+				got = n.condition.Message
+			}
+			if got != tc.want {
+				t.Errorf("%q, want %q", got, tc.want)
+			}
+		})
+	}
+}
+
+// Where the installed CRD has no conditions, they are tried once in a resync, in case it was
+// updated, and written again as soon as it is seen to have them.
+func TestCRDIsUpdated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, Options{})
+		defer w.queues.shutDown()
+		p := ippool(nil)
+		p.Spec.PerNodeBlockSize, p.Status.Allocations = 0, []v1alpha1.Allocation{}
+		p.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: pool.BlocksManager(nil), Operation: metav1.ManagedFieldsOperationApply, Subresource: "status"}}
+		all := w.patches(func() any { return p })
+		reconcile := func(when string, writes int) {
+			t.Helper()
+			*all = nil
+			if err := w.caches.pools[v1alpha1.PoolKindIPPool].Update(p); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.blocks.reconcile(t.Context(), ipRef); err != nil {
+				t.Fatal(err)
+			}
+			if len(*all) != writes {
+				t.Errorf("%s: %d writes, want %d", when, len(*all), writes)
+			}
+		}
+		reconcile("first", 1)
+		reconcile("at once", 0)
+		time.Sleep(w.opts.Resync)
+		synctest.Wait()
+		if n := w.queues.pools.Len(); n != 1 {
+			t.Errorf("%d pools after a resync, want one", n)
+		}
+		reconcile("after a resync", 1)
+		reconcile("at once again", 0)
+		p = p.DeepCopy()
+		p.Status.Conditions = []metav1.Condition{{Type: "Other"}}
+		reconcile("with a condition", 1)
+	})
+}
+
+// Neither the addresses that are left of a domain without a pool nor those of a disabled pool
+// are counted in a condition: each release would be a write, and of the first also an event.
+func TestReleasesAreNoNews(t *testing.T) {
+	w := newWorld(t, Options{Usage: time.Hour})
+	p := ippool(nil)
+	p.Spec.PerNodeBlockSize, p.Spec.Disabled = 0, true
+	p.Status.Conditions = []metav1.Condition{{Type: "Other"}}
+	all := w.patches(func() any { return p })
+	reconcile := func() {
+		t.Helper()
+		if err := w.caches.pools[v1alpha1.PoolKindIPPool].Update(p); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.blocks.reconcile(t.Context(), ipRef); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var held []*v1alpha1.IPAllocation
+	for i := range 20 {
+		address := fmt.Sprintf("192.168.0.%d", i+1)
+		domain := []string{"old", "pool1"}[i%2]
+		held = append(held, allocation(func(a *v1alpha1.IPAllocation) {
+			a.Name, a.Spec.PoolRef.Name, a.Spec.Address = domain+"."+address, domain, address
+		}))
+		if err := w.caches.allocations.Add(held[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reconcile()
+	p = p.DeepCopy()
+	p.ManagedFields = []metav1.ManagedFieldsEntry{
+		{Manager: pool.BlocksManager(nil), Operation: metav1.ManagedFieldsOperationApply, Subresource: "status"},
+		{Manager: name, Operation: metav1.ManagedFieldsOperationUpdate, Subresource: "status", Time: &metav1.Time{Time: time.Now()}},
+	}
+	var body struct{ Status v1alpha1.PoolStatus }
+	if err := json.Unmarshal((*all)[len(*all)-1].Patch, &body); err != nil {
+		t.Fatal(err)
+	}
+	p.Status.PoolStatus, p.Status.Allocations = body.Status, []v1alpha1.Allocation{}
+	overlap := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionOverlapping)
+	if ready := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady); ready == nil || ready.Reason != v1alpha1.ReasonDisabled || overlap == nil {
+		t.Fatalf("conditions %+v", p.Status.Conditions)
+	}
+	*all = nil
+	for _, a := range held[:18] {
+		if err := w.caches.allocations.Delete(a); err != nil {
+			t.Fatal(err)
+		}
+		reconcile()
+	}
+	if len(*all) != 0 {
+		t.Errorf("%d writes, the first %s", len(*all), (*all)[0].Patch)
+	}
+	if n := len(w.events.Events); n != 1 {
+		t.Errorf("%d events, want one", n)
 	}
 }
 

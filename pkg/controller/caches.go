@@ -119,6 +119,11 @@ func (c *caches) inDomain(domain string) (out []v1alpha1.PoolReference) {
 	return out
 }
 
+// outlivedPools reports whether no pool has the domain of an allocation any more.
+func (c *caches) outlivedPools(a *v1alpha1.IPAllocation) bool {
+	return len(c.inDomain(a.DomainOf())) == 0
+}
+
 // concerned returns the pools whose status an allocation may change: those of its domain,
 // or the one that it was taken from, which is gone.
 func (c *caches) concerned(a *v1alpha1.IPAllocation) []v1alpha1.PoolReference {
@@ -130,7 +135,7 @@ func (c *caches) concerned(a *v1alpha1.IPAllocation) []v1alpha1.PoolReference {
 
 // heldIn yields the addresses of a pool that are held.
 func (c *caches) heldIn(obj *pool.Object) iter.Seq[pool.Held] {
-	return obj.Held(c.allocations.by(byDomain, obj.Domain))
+	return obj.HeldBeside(c.allocations.by(byDomain, obj.Domain), c.inDomain(obj.Domain))
 }
 
 // Indexes of allocations.

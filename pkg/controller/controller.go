@@ -234,7 +234,7 @@ func (c *Controller) assemble(recorder record.EventRecorder) ([]cache.DoneChecke
 	c.blocks = &blockReconciler{
 		caches: &c.caches, memories: &c.memories,
 		status: &statusWriter{
-			pools: ledger.Pools{Client: client.RESTClient(), Namespace: c.opts.Namespace}, usage: c.opts.Usage,
+			pools: ledger.Pools{Client: client.RESTClient(), Namespace: c.opts.Namespace}, usage: c.opts.Usage, resync: c.opts.Resync,
 			later: c.queues.pools.AddAfter,
 		},
 		events:    &poolEvents{recorder, max(flapping, 2*c.opts.Resync)},

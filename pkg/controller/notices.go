@@ -23,6 +23,7 @@ import (
 // Reasons of notices, and of their events.
 const (
 	reasonOverlap      = "SubnetsOverlap"
+	reasonGateway      = "GatewayNotKept"
 	reasonPodNetwork   = "PodNetworkOverlap"
 	reasonSpecInUse    = "EarlierSpecInUse"
 	reasonForeign      = "ForeignAddresses"

@@ -8,6 +8,9 @@ import (
 	"iter"
 	"net/netip"
 	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
@@ -25,9 +28,9 @@ func overlapsWith(this *pool.Object, all iter.Seq[*pool.Object]) (others []strin
 	return others
 }
 
-// outlived says which allocations have addresses of this pool, and a domain that no pool
-// has any more: the containers that answer on them do not keep this pool from giving them
-// again.
+// outlived says which domains that no pool has any more have addresses of this pool: the
+// containers that answer on them do not keep this pool from giving them again. It does not
+// count them, which would be a write for each that is released.
 func (c *caches) outlived(this *pool.Object) (out []string) {
 	subnet, err := netip.ParsePrefix(this.Subnet)
 	if err != nil {
@@ -38,32 +41,70 @@ func (c *caches) outlived(this *pool.Object) (out []string) {
 		if known[domain] {
 			continue
 		}
-		count, first, from := 0, netip.Addr{}, ""
+		found, of := false, (*pool.Object)(nil)
 		for _, a := range c.allocations.by(byDomain, domain) {
-			if addr, err := pool.ParseAddr(a.Spec.Address); err == nil && subnet.Contains(addr) {
-				if count++; count == 1 || addr.Less(first) {
-					first = addr
-				}
-				if now := c.pool(a.Spec.PoolRef); now != nil {
-					from = fmt.Sprintf("; they name pool %s, whose domain is %s: they are from before it had that, or of plugins that do not know spec.domain", now.Ref.Name, now.Domain)
-				}
+			if addr, err := pool.ParseAddr(a.Spec.Address); err != nil || !subnet.Contains(addr) {
+				continue
+			}
+			found = true
+			if now := c.pool(a.Spec.PoolRef); now != nil && (of == nil || now.Ref.Name < of.Ref.Name) {
+				of = now
 			}
 		}
-		if count > 0 {
-			out = append(out, fmt.Sprintf("%d addresses that are held in the domain %s, which has no pool any more (as %s%s)", count, domain, first, from))
+		if !found {
+			continue
+		}
+		from := ""
+		if of != nil {
+			from = fmt.Sprintf("; they name pool %s, whose domain is %s: they are from before it had that, or of plugins that do not know spec.domain", of.Ref.Name, of.Domain)
+		}
+		out = append(out, fmt.Sprintf("addresses that are held in the domain %s, which has no pool any more (kubectl get ipa shows them as %s.ADDRESS%s)", domain, domain, from))
+	}
+	return out
+}
+
+// gatewaysIn names those other pools of the domain whose gateway this one may give to a pod.
+// They are one network, but a pool keeps only its own gateway free.
+func gatewaysIn(this *pool.Object, all iter.Seq[*pool.Object]) (out []string) {
+	var parsed *pool.Pool
+	for other := range all {
+		gateway, err := pool.ParseAddr(other.Gateway)
+		if err != nil || other.Domain != this.Domain || other.Gateway == this.Gateway || !this.Overlaps(other) {
+			continue
+		}
+		if parsed == nil { // seldom
+			var errs field.ErrorList
+			if parsed, errs = this.Parse(); len(errs) > 0 {
+				return nil
+			}
+		}
+		if parsed.Gives(gateway) {
+			out = append(out, fmt.Sprintf("%s of %s %s", gateway, other.Ref.Kind, other.Ref.Name))
 		}
 	}
+	slices.Sort(out)
 	return out
 }
 
 // overlapping says that there are such pools or addresses. It is no error: two domains may
 // be two networks that never meet. But an address is given once in each domain, so where
 // they are one network, it is given twice.
-func overlapping(obj *pool.Object, others []string) []notice {
-	if len(others) == 0 {
+//
+// That another pool's gateway may be given is an error wherever it is so.
+func overlapping(obj *pool.Object, others, gateways []string) []notice {
+	var parts []string
+	reason := reasonGateway
+	if len(others) > 0 {
+		reason = reasonOverlap
+		parts = append(parts, fmt.Sprintf("%s overlaps with %s", obj.Subnet, enumerate(others)))
+	}
+	if len(gateways) > 0 {
+		parts = append(parts, fmt.Sprintf("pods may be given the gateway %s: set spec.gateway here, too, or exclude it", enumerate(gateways)))
+	}
+	if len(parts) == 0 {
 		return nil
 	}
-	n := newNotice(v1alpha1.ConditionOverlapping, reasonOverlap, fmt.Sprintf("%s overlaps with %s", obj.Subnet, enumerate(others)))
+	n := newNotice(v1alpha1.ConditionOverlapping, reason, strings.Join(parts, "; "))
 	n.event = n.condition.Message
 	return []notice{n}
 }

@@ -44,8 +44,10 @@ type statusWriter struct {
 	usage time.Duration
 	// later reconciles a pool again after a while.
 	later func(v1alpha1.PoolReference, time.Duration)
-	// lacks is what the installed CRDs do not have, as far as is known.
-	lacks table[v1alpha1.PoolKind, lacking]
+	// lacks is what the installed CRDs do not have, as far as is known: they may be updated,
+	// so it is tried again when resync is over.
+	lacks  table[v1alpha1.PoolKind, lacking]
+	resync time.Duration
 }
 
 // lacking is what the CRD of a kind of pool lacks, as nv-ipam's does: the API server
@@ -53,6 +55,18 @@ type statusWriter struct {
 type lacking struct {
 	conditions bool // and with them all that this controller adds
 	counts     bool // capacity and used
+	tried      time.Time
+}
+
+// missing returns what the CRD of a pool lacks. What the pool has, it does not.
+func (w *statusWriter) missing(obj *pool.Object) lacking {
+	lacks := w.lacks.of(obj.Ref.Kind)
+	if time.Since(lacks.tried) >= w.resync {
+		return lacking{}
+	}
+	lacks.conditions = lacks.conditions && len(obj.Status.Conditions) == 0
+	lacks.counts = lacks.counts && obj.Status.Used == nil
+	return lacks
 }
 
 // writeAllocations writes status.allocations if they, or their manager, are not what
@@ -174,11 +188,12 @@ const maxMessage = 8192
 
 // writeRest patches the conditions and the counts if they have changed; if only what
 // changes with every address has, not more often than usage.
-// nv-ipam's own CRDs have neither: nothing is written then after the first try.
+// nv-ipam's own CRDs have neither: nothing is written then but one try in a resync.
 func (w *statusWriter) writeRest(ctx context.Context, obj *pool.Object, known *memory, notices []notice) error {
 	ref := obj.Ref
-	lacks := w.lacks.of(ref.Kind)
+	lacks := w.missing(obj)
 	if lacks.conditions {
+		w.later(ref, w.resync-time.Since(lacks.tried))
 		return nil
 	}
 	want := wantedStatus(obj, known.summary, notices)
@@ -207,9 +222,13 @@ func (w *statusWriter) writeRest(ctx context.Context, obj *pool.Object, known *m
 		return fmt.Errorf("patch the pool's conditions and counts: %w", err)
 	}
 	known.written = append(known.written, obj.Meta.ResourceVersion)
-	lacks = lacking{conditions: len(obj.Status.Conditions) == 0, counts: obj.Status.Used == nil}
+	first := !w.lacks.of(ref.Kind).conditions
+	lacks = lacking{conditions: len(obj.Status.Conditions) == 0, counts: obj.Status.Used == nil, tried: time.Now()}
 	w.lacks.set(ref.Kind, lacks)
 	if lacks.conditions {
+		w.later(ref, w.resync)
+	}
+	if lacks.conditions && first {
 		klog.FromContext(ctx).Info("The installed CRD has no status.conditions: see events and the log instead", "kind", ref.Kind)
 	}
 	return nil

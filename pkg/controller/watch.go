@@ -27,8 +27,8 @@ type triggers struct {
 	places   *places
 	// settle and usage are those of Options.
 	settle, usage time.Duration
-	// all is true while all pools wait to be reconciled.
-	all atomic.Bool
+	// soon and later are true while all pools wait to be reconciled, after settle and usage.
+	soon, later atomic.Bool
 }
 
 // onPool reconciles a pool that was changed by others than this controller. If a pool comes, goes or is edited, other pools may overlap
@@ -44,10 +44,12 @@ func (t *triggers) onPool(kind v1alpha1.PoolKind) cache.ResourceEventHandler {
 			if !slices.Contains(t.memories.of(now.Ref).written, now.Meta.ResourceVersion) {
 				t.queues.pools.AddAfter(now.Ref, t.settle)
 			}
-			if old.Meta.Generation != now.Meta.Generation {
+			another := old.Meta.UID != now.Meta.UID // made again while the watch was interrupted
+			if another || old.Meta.Generation != now.Meta.Generation {
 				t.reconcileAllPools()
 			}
-			if old.Meta.Annotations[v1alpha1.AnnotationReclaim] != now.Meta.Annotations[v1alpha1.AnnotationReclaim] {
+			if another || old.Meta.Annotations[v1alpha1.AnnotationReclaim] != now.Meta.Annotations[v1alpha1.AnnotationReclaim] {
+				t.examine(byDomain, old.Domain)
 				t.examine(byDomain, now.Domain)
 			}
 		},
@@ -68,8 +70,8 @@ func lastState(obj any) any {
 	return obj
 }
 
-// onNode reconciles the pools when a node comes, goes or has other labels, and
-// examines a node's allocations when what is known of its containers changes.
+// onNode reconciles the pools when a node comes, goes or has other labels or another pod
+// network, which it is given after it was created, and examines a node's allocations when what is known of its containers changes.
 func (t *triggers) onNode() cache.ResourceEventHandler {
 	return cache.ResourceEventHandlerFuncs{
 		AddFunc: func(obj any) {
@@ -78,7 +80,7 @@ func (t *triggers) onNode() cache.ResourceEventHandler {
 		},
 		UpdateFunc: func(before, after any) {
 			old, node := before.(*corev1.Node), after.(*corev1.Node)
-			if !equality.Semantic.DeepEqual(old.Labels, node.Labels) {
+			if !equality.Semantic.DeepEqual(old.Labels, node.Labels) || !slices.Equal(old.Spec.PodCIDRs, node.Spec.PodCIDRs) {
 				t.reconcileAllPools()
 			}
 			if nodeState(old) != nodeState(node) || old.UID != node.UID {
@@ -144,6 +146,9 @@ func (t *triggers) onAllocation() cache.ResourceEventHandler {
 			for _, ref := range t.caches.concerned(a) {
 				t.queues.pools.AddAfter(ref, t.usage)
 			}
+			if t.caches.outlivedPools(a) {
+				t.reconcileAllAfter(&t.later, t.usage)
+			}
 		},
 		UpdateFunc: func(old, obj any) {
 			examine(obj)
@@ -157,7 +162,7 @@ func (t *triggers) onAllocation() cache.ResourceEventHandler {
 			if before.Spec.Held() != a.Spec.Held() || before.Spec.PodRef != a.Spec.PodRef {
 				t.claimChanged(a)
 			}
-			if before.Spec.Rests() != a.Spec.Rests() || before.Spec.NodeName != a.Spec.NodeName {
+			if before.Spec.Held() != a.Spec.Held() || before.Spec.Rests() != a.Spec.Rests() || before.Spec.NodeName != a.Spec.NodeName {
 				t.usedLess(before)
 			}
 		},
@@ -170,7 +175,11 @@ func (t *triggers) onAllocation() cache.ResourceEventHandler {
 			t.usedLess(a)
 			t.reserve(a)
 			t.claimChanged(a)
-			if len(t.caches.inDomain(a.DomainOf())) == 0 { // it has outlived its pool, and others may have said so
+			switch { // others may have said that they overlap with it
+			case !t.caches.outlivedPools(a):
+			case slices.Contains(t.caches.allocations.ListIndexFuncValues(byDomain), a.DomainOf()):
+				t.reconcileAllAfter(&t.later, t.usage)
+			default: // it was the last one
 				t.reconcileAllPools()
 			}
 		},
@@ -240,13 +249,16 @@ func (t *triggers) reconcileGonePools() {
 	}
 }
 
-// reconcileAllPools does so after a while, for all events until then.
-func (t *triggers) reconcileAllPools() {
-	if t.all.Swap(true) {
+// reconcileAllPools does so soon.
+func (t *triggers) reconcileAllPools() { t.reconcileAllAfter(&t.soon, t.settle) }
+
+// reconcileAllAfter reconciles all pools after a while, for all events until then.
+func (t *triggers) reconcileAllAfter(waiting *atomic.Bool, after time.Duration) {
+	if waiting.Swap(true) {
 		return
 	}
-	time.AfterFunc(t.settle, func() {
-		t.all.Store(false)
+	time.AfterFunc(after, func() {
+		waiting.Store(false)
 		for p := range t.caches.allPools() {
 			t.queues.pools.Add(p.Ref)
 		}

@@ -136,7 +136,7 @@ func (c *carving) claims(held []Held, lost bool) []evidence {
 	var all []evidence
 	known := map[Assignment]int{}
 	for _, h := range held {
-		if h.Node == "" || !lost && (c.served[h.Node] || c.hasFixed(h.Node) || !c.selected(h.Node)) {
+		if !h.ofBlock() || !lost && (c.served[h.Node] || c.hasFixed(h.Node) || !c.selected(h.Node)) {
 			continue
 		}
 		r, ok := c.pool.grid.containing(h.Addr)

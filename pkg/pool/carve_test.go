@@ -118,7 +118,8 @@ func holding(current []Assignment, text string) []Held {
 		node, a, found := strings.Cut(f, "=")
 		if found {
 			a, requested := strings.CutSuffix(a, "?")
-			out = append(out, Held{Node: node, Addr: addr(a), Requested: requested})
+			a, sticky := strings.CutSuffix(a, "!")
+			out = append(out, Held{Node: node, Addr: addr(a), Requested: requested, Sticky: sticky})
 			continue
 		}
 		if i := slices.IndexFunc(current, func(a Assignment) bool { return a.Node == node }); i >= 0 {

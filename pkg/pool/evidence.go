@@ -12,17 +12,24 @@ import (
 
 // Held is an address that a node holds.
 type Held struct {
-	Node string // empty where the address is reserved and no node has it
+	Node string // empty where no container holds the address: it is reserved, kept, or rests
 	Addr netip.Addr
 	// Requested is true for an address that was asked for by name. In an IPPool it
 	// may lie anywhere in the subnet, and says little about its node's block.
 	Requested bool
-	// Elsewhere is true if the address was taken from another pool of the domain.
+	// Sticky is true for an address that a workload keeps: it is one of the whole subnet,
+	// and says nothing about its node's block.
+	Sticky bool
+	// Elsewhere is true if the address was taken from another pool, which the domain still
+	// has.
 	Elsewhere bool
 	// Rests is true if nobody holds the address: it was released, and its cooldown is not
 	// over. It is a reason for no block.
 	Rests bool
 }
+
+// ofBlock reports whether the address may be one of its node's block.
+func (h Held) ofBlock() bool { return h.Node != "" && !h.Sticky }
 
 // NotResting returns the addresses that somebody holds.
 func NotResting(held []Held) []Held {
@@ -68,7 +75,7 @@ func (p *Pool) evidence(blocks []Assignment, held []Held) []evidence {
 	}
 	slices.SortStableFunc(byNode, func(i, j int) int { return strings.Compare(blocks[i].Node, blocks[j].Node) })
 	for _, h := range held {
-		if h.Node == "" { // reserved
+		if !h.ofBlock() {
 			continue
 		}
 		at, _ := slices.BinarySearchFunc(byNode, h.Node, func(i int, node string) int { return strings.Compare(blocks[i].Node, node) })

@@ -3,7 +3,11 @@
 
 package pool
 
-import "go4.org/netipx"
+import (
+	"net/netip"
+
+	"go4.org/netipx"
+)
 
 // fitting returns a function that reports whether the pool as it is specified now
 // would give a block to its node. A block that does not fit is of an earlier
@@ -91,6 +95,15 @@ func (p *Pool) Whole() *Block {
 		return nil
 	}
 	return p.block(Assignment{Range: p.whole()})
+}
+
+// Gives reports whether a node may hand out an address to a pod that does not ask for it.
+func (p *Pool) Gives(a netip.Addr) bool {
+	if whole := p.Whole(); whole != nil {
+		return within(whole.Usable, a)
+	}
+	r, ok := p.grid.containing(a)
+	return ok && within(p.block(Assignment{Range: r}).Usable, a)
 }
 
 // maxFreeRanges bounds what a node keeps on its disk of the space that is nobody's block.

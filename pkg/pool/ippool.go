@@ -44,6 +44,7 @@ func ipObject(obj any) *Object {
 
 		Domain:      domainOf(p.Name, p.Spec.PoolAccess),
 		Subnet:      p.Spec.Subnet,
+		Gateway:     p.Spec.Gateway,
 		parse:       func() (*Pool, field.ErrorList) { return fromIPPool(p) },
 		blocks:      sync.OnceValue(func() []Assignment { return ipBlocks(p.Status.Allocations) }),
 		allocations: func(blocks []Assignment) any { return ipAllocations(blocks) },

@@ -56,6 +56,8 @@ type Object struct {
 	StickyWhenScaled v1alpha1.StickyRetention
 	// Subnet is all that the pool may hand out, as the specification has it, unchecked.
 	Subnet string
+	// Gateway of the subnet, unchecked as well; "" if there is none, or each block has its own.
+	Gateway string
 	// Spec is the specification, to be written as JSON.
 	Spec any
 	// Allocations is status.allocations, to be written as JSON; nil if the pool has no
@@ -102,9 +104,23 @@ func (o *Object) Has(addr netip.Addr) bool {
 	return err == nil && subnet.Contains(addr)
 }
 
-// Held yields which of the allocations of the pool's domain count in the pool: those that
-// were taken from it, and those in its subnet that were taken from other pools.
+// Held is HeldBeside every pool that an allocation names.
 func (o *Object) Held(inDomain []*v1alpha1.IPAllocation) iter.Seq[Held] {
+	return o.held(inDomain, func(v1alpha1.PoolReference) bool { return true })
+}
+
+// HeldBeside yields which of the allocations of the pool's domain count in the pool: those
+// that were taken from it, and those in its subnet that were taken from other pools. Of these,
+// pools are the ones that the domain has.
+func (o *Object) HeldBeside(inDomain []*v1alpha1.IPAllocation, pools []v1alpha1.PoolReference) iter.Seq[Held] {
+	exists := make(map[v1alpha1.PoolReference]bool, len(pools))
+	for _, ref := range pools {
+		exists[ref] = true
+	}
+	return o.held(inDomain, func(ref v1alpha1.PoolReference) bool { return exists[ref] })
+}
+
+func (o *Object) held(inDomain []*v1alpha1.IPAllocation, exists func(v1alpha1.PoolReference) bool) iter.Seq[Held] {
 	subnet, _ := netip.ParsePrefix(o.Subnet) // an invalid one contains nothing
 	return func(yield func(Held) bool) {
 		for _, a := range inDomain {
@@ -112,11 +128,14 @@ func (o *Object) Held(inDomain []*v1alpha1.IPAllocation) iter.Seq[Held] {
 			if err != nil || a.Spec.PoolRef != o.Ref && !subnet.Contains(addr) {
 				continue
 			}
-			node := a.Spec.NodeName
-			if a.Spec.IsSticky() { // of the whole subnet, and of no node's block
-				node = ""
+			h := Held{
+				Addr: addr, Requested: a.Spec.Requested, Sticky: a.Spec.IsSticky(),
+				Elsewhere: a.Spec.PoolRef != o.Ref && exists(a.Spec.PoolRef), Rests: a.Spec.Rests(),
 			}
-			if !yield(Held{Node: node, Addr: addr, Requested: a.Spec.Requested, Elsewhere: a.Spec.PoolRef != o.Ref, Rests: a.Spec.Rests()}) {
+			if a.Spec.Held() {
+				h.Node = a.Spec.NodeName
+			}
+			if !yield(h) {
 				return
 			}
 		}

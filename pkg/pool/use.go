@@ -163,7 +163,7 @@ func (b *BlockUse) add(h Held) {
 // sort enters a held address that lies in block b; nil is no block.
 func (p *Pool) sort(u *Use, b *BlockUse, h Held) {
 	at := p.count(u, b, h)
-	if h.Node == "" || h.Elsewhere || h.Rests { // reserved, wherever an administrator wants it; or the other pool's affair
+	if h.Node == "" || h.Elsewhere { // no container would lose it, or it is the other pool's affair
 		return
 	}
 	if !p.Subnet.Contains(h.Addr) {
@@ -174,6 +174,7 @@ func (p *Pool) sort(u *Use, b *BlockUse, h Held) {
 		}
 		return
 	}
+	at.own = at.own || h.Sticky // wherever it is
 	requested := h.Requested && (at.own || p.layout.anywhere())
 	switch {
 	case requested:

@@ -5,9 +5,11 @@ package pool
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
@@ -40,6 +42,11 @@ func TestUse(t *testing.T) {
 		{name: "the gateway", spec: tens(via("10.0.0.2")), held: "a=10.0.0.1 a=10.0.0.2", blocks: "1/9 0/10 0/0 earlier", gateways: "a=10.0.0.2"},
 		{name: "the gateway, requested", spec: tens(via("10.0.0.2")), held: "a=10.0.0.2?", blocks: "0/9 0/10 0/0 earlier"},
 		{name: "the gateway, outside", spec: tens(via("10.0.0.99")), held: "a=10.0.0.99", blocks: "0/10 0/10 0/0 earlier", gateways: "a=10.0.0.99", outside: "a=10.0.0.99"},
+		{name: "sticky", spec: tens(), held: "a=10.0.0.1! a=10.0.0.11! a=10.0.0.211! c=10.0.0.212!", blocks: "1/10 1/10 0/0 earlier"},
+		{name: "sticky, the gateway", spec: tens(via("10.0.0.2")), held: "b=10.0.0.2!", blocks: "0/9 0/10 0/0 earlier", gateways: "b=10.0.0.2"},
+		{name: "sticky, the gateway, requested", spec: tens(via("10.0.0.2")), held: "b=10.0.0.2!?", blocks: "0/9 0/10 0/0 earlier"},
+		{name: "sticky, excluded", spec: tens(excluding("10.0.0.2-10.0.0.3")), held: "b=10.0.0.2! b=10.0.0.3!? c=10.0.0.212!", blocks: "0/8 0/10 0/0 earlier", unfit: "b=10.0.0.2"},
+		{name: "sticky, foreign", spec: tens(), held: "a=1.2.3.4! b=10.9.0.4!", blocks: "0/10 0/10 0/0 earlier", foreign: "a=1.2.3.4 b=10.9.0.4"},
 		{name: "the subnet's ends", spec: tens(), held: "a=10.0.0.0? b=10.0.0.255?", blocks: "0/10 0/10 0/0 earlier", unfit: "a=10.0.0.0 b=10.0.0.255"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -64,6 +71,43 @@ func TestUse(t *testing.T) {
 				if pair[0] != pair[1] {
 					t.Errorf("%s: %q, want %q", what, pair[0], pair[1])
 				}
+			}
+		})
+	}
+}
+
+// What is held of an allocation.
+func TestHeld(t *testing.T) {
+	domain := v1alpha1.PoolAccess{Domain: "net"}
+	o := ObjectOf(&v1alpha1.IPPool{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Spec: v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PoolAccess: domain}})
+	set := &v1alpha1.AllocationOwner{APIGroup: "apps", Kind: "StatefulSet", UID: "s"}
+	sibling := v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "sibling"}
+	reservation := &v1alpha1.AllocationOwner{APIGroup: v1alpha1.GroupName, Kind: v1alpha1.KindIPReservation, UID: "r"}
+	const address = "10.0.0.5"
+	for _, tc := range []struct {
+		name string
+		edit func(*v1alpha1.IPAllocationSpec)
+		want Held
+	}{
+		{"held", func(*v1alpha1.IPAllocationSpec) {}, Held{Node: "n"}},
+		{"requested", func(s *v1alpha1.IPAllocationSpec) { s.Requested = true }, Held{Node: "n", Requested: true}},
+		{"reserved", func(s *v1alpha1.IPAllocationSpec) { s.Owner, s.ContainerID, s.NodeName = reservation, "", "" }, Held{}},
+		{"reserved, and held", func(s *v1alpha1.IPAllocationSpec) { s.Owner = reservation }, Held{Node: "n"}},
+		{"reserved, and released", func(s *v1alpha1.IPAllocationSpec) { s.Owner, s.ReleasedAt = reservation, &metav1.Time{} }, Held{}},
+		{"sticky", func(s *v1alpha1.IPAllocationSpec) { s.Owner = set }, Held{Node: "n", Sticky: true}},
+		{"sticky, and released", func(s *v1alpha1.IPAllocationSpec) { s.Owner, s.ReleasedAt = set, &metav1.Time{} }, Held{Sticky: true}},
+		{"of another pool", func(s *v1alpha1.IPAllocationSpec) { s.PoolRef = sibling }, Held{Node: "n", Elsewhere: true}},
+		{"of another pool that is gone", func(s *v1alpha1.IPAllocationSpec) { s.PoolRef.Name = "gone" }, Held{Node: "n"}},
+		{"rests", func(s *v1alpha1.IPAllocationSpec) { s.ReleasedAt = &metav1.Time{} }, Held{Rests: true}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			a := &v1alpha1.IPAllocation{ObjectMeta: metav1.ObjectMeta{Name: "net." + address}, Spec: v1alpha1.IPAllocationSpec{
+				PoolRef: o.Ref, Domain: "net", Address: address, NodeName: "n", ContainerID: "c",
+			}}
+			tc.edit(&a.Spec)
+			tc.want.Addr = addr(address)
+			if got := slices.Collect(o.HeldBeside([]*v1alpha1.IPAllocation{a}, []v1alpha1.PoolReference{o.Ref, sibling})); !slices.Equal(got, []Held{tc.want}) {
+				t.Errorf("%+v, want %+v", got, tc.want)
 			}
 		})
 	}

@@ -426,7 +426,7 @@ func TestStops(t *testing.T) {
 }
 
 // nv-ipam's own CRDs know no conditions: the blocks are written all the same,
-// and the rest is not tried for ever.
+// and the rest is not tried for ever. When they are updated, a controller that runs notices.
 func TestForeignCRDs(t *testing.T) {
 	foreign, err := testenv.Start(testenv.Options{NoCRDs: true})
 	if err != nil {
@@ -466,7 +466,7 @@ func TestForeignCRDs(t *testing.T) {
 	}
 
 	c := seedCluster(t)
-	w, stop := c.run(t, controller.Options{Resync: time.Second})
+	w, stop := c.run(t, controller.Options{})
 	wantBlocks := func(pool string, want int) {
 		t.Helper()
 		rig.Until(t, func() string {
@@ -491,4 +491,24 @@ func TestForeignCRDs(t *testing.T) {
 	if all := w.of("ippools"); len(all) != 4 {
 		t.Errorf("writes %q, want three of blocks and one try of conditions", all)
 	}
+
+	w, _ = c.run(t, controller.Options{Resync: time.Second})
+	rig.Until(t, func() string {
+		if len(w.of("ippools")) == 0 {
+			return "conditions were not tried"
+		}
+		return ""
+	})
+	for _, crd := range crds {
+		file := filepath.Join(root, "manifests", "base", "crds", crd.Name[strings.Index(crd.Name, ".")+1:]+"_"+crd.Spec.Names.Plural+".yaml")
+		if out, err := env.Kubectl(t.Context(), "apply", "--server-side", "--force-conflicts", "-f", file); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	rig.Until(t, func() string {
+		if s := c.GetPool(t, "pool1").Status; len(s.Conditions) == 0 || s.Used == nil {
+			return fmt.Sprintf("status %+v", s)
+		}
+		return ""
+	})
 }

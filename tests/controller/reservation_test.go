@@ -146,6 +146,33 @@ func TestReservationEndsUnderItsPod(t *testing.T) {
 	c.wantReservation(t, "other", "Reserved", 2, 2)
 }
 
+// An address that a reservation keeps and no container holds is no reason for a block, either:
+// that of a node which is gone is another's when the container has ended.
+func TestReservedAddressKeepsNoBlock(t *testing.T) {
+	c := newCluster(t)
+	c.Node(t, "a", nil)
+	c.Node(t, "b", nil)
+	c.Pool(t, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/28", PerNodeBlockSize: 7})
+	c.reservation(t, "r", "p", "10.0.0.3")
+	c.editReservation(t, "r", fmt.Sprintf(`{"pod":{"namespace":%q,"name":"p0"}}`, c.NS))
+	res, err := c.IPAM.IPReservations(c.NS).Get(t.Context(), "r", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := c.allocation(time.Now(), "c1", "p", "10.0.0.3", "a", c.startPodOn(t, "a", "p0", nil))
+	a.Spec.Owner = &v1alpha1.AllocationOwner{APIGroup: v1alpha1.GroupName, Kind: v1alpha1.KindIPReservation, Namespace: c.NS, Name: "r", UID: res.UID}
+	c.create(t, a)
+	c.run(t, controller.Options{ReclaimGrace: time.Hour, Usage: time.Hour})
+	c.wantPool(t, "p", "BlocksAssigned", "a 10.0.0.1 10.0.0.7", "b 10.0.0.8 10.0.0.14")
+	if err := c.Kube.CoreV1().Nodes().Delete(t.Context(), "a", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.Node(t, "new", nil)
+	c.wantPool(t, "p", "NoFreeRanges", "a 10.0.0.1 10.0.0.7", "b 10.0.0.8 10.0.0.14")
+	c.giveUp(t, "10.0.0.3")
+	c.wantPool(t, "p", "BlocksAssigned", "new 10.0.0.1 10.0.0.7", "b 10.0.0.8 10.0.0.14")
+}
+
 func TestReservationThatCannotBe(t *testing.T) {
 	c := newCluster(t)
 	c.Pool(t, "b", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/16", PerNodeBlockSize: 8})

@@ -115,7 +115,7 @@ func TestPoolIsRenamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Pool(t, "stranger", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/25", PerNodeBlockSize: 10})
-	c.wantOverlap(t, "stranger", "10.0.0.0/25 overlaps with 1 addresses that are held in the domain old, which has no pool any more (as 10.0.0.15)")
+	c.wantOverlap(t, "stranger", "10.0.0.0/25 overlaps with addresses that are held in the domain old, which has no pool any more (kubectl get ipa shows them as old.ADDRESS)")
 
 	if err := c.IPAM.IPPools(c.NS).Delete(t.Context(), "stranger", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
@@ -125,6 +125,12 @@ func TestPoolIsRenamed(t *testing.T) {
 	c.wantUsage(t, "new", 20, 1)
 	c.wantOverlap(t, "new", "")
 	c.wantNotice(t, "new", v1alpha1.ConditionEarlierSpecInUse, "")
+
+	// No other pool tells what an edit does to that.
+	if _, err := c.IPAM.IPPools(c.NS).Patch(t.Context(), "new", types.MergePatchType, []byte(`{"spec":{"gateway":"10.0.0.15"}}`), metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.wantNotice(t, "new", v1alpha1.ConditionEarlierSpecInUse, "addresses that are a gateway now 10.0.0.15 (held on node b)")
 }
 
 // What kubectl applied and a foreign CRD has dropped is said on the pool.

@@ -100,6 +100,25 @@ func TestStickyLeak(t *testing.T) {
 	c.wantSpec(t, "p.10.0.0.1", func(s *v1alpha1.IPAllocationSpec) bool { return s.Released() && s.ContainerID == "c0" })
 }
 
+// An edit of the pool that collides with an address which a pod has and keeps is told, as with
+// any other.
+func TestStickyUnderAnEdit(t *testing.T) {
+	c := newCluster(t)
+	c.Pool(t, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PoolAccess: v1alpha1.PoolAccess{Sticky: []v1alpha1.StickyKind{"StatefulSet"}}})
+	c.sticky(t, c.statefulSet(t, "web", 2, 0), "web-0", "c0", "10.0.0.5", false)
+	c.run(t, controller.Options{Usage: time.Millisecond, ReclaimGrace: time.Hour})
+	for _, e := range []struct{ patch, condition, message string }{
+		{`{"spec":{"gateway":"10.0.0.5"}}`, v1alpha1.ConditionEarlierSpecInUse, "addresses that are a gateway now 10.0.0.5 (held on node a)"},
+		{`{"spec":{"gateway":null,"exclusions":[{"startIP":"10.0.0.5","endIP":"10.0.0.5"}]}}`, v1alpha1.ConditionEarlierSpecInUse, "addresses 10.0.0.5"},
+		{`{"spec":{"subnet":"10.0.1.0/24","exclusions":null}}`, v1alpha1.ConditionForeignAddresses, "1 addresses of nodes a (1, as 10.0.0.5)"},
+	} {
+		if _, err := c.IPAM.IPPools(c.NS).Patch(t.Context(), "p", types.MergePatchType, []byte(e.patch), metav1.PatchOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		c.wantNotice(t, "p", e.condition, e.message)
+	}
+}
+
 // A pool that is not sticky any more keeps nothing but what containers hold.
 func TestStickyNoMore(t *testing.T) {
 	c := newCluster(t)
