@@ -49,6 +49,25 @@ metadata:
 		refused(t, env, "the record of which pod", "delete", "-k", crds.dir(t), "--wait=false")
 	}
 
+	// With its namespace, a pool goes, whoever deletes it there: nobody here is the
+	// namespace controller.
+	apply(t, env, "apiVersion: v1\nkind: Namespace\nmetadata: {name: ending}\n---\n"+strings.ReplaceAll(poolManifest, "NAMESPACE", "ending"))
+	config, err := env.UserKubeconfig("system:kube-controller-manager", "system:masters")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pool := range []string{"ippool/pool1", "cidrpool/pool2"} {
+		kubectl(t, env, "patch", "-n", "ending", pool, "--subresource=status", "--type=merge", "-p", `{"status":{"allocations":[],"used":3}}`)
+		refused(t, env, "3 addresses", "delete", "-n", "ending", pool, "--kubeconfig="+config)
+	}
+	kubectl(t, env, "delete", "namespace/ending", "--wait=false")
+	rig.Until(t, func() string { // admission learns of it a moment later
+		if _, err := env.Kubectl(t.Context(), "delete", "-n", "ending", "ippools,cidrpools", "--all", "--kubeconfig="+config); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+
 	// What nobody uses goes, and so does what the refusal's own command has released.
 	kubectl(t, env, "delete", "namespace/other", "--wait=false")
 	setUsed(t, env, "cidrpool/pool2", 0)
