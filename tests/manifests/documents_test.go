@@ -31,6 +31,7 @@ var notRun = map[string]string{
 	"sudo env":                              "a target of CI itself",
 	"kubectl apply -f first.yaml":           "needs multus and kubelets; TestQuickStart runs it",
 	"kubectl wait --for=condition=Ready":    "needs that pod",
+	"kubectl delete --ignore-not-found":     "takes away what the next commands delete; TestSwitch runs it",
 	"kubectl annotate -A ippools,cidrpools": "the commands before it have removed the CRDs; tests/loss sets this annotation",
 	"kubectl apply -f tests/demo/testdata":  "needs network-operator and kubelets; TestWalkthrough applies these files",
 }
@@ -127,7 +128,7 @@ func (d *desk) run(t *testing.T, command string) {
 		t.Logf("not run: %s: nothing rolls out without kubelets; TestTransitions waits for it", command)
 		return
 	}
-	if prepare, ok := map[string]func(*testing.T){"kubectl get ippools,cidrpools,ipreservations,ipallocations": d.fillRecord, "kubectl create -f record.yaml": d.loseRecord}[strings.Split(command, " -A")[0]]; ok {
+	if prepare, ok := map[string]func(*testing.T){"kubectl get " + record: d.fillRecord, "kubectl create -f record.yaml": d.loseRecord}[strings.Split(command, " -A")[0]]; ok {
 		prepare(t)
 	}
 	for placeholder, value := range map[string]string{
@@ -156,7 +157,7 @@ func (d *desk) fillRecord(t *testing.T) {
 
 const (
 	ofRecord = `jsonpath={range .items[*]}{.kind}/{.metadata.namespace}/{.metadata.name} {.spec}{"\n"}{end}`
-	record   = "ippools,cidrpools,ipreservations,ipallocations"
+	record   = "ipallocations.nv-ipam.nvidia.com,ipreservations.nv-ipam.nvidia.com,ippools.nv-ipam.nvidia.com,cidrpools.nv-ipam.nvidia.com"
 )
 
 // loseRecord deletes all of it.
@@ -180,11 +181,12 @@ func (d *desk) recordIsBack(t *testing.T) {
 func commandsOf(t *testing.T, text string) (out []string) {
 	t.Helper()
 	isCommand := regexp.MustCompile(`^(kubectl|make|rm|export|crane|bin/cluster|ipam-node|mkdir) `)
-	fenced, block := false, false
+	within, fenced, block := false, false, false
 	for _, line := range strings.Split(text, "\n") {
 		trimmed := strings.TrimSpace(line)
 		if strings.HasPrefix(trimmed, "```") {
-			fenced = !fenced && trimmed == "```"
+			within = !within
+			fenced = within && trimmed == "```" // and not ```yaml
 			block = false
 			continue
 		}
