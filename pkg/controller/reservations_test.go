@@ -42,7 +42,9 @@ func TestWithoutOwner(t *testing.T) {
 		"another pool gives the address":          {nil, pool("other", "pool1"), time.Second, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			indexer := func(indexers cache.Indexers) cache.Indexer { return cache.NewIndexer(cache.MetaNamespaceKeyFunc, indexers) }
+			indexer := func(indexers cache.Indexers) cache.Indexer {
+				return cache.NewIndexer(cache.MetaNamespaceKeyFunc, indexers)
+			}
 			c := &caches{
 				namespace: "ns", pools: map[v1alpha1.PoolKind]index[metav1.Object]{v1alpha1.PoolKindIPPool: {indexer(poolIndexers)}},
 				reservations: index[*v1alpha1.IPReservation]{indexer(nil)}, reservationsSynced: func() bool { return true },
