@@ -21,7 +21,7 @@ func (o *options) plan() *cobra.Command {
 	file := ""
 	cmd := &cobra.Command{
 		Use: "plan -f FILE", Short: "Show what applying a pool would strand; nothing is written", Args: cobra.NoArgs,
-		Example: "  kubectl get ippool -n kube-system pool1 -o yaml > pool1.yaml   # edit it\n  kubectl ipam plan -f pool1.yaml",
+		Example: "  kubectl get ippools.nv-ipam.nvidia.com -n kube-system pool1 -o yaml > pool1.yaml   # edit it\n  kubectl ipam plan -f pool1.yaml",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			in, err := o.open(file)
 			if err != nil {

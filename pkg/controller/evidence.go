@@ -146,10 +146,10 @@ func (c *confirmation) ownerGone(ctx context.Context, a *v1alpha1.IPAllocation) 
 		gone, err = c.workloadGone(ctx, a)
 	case owner.IsIPAMClaim():
 		gone, err = c.claimGone(ctx, owner)
-	case owner.APIGroup == v1alpha1.GroupName && owner.Kind == v1alpha1.KindIPReservation:
+	case isReservation(owner):
 		var res *v1alpha1.IPReservation
 		res, err = ledger.Existing(c.ipam.IPReservations(owner.Namespace).Get(ctx, owner.Name, metav1.GetOptions{}))
-		gone = res == nil || res.UID != owner.UID || !c.keeps(res, a)
+		gone = res == nil || !c.keeps(res, a)
 	}
 	if err != nil {
 		return false, fmt.Errorf("confirm that the owner is gone: %w", err)

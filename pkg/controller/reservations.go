@@ -103,9 +103,9 @@ func (r *reservationReconciler) keepOne(ctx context.Context, res *v1alpha1.IPRes
 			return nil, apierrors.NewConflict(v1alpha1.Resource("ipallocations"), wanted.Name, err)
 		}
 	}
-	mine := a.Spec.Owner != nil && a.Spec.Owner.UID == res.UID
+	mine := isOwner(res, a.Spec.Owner)
 	switch s := &a.Spec; {
-	case mine && (s.Held() || s.PodRef.Namespace == wanted.Spec.PodRef.Namespace && s.PodRef.Name == wanted.Spec.PodRef.Name):
+	case mine && (s.Held() || s.Owner.UID == res.UID && s.PodRef.Namespace == wanted.Spec.PodRef.Namespace && s.PodRef.Name == wanted.Spec.PodRef.Name):
 		return nil, nil
 	case s.Held(), !mine && !s.Rests():
 		return a, nil
@@ -136,6 +136,17 @@ func reserved(res *v1alpha1.IPReservation, obj *pool.Object, addr netip.Addr) *v
 		ObjectMeta: metav1.ObjectMeta{Namespace: res.Namespace, Name: v1alpha1.AllocationName(obj.Domain, addr), Labels: v1alpha1.AllocationLabels(&spec)},
 		Spec:       spec,
 	}
+}
+
+// isOwner reports whether a reservation is an allocation's owner, by its name: imported with
+// the allocation, it has another UID than the owner has. No container's allocation changes its
+// owner; all else is taken for the UID of now.
+func isOwner(res *v1alpha1.IPReservation, owner *v1alpha1.AllocationOwner) bool {
+	return isReservation(owner) && owner.Namespace == res.Namespace && owner.Name == res.Name
+}
+
+func isReservation(owner *v1alpha1.AllocationOwner) bool {
+	return owner != nil && owner.APIGroup == v1alpha1.GroupName && owner.Kind == v1alpha1.KindIPReservation
 }
 
 func ownerOf(res *v1alpha1.IPReservation) *v1alpha1.AllocationOwner {
@@ -181,13 +192,20 @@ func (c *caches) concernedReservations(a *v1alpha1.IPAllocation) (names []string
 	return names
 }
 
+// importAge is how long an import may take from an allocation to its owner and its pool.
+const importAge = 10 * time.Minute
+
 // withoutOwner reports whether the owner of an allocation is gone, or does not name it any
-// more.
+// more. In an import the allocation comes before its owner, and the pool after both: until
+// then nobody can be given the address, and it waits.
 func (c *caches) withoutOwner(a *v1alpha1.IPAllocation) bool {
 	owner := a.Spec.Owner
-	if owner == nil || owner.APIGroup != v1alpha1.GroupName || owner.Kind != v1alpha1.KindIPReservation || !c.reservationsSynced() {
+	if !isReservation(owner) || !c.reservationsSynced() {
 		return false // whether others are there is not known
 	}
 	res, found := c.reservations.get(owner.Namespace + "/" + owner.Name)
-	return !found || res.UID != owner.UID || !c.keeps(res, a)
+	if !found {
+		return len(c.inDomain(a.DomainOf())) > 0 || time.Since(a.CreationTimestamp.Time) > importAge
+	}
+	return !c.keeps(res, a)
 }

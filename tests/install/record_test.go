@@ -33,7 +33,7 @@ func TestRecordIsImported(t *testing.T) {
 		}
 		return out
 	}
-	const record = "ippools,cidrpools,ipreservations,ipallocations"
+	const record = "ipallocations,ipreservations,ippools,cidrpools"
 	if err := os.WriteFile(h.path("record.yaml"), []byte(kubectl("get", record, "-n", h.NS, "-o", "yaml")), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -18,21 +18,22 @@ import (
 // notRun are the commands of the documents that are not run here, by how they begin,
 // and why.
 var notRun = map[string]string{
-	"make cluster":                          "takes a machine; make e2e brings up the same cluster",
-	"make demo":                             "a target of CI itself",
-	"make e2e":                              "a target of CI itself",
-	"make test":                             "a target of CI itself",
-	"crane push":                            "needs a registry; TestQuickStart has one",
-	"bin/cluster":                           "needs that cluster; make e2e uses the same code",
-	"export ":                               "is about that cluster",
-	"ipam-node":                             "runs on a node; tests/install runs it",
-	"kubectl ipam migrate":                  "needs whereabouts; tests/whereabouts runs it",
-	"kubectl apply -f pools.yaml":           "needs whereabouts; tests/whereabouts runs it",
-	"sudo env":                              "a target of CI itself",
-	"kubectl apply -f first.yaml":           "needs multus and kubelets; TestQuickStart runs it",
-	"kubectl wait --for=condition=Ready":    "needs that pod",
-	"kubectl annotate -A ippools,cidrpools": "the commands before it have removed the CRDs; tests/loss sets this annotation",
-	"kubectl apply -f tests/demo/testdata":  "needs network-operator and kubelets; TestWalkthrough applies these files",
+	"make cluster":                         "takes a machine; make e2e brings up the same cluster",
+	"make demo":                            "a target of CI itself",
+	"make e2e":                             "a target of CI itself",
+	"make test":                            "a target of CI itself",
+	"crane push":                           "needs a registry; TestQuickStart has one",
+	"bin/cluster":                          "needs that cluster; make e2e uses the same code",
+	"export ":                              "is about that cluster",
+	"ipam-node":                            "runs on a node; tests/install runs it",
+	"kubectl ipam migrate":                 "needs whereabouts; tests/whereabouts runs it",
+	"kubectl apply -f pools.yaml":          "needs whereabouts; tests/whereabouts runs it",
+	"sudo env":                             "a target of CI itself",
+	"kubectl apply -f first.yaml":          "needs multus and kubelets; TestQuickStart runs it",
+	"kubectl wait --for=condition=Ready":   "needs that pod",
+	"kubectl delete --ignore-not-found":    "takes away what the next commands delete; TestSwitch runs it",
+	"kubectl annotate -A ippools":          "the commands before it have removed the CRDs; tests/loss sets this annotation",
+	"kubectl apply -f tests/demo/testdata": "needs network-operator and kubelets; TestWalkthrough applies these files",
 }
 
 // rollouts need a kubelet: TestTransitions waits for them.
@@ -127,7 +128,7 @@ func (d *desk) run(t *testing.T, command string) {
 		t.Logf("not run: %s: nothing rolls out without kubelets; TestTransitions waits for it", command)
 		return
 	}
-	if prepare, ok := map[string]func(*testing.T){"kubectl get ippools,cidrpools,ipreservations,ipallocations": d.fillRecord, "kubectl create -f record.yaml": d.loseRecord}[strings.Split(command, " -A")[0]]; ok {
+	if prepare, ok := map[string]func(*testing.T){"kubectl get " + record: d.fillRecord, "kubectl create -f record.yaml": d.loseRecord}[strings.Split(command, " -A")[0]]; ok {
 		prepare(t)
 	}
 	for placeholder, value := range map[string]string{
@@ -136,14 +137,20 @@ func (d *desk) run(t *testing.T, command string) {
 	} {
 		command = strings.ReplaceAll(command, placeholder, value)
 	}
+	d.exec(t, command)
+	if strings.HasPrefix(command, "kubectl create -f record.yaml") {
+		d.recordIsBack(t)
+	}
+}
+
+// exec runs a command as it is.
+func (d *desk) exec(t *testing.T, command string) {
+	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c", command)
 	cmd.Dir = d.dir
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+d.env.Kubeconfig, "HOME="+d.env.Dir, "PATH="+os.Getenv("KUBEBUILDER_ASSETS")+":"+os.Getenv("PATH"))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%s: %v\n%s", command, err, out)
-	}
-	if strings.HasPrefix(command, "kubectl create -f record.yaml") {
-		d.recordIsBack(t)
 	}
 }
 
@@ -156,7 +163,7 @@ func (d *desk) fillRecord(t *testing.T) {
 
 const (
 	ofRecord = `jsonpath={range .items[*]}{.kind}/{.metadata.namespace}/{.metadata.name} {.spec}{"\n"}{end}`
-	record   = "ippools,cidrpools,ipreservations,ipallocations"
+	record   = "ipallocations.nv-ipam.nvidia.com,ipreservations.nv-ipam.nvidia.com,ippools.nv-ipam.nvidia.com,cidrpools.nv-ipam.nvidia.com"
 )
 
 // loseRecord deletes all of it.
@@ -180,11 +187,12 @@ func (d *desk) recordIsBack(t *testing.T) {
 func commandsOf(t *testing.T, text string) (out []string) {
 	t.Helper()
 	isCommand := regexp.MustCompile(`^(kubectl|make|rm|export|crane|bin/cluster|ipam-node|mkdir) `)
-	fenced, block := false, false
+	within, fenced, block := false, false, false
 	for _, line := range strings.Split(text, "\n") {
 		trimmed := strings.TrimSpace(line)
 		if strings.HasPrefix(trimmed, "```") {
-			fenced = !fenced && trimmed == "```"
+			within = !within
+			fenced = within && trimmed == "```" // and not ```yaml
 			block = false
 			continue
 		}

@@ -1,0 +1,67 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+)
+
+// An allocation is its reservation's by the name, and one whose reservation is not there goes,
+// unless it may be an import under way.
+func TestWithoutOwner(t *testing.T) {
+	reservation := func(uid types.UID, address string) *v1alpha1.IPReservation {
+		return &v1alpha1.IPReservation{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "r", UID: uid}, Spec: v1alpha1.IPReservationSpec{
+			PoolRef: v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "pool1"}, Addresses: []string{address},
+		}}
+	}
+	pool := func(name, domain string) *v1alpha1.IPPool {
+		return &v1alpha1.IPPool{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name}, Spec: v1alpha1.IPPoolSpec{
+			Subnet: "192.168.0.0/24", PerNodeBlockSize: 16, PoolAccess: v1alpha1.PoolAccess{Domain: domain},
+		}}
+	}
+	for name, tc := range map[string]struct {
+		reservation *v1alpha1.IPReservation
+		pool        *v1alpha1.IPPool
+		age         time.Duration
+		want        bool
+	}{
+		"its reservation is there":                {reservation("u", "192.168.0.11"), pool("pool1", ""), time.Hour, false},
+		"it was imported, and so has another UID": {reservation("new", "192.168.0.11"), pool("pool1", ""), 0, false},
+		"it names the address no more":            {reservation("u", "192.168.0.12"), pool("pool1", ""), time.Hour, true},
+		"it is gone":                              {nil, pool("pool1", ""), time.Second, true},
+		"it is gone, and so is the pool":          {nil, nil, importAge + time.Second, true},
+		"it and the pool are still to come":       {nil, nil, time.Second, false},
+		"another pool gives the address":          {nil, pool("other", "pool1"), time.Second, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			indexer := func(indexers cache.Indexers) cache.Indexer {
+				return cache.NewIndexer(cache.MetaNamespaceKeyFunc, indexers)
+			}
+			c := &caches{
+				namespace: "ns", pools: map[v1alpha1.PoolKind]index[metav1.Object]{v1alpha1.PoolKindIPPool: {indexer(poolIndexers)}},
+				reservations: index[*v1alpha1.IPReservation]{indexer(nil)}, reservationsSynced: func() bool { return true },
+			}
+			if tc.reservation != nil {
+				_ = c.reservations.Add(tc.reservation)
+			}
+			if tc.pool != nil {
+				_ = c.pools[v1alpha1.PoolKindIPPool].Add(tc.pool)
+			}
+			a := allocation(func(a *v1alpha1.IPAllocation) {
+				a.CreationTimestamp = metav1.NewTime(time.Now().Add(-tc.age))
+				a.Spec.ContainerID, a.Spec.Owner = "", ownerOf(reservation("u", ""))
+			})
+			if got := c.withoutOwner(a); got != tc.want {
+				t.Errorf("%v, want %v", got, tc.want)
+			}
+		})
+	}
+}
