@@ -112,6 +112,9 @@ func (o *options) reserve() *cobra.Command {
 that a pod has stays with it until the pod has ended. kubectl delete ipreservation ends it.`,
 		Example: "  kubectl ipam reserve 10.0.0.9 10.0.0.20-10.0.0.29 --pool rail1 --reason printers\n  kubectl ipam reserve 10.0.0.7 --pool rail1 --pod ml/train-0 --dry-run > reservation.yaml",
 		RunE: o.asks(func(cmd *cobra.Command, c *inspect.Cluster, args []string) error {
+			if o.output != "" {
+				return fmt.Errorf("-o %s is not for reserve: --dry-run prints the reservation in YAML", o.output)
+			}
 			r.Addresses = args
 			res, err := c.Reservation(cmd.Context(), r)
 			if err != nil {

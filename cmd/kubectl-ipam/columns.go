@@ -158,6 +158,9 @@ func (p *printer) free(free []inspect.Free) {
 		if f.More > 0 {
 			ranges += fmt.Sprintf(" and %d ranges more", f.More)
 		}
+		if f.Disabled {
+			ranges += " (the pool is disabled: nobody gets them)"
+		}
 		rows = append(rows, []cell{text(f.Name), text(f.Node), text(f.Range), text(strconv.FormatInt(f.Size, 10)), number64(f.Free), text(ranges)})
 	}
 	p.table([]string{"POOL", "NODE", "BLOCK", "SIZE", "FREE", "ADDRESSES"}, rows)

@@ -64,8 +64,22 @@ func (o *options) print(kind string, items any, report *inspect.Report, columns 
 		_, err = o.out.Write(data)
 		return err
 	}
-	_, err = fmt.Fprintln(o.out, string(data))
+	_, err = fmt.Fprintln(o.out, escaped(string(data)))
 	return err
+}
+
+// escaped escapes what JSON does not, and a terminal takes for a command: other people's texts
+// are in it.
+func escaped(text string) string {
+	var out strings.Builder
+	for _, r := range text {
+		if r >= 0x7f && (unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r)) {
+			fmt.Fprintf(&out, `\u%04x`, r)
+			continue
+		}
+		out.WriteRune(r)
+	}
+	return out.String()
 }
 
 // printer writes columns.

@@ -5,6 +5,8 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -24,6 +26,22 @@ func TestClean(t *testing.T) {
 }
 
 // What people can write into the cluster neither moves the cursor nor begins a line.
+// JSON shows other people's texts, and no terminal obeys them.
+func TestJSONIsClean(t *testing.T) {
+	const text = "{\"message\": \"a\u009b31mb\u202ec\u2066d é 漢\"}"
+	got := escaped(text)
+	if want := `{"message": "a\u009b31mb\u202ec\u2066d é 漢"}`; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	var a, b any
+	if err := json.Unmarshal([]byte(text), &a); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal([]byte(got), &b); err != nil || !reflect.DeepEqual(a, b) {
+		t.Errorf("%v says %v, %v", a, b, err)
+	}
+}
+
 func TestColumnsAreClean(t *testing.T) {
 	const evil = "x\n  ok     Allocation    10.0.0.9 is held\x1b[2J"
 	var out bytes.Buffer

@@ -79,6 +79,9 @@ func (c *Cluster) Check(ctx context.Context) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := c.isUsed(r); err != nil {
+		return nil, err
+	}
 	k := &checking{record: r, report: &Report{Pods: len(r.pods), Namespace: c.Namespace}}
 	for _, s := range r.sites {
 		k.report.Allocations += len(s.allocations)
@@ -330,7 +333,7 @@ func overlaps(blocks []pool.Assignment) (out [][2]pool.Assignment) {
 }
 
 func showManagers(p *pool.Object) string {
-	return fmt.Sprintf("kubectl get %s -n %s %s -o yaml --show-managed-fields", pool.Resource(p.Ref.Kind).Resource, p.Meta.Namespace, p.Ref.Name)
+	return fmt.Sprintf("kubectl get %s -n %s %s -o yaml --show-managed-fields", pool.Resource(p.Ref.Kind).GroupResource(), p.Meta.Namespace, p.Ref.Name)
 }
 
 // domains looks for pools of other domains with addresses in common.

@@ -213,10 +213,11 @@ func (k *checking) onMany(at place, by, others []wearer, a *v1alpha1.IPAllocatio
 		namespace = at.site.namespace
 	}
 	pods := podsOf(by)
-	message, mend := fmt.Sprintf("pod %s has it on %d interfaces; an address is given to one", pods[0], len(by)), "ask for another address on one of them, in the pod's template, and start the pod again: "+deletePod(pods[0])
+	message, mend := fmt.Sprintf("pod %s has it on %d interfaces; an address is given to one", pods[0], len(by)), "ask for another address on one of them, in the pod's template, and start the pod again: "+by[0].end()
 	if len(pods) > 1 {
 		message = fmt.Sprintf("%d pods answer on it: %s; %s", len(pods), strings.Join(pods, ", "), whose(a))
-		mend = "delete the pod whose it is not, so that it starts with another address: " + deletePod(append(others, by...)[0].pod)
+		other := append(others, by...)[0]
+		mend = "delete the pod whose it is not, so that it starts with another address: " + other.end()
 	}
 	k.find(classTwoPods, namespace, by[0].addr.String(), message, proof, mend).suspect = at.suspect(by)
 }
@@ -250,7 +251,7 @@ func (k *checking) notRecorded(at place, w wearer, a *v1alpha1.IPAllocation) {
 		message, proof = message+"the allocation is pod "+podKey(a.Spec.PodRef)+"'s", proof+proofOf(a)
 	}
 	k.find(classNotRecorded, at.site.namespace, w.addr.String(), message, proof,
-		"the node writes it again if the whole record was lost; else start the pod again: "+deletePod(w.pod)).suspect = at.suspect([]wearer{w})
+		"the node writes it again if the whole record was lost; else start the pod again: "+w.end()).suspect = at.suspect([]wearer{w})
 }
 
 // deletePod is the command that ends a pod, NAMESPACE/NAME.
@@ -265,8 +266,8 @@ const (
 	resourceWhereaboutsReservations = "whereabouts.cni.cncf.io/v1alpha1/overlappingrangeipreservations"
 )
 
-// claim is what whereabouts says about an address.
-type claim struct{ pod, proof string }
+// claim is what whereabouts says about an address, and how that is taken back.
+type claim struct{ pod, proof, undo string }
 
 // others looks for addresses that whereabouts gives as well. That it names the pod that has the
 // address here is no fault: so it is after a migration.
@@ -289,7 +290,8 @@ func (k *checking) others(ctx context.Context, c *Cluster) {
 		}
 		_ = json.Unmarshal(r.Spec, &spec)
 		for _, addr := range reservedAddresses(r.Metadata.Name) {
-			theirs[addr] = append(theirs[addr], claim{spec.PodRef, fmt.Sprintf("overlappingrangeipreservation %s/%s of pod %s", r.Metadata.Namespace, r.Metadata.Name, spec.PodRef)})
+			theirs[addr] = append(theirs[addr], claim{spec.PodRef, fmt.Sprintf("overlappingrangeipreservation %s/%s of pod %s", r.Metadata.Namespace, r.Metadata.Name, spec.PodRef),
+				fmt.Sprintf("kubectl delete overlappingrangeipreservations.whereabouts.cni.cncf.io -n %s %s", r.Metadata.Namespace, r.Metadata.Name)})
 		}
 	}
 	if len(theirs) == 0 {
@@ -313,9 +315,13 @@ func (k *checking) others(ctx context.Context, c *Cluster) {
 
 func (k *checking) otherManager(s *site, a *v1alpha1.IPAllocation, t claim) {
 	message, mend := "whereabouts has given the address as well: if both are one network, two pods answer on it", "move the networks of one of the two managers to another range"
-	if a.Spec.Held() {
+	switch {
+	case k.record.pods[t.pod] == nil && a.Spec.Held():
+		message = "whereabouts keeps the address for pod " + t.pod + ", which does not exist: no pod is harmed until whereabouts gives it to another one"
+		mend = "if whereabouts does not serve the network any more, " + t.undo
+	case a.Spec.Held():
 		mend += ", or start the pod of one again: " + deletePod(podKey(a.Spec.PodRef))
-	} else {
+	default:
 		message = "whereabouts has given the address, and here it is " + ledger.Describe(a) + ": if both are one network, it is not free for whom it is kept"
 	}
 	if reservation := reservationOf(a); reservation != "" && a.Spec.IsReserved() {
@@ -351,7 +357,8 @@ func readWhereabouts(p object, into map[netip.Addr][]claim) {
 			continue
 		}
 		addr, _ := netip.AddrFromSlice(sum.FillBytes(make([]byte, first.BitLen()/8)))
-		into[addr] = append(into[addr], claim{holder.PodRef, fmt.Sprintf("pool %s/%s, allocation %s of pod %s", p.Metadata.Namespace, p.Metadata.Name, text, holder.PodRef)})
+		into[addr] = append(into[addr], claim{holder.PodRef, fmt.Sprintf("pool %s/%s, allocation %s of pod %s", p.Metadata.Namespace, p.Metadata.Name, text, holder.PodRef),
+			fmt.Sprintf("take %s out of spec.allocations: kubectl edit ippools.whereabouts.cni.cncf.io -n %s %s", text, p.Metadata.Namespace, p.Metadata.Name)})
 	}
 }
 

@@ -148,6 +148,11 @@ func TestJudge(t *testing.T) {
 			s.pod("a", "w1", "n net1 10.1.0.2").Mirrors = "0123456789abcdef0123456789abcdef"
 			s.claim("sys", "rail", "10.1.0.2", "w1", "a", func(s *v1alpha1.IPAllocationSpec) { s.PodRef.UID = "0123456789abcdef0123456789abcdef" })
 		}},
+		{name: "the mirror of a static pod, of which nothing is recorded", finds: "AddressNotRecorded", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.network("n", rail)
+			s.pod("a", "w1", "n net1 10.1.0.2").Mirrors = "0123456789abcdef0123456789abcdef"
+		}, says: []string{"move its manifest away on node w1 and back"}, silent: []string{"kubectl delete pod"}},
 		{name: "a namespace before has a pool of the name", plant: func(s *scene) {
 			s.pool("a-first", "rail", "10.1.0.0/24")
 			s.pool("sys", "rail", "10.1.0.0/24", "w1")

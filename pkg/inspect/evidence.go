@@ -119,7 +119,7 @@ func freeing(a *v1alpha1.IPAllocation, v judgement) string {
 		}
 	}
 	if w := v.wornBy; w != nil {
-		return w.says() + ", so do not release it, but start that pod again: " + deletePod(w.pod)
+		return w.says() + ", so do not release it, but start that pod again: " + w.end()
 	}
 	switch v.State {
 	case stateInUse:

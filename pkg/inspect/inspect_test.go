@@ -142,7 +142,7 @@ func TestParseWho(t *testing.T) {
 		"a": {Pod: "ns/a", Node: "a"}, "pod/a": {Pod: "ns/a"}, "po/a": {Pod: "ns/a"}, "other/a": {Pod: "other/a"}, "pod/other/a": {Pod: "other/a"},
 		"node/a": {Node: "a"}, "nodes/a": {Node: "a"}, "no/a": {Node: "a"}, "node/10.0.0.1": {Node: "10.0.0.1"}, "pod/10.0.0.1": {Pod: "ns/10.0.0.1"},
 		"rail1.10.0.0.1": {Allocation: "rail1.10.0.0.1"}, "six.fd00-0000-0000-0000-0000-0000-0000-0001": {Allocation: "six.fd00-0000-0000-0000-0000-0000-0000-0001"},
-		"sys/rail1.10.0.0.1": {Allocation: "rail1.10.0.0.1", Namespace: "sys"}, "pod/rail1.10.0.0.1": {Pod: "ns/rail1.10.0.0.1"}, "1": {Pod: "ns/1", Node: "1"},
+		"sys/rail1.10.0.0.1": {Allocation: "rail1.10.0.0.1", Namespace: "sys"}, "ipa/rail1.10.0.0.1": {Allocation: "rail1.10.0.0.1"}, "ipallocation/rail1.10.0.0.1": {Allocation: "rail1.10.0.0.1"}, "pod/rail1.10.0.0.1": {Pod: "ns/rail1.10.0.0.1"}, "1": {Pod: "ns/1", Node: "1"},
 		"10.1.0": {}, "10.1.0.": {}, "1.2.3.4.5": {}, "10.1.0/24": {},
 		"": {}, "/": {}, "node/": {}, "pod/": {}, "a/": {}, "a/b/c": {}, "pod/a/b/c": {}, "a,b=c": {}, "A": {},
 		"10.0.0.300": {}, "10.0.0.1/33": {}, "fd00::1%eth0": {}, "fd00::g": {}, "[10.0.0.1": {},

@@ -44,6 +44,14 @@ func (w wearer) holds(a *v1alpha1.IPAllocation) bool {
 // says is what is to be said where the record does not have it so.
 func (w *wearer) says() string { return "pod " + w.pod + " has the address by its network-status" }
 
+// end is how the pod is ended, so that it starts again.
+func (w *wearer) end() string {
+	if w.is != nil && w.is.Mirrors != "" {
+		return "it is a static pod, and its kubelet starts it whatever happens to the pod here: move its manifest away on node " + w.is.Node + " and back"
+	}
+	return deletePod(w.pod)
+}
+
 // place is where an address that a pod has is recorded, or should be.
 type place struct {
 	// site is nil if neither a pool nor an allocation says where.
@@ -86,60 +94,76 @@ func (s *site) byAddress() held {
 // nothing below 8 counts. lost says that the network does not name the pool any more.
 func (k *checking) place(n *cni.Network, w wearer) (at place, lost bool) {
 	refs := k.named(n, w.is.Node)
-	var best struct {
-		place
-		rank  int
-		of    v1alpha1.PoolReference
-		vague bool
-	}
-	take := func(s *site, name string, of v1alpha1.PoolReference, rank int) {
-		switch at := (place{s, name}); {
-		case rank > best.rank:
-			best.place, best.rank, best.of, best.vague = at, rank, of, false
-		case rank == best.rank && rank <= 2 && at != best.place:
-			best.vague = true
-		}
-	}
+	var best bestPlace
 	for _, s := range k.sites {
 		possible := n.PoolsNamespace == "" || n.PoolsNamespace == s.namespace
 		for _, o := range s.pools {
-			if !possible || !o.Has(w.addr) {
-				continue
-			}
-			name := v1alpha1.AllocationName(o.Domain, w.addr)
-			a, named := k.allocation(place{s, name}, w.addr), slices.Contains(refs, o.Ref)
-			switch {
-			case named && w.holds(a):
-				take(s, name, o.Ref, 10)
-			case named && a != nil:
-				take(s, name, o.Ref, 8)
-			case named:
-				take(s, name, o.Ref, 5+known(o, w.is.Node))
-			case a != nil: // below
-			case mayName(n, o.Ref):
-				take(s, name, o.Ref, 3)
-			case len(n.Pools) > 0:
-				take(s, name, o.Ref, 1)
+			if possible && o.Has(w.addr) {
+				at := place{s, v1alpha1.AllocationName(o.Domain, w.addr)}
+				best.take(at, o.Ref, rankOfPool(n, o, slices.Contains(refs, o.Ref), k.allocation(at, w.addr), w))
 			}
 		}
 		for _, a := range k.held[s][w.addr] {
-			of := a.Spec.PoolRef
-			switch may := possible && mayName(n, of); {
-			case may && w.holds(a):
-				take(s, a.Name, of, 10)
-			case w.holds(a) && w.iface == a.Spec.InterfaceName:
-				take(s, a.Name, of, 9)
-			case may:
-				take(s, a.Name, of, 4)
-			case possible:
-				take(s, a.Name, of, 2)
-			}
+			best.take(place{s, a.Name}, a.Spec.PoolRef, rankOfAllocation(possible, possible && mayName(n, a.Spec.PoolRef), a, w))
 		}
 	}
 	if best.rank == 0 || best.vague || best.rank < 8 && k.report.Namespace != "" && n.PoolsNamespace == "" {
 		return place{name: fmt.Sprint(w.network, refs, w.addr)}, false
 	}
 	return best.place, best.rank < 5 && !slices.Contains(refs, best.of)
+}
+
+// rankOfPool is the rank of what a pool has for an address; a is what it has there now.
+func rankOfPool(n *cni.Network, o *pool.Object, named bool, a *v1alpha1.IPAllocation, w wearer) int {
+	switch {
+	case named && w.holds(a):
+		return 10
+	case named && a != nil:
+		return 8
+	case named:
+		return 5 + known(o, w.is.Node)
+	case a != nil: // has a rank of its own
+		return 0
+	case mayName(n, o.Ref):
+		return 3
+	case len(n.Pools) > 0:
+		return 1
+	}
+	return 0
+}
+
+// rankOfAllocation is the rank of an allocation of the address. possible says that the network's
+// pools may be in its namespace, named that its pool may be one of these.
+func rankOfAllocation(possible, named bool, a *v1alpha1.IPAllocation, w wearer) int {
+	switch {
+	case named && w.holds(a):
+		return 10
+	case w.holds(a) && w.iface == a.Spec.InterfaceName:
+		return 9
+	case named:
+		return 4
+	case possible:
+		return 2
+	}
+	return 0
+}
+
+// bestPlace is the place of the highest rank.
+type bestPlace struct {
+	place
+	rank int
+	of   v1alpha1.PoolReference
+	// vague is true if there are several of a rank that counts only if there is one.
+	vague bool
+}
+
+func (b *bestPlace) take(at place, of v1alpha1.PoolReference, rank int) {
+	switch {
+	case rank > b.rank:
+		*b = bestPlace{place: at, rank: rank, of: of}
+	case rank == b.rank && rank <= 2 && at != b.place:
+		b.vague = true
+	}
 }
 
 // allocation returns the allocation at a place, nil if there is none.

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"regexp"
 	"slices"
 
 	"k8s.io/apimachinery/pkg/runtime"
@@ -121,23 +122,35 @@ func parsePool(data []byte) (*pool.Object, error) {
 	if o == nil {
 		return nil, fmt.Errorf("%s is not a pool", obj.GetObjectKind().GroupVersionKind().Kind)
 	}
-	if name := dropped(data, o.Spec); name != "" {
-		return nil, fmt.Errorf("the API server would refuse it: spec.%s is 0: leave it out", name)
+	if problem := lostInTypes(data, o); problem != "" {
+		return nil, fmt.Errorf("the API server would refuse it: spec.%s", problem)
 	}
 	return o, nil
 }
 
-// dropped returns the field of a specification that is 0 in a document and that the API's types
-// take for one that is not there; "" if there is none.
-func dropped(document []byte, spec any) string {
+// writtenCooldown is how the API server takes a duration.
+var writtenCooldown = regexp.MustCompile(`^"([0-9]{1,2}h)?([0-9]{1,4}m)?([0-9]{1,5}s)?"$`)
+
+// mayBeEmpty are the fields that the API server takes empty, as if they were not there.
+var mayBeEmpty = []string{"gateway", "ranges", "exclusions", "perNodeExclusions", "routes", "staticAllocations"}
+
+// lostInTypes returns what the API server refuses in the specification of a document, and the
+// API's types do not show: what is 0 or empty and may not be, and other ways to write a
+// duration; "" if there is none.
+func lostInTypes(document []byte, o *pool.Object) string {
 	var said, kept struct{ Spec map[string]json.RawMessage }
-	data, err := json.Marshal(map[string]any{"spec": spec})
+	data, err := json.Marshal(map[string]any{"spec": o.Spec})
 	if err != nil || json.Unmarshal(document, &said) != nil || json.Unmarshal(data, &kept) != nil {
 		return ""
 	}
 	for _, name := range slices.Sorted(maps.Keys(said.Spec)) {
-		if _, is := kept.Spec[name]; !is && string(said.Spec[name]) == "0" {
-			return name
+		value := said.Spec[name]
+		empty := slices.Contains([]string{"0", `""`, "[]"}, string(value))
+		switch _, is := kept.Spec[name]; {
+		case !is && empty && !slices.Contains(mayBeEmpty, name):
+			return name + " is " + string(value) + ": leave it out"
+		case name == "releaseCooldown" && !empty && !writtenCooldown.Match(value):
+			return name + " is " + string(value) + ": write hours, minutes and seconds, in this order and whole, as 1h30m"
 		}
 	}
 	return ""

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -51,7 +52,7 @@ func (c *Cluster) Releasable(ctx context.Context, text string) (*Releasable, err
 			names = append(names, a.Namespace+"/"+a.Name)
 		}
 		slices.Sort(names)
-		return nil, fmt.Errorf("%s is held %d times, in different domains or namespaces: name one of %q, with -n", text, len(found), names)
+		return nil, fmt.Errorf("%s is held %d times, in different domains or namespaces: name one of %q", text, len(found), names)
 	}
 	a := found[0]
 	l := c.live(pools)
@@ -95,7 +96,7 @@ func (out *Releasable) judge(a *v1alpha1.IPAllocation, v judgement, moves bool, 
 	case v.State == stateKept, v.State == stateReserved && a.Spec.IsSticky():
 		out.Doubt = v.Message + ", and its next container would get another address. If that may be"
 	case v.wornBy != nil:
-		out.Doubt = v.Reason + ": " + v.Message + ", and " + v.wornBy.says() + ": start that pod again: " + deletePod(v.wornBy.pod) + ". If you know that it does not use it"
+		out.Doubt = v.Reason + ": " + v.Message + ", and " + v.wornBy.says() + ": start that pod again: " + v.wornBy.end() + ". If you know that it does not use it"
 	case v.State == stateHeld:
 		out.Doubt = v.Reason + ": " + v.Message + "; a container may still use it. If you know that the container is gone"
 	case unseen != nil:
@@ -123,13 +124,23 @@ func (l *live) instead(ctx context.Context, a *v1alpha1.IPAllocation) (*v1alpha1
 	return nil, nil
 }
 
-// named returns the allocations of a name or an address.
+// named returns the allocations of a name, which may have a namespace before it, or of an address.
 func (c *Cluster) named(ctx context.Context, text string) (found []*v1alpha1.IPAllocation, err error) {
-	where := fields.Set{fieldName: text}
+	where := fields.Set{}
 	if a, err := parseAddress(text); err == nil {
-		where = fields.Set{fieldAddress: a.String()}
-	} else if _, _, err := v1alpha1.ParseAllocationName(text); err != nil {
-		return nil, err
+		where[fieldAddress] = a.String()
+	} else {
+		of, name, has := strings.Cut(text, "/")
+		switch {
+		case !has:
+			name = text
+		case !isResource(of):
+			where[fieldNamespace] = of
+		}
+		if _, _, err := v1alpha1.ParseAllocationName(name); err != nil {
+			return nil, err
+		}
+		where[fieldName] = name
 	}
 	err = c.allocations(ctx, where, func(a *v1alpha1.IPAllocation) { found = append(found, a) })
 	return found, err

@@ -123,6 +123,41 @@ func TestReleasableWhereLimited(t *testing.T) {
 	}
 }
 
+// What an answer calls an allocation can be said back.
+func TestReleasableNames(t *testing.T) {
+	s := newAPI()
+	for _, namespace := range []string{"other", "sys"} {
+		s.pool(namespace, "rail", "10.1.0.0/24", "w1")
+	}
+	s.claim("other", "rail", "10.1.0.2", "w1", "gone")
+	s.claim("other", "rail", "10.1.0.3", "w1", "gone")
+	s.claim("sys", "rail", "10.1.0.3", "w1", "gone")
+	c := s.connect(t)
+	for _, text := range []string{"rail.10.1.0.2", "ipa/rail.10.1.0.2", "ipallocation/rail.10.1.0.2", "other/rail.10.1.0.3"} {
+		if r, err := c.Releasable(t.Context(), text); err != nil || r.Namespace != "other" || !strings.HasSuffix(text, r.Allocation) {
+			t.Errorf("%s is %+v, %v", text, r, err)
+		}
+	}
+	if _, err := c.Releasable(t.Context(), "10.1.0.3"); err == nil || !strings.Contains(err.Error(), `name one of ["other/rail.10.1.0.3" "sys/rail.10.1.0.3"]`) {
+		t.Errorf("an address of two: %v", err)
+	}
+}
+
+// A namespace in which there is nothing to look at is none in which all is well.
+func TestUnknownNamespace(t *testing.T) {
+	s := newAPI()
+	s.pool("sys", "rail", "10.1.0.0/24", "w1")
+	c := s.connect(t)
+	c.Namespace = "typo"
+	_, check := c.Check(t.Context())
+	_, leaks := c.Leaks(t.Context(), "")
+	for what, err := range map[string]error{"check": check, "leaks": leaks} {
+		if err == nil || !strings.Contains(err.Error(), `namespace "typo" has no pool and no allocation`) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
 // An answer says which namespace was looked at, if that was only one.
 func TestOnlyNamespace(t *testing.T) {
 	s := newAPI()

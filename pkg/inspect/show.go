@@ -180,6 +180,8 @@ type Free struct {
 	// Ranges are the first free ranges, at most maxRanges; More counts the others.
 	Ranges []string `json:"ranges,omitempty"`
 	More   int      `json:"more,omitempty"`
+	// Disabled is true if the pool gives no addresses.
+	Disabled bool `json:"disabled,omitempty"`
 }
 
 // maxRanges is how many free ranges of a block are named.
@@ -206,7 +208,9 @@ func (c *Cluster) Free(ctx context.Context, name string) ([]Free, error) {
 			held[h.Addr] = true
 		}
 		for _, b := range freeBlocks(parsed, sorted(o.Blocks())) {
-			out = append(out, freeIn(refOf(o), b.node, b.block, held))
+			free := freeIn(refOf(o), b.node, b.block, held)
+			free.Disabled = o.Disabled
+			out = append(out, free)
 		}
 	}
 	return out, nil

@@ -92,7 +92,11 @@ func ParseWho(text, namespace string) (Who, error) {
 			who.Pod = namespace + "/" + name
 		}
 	case isAllocation(name):
-		return Who{Allocation: name, Namespace: kind}, nil
+		who.Allocation, who.Namespace = name, kind
+		if isResource(kind) {
+			who.Namespace = ""
+		}
+		return who, nil
 	default:
 		who.Pod = text
 	}
@@ -101,6 +105,11 @@ func ParseWho(text, namespace string) (Who, error) {
 		return Who{}, fmt.Errorf("%q is no address, and no allocation, pod or node can be called that", text)
 	}
 	return who, nil
+}
+
+// isResource reports whether a word is what kubectl calls allocations.
+func isResource(word string) bool {
+	return slices.Contains([]string{"ipa", "ipallocation", "ipallocations"}, word)
 }
 
 // likeAddress matches what is meant as an IPv4 address, or as a part of one.
@@ -189,10 +198,18 @@ func (c *Cluster) Leaks(ctx context.Context, name string) ([]Holder, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := r.knows(name); err != nil {
+	if err := cmp.Or(r.knows(name), c.isUsed(r)); err != nil {
 		return nil, err
 	}
 	return c.stillLeak(ctx, r, r.leaks(name))
+}
+
+// isUsed returns an error if a namespace that was asked for has nothing to look at.
+func (c *Cluster) isUsed(r *record) error {
+	if s := r.site(c.Namespace); c.Namespace == "" || c.limited || len(s.pools)+len(s.allocations) > 0 {
+		return nil
+	}
+	return fmt.Errorf("namespace %q has no pool and no allocation", c.Namespace)
 }
 
 // knows returns an error if there is no pool of a name, and no allocation names one; "" is any.

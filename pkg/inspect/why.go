@@ -203,6 +203,8 @@ func (c *Chain) pod(p *corev1.Pod, held []*v1alpha1.IPAllocation) bool {
 			deletePod(p.Namespace+"/"+p.Name))
 	case ended(p):
 		c.broken(linkPod, fmt.Sprintf("the pod has ended (%s): it has given back its addresses", p.Status.Phase), "")
+	case p.DeletionTimestamp != nil && len(held) == 0:
+		c.broken(linkPod, fmt.Sprintf("the pod is being deleted since %s, and holds no address: its node has given them back, or never asked", p.DeletionTimestamp.UTC().Format(time.RFC3339)), "")
 	case p.Spec.NodeName == "":
 		message := "no node was chosen for the pod"
 		for _, condition := range p.Status.Conditions {

@@ -141,7 +141,7 @@ func (w *why) noPool(c *Chain, ref v1alpha1.PoolReference, namespace string) {
 				mend = "set poolType to " + pool.Type(p.Ref.Kind) + " in the network's configuration"
 			case p.Ref.Kind == ref.Kind:
 				message += ", but one in namespace " + s.namespace + ", where nobody looks"
-				mend = fmt.Sprintf("kubectl get %s -n %s %s -o yaml, and apply it in namespace %s", pool.Resource(ref.Kind).Resource, s.namespace, ref.Name, namespace)
+				mend = fmt.Sprintf("kubectl get %s -n %s %s -o yaml, and apply it in namespace %s", pool.Resource(ref.Kind).GroupResource(), s.namespace, ref.Name, namespace)
 			}
 		}
 	}
@@ -178,7 +178,7 @@ func (w *why) blocks(c *Chain, objects []*pool.Object) (blocks []*pool.Block, ok
 }
 
 func edit(o *pool.Object) string {
-	return fmt.Sprintf("kubectl edit %s -n %s %s", pool.Resource(o.Ref.Kind).Resource, o.Meta.Namespace, o.Ref.Name)
+	return fmt.Sprintf("kubectl edit %s -n %s %s", pool.Resource(o.Ref.Kind).GroupResource(), o.Meta.Namespace, o.Ref.Name)
 }
 
 // noBlock says why a node has no block.

@@ -258,6 +258,11 @@ func TestWhy(t *testing.T) {
 			s.network("n", rail)
 			s.has("10.1.0.2")
 		}, says: []string{"has 10.1.0.2, which the pod does not hold", "kubectl ipam check"}},
+		{name: "the pod is being deleted, and has given its address back", link: linkPod, plant: func(s *api) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.network("n", rail)
+			s.pod.DeletionTimestamp, s.pod.Finalizers = &metav1.Time{Time: time.Now()}, []string{"example.com/wait"}
+		}, says: []string{"is being deleted since", "holds no address"}},
 		{name: "the pod has ended, and may hold something elsewhere", plant: func(s *api) {
 			s.barred = true
 			s.pool("sys", "rail", "10.1.0.0/24", "w1")

@@ -62,6 +62,9 @@ func (c *checker) access(in v1alpha1.PoolAccess) access {
 		c.invalid(spec.Child("releaseCooldown"), d.Duration.String(), "must be from 0s to 24h, in whole seconds")
 	}
 	for i, kind := range in.Sticky {
+		if slices.Contains(in.Sticky[:i], kind) {
+			c.invalid(spec.Child("sticky").Index(i), kind, "is named twice")
+		}
 		oneOf(c, spec.Child("sticky").Index(i), kind, v1alpha1.StickyStatefulSet)
 	}
 	oneOf(c, spec.Child("stickyWhenScaled"), in.StickyWhenScaled, v1alpha1.StickyRetain, v1alpha1.StickyDelete)

@@ -112,10 +112,11 @@ func TestCheck(t *testing.T) {
 		}, says: []string{"rail1 (10.1.0.0/24) and rail2 (10.1.0.0/25) have addresses in common and are of different domains", "spec.domain"}},
 		{name: "whereabouts' pool holds the address", class: "HeldByOtherManager", plant: func(t *testing.T, h *house) {
 			h.claim(t, "10.1.0.2", "worker-1", h.pod(t, "a", "worker-1"))
+			h.pod(t, "other", "worker-1")
 			h.foreign(t, "whereabouts.cni.cncf.io/v1alpha1", "IPPool", "ippools", "10.1.0.0-24", map[string]any{
-				"range": "10.1.0.0/24", "allocations": map[string]any{"2": map[string]any{"id": "x", "podref": "default/other", "ifname": "net1"}},
+				"range": "10.1.0.0/24", "allocations": map[string]any{"2": map[string]any{"id": "x", "podref": h.NS + "/other", "ifname": "net1"}},
 			})
-		}, says: []string{"whereabouts has given the address as well", "allocation 2 of pod default/other"}},
+		}, says: []string{"whereabouts has given the address as well", "allocation 2 of pod "}},
 		{name: "whereabouts has the pod's address from before the migration", plant: func(t *testing.T, h *house) {
 			h.claim(t, "10.1.0.2", "worker-1", h.pod(t, "a", "worker-1"))
 			h.foreign(t, "whereabouts.cni.cncf.io/v1alpha1", "IPPool", "ippools", "10.1.0.0-24", map[string]any{
@@ -135,7 +136,7 @@ func TestCheck(t *testing.T) {
 		{name: "whereabouts' reservation holds the address", class: "HeldByOtherManager", plant: func(t *testing.T, h *house) {
 			h.claim(t, "10.1.0.2", "worker-1", h.pod(t, "a", "worker-1"))
 			h.foreign(t, "whereabouts.cni.cncf.io/v1alpha1", "OverlappingRangeIPReservation", "overlappingrangeipreservations", "net-10.1.0.2", map[string]any{"podref": "default/other"})
-		}, says: []string{"overlappingrangeipreservation", "of pod default/other"}},
+		}, says: []string{"pod default/other, which does not exist", "overlappingrangeipreservation", "kubectl delete overlappingrangeipreservations.whereabouts.cni.cncf.io -n "}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			h := newHouse(t)

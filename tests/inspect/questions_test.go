@@ -50,7 +50,7 @@ func TestShow(t *testing.T) {
 	h.ipam(t, "show", "-n", h.NS, "rial1").want(t, 2, `error: there is no pool "rial1"`)
 	h.ipam(t, "show", "-n", h.NS, "-o", "yaml").want(t, 0, "apiVersion: ipam.cli/v1\n", "kind: PoolList\n", "  name: rail1\n")
 	h.ipam(t, "show", "-n", "does-not-exist").want(t, 0, "There are no pools in namespace does-not-exist.")
-	h.ipam(t, "check", "-n", "does-not-exist").want(t, 0, "0 findings in 0 pools, 0 allocations in namespace does-not-exist, ")
+	h.ipam(t, "check", "-n", "does-not-exist").want(t, 2, `namespace "does-not-exist" has no pool and no allocation`)
 	h.ipam(t, "show", "-n", h.NS, "-o", "xml").want(t, 2, "-o xml is not known: json or yaml")
 	h.ipam(t, "show").want(t, 0, h.NS) // all namespaces
 	h.ipam(t, "__complete", "show", "-n", h.NS, "ra").want(t, 0, "rail1\n")
@@ -359,6 +359,22 @@ func TestPlan(t *testing.T) {
 		a := ipamAs(t, env.Kubeconfig, pool+"{subnet: 10.1.0.0/24, perNodeBlockSize: 16, exclusions: [{startIP: 10.1.0.40, endIP: 10.1.0.41}]}", "plan", "-f", "-")
 		a.want(t, 1, "any more: 1: 10.1.0.41 on node worker-1", "and kept for pod "+h.NS+"/web-0: the pool would not give it)")
 	})
+	for spec, says := range map[string]string{
+		"sticky: []": "spec.sticky is []: leave it out", "sticky: [StatefulSet, StatefulSet]": "is named twice", `domain: ""`: `spec.domain is "": leave it out`,
+		`overflow: ""`: `spec.overflow is "": leave it out`, "releaseCooldown: 1.5h": "as 1h30m", "releaseCooldown: 1s1m": "as 1h30m",
+		"allowedNamespaces: []": "leave it out", `gateway: ""`: "", "ranges: []": "", "exclusions: []": "", "releaseCooldown: 1h30m": "",
+	} {
+		pool := "apiVersion: nv-ipam.nvidia.com/v1alpha1\nkind: IPPool\nmetadata: {name: x, namespace: " + h.NS + "}\nspec: {subnet: 10.7.0.0/24, perNodeBlockSize: 16, " + spec + "}\n"
+		a := ipamAs(t, env.Kubeconfig, pool, "plan", "-f", "-")
+		file := filepath.Join(t.TempDir(), "pool.yaml")
+		if err := os.WriteFile(file, []byte(pool), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := env.Kubectl(t.Context(), "apply", "--dry-run=server", "-f", file)
+		if takes := err == nil; takes != (says == "") || takes != (a.code == 0) || !strings.Contains(a.out+a.err, says) {
+			t.Errorf("%s: the API server: %v; plan ends with %d: %s%s", spec, err, a.code, a.out, a.err)
+		}
+	}
 	for stdin, says := range map[string]string{
 		"apiVersion: nv-ipam.nvidia.com/v1alpha1\nkind: IPPool\nmetadata: {name: x, namespace: why}\nspec: {subnet: 10.1.0.0/24, perNodeBlocksize: 16}\n": `the API server would refuse it: strict decoding error: unknown field "spec.perNodeBlocksize"`,
 		"apiVersion: nv-ipam.nvidia.com/v1alpha1\nkind: IPPool\nmetadata: {name: x, namespace: why}\nspec: {subnet: 10.1.0.0/24, perNodeBlockSize: 0}\n":  "the API server would refuse it: spec.perNodeBlockSize is 0: leave it out",

@@ -167,7 +167,7 @@ spec:
 
 // No command of a document, an example or a message leaves open whose ippools are meant.
 func TestPoolsAreNamedWithTheirGroup(t *testing.T) {
-	command := regexp.MustCompile(`kubectl (?:-n [A-Z]+ )?(?:get|annotate|delete|patch|label|describe) [^\n` + "`" + `]*`)
+	command := regexp.MustCompile(`kubectl (?:-n [A-Z]+ )?(?:get|edit|annotate|delete|patch|label|describe) [^\n` + "`" + `]*`)
 	resource := regexp.MustCompile(`[ ,](?:ippool|cidrpool)s?\b(\.nv-ipam\.nvidia\.com)?`)
 	found := 0
 	for _, dir := range []string{"README.md", "docs", "manifests", "cmd"} {
