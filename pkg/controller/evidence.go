@@ -179,13 +179,15 @@ func (c *confirmation) workloadGone(ctx context.Context, a *v1alpha1.IPAllocatio
 	case set == nil || set.UID != owner.UID || set.DeletionTimestamp != nil: // what is being deleted starts no pods
 		return true, nil
 	}
-	p := c.pool(a.Spec.PoolRef)
+	pools := c.keepers(a)
+	keepsWhenScaled := func(p *pool.Object) bool { return p.StickyWhenScaled != v1alpha1.StickyDelete }
+	sticky := slices.DeleteFunc(slices.Clone(pools), func(p *pool.Object) bool { return !p.Sticky })
 	switch {
-	case p == nil: // it may come again
+	case len(pools) == 0: // it may come again
 		return false, nil
-	case !p.Sticky:
+	case len(sticky) == 0:
 		return true, nil
-	case p.StickyWhenScaled != v1alpha1.StickyDelete:
+	case slices.ContainsFunc(sticky, keepsWhenScaled):
 		return false, nil
 	}
 	text, _ := strings.CutPrefix(a.Spec.PodRef.Name, owner.Name+"-")
@@ -202,6 +204,24 @@ func (c *confirmation) workloadGone(ctx context.Context, a *v1alpha1.IPAllocatio
 		replicas = int64(*set.Spec.Replicas)
 	}
 	return ordinal < first || ordinal >= first+replicas, nil
+}
+
+// keepers returns the pool that an address was taken from, or, if another one has replaced that,
+// those of the domain that have the address.
+func (c *confirmation) keepers(a *v1alpha1.IPAllocation) (pools []*pool.Object) {
+	if p := c.pool(a.Spec.PoolRef); p != nil {
+		return []*pool.Object{p}
+	}
+	addr, err := pool.ParseAddr(a.Spec.Address)
+	if err != nil {
+		return nil
+	}
+	for _, ref := range c.inDomain(a.DomainOf()) {
+		if p := c.pool(ref); p != nil && p.Has(addr) {
+			pools = append(pools, p)
+		}
+	}
+	return pools
 }
 
 // keptByNobody confirms that nothing keeps an allocation that no container holds. Others are

@@ -135,6 +135,34 @@ func TestStickyNoMore(t *testing.T) {
 	c.wantHeld(t, "10.0.0.2")
 }
 
+// The pool that replaces another one of its domain says what is kept of both.
+func TestStickyInReplacedPool(t *testing.T) {
+	c := newCluster(t)
+	c.Node(t, "a", nil)
+	sticky := []v1alpha1.StickyKind{"StatefulSet"}
+	c.Pool(t, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/28", PoolAccess: v1alpha1.PoolAccess{Sticky: sticky}})
+	set := c.statefulSet(t, "web", 1, 0)
+	c.sticky(t, set, "web-0", "c0", "10.0.0.1", true)
+	c.sticky(t, set, "web-7", "c7", "10.0.0.2", true) // scaled down
+	c.Pool(t, "p2", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PoolAccess: v1alpha1.PoolAccess{Domain: "p", Sticky: sticky}})
+	if err := c.IPAM.IPPools(c.NS).Delete(t.Context(), "p", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.run(t, controller.Options{Resync: time.Second, ReclaimGraceReadyNode: time.Hour, ReclaimGrace: time.Hour})
+	for _, e := range []struct {
+		patch string
+		held  []string
+	}{
+		{`{"spec":{"stickyWhenScaled":"Delete"}}`, []string{"10.0.0.1"}},
+		{`{"spec":{"sticky":null,"stickyWhenScaled":null}}`, nil},
+	} {
+		if _, err := c.IPAM.IPPools(c.NS).Patch(t.Context(), "p2", types.MergePatchType, []byte(e.patch), metav1.PatchOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		c.wantHeld(t, e.held...)
+	}
+}
+
 // With stickyWhenScaled: Delete the StatefulSet keeps only what its pods need.
 func TestStickyWhenScaled(t *testing.T) {
 	c := newCluster(t)
