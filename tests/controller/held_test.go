@@ -198,7 +198,7 @@ func TestBlockFull(t *testing.T) {
 	c.Node(t, "a", nil)
 	c.Node(t, "b", nil)
 	c.Pool(t, "small", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 4, Gateway: "10.0.0.1"})
-	c.run(t, controller.Options{Usage: time.Millisecond})
+	c.run(t, controller.Options{Usage: time.Millisecond, ReclaimGrace: time.Hour}) // the pod is on another node than its addresses
 	c.wantPool(t, "small", "BlocksAssigned", "a 10.0.0.1 10.0.0.4", "b 10.0.0.5 10.0.0.8")
 	pod := c.startPod(t, "p", nil)
 	for range 3 { // it comes and goes
