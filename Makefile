@@ -150,7 +150,7 @@ e2e: CLUSTER_PARTS := $(if $(KUBECONFIG),kubectl,$(CLUSTER_PARTS))
 
 .PHONY: e2e
 e2e: $(if $(KUBECONFIG),,root) build image ## Run pods on that cluster (as root), or on that of KUBECONFIG, with this project installed by its manifests and image
-	@$(with_cluster) set -x; go test ./e2e -count=1 -v -timeout 55m $(TESTFLAGS)
+	@$(with_cluster) set -x; go test ./e2e -count=1 -v -timeout 75m $(TESTFLAGS)
 
 .PHONY: e2e-oldest
 e2e-oldest: KUBE := $(KUBE_OLDEST)
