@@ -38,23 +38,30 @@ func (c *cluster) awaitBlock(t *testing.T, name string) string {
 	return c.blockOf(t, name)
 }
 
-// Nodes have their blocks in the order in which they joined. The pool is made again, and
-// one of them is quiet: the others are not given what its containers hold, neither by a
-// controller that remembers the blocks, nor by one that was started again.
-func TestControllerKeepsQuietNodesBlocks(t *testing.T) {
-	c := &cluster{Cluster: rig.NewCluster(t, env), nodes: map[string]*node{}}
+// joined returns a cluster with a controller, and the blocks of its nodes: these have joined in
+// another order than that of their names, and hold an address each.
+func joined(t *testing.T, lossGrace time.Duration) (c *cluster, blocks map[string]string, stop func()) {
+	t.Helper()
+	c, blocks = &cluster{Cluster: rig.NewCluster(t, env), nodes: map[string]*node{}}, map[string]string{}
 	c.RemoveNodes(t)
-	grace := 15 * time.Second
-	stop := c.control(t, grace)
+	stop = c.control(t, lossGrace)
 	c.Pool(t, "p", spec)
-	blocks := map[string]string{}
-	for _, name := range []string{"loss-z", "loss-m", "loss-a"} { // not in the order of their names
+	for _, name := range []string{"loss-z", "loss-m", "loss-a"} {
 		c.Node(t, name, nil)
 		c.names = append(c.names, name)
 		c.nodes[name] = newNode(t, c, name)
 		blocks[name] = c.awaitBlock(t, name)
 		c.nodes[name].mustAdd(t, "container-of-"+name, "")
 	}
+	return c, blocks, stop
+}
+
+// Nodes have their blocks in the order in which they joined. The pool is made again, and
+// one of them is quiet: the others are not given what its containers hold, neither by a
+// controller that remembers the blocks, nor by one that was started again.
+func TestControllerKeepsQuietNodesBlocks(t *testing.T) {
+	grace := 15 * time.Second
+	c, blocks, stop := joined(t, grace)
 	same := func(what string) {
 		t.Helper()
 		for _, name := range c.names {

@@ -84,18 +84,7 @@ func (c *cluster) awaitReservation(t *testing.T, name, reason string, kept int32
 func TestRecordIsImportedUnderTheController(t *testing.T) {
 	for name, restarted := range map[string]bool{"that remembers": false, "that was started again": true} {
 		t.Run(name, func(t *testing.T) {
-			c := &cluster{Cluster: rig.NewCluster(t, env), nodes: map[string]*node{}}
-			c.RemoveNodes(t)
-			stop := c.control(t, 0)
-			c.Pool(t, "p", spec)
-			blocks := map[string]string{}
-			for _, name := range []string{"loss-z", "loss-m", "loss-a"} { // not in the order of their names
-				c.Node(t, name, nil)
-				c.names = append(c.names, name)
-				c.nodes[name] = newNode(t, c, name)
-				blocks[name] = c.awaitBlock(t, name)
-				c.nodes[name].mustAdd(t, "container-of-"+name, "")
-			}
+			c, blocks, stop := joined(t, 0)
 			z := c.nodes["loss-z"]
 			z.mustAdd(t, "static", "10.0.0.200")
 			c.reserve(t, "kept", "", "10.0.0.200-10.0.0.203")
