@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -54,6 +55,8 @@ type wire struct {
 
 	mu       sync.Mutex
 	requests []string // "POST ipallocations", "GET ippools/pool1", ...
+	// answers says what the server made of them: "POST ipallocations 201 Created".
+	answers []string
 	// lose, where it is set, says what becomes of a request.
 	lose func(req *http.Request) loss
 	// answer, where it is set and returns something, answers in the server's place.
@@ -104,6 +107,7 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 		kill()
 	}
 	resp, err := w.next.RoundTrip(req)
+	w.answered(req.Method+" "+what, resp, err)
 	if lost == killedAfter {
 		kill()
 	}
@@ -116,6 +120,23 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 		resp.Body = &halfBody{resp.Body, resp.ContentLength / 2}
 	}
 	return resp, err
+}
+
+// answered notes an answer. A request that the server was too busy for is repeated, and is no
+// request of the protocol: it does not count.
+func (w *wire) answered(request string, resp *http.Response, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	answer := fmt.Sprint(err)
+	if err == nil {
+		answer = resp.Status
+	}
+	w.answers = append(w.answers, request+" "+answer)
+	if err == nil && (resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode >= http.StatusInternalServerError) {
+		if i := slices.Index(w.requests, request); i >= 0 {
+			w.requests = slices.Delete(w.requests, i, i+1)
+		}
+	}
 }
 
 // halfBody is an answer in the middle of which the connection breaks.
@@ -141,6 +162,13 @@ func (w *wire) take() []string {
 	out := w.requests
 	w.requests = nil
 	return out
+}
+
+// lastAnswers returns the last answers of the server.
+func (w *wire) lastAnswers(n int) []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.answers[max(0, len(w.answers)-n):])
 }
 
 func (w *wire) setLose(f func(req *http.Request) loss) {
@@ -184,7 +212,7 @@ func newNode(t *testing.T, namespace, name string) *node {
 	config.QPS = -1
 	config.Wrap(func(rt http.RoundTripper) http.RoundTripper { w.next = rt; return w })
 	dir := t.TempDir()
-	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})) // it says which candidate collided
 	return &node{wire: w, dir: dir, Claimer: &claim.Claimer{
 		Ledger: ledger.Ledger{Client: rig.Client(t, config), Namespace: namespace, Node: name},
 		Hint:   hint.Open(dir, "cluster", namespace, log), Log: log,
@@ -338,7 +366,7 @@ func (c *cluster) wantHeld(t *testing.T, want ...string) {
 func wantRequests(t *testing.T, n *node, want ...string) {
 	t.Helper()
 	if got := n.wire.take(); fmt.Sprint(got) != fmt.Sprint(want) {
-		t.Errorf("requests %q\nwant     %q", got, want)
+		t.Errorf("requests %q\nwant     %q\nthe answers of the server end with %q", got, want, n.wire.lastAnswers(10))
 	}
 }
 
