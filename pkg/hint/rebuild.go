@@ -37,8 +37,7 @@ type Rebuilding struct {
 func (h *Hint) Rebuild(ctx context.Context, since time.Time) *Rebuilding {
 	r := &Rebuilding{h: h}
 	r.lock, _ = h.lockFile("rebuild") // if it fails: without a lock
-	const interval = 20 * time.Millisecond
-	if r.lock != nil && !waitForLock(ctx, r.lock, interval) {
+	if r.lock != nil && !waitForLock(ctx, r.lock) {
 		r.unlock()
 		return nil
 	}

@@ -90,7 +90,6 @@ func (h *Hint) Listing(ctx context.Context, space v1alpha1.PoolReference) (end f
 	if err != nil { // then each lists for itself
 		return func() {}
 	}
-	const interval = 5 * time.Millisecond // a window is listed in about as long
-	waitForLock(ctx, lock, interval)
+	waitForLock(ctx, lock)
 	return func() { _ = lock.Close() }
 }

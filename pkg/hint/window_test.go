@@ -86,11 +86,11 @@ func TestOneListsAWindow(t *testing.T) {
 	defer func() { _ = lock.Close() }()
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	if waitForLock(ended, lock, time.Hour) {
+	if waitForLock(ended, lock) {
 		t.Error("a second one lists")
 	}
 	end()
-	if !waitForLock(t.Context(), lock, time.Hour) {
+	if !waitForLock(t.Context(), lock) {
 		t.Error("nobody can list any more")
 	}
 }
