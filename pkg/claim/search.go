@@ -285,22 +285,24 @@ func (s *search) searchFullBlock(ctx context.Context) (hint.Entry, error) {
 		}
 	}
 	s.recheckElsewhere()
-	return s.tryAll(ctx)
+	e, _, err := s.tryAll(ctx, math.MaxInt)
+	return e, err
 }
 
 // tryAll tries every address that is not known to be held, each time from another random
 // one: beginning at the same one as others that claim in this block would collide again and
-// again.
-func (s *search) tryAll(ctx context.Context) (hint.Entry, error) {
-	for {
+// again. collided is true if it stopped because so many were held by others.
+func (s *search) tryAll(ctx context.Context, most int) (e hint.Entry, collided bool, err error) {
+	for range most {
 		e, collided, err := s.tryCandidates(ctx, s.space.Candidates(s.space.RandomAddress()), 1)
 		if err != nil || !collided {
-			return e, err
+			return e, false, err
 		}
 		if err := unavailable(ctx, "others claim addresses of this block at the same time"); err != nil {
-			return hint.Entry{}, err
+			return hint.Entry{}, false, err
 		}
 	}
+	return hint.Entry{}, true, nil
 }
 
 // recheckElsewhere makes some of the addresses that others were seen to

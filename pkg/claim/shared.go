@@ -29,8 +29,14 @@ const (
 	// windowCollisions is how many addresses that were free in a window may be held by now
 	// before it is listed again.
 	windowCollisions = 2
-	// maxWindows is how many windows are listed before the whole domain is.
+	// maxWindows is how many windows are listed, one after the other, before all of them are.
 	maxWindows = 8
+	// maxNamed is how many windows one list names: the names are in its URL. In a larger space
+	// the list of all names in the namespace is hardly more.
+	maxNamed = 64
+	// maxUnlisted is how many addresses may turn out to be held, after a list of windows, by
+	// allocations without the label of their window. If there are more, all names are listed.
+	maxUnlisted = 32
 )
 
 // isLarge reports whether only a small part of the space can be held.
@@ -53,8 +59,8 @@ func (s *search) isCrowded() bool {
 //     candidate was not tried, either);
 //  2. what was free when a window of 256 addresses was listed, by this call or by an earlier
 //     one on this node. Near full, one list so serves many ADDs;
-//  3. after some windows with nothing: the whole space, by a list of the domain. Only that
-//     proves that nothing is free.
+//  3. after some windows with nothing: the whole space, by a list as etcd has it now. Only
+//     that proves that nothing is free.
 //
 // If the pool overflows to more space, 3 is left to that.
 func (s *search) searchShared(ctx context.Context, collided bool) (hint.Entry, error) {
@@ -167,8 +173,8 @@ func (s *search) list(ctx context.Context, addr netip.Addr) (*hint.Window, error
 	return w, nil
 }
 
-// searchAll searches the whole space by a list of what is held in the domain. It returns
-// no address if none is free, and notes that.
+// searchAll searches the whole space by a list of what is held. It returns no address if none is
+// free, and notes that.
 func (s *search) searchAll(ctx context.Context) (hint.Entry, error) {
 	defer s.Hint.Listing(ctx, s.spaceName)()
 	if s.isProvedFull() { // another call on this node has found that
@@ -183,17 +189,11 @@ func (s *search) searchAll(ctx context.Context) (hint.Entry, error) {
 
 func (s *search) searchListed(ctx context.Context) (hint.Entry, error) {
 	s.retryPending(ctx, math.MaxInt)
-	held, err := s.Ledger.Held(ctx, s.space.Domain)
-	if err != nil {
-		return hint.Entry{}, err
+	windows := windowsOf(s.space)
+	e, collided, err := s.tryUnheld(ctx, windows)
+	if collided && len(windows) > 0 {
+		e, _, err = s.tryUnheld(ctx, nil)
 	}
-	s.held, s.releasing = held, s.beingReleased(s.space)
-	for addr := range s.Hint.SeenElsewhere(s.space.Domain) { // in the node's own block, if the pool has blocks
-		if !held[addr] {
-			s.Hint.ForgetElsewhere(s.space.Domain, addr)
-		}
-	}
-	e, err := s.tryAll(ctx)
 	if err == nil && !e.Found() && s.cooldownOf(s.space) > 0 {
 		e, err = s.searchReleased(ctx)
 	}
@@ -208,7 +208,49 @@ func (s *search) searchListed(ctx context.Context) (hint.Entry, error) {
 		return hint.Entry{}, err
 	}
 	s.releasing = nil
-	return s.tryAll(ctx)
+	e, _, err = s.tryAll(ctx, math.MaxInt)
+	return e, err
+}
+
+// tryUnheld tries what is free by a list, of windows or of all names. collided is true if that
+// lacks much that is held.
+func (s *search) tryUnheld(ctx context.Context, windows []string) (e hint.Entry, collided bool, err error) {
+	held, err := s.Ledger.Held(ctx, s.space.Domain, windows...)
+	if err != nil {
+		return hint.Entry{}, false, err
+	}
+	s.held, s.releasing = held, s.beingReleased(s.space)
+	for addr := range s.Hint.SeenElsewhere(s.space.Domain) { // in the node's own block, if the pool has blocks
+		if !held[addr] && s.space.Contains(addr) {
+			s.Hint.ForgetElsewhere(s.space.Domain, addr)
+		}
+	}
+	most := math.MaxInt
+	if len(windows) > 0 {
+		most = maxUnlisted
+	}
+	return s.tryAll(ctx, most)
+}
+
+// windowsOf returns the labels of the windows that a space lies in, or none if those are too many
+// for one list.
+func windowsOf(space *pool.Block) (labels []string) {
+	if space.Size() > maxNamed*256 {
+		return nil
+	}
+	seen := map[netip.Prefix]bool{}
+	for addr := range space.Candidates(netip.Addr{}) {
+		window := v1alpha1.WindowOf(addr)
+		if seen[window] {
+			continue
+		}
+		if len(labels) == maxNamed {
+			return nil
+		}
+		seen[window] = true
+		labels = append(labels, v1alpha1.WindowLabel(addr))
+	}
+	return labels
 }
 
 // searchReleased claims an address whose cooldown is over, before the controller deletes its

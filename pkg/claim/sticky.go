@@ -180,7 +180,7 @@ func (c *Claimer) reserve(ctx context.Context, req Request, space *pool.Block, m
 			return err
 		}
 		if tries++; tries == maxCollisions { // now only what is free by a list
-			if held, err = c.Ledger.Held(ctx, space.Domain); err != nil {
+			if held, err = c.Ledger.Held(ctx, space.Domain, windowsOf(space)...); err != nil {
 				return err
 			}
 		}

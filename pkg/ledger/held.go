@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -37,13 +38,18 @@ func (l *Ledger) HeldInWindow(ctx context.Context, domain string, addr netip.Add
 	return held, nil
 }
 
-// Held returns all addresses of a domain that are held, as etcd has them when it is
-// called. It looks at every allocation of the namespace.
-func (l *Ledger) Held(ctx context.Context, domain string) (map[netip.Addr]bool, error) {
+// Held returns the addresses of a domain that are held, as etcd has them when it is called. The
+// API server looks at every allocation of the namespace for it. If windows are named
+// (v1alpha1.WindowLabel), it sends only what is in them, and that lacks allocations without the
+// label, as in HeldInWindow; otherwise it sends the names of all.
+func (l *Ledger) Held(ctx context.Context, domain string, windows ...string) (map[netip.Addr]bool, error) {
 	held := map[netip.Addr]bool{}
 	err := Retry(ctx, func(context.Context) error { // the list has all the time of ctx
 		clear(held)
 		page := map[string]string{"limit": strconv.Itoa(heldPage)}
+		if len(windows) > 0 {
+			page["labelSelector"] = v1alpha1.LabelWindow + " in (" + strings.Join(windows, ",") + ")"
+		}
 		for {
 			next, err := l.names(ctx, domain, held, page)
 			if err != nil || next == "" {

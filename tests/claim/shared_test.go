@@ -137,6 +137,80 @@ func TestAllocationsWithoutWindow(t *testing.T) {
 	}
 }
 
+// That a pool is full is proved by its own windows, not by the names of all that is held in the
+// cluster; only where much has no label, all names are listed. Nothing is overlooked either way.
+func TestProofOfFull(t *testing.T) {
+	for _, tc := range []struct {
+		name       string
+		subnet     string
+		usable     []string // ranges
+		unlabelled int
+		all        bool // all names are listed
+	}{
+		{"one window", "10.0.0.0/24", []string{"10.0.0.1-10.0.0.62"}, 0, false},
+		{"few without a label", "10.0.0.0/24", []string{"10.0.0.1-10.0.0.62"}, 7, false},
+		{"many without a label", "10.0.0.0/24", []string{"10.0.0.1-10.0.0.62"}, 50, true},
+		{"two windows", "10.0.0.0/16", []string{"10.0.3.250-10.0.3.254", "10.0.9.1-10.0.9.5"}, 0, false},
+		{"too many windows", "10.0.0.0/16", manyRanges(65), 0, true},
+		{"IPv6", "fd00::/64", []string{"fd00::f0-fd00::110"}, 0, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := newShared(t, v1alpha1.IPPoolSpec{Subnet: tc.subnet, Ranges: tc.usable})
+			rig.IPPool(t, c.client, c.ns, "elsewhere", v1alpha1.IPPoolSpec{Subnet: "10.9.0.0/24"})
+			c.hold(t, "elsewhere", "10.9.0.1", "other", "of-10-9-0-1")
+			n := newNode(t, c.ns, "a")
+			usable := addresses(tc.usable)
+			for i, addr := range usable[1:] {
+				if i < tc.unlabelled {
+					c.holdUnlabelled(t, "p", addr)
+				} else {
+					c.hold(t, "p", addr, "other", fmt.Sprint("of-", i))
+				}
+			}
+			var names, windows int
+			n.wire.setLose(func(req *http.Request) loss {
+				switch selector, limited := req.URL.Query().Get("labelSelector"), req.URL.Query().Has("limit"); {
+				case req.Method != http.MethodGet || !limited:
+				case selector == "":
+					names++
+				case strings.HasPrefix(selector, v1alpha1.LabelWindow+" in ("):
+					windows++
+				}
+				return nothing
+			})
+			if got := n.mustAdd(t, "pod", ippool("p")); got != usable[0] {
+				t.Errorf("got %s, want %s, which is free", got, usable[0])
+			}
+			names, windows = 0, 0
+			if _, err := n.add(t.Context(), "one-too-many", ippool("p")); !errors.Is(err, claim.ErrExhausted) {
+				t.Errorf("error %v", err)
+			}
+			if named := windows > 0; names > 0 != tc.all || !named && !tc.all {
+				t.Errorf("%d lists of all names, %d of windows", names, windows)
+			}
+		})
+	}
+}
+
+// addresses are those in ranges.
+func addresses(ranges []string) (all []string) {
+	for _, r := range ranges {
+		first, last, _ := strings.Cut(r, "-")
+		for a := netip.MustParseAddr(first); !netip.MustParseAddr(last).Less(a); a = a.Next() {
+			all = append(all, a.String())
+		}
+	}
+	return all
+}
+
+// manyRanges are ranges of one address, each in a window of its own.
+func manyRanges(n int) (ranges []string) {
+	for i := range n {
+		ranges = append(ranges, fmt.Sprintf("10.0.%d.1-10.0.%d.1", i, i))
+	}
+	return ranges
+}
+
 // Forty pods that wait for an address of a pool that is full cost no forty lists.
 func TestExhaustedSharedPool(t *testing.T) {
 	c := newShared(t, v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/27"})
