@@ -201,38 +201,17 @@ func (h *Hint) lockFile(parts ...string) (*os.File, error) {
 	return os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
 }
 
-// waitForLock waits for the lock of a file, and reports whether it has it before ctx ended. The
-// kernel wakes it: a hundred processes that looked again and again would take the CPU from the one
-// that they wait for. Without locks, as on some file systems, it does not wait.
-func waitForLock(ctx context.Context, lock *os.File) bool {
-	conn, err := lock.SyscallConn()
-	if err != nil {
-		return true
+// waitForLock tries at each interval to get the lock, and reports whether it has it before
+// ctx ended.
+func waitForLock(ctx context.Context, lock *os.File, interval time.Duration) bool {
+	for syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(interval):
+		}
 	}
-	// Control keeps the file open for as long as flock waits, so that it never gets the lock of
-	// another one. If the caller has closed it, the lock goes with the file.
-	flock := func(how int) (err error) {
-		_ = conn.Control(func(fd uintptr) {
-			for err = syscall.EINTR; errors.Is(err, syscall.EINTR); {
-				err = syscall.Flock(int(fd), how)
-			}
-		})
-		return err
-	}
-	if err := flock(syscall.LOCK_EX | syscall.LOCK_NB); !errors.Is(err, syscall.EWOULDBLOCK) {
-		return true
-	}
-	done := make(chan struct{})
-	go func() {
-		_ = flock(syscall.LOCK_EX)
-		close(done)
-	}()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-done:
-		return true
-	}
+	return true
 }
 
 // locked calls f with the lock on the hint, so that f can read an entry and then change

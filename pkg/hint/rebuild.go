@@ -37,7 +37,8 @@ type Rebuilding struct {
 func (h *Hint) Rebuild(ctx context.Context, since time.Time) *Rebuilding {
 	r := &Rebuilding{h: h}
 	r.lock, _ = h.lockFile("rebuild") // if it fails: without a lock
-	if r.lock != nil && !waitForLock(ctx, r.lock) {
+	const interval = 20 * time.Millisecond
+	if r.lock != nil && !waitForLock(ctx, r.lock, interval) {
 		r.unlock()
 		return nil
 	}

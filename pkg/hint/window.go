@@ -90,6 +90,7 @@ func (h *Hint) Listing(ctx context.Context, space v1alpha1.PoolReference) (end f
 	if err != nil { // then each lists for itself
 		return func() {}
 	}
-	waitForLock(ctx, lock)
+	const interval = 5 * time.Millisecond // a window is listed in about as long
+	waitForLock(ctx, lock, interval)
 	return func() { _ = lock.Close() }
 }

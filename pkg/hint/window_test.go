@@ -86,11 +86,11 @@ func TestOneListsAWindow(t *testing.T) {
 	defer func() { _ = lock.Close() }()
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	if waitForLock(ended, lock) {
+	if waitForLock(ended, lock, time.Hour) {
 		t.Error("a second one lists")
 	}
 	end()
-	if !waitForLock(t.Context(), lock) {
+	if !waitForLock(t.Context(), lock, time.Hour) {
 		t.Error("nobody can list any more")
 	}
 }
