@@ -64,7 +64,7 @@ func (b *bench) controller() error {
 	if err := b.calm(); err != nil {
 		return err
 	}
-	t := b.table("Controller", fmt.Sprintf("%s nodes, %d pools with a block for each of them, %s allocations and as many pods. The time to reclaim counts from the end of the grace period. Writes are those to pools, allocations, events and leases.",
+	t := b.table("Controller", fmt.Sprintf("%s nodes, %d pools with a block for each of them, %s allocations and as many pods. The time to reclaim counts from the end of the grace period. Writes are those to pools, allocations and events; the controller's lease is renewed every 2 s beside them.",
 		thousands(b.nodes), poolCount, thousands(b.total)),
 		"seconds", "CPU s", "resident MiB", "peak MiB", "API writes")
 	m, err := b.startController()
