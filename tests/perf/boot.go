@@ -6,6 +6,7 @@ package main
 import (
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
@@ -29,7 +31,9 @@ func (c cost) perCall(all int) float64 { return float64(all) / float64(c.calls) 
 
 func (c cost) perSecond() float64 { return float64(c.calls) / c.elapsed.Seconds() }
 
-// costOf measures calls, so many at once.
+// costOf measures calls, so many at once. One that the API server does not answer in its time is
+// made again, as runtimes do, and takes that much longer: a hundred processes on two slow cores
+// may get there.
 func (b *bench) costOf(together, calls int, call func(i int) (sample, error)) (c cost, err error) {
 	pid, err := b.env.PID("kube-apiserver")
 	if err != nil {
@@ -44,7 +48,22 @@ func (b *bench) costOf(together, calls int, call func(i int) (sample, error)) (c
 		return c, err
 	}
 	c.calls = calls
-	if c.elapsed, c.walls, err = atOnce(together, calls, call); err != nil {
+	const tries = 3
+	var again atomic.Int64
+	c.elapsed, c.walls, err = atOnce(together, calls, func(i int) (s sample, err error) {
+		began := time.Now()
+		for n := 1; ; n++ {
+			s, err = call(i)
+			if err == nil || n == tries || !strings.Contains(err.Error(), ledger.ErrUnavailable.Error()) {
+				break
+			}
+			again.Add(1)
+		}
+		s.wall = max(s.wall, time.Since(began))
+		return s, err
+	})
+	b.report.Again += int(again.Load())
+	if err != nil {
 		return c, err
 	}
 	after, err := b.requests()
