@@ -189,9 +189,8 @@ func (s *search) searchAll(ctx context.Context) (hint.Entry, error) {
 
 func (s *search) searchListed(ctx context.Context) (hint.Entry, error) {
 	s.retryPending(ctx, math.MaxInt)
-	windows := windowsOf(s.space)
-	e, collided, err := s.tryUnheld(ctx, windows)
-	if collided && len(windows) > 0 {
+	e, collided, err := s.tryUnheld(ctx, windowsOf(s.space))
+	if collided {
 		e, _, err = s.tryUnheld(ctx, nil)
 	}
 	if err == nil && !e.Found() && s.cooldownOf(s.space) > 0 {
@@ -212,8 +211,8 @@ func (s *search) searchListed(ctx context.Context) (hint.Entry, error) {
 	return e, err
 }
 
-// tryUnheld tries what is free by a list, of windows or of all names. collided is true if that
-// lacks much that is held.
+// tryUnheld tries what is free by a list, of windows or of all names if there are none. collided
+// is true if a list of windows lacks much that is held.
 func (s *search) tryUnheld(ctx context.Context, windows []string) (e hint.Entry, collided bool, err error) {
 	held, err := s.Ledger.Held(ctx, s.space.Domain, windows...)
 	if err != nil {
