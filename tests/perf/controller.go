@@ -119,7 +119,11 @@ func (b *bench) controller() error {
 	b.target("controller, reclaim 1,000 leaks", of(reclaimLeaks, seconds), 25, " s")
 	b.target("controller, start anew, CPU", of(startAnew, cpu), 10, " s")
 	b.target("controller, start anew, writes then and in the half minute after", of(startAnew, writes)+of(afterStart, writes), 0, "")
-	b.target("controller, peak memory", of(atRest, peak), 450, " MiB")
+	most := 0.0 // of both processes
+	for _, r := range t.Rows {
+		most = max(most, *r.Values[peak])
+	}
+	b.target("controller, peak memory", most, 450, " MiB")
 	b.target("controller, CPU at rest", 100*of(atRest, cpu)/restTime.Seconds(), 1, " %")
 	return nil
 }
