@@ -33,14 +33,16 @@ const (
 	// grace is shorter than anybody would have it, so that it does not hide what
 	// the controller itself takes.
 	grace = 5 * time.Second
-	// restTime is how long the controller is watched while nothing happens.
-	restTime = 30 * time.Second
+	// settleTime is how long a controller that has started anew has for all that it makes sure
+	// of, and restTime how long it is watched after that, while nothing happens.
+	settleTime = time.Minute
+	restTime   = 30 * time.Second
 
 	carve        = "carve the pools"
 	nodeJoins    = "a node joins"
 	reclaimLeaks = "reclaim 1,000 leaks"
 	startAnew    = "start anew, until in sync with all of it"
-	afterStart   = "the half minute after that"
+	afterStart   = "the minute after that"
 	atRest       = "at rest"
 )
 
@@ -103,8 +105,11 @@ func (b *bench) controller() error {
 	if err := b.step(t, startAnew, m, b.ready); err != nil {
 		return err
 	}
-	for _, name := range []string{afterStart, atRest} {
-		if err := b.step(t, name, m, func(*manager) error { return b.pause(restTime) }); err != nil {
+	for _, s := range []struct {
+		name string
+		time time.Duration
+	}{{afterStart, settleTime}, {atRest, restTime}} {
+		if err := b.step(t, s.name, m, func(*manager) error { return b.pause(s.time) }); err != nil {
 			return err
 		}
 	}
@@ -118,7 +123,7 @@ func (b *bench) controller() error {
 	b.target("controller, a node joins, writes", of(nodeJoins, writes), 110, "")
 	b.target("controller, reclaim 1,000 leaks", of(reclaimLeaks, seconds), 25, " s")
 	b.target("controller, start anew, CPU", of(startAnew, cpu), 10, " s")
-	b.target("controller, start anew, writes then and in the half minute after", of(startAnew, writes)+of(afterStart, writes), 0, "")
+	b.target("controller, start anew, writes then and in the minute after", of(startAnew, writes)+of(afterStart, writes), 0, "")
 	most := 0.0 // of both processes
 	for _, r := range t.Rows {
 		most = max(most, *r.Values[peak])
