@@ -15,6 +15,8 @@ import (
 	"syscall"
 
 	_ "k8s.io/client-go/plugin/pkg/client/auth" // the users that kubectl knows
+
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
 var version = "dev" // set by the linker
@@ -45,7 +47,7 @@ func main() {
 	case errors.As(err, &code):
 		os.Exit(int(code))
 	case err != nil:
-		fmt.Fprintln(os.Stderr, "error:", clean(err.Error()))
+		fmt.Fprintln(os.Stderr, "error:", pool.Printable(err.Error()))
 		os.Exit(exitError)
 	}
 }

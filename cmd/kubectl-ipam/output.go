@@ -7,10 +7,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"strconv"
 	"strings"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -18,6 +16,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/crd-ipam/crd-ipam/pkg/inspect"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
 // apiVersion of what -o json writes: within one, fields are added and never changed.
@@ -58,28 +57,15 @@ func (o *options) print(kind string, items any, report *inspect.Report, columns 
 		data = []byte(strings.Replace(string(data), `"items": null`, `"items": []`, 1))
 	}
 	if o.output == "yaml" {
-		if data, err = yaml.JSONToYAML(data); err != nil {
+		// YAML has no such escapes, so it shows them as they are.
+		if data, err = yaml.JSONToYAML([]byte(pool.EscapeJSON(string(data), `\\u%04x`))); err != nil {
 			return err
 		}
 		_, err = o.out.Write(data)
 		return err
 	}
-	_, err = fmt.Fprintln(o.out, escaped(string(data)))
+	_, err = fmt.Fprintln(o.out, pool.EscapeJSON(string(data), `\u%04x`))
 	return err
-}
-
-// escaped escapes what JSON does not, and a terminal takes for a command: other people's texts
-// are in it.
-func escaped(text string) string {
-	var out strings.Builder
-	for _, r := range text {
-		if r >= 0x7f && (unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r)) {
-			fmt.Fprintf(&out, `\u%04x`, r)
-			continue
-		}
-		out.WriteRune(r)
-	}
-	return out.String()
 }
 
 // printer writes columns.
@@ -99,7 +85,7 @@ const (
 )
 
 func (p *printer) paint(colour, text string) painted {
-	text = clean(text)
+	text = pool.Printable(text)
 	if !p.colour || colour == plain {
 		return painted(text)
 	}
@@ -113,40 +99,10 @@ type painted string
 func (p *printer) printf(format string, args ...any) {
 	for i, arg := range args {
 		if text, ok := arg.(string); ok {
-			args[i] = clean(text)
+			args[i] = pool.Printable(text)
 		}
 	}
 	fmt.Fprintf(p.out, format, args...)
-}
-
-// clean returns a text as it may be shown on a terminal, in one line. Whoever may create pods
-// or events writes some of them.
-func clean(text string) string {
-	if strings.ContainsAny(text, "\r\n") {
-		text = oneLine(text)
-	}
-	var out strings.Builder
-	for _, r := range text {
-		switch {
-		case unicode.IsPrint(r):
-			out.WriteRune(r)
-		case unicode.IsSpace(r):
-			out.WriteByte(' ')
-		default:
-			out.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
-		}
-	}
-	return out.String()
-}
-
-func oneLine(text string) string {
-	var lines []string
-	for line := range strings.FieldsFuncSeq(text, func(r rune) bool { return r == '\n' || r == '\r' }) {
-		if line = strings.TrimSpace(line); line != "" {
-			lines = append(lines, line)
-		}
-	}
-	return strings.Join(lines, "; ")
 }
 
 // cell is a text with a colour.
@@ -164,7 +120,7 @@ func (p *printer) table(header []string, rows [][]cell) {
 	rows = append([][]cell{first}, rows...)
 	for _, row := range rows {
 		for i, c := range row {
-			c.text = clean(c.text)
+			c.text = pool.Printable(c.text)
 			row[i] = c
 			width[i] = max(width[i], utf8.RuneCountInString(c.text))
 		}

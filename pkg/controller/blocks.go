@@ -195,5 +195,5 @@ func notReady(reason, message string) metav1.Condition {
 }
 
 func noRoom(nodes []string) string {
-	return fmt.Sprintf("no free ranges for %d nodes: %s", len(nodes), enumerate(nodes))
+	return fmt.Sprintf("no free ranges for %d nodes: %s", len(nodes), pool.Enumerate(nodes))
 }

@@ -68,7 +68,7 @@ func earlierSpec(obj *pool.Object, use *pool.Use) []notice {
 	var parts []string
 	add := func(text string, names []string) {
 		if len(names) > 0 {
-			parts = append(parts, text+enumerate(names))
+			parts = append(parts, text+pool.Enumerate(names))
 		}
 	}
 	add("blocks of nodes ", blocks)
@@ -104,7 +104,7 @@ func foreign(p *pool.Pool, use *pool.Use) []notice {
 	}
 	return []notice{newNotice(v1alpha1.ConditionForeignAddresses, reasonForeign, fmt.Sprintf(
 		"held in this pool's name and not in its subnet %s, requested under an earlier specification or written by mistake: %d addresses of nodes %s",
-		p.Subnet, len(use.Foreign), enumerate(names)))}
+		p.Subnet, len(use.Foreign), pool.Enumerate(names)))}
 }
 
 // full says which nodes have no free address in their block.
@@ -118,7 +118,7 @@ func full(use *pool.Use) []notice {
 	}
 	slices.Sort(names)
 	return []notice{newNotice(v1alpha1.ConditionBlockFull, reasonBlockFull,
-		fmt.Sprintf("no free address in the blocks of %d nodes, pods that need one do not start there: %s", len(names), enumerate(names)))}
+		fmt.Sprintf("no free address in the blocks of %d nodes, pods that need one do not start there: %s", len(names), pool.Enumerate(names)))}
 }
 
 func newlyFull(use *pool.Use) (news []nodeNews) {
@@ -144,8 +144,10 @@ func newlyForeign(p *pool.Pool, use *pool.Use) (news []nodeNews) {
 	return firstFew(news)
 }
 
-// firstFew bounds how many events the writers of allocations can cause at a time.
-func firstFew(news []nodeNews) []nodeNews { return news[:min(len(news), named)] }
+// maxNews is how many events the writers of allocations can cause at a time.
+const maxNews = 10
+
+func firstFew(news []nodeNews) []nodeNews { return news[:min(len(news), maxNews)] }
 
 // nodeCount is how many addresses a node holds, and the first of them.
 type nodeCount struct {
@@ -197,18 +199,6 @@ func podNetwork(obj *pool.Object, nodes []*corev1.Node) []notice {
 	n := newNotice(v1alpha1.ConditionPodNetworkOverlap, reasonPodNetwork, fmt.Sprintf("%s overlaps with the cluster's pod network: node %s has %s", obj.Subnet, first, podCIDR))
 	n.event = n.condition.Message
 	return []notice{n}
-}
-
-// named is how many nodes, or pools, a condition names before it only counts.
-const named = 10
-
-// enumerate names the first few of many.
-func enumerate(names []string) string {
-	text := strings.Join(names[:min(len(names), named)], ", ")
-	if more := len(names) - named; more > 0 {
-		text += fmt.Sprintf(" and %d more", more)
-	}
-	return text
 }
 
 // countBlocks counts blocks that nodes hand out addresses from.

@@ -96,10 +96,10 @@ func overlapping(obj *pool.Object, others, gateways []string) []notice {
 	reason := reasonGateway
 	if len(others) > 0 {
 		reason = reasonOverlap
-		parts = append(parts, fmt.Sprintf("%s overlaps with %s", obj.Subnet, enumerate(others)))
+		parts = append(parts, fmt.Sprintf("%s overlaps with %s", obj.Subnet, pool.Enumerate(others)))
 	}
 	if len(gateways) > 0 {
-		parts = append(parts, fmt.Sprintf("pods may be given the gateway %s: set spec.gateway here, too, or exclude it", enumerate(gateways)))
+		parts = append(parts, fmt.Sprintf("pods may be given the gateway %s: set spec.gateway here, too, or exclude it", pool.Enumerate(gateways)))
 	}
 	if len(parts) == 0 {
 		return nil

@@ -84,7 +84,7 @@ func (r *reservationReconciler) keep(ctx context.Context, res *v1alpha1.IPReserv
 		}
 	}
 	if len(others) > 0 {
-		return notReady(v1alpha1.ReasonHeldByOthers, fmt.Sprintf("%d of %d addresses are kept. The others are kept when they are released: %s", status.Kept, status.Wanted, enumerate(others))), nil
+		return notReady(v1alpha1.ReasonHeldByOthers, fmt.Sprintf("%d of %d addresses are kept. The others are kept when they are released: %s", status.Kept, status.Wanted, pool.Enumerate(others))), nil
 	}
 	return ready(v1alpha1.ReasonReserved, fmt.Sprintf("all %d addresses are kept", status.Wanted)), nil
 }

@@ -108,6 +108,13 @@ type checking struct {
 	// all are those who have an address, and worn those by where it is recorded.
 	all  map[netip.Addr][]wearer
 	worn map[place][]wearer
+	seen map[wearing]bool // what worn has
+}
+
+// wearing is who has an address, and where that is recorded.
+type wearing struct {
+	place
+	wearer
 }
 
 // judge finds what the record shows.

@@ -132,7 +132,7 @@ func (k *checking) gaveBack(w wearer) bool {
 
 // wear finds where what pods have is recorded.
 func (k *checking) wear() {
-	k.worn = map[place][]wearer{}
+	k.worn, k.seen = map[place][]wearer{}, map[wearing]bool{}
 	if k.networks.nads == nil {
 		return
 	}
@@ -153,7 +153,8 @@ func (k *checking) wears(n *cni.Network, w wearer) {
 	if !w.holds(k.allocation(at, w.addr)) && k.gaveBack(w) {
 		return
 	}
-	if !slices.Contains(k.worn[at], w) {
+	if key := (wearing{at, w}); !k.seen[key] {
+		k.seen[key] = true
 		k.worn[at] = append(k.worn[at], w)
 	}
 }
@@ -186,11 +187,10 @@ func notHolding(by []wearer, a *v1alpha1.IPAllocation) (out []wearer) {
 // podsOf returns the pods, each once.
 func podsOf(by []wearer) (pods []string) {
 	for _, w := range by {
-		if !slices.Contains(pods, w.pod) {
-			pods = append(pods, w.pod)
-		}
+		pods = append(pods, w.pod)
 	}
-	return pods
+	slices.Sort(pods)
+	return slices.Compact(pods)
 }
 
 // suspect returns what a finding about an address of pods rests on.
@@ -207,7 +207,7 @@ func (k *checking) onMany(at place, by, others []wearer, a *v1alpha1.IPAllocatio
 	for _, w := range by {
 		texts = append(texts, fmt.Sprintf("pod %s (%s)", w.pod, w.where()))
 	}
-	proof := "annotation " + annotationStatus + " of " + strings.Join(texts, " and of ")
+	proof := "annotation " + annotationStatus + " of " + pool.Enumerate(texts)
 	namespace, _, _ := strings.Cut(by[0].network, "/")
 	if at.site != nil {
 		namespace = at.site.namespace
@@ -215,7 +215,7 @@ func (k *checking) onMany(at place, by, others []wearer, a *v1alpha1.IPAllocatio
 	pods := podsOf(by)
 	message, mend := fmt.Sprintf("pod %s has it on %d interfaces; an address is given to one", pods[0], len(by)), "ask for another address on one of them, in the pod's template, and start the pod again: "+by[0].end()
 	if len(pods) > 1 {
-		message = fmt.Sprintf("%d pods answer on it: %s; %s", len(pods), strings.Join(pods, ", "), whose(a))
+		message = fmt.Sprintf("%d pods answer on it: %s; %s", len(pods), pool.Enumerate(pods), whose(a))
 		other := append(others, by...)[0]
 		mend = "delete the pod whose it is not, so that it starts with another address: " + other.end()
 	}

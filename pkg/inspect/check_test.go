@@ -166,6 +166,15 @@ func TestJudge(t *testing.T) {
 			s.network("n", rail)
 			s.pod("a", "w1", "n net1 10.1.0.2")
 		}, says: []string{"(sys)"}},
+		{name: "an address on as many interfaces as an annotation can name", finds: "AddressOnTwoPods", plant: func(s *scene) {
+			s.pool("sys", "rail", "10.1.0.0/24", "w1")
+			s.network("n", rail)
+			var has []string
+			for i := range 3000 {
+				has = append(has, fmt.Sprintf("n net%d 10.1.0.2", i))
+			}
+			s.pod("a", "w1", append(has, "n "+strings.Repeat("x", 1000)+" 10.1.0.2")...)
+		}, says: []string{"pod ns/a has it on 3000 interfaces", "and 2990 more"}, silent: []string{"net2999", "xxxx"}},
 		{name: "pods on one address of a pool that is gone", finds: "AddressOnTwoPods AllocationWithoutPool", plant: func(s *scene) {
 			s.at("sys")
 			s.network("n", rail)

@@ -24,6 +24,11 @@ const (
 	defaultInterface  = "eth0"
 	// resourceNAD are NetworkAttachmentDefinitions.
 	resourceNAD = "k8s.cni.cncf.io/v1/network-attachment-definitions"
+
+	// The longest names of an interface, and of a network with its namespace. The author of a pod
+	// may write anything.
+	maxInterface = 15
+	maxNetwork   = 63 + len("/") + 253
 )
 
 // status is one network in the annotation that says what a pod has.
@@ -35,12 +40,14 @@ type status struct {
 }
 
 // parseStatus reads it, without the cluster's own network, which is no NetworkAttachmentDefinition.
-// What cannot be read says nothing.
+// What cannot be read says nothing, nor what no interface or network can be called.
 func parseStatus(text string) (out []status) {
 	if json.Unmarshal([]byte(text), &out) != nil {
 		return nil
 	}
-	return slices.DeleteFunc(out, func(s status) bool { return s.Default && !strings.Contains(s.Name, "/") })
+	return slices.DeleteFunc(out, func(s status) bool {
+		return s.Default && !strings.Contains(s.Name, "/") || len(s.Name) > maxNetwork || len(s.Interface) > maxInterface
+	})
 }
 
 func (s status) addresses() (out []netip.Addr) {

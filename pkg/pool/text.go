@@ -7,7 +7,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -18,6 +20,7 @@ const (
 	maxErrors   = 10  // of a specification
 	maxError    = 400 // each of them
 	maxSelector = 400
+	maxNames    = 10 // of Enumerate
 )
 
 // Cut returns a text of at most about the given number of bytes: what is missing
@@ -27,6 +30,59 @@ func Cut(text string, most int) string {
 		return text
 	}
 	return strings.ToValidUTF8(text[:most], "") + fmt.Sprintf("... (%d bytes more)", len(text)-most)
+}
+
+// Enumerate names the first few of many.
+func Enumerate(names []string) string {
+	text := strings.Join(names[:min(len(names), maxNames)], ", ")
+	if more := len(names) - maxNames; more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
+}
+
+// Printable returns a text as it may be shown on a terminal, or in a comment, in one line. Whoever
+// may create pods, events or networks writes some of them.
+func Printable(text string) string {
+	if strings.ContainsAny(text, "\r\n") {
+		text = oneLine(text)
+	}
+	var out strings.Builder
+	for _, r := range text {
+		switch {
+		case unicode.IsPrint(r):
+			out.WriteRune(r)
+		case unicode.IsSpace(r):
+			out.WriteByte(' ')
+		default:
+			out.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
+		}
+	}
+	return out.String()
+}
+
+func oneLine(text string) string {
+	var lines []string
+	for line := range strings.FieldsFuncSeq(text, func(r rune) bool { return r == '\n' || r == '\r' }) {
+		if line = strings.TrimSpace(line); line != "" {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines, "; ")
+}
+
+// EscapeJSON escapes in JSON what need not be, and a terminal takes for a command: other people's
+// texts are in it. The format of an escape, of a rune, is \u%04x where JSON is wanted.
+func EscapeJSON(text, format string) string {
+	var out strings.Builder
+	for _, r := range text {
+		if r >= 0x7f && (unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r)) {
+			fmt.Fprintf(&out, format, r)
+			continue
+		}
+		out.WriteRune(r)
+	}
+	return out.String()
 }
 
 // Explain says what is wrong with a specification: the first errors, and how many

@@ -94,7 +94,8 @@ func newPlan(s *state) *plan {
 		}
 	}
 	for i := range s.pools {
-		if from, ours := s.pools[i].Annotations[annotationFrom]; ours {
+		from, ours := s.pools[i].Annotations[annotationFrom]
+		if _, err := netip.ParsePrefix(s.pools[i].Spec.Subnet); ours && err == nil {
 			network, subnet, _ := strings.Cut(from, " ")
 			p.pools = append(p.pools, &target{scope: scope{network, subnet}, pool: s.pools[i].DeepCopy(), exists: &s.pools[i]})
 		}

@@ -4,6 +4,8 @@
 package whereabouts
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -159,6 +161,46 @@ func TestRefusedPoolIsLeftOut(t *testing.T) {
 	}
 	if all := strings.Join(p.cannot, "\n"); len(p.claims) != 0 || !strings.Contains(all, "10.0.0.5 of pod "+in("c1", "p").PodRef+": its pool would be refused") {
 		t.Errorf("claims %v, cannot %s", p.claims, all)
+	}
+}
+
+// Whoever writes a network or runs whereabouts writes a part of what an administrator applies and
+// reads.
+func TestTextsOfOthers(t *testing.T) {
+	const object = "a\n---\nkind: ClusterRoleBinding\nmetadata:\n  name: mine\n#"
+	const evil = "x\x1b[2J\u009b2J\nb\tc"
+	quoted, _ := json.Marshal(object)
+	p := planOf(state{
+		networks: []network{
+			nad("named", `{"type":"whereabouts","range":"10.0.0.0/24","network_name":`+string(quoted)+`}`),
+			nad("good", `{"type":"whereabouts","range":"10.0.1.0/24","log_file":"`+"\u009b2J\u202e"+`"}`),
+		},
+		ranges: []rangePool{ranged("10.0.1.0-24", "10.0.1.0/24", map[string]entry{"5": in("c1", evil), "x\x1b[2J": in("c2", "p")})},
+	})
+	var pools, all strings.Builder
+	if err := errors.Join(p.writePools(&pools), p.writeAll(&all)); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(pools.String()) {
+		if line == "kind: ClusterRoleBinding\n" {
+			t.Errorf("to apply: %s", pools.String())
+		}
+	}
+	if strings.ContainsAny(all.String(), "\x1b\u009b\u202e") {
+		t.Errorf("the terminal obeys %q", all.String())
+	}
+	if len(p.claims) == 0 || !strings.Contains(all.String(), `x\x1b[2J\u009b2J; b c`) || len(p.patches) != 1 {
+		t.Errorf("%d networks are switched, and nothing is said of pod %q: %s", len(p.patches), evil, all.String())
+	}
+}
+
+// A pool of ours that cannot be is passed over: only CRDs of others let it exist.
+func TestPoolWithoutSubnet(t *testing.T) {
+	s := state{networks: []network{nad("n", `{"type":"whereabouts","range":"10.0.0.0/24"}`)}}
+	s.pools = []v1alpha1.IPPool{{ObjectMeta: metav1.ObjectMeta{Name: "x", Annotations: map[string]string{annotationFrom: " 10.0.0.0/24"}},
+		Spec: v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/33"}}}
+	if p := planOf(s); len(p.patches) != 1 || len(p.pools) != 1 || p.pools[0].pool.Name != "10.0.0.0-24" {
+		t.Errorf("%+v", p)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
 // toApply are the pools that do not exist, or are to be disabled or enabled.
@@ -32,7 +33,7 @@ func (p *plan) toApply() (out []*target) {
 func (p *plan) writePools(w io.Writer) error {
 	for _, t := range p.pools {
 		if t.refused != "" {
-			fmt.Fprintf(w, "# pool %s is left out: %s\n", t.pool.Name, strings.ReplaceAll(t.refused, "\n", "; "))
+			fmt.Fprintf(w, "# pool %s is left out: %s\n", pool.Printable(t.pool.Name), pool.Printable(t.refused))
 		}
 	}
 	for _, t := range p.toApply() {
@@ -45,7 +46,7 @@ func (p *plan) writePools(w io.Writer) error {
 		}
 		fmt.Fprintln(w, "---")
 		for _, reason := range t.held {
-			fmt.Fprintln(w, "# disabled:", reason)
+			fmt.Fprintln(w, "# disabled:", pool.Printable(reason))
 		}
 		if _, err := w.Write(data); err != nil {
 			return err
@@ -61,7 +62,7 @@ func (p *plan) writePatches(w io.Writer) error {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(w, "kubectl -n %s patch network-attachment-definitions %s --type=merge -p %s\n", patch.network.Namespace, patch.network.Name, quote(string(data)))
+		fmt.Fprintf(w, "kubectl -n %s patch network-attachment-definitions %s --type=merge -p %s\n", patch.network.Namespace, patch.network.Name, quote(pool.EscapeJSON(string(data), `\u%04x`)))
 	}
 	return nil
 }
@@ -85,7 +86,7 @@ func (p *plan) writeAll(w io.Writer) error {
 	}
 	fmt.Fprintf(w, "\n# What cannot be mapped, and stays as it is: %d\n", len(p.cannot))
 	for _, text := range p.cannot {
-		fmt.Fprintln(w, text)
+		fmt.Fprintln(w, pool.Printable(text))
 	}
 	return nil
 }
@@ -95,7 +96,11 @@ func (p *plan) writeClaims(w io.Writer) error {
 	fmt.Fprintln(t, "POOL\tADDRESS\tPOD\tNODE\tINTERFACE\tCONTAINER\tACTION\tREMARK")
 	for _, c := range p.claims {
 		s := c.alloc.Spec
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%.12s\t%s\t%s\n", s.PoolRef.Name, s.Address, podOf(c.alloc), s.NodeName, s.InterfaceName, s.ContainerID, c.action, c.remark)
+		row := []string{s.PoolRef.Name, s.Address, podOf(c.alloc), s.NodeName, s.InterfaceName, fmt.Sprintf("%.12s", s.ContainerID), string(c.action), c.remark}
+		for i := range row {
+			row[i] = pool.Printable(row[i])
+		}
+		fmt.Fprintln(t, strings.Join(row, "\t"))
 	}
 	if err := t.Flush(); err != nil {
 		return err
