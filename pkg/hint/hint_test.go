@@ -259,6 +259,40 @@ func TestUnansweredCreatesOfOneAddressAreOneNote(t *testing.T) {
 	}
 }
 
+// A note names interfaces as they are, whatever CNI allows in a name.
+func TestUnansweredCreatesOfOddInterfaces(t *testing.T) {
+	h := newHint(t)
+	var all []Entry
+	for _, name := range []string{"net1", "a;b", ";", "a@b", "é", `a"b`, "..x"} {
+		e := heldBy(Attachment{ContainerID: "aaaa", Interface: name}, addr1, "")
+		if !h.Releasing(e) || !h.IsPending(e) {
+			t.Errorf("%q: the release is not noted", name)
+		}
+		all = append(all, e)
+	}
+	if got := pending(h); !slices.Equal(got, all) {
+		t.Errorf("pending: %v, want %v", got, all)
+	}
+	for _, e := range all {
+		h.Released(e)
+	}
+	if got := pending(h); len(got) > 0 {
+		t.Errorf("after they were released: %v", got)
+	}
+}
+
+// A node is upgraded, and rolled back, with notes on it.
+func TestUnansweredCreatesOfAnEarlierVersion(t *testing.T) {
+	const text = "1700000000;aaaa/net1;bbbb/net1"
+	since, all := parseUnansweredText(text)
+	if want := []Attachment{podA, podB}; since.Unix() != 1700000000 || !slices.Equal(all, want) {
+		t.Errorf("since %v: %v", since, all)
+	}
+	if got := unansweredText(since, all); got != text {
+		t.Errorf("written: %q", got)
+	}
+}
+
 // What a DEL could not find out is found by whoever makes the hint complete.
 func TestReleasingAttachment(t *testing.T) {
 	h := newHint(t)
