@@ -119,7 +119,8 @@ type network struct {
 		} `json:"cni"`
 	} `json:"args"`
 	// dataDirs are the directories that a call would use instead of IPAM.DataDir if its
-	// configuration did not name that: for example a DEL with a shortened configuration.
+	// configuration did not name that: for example a DEL with a shortened configuration, or
+	// one that finds nv-ipam.conf torn.
 	dataDirs []string
 	// stdin is the configuration, unparsed.
 	stdin []byte
@@ -203,9 +204,11 @@ func readSettings(confDir string) (file Settings, err error) {
 	return file, nil
 }
 
-// findDataDirs sets dataDirs, if the configuration itself (without nv-ipam.conf) names a
-// data directory or a directory for nv-ipam.conf.
+// findDataDirs sets dataDirs: the default, for calls that cannot read the nv-ipam.conf which named
+// another; and, if the configuration itself names a data directory or a directory for nv-ipam.conf,
+// what the files say.
 func (n *network) findDataDirs(own Settings) {
+	n.addDataDir(defaultDataDir)
 	if own.DataDir == "" && own.ConfDir == "" {
 		return
 	}
@@ -215,9 +218,13 @@ func (n *network) findDataDirs(own Settings) {
 	}
 	for _, confDir := range confDirs {
 		file, _ := readSettings(confDir)
-		if dir := first(file.DataDir, defaultDataDir); dir != n.IPAM.DataDir && !slices.Contains(n.dataDirs, dir) {
-			n.dataDirs = append(n.dataDirs, dir)
-		}
+		n.addDataDir(first(file.DataDir, defaultDataDir))
+	}
+}
+
+func (n *network) addDataDir(dir string) {
+	if dir != n.IPAM.DataDir && !slices.Contains(n.dataDirs, dir) {
+		n.dataDirs = append(n.dataDirs, dir)
 	}
 }
 
