@@ -43,11 +43,11 @@ const (
 	defaultLogLevel = "info"
 	// defaultNamespace is where nv-ipam looks for pools when it is not told.
 	defaultNamespace = "kube-system"
-	defaultDataDir   = "/var/lib/cni/nv-ipam"
+	DefaultDataDir   = "/var/lib/cni/nv-ipam"
 )
 
 // installedSettings is a copy of nv-ipam.conf. It is a variable for tests.
-var installedSettings = filepath.Join(defaultDataDir, confFile)
+var installedSettings = filepath.Join(DefaultDataDir, confFile)
 
 // Limits in bytes: maxConfig for stdin (a GC may name some thousand attachments) and for
 // nv-ipam.conf, maxArgs for CNI_ARGS. Larger input is a mistake or an attack.
@@ -119,7 +119,8 @@ type network struct {
 		} `json:"cni"`
 	} `json:"args"`
 	// dataDirs are the directories that a call would use instead of IPAM.DataDir if its
-	// configuration did not name that: for example a DEL with a shortened configuration.
+	// configuration did not name that: for example a DEL with a shortened configuration, or
+	// one that finds nv-ipam.conf torn.
 	dataDirs []string
 	// stdin is the configuration, unparsed.
 	stdin []byte
@@ -176,7 +177,7 @@ func (s *Settings) complete() error {
 	s.fillFrom(file)
 	s.fillFrom(Settings{
 		LogFile: defaultLogFile, LogLevel: defaultLogLevel, PoolType: string(pool.DefaultKind),
-		PoolsNamespace: defaultNamespace, DataDir: defaultDataDir,
+		PoolsNamespace: defaultNamespace, DataDir: DefaultDataDir,
 	})
 	return err
 }
@@ -203,9 +204,11 @@ func readSettings(confDir string) (file Settings, err error) {
 	return file, nil
 }
 
-// findDataDirs sets dataDirs, if the configuration itself (without nv-ipam.conf) names a
-// data directory or a directory for nv-ipam.conf.
+// findDataDirs sets dataDirs: the default, for calls that cannot read the nv-ipam.conf which named
+// another; and, if the configuration itself names a data directory or a directory for nv-ipam.conf,
+// what the files say.
 func (n *network) findDataDirs(own Settings) {
+	n.addDataDir(DefaultDataDir)
 	if own.DataDir == "" && own.ConfDir == "" {
 		return
 	}
@@ -215,9 +218,13 @@ func (n *network) findDataDirs(own Settings) {
 	}
 	for _, confDir := range confDirs {
 		file, _ := readSettings(confDir)
-		if dir := first(file.DataDir, defaultDataDir); dir != n.IPAM.DataDir && !slices.Contains(n.dataDirs, dir) {
-			n.dataDirs = append(n.dataDirs, dir)
-		}
+		n.addDataDir(first(file.DataDir, DefaultDataDir))
+	}
+}
+
+func (n *network) addDataDir(dir string) {
+	if dir != n.IPAM.DataDir && !slices.Contains(n.dataDirs, dir) {
+		n.dataDirs = append(n.dataDirs, dir)
 	}
 }
 
@@ -231,19 +238,37 @@ func (n *network) registerDataDir(log *slog.Logger) {
 
 // readConfig reads a regular file of at most maxConfig bytes.
 func readConfig(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // do not wait for the writer of a pipe
+	f, err := OpenRegular(path)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	if info, err := f.Stat(); err == nil && !info.Mode().IsRegular() {
-		return nil, errors.New("it is not a regular file")
-	}
 	data, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
 	if err == nil && len(data) > maxConfig {
 		err = fmt.Errorf("it has more than %d bytes", maxConfig)
 	}
 	return data, err
+}
+
+// ErrNotRegular: what is there is a directory, a pipe, a socket or a device.
+var ErrNotRegular = errors.New("not a regular file")
+
+// OpenRegular opens a regular file for reading. It waits for nobody, not for the writer of a pipe
+// either.
+func OpenRegular(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	notRegular := &fs.PathError{Op: "open", Path: path, Err: ErrNotRegular}
+	if errors.Is(err, syscall.ENXIO) { // a socket
+		return nil, notRegular
+	}
+	if err != nil {
+		return nil, err
+	}
+	if info, err := f.Stat(); err == nil && !info.Mode().IsRegular() {
+		_ = f.Close()
+		return nil, notRegular
+	}
+	return f, nil
 }
 
 // checkPaths refuses relative paths, and replaces them by the defaults: they would depend
@@ -256,7 +281,7 @@ func (s *Settings) checkPaths() error {
 		path     *string
 		fallback string
 	}{
-		{"confDir", &s.ConfDir, defaultConfDir}, {"kubeconfig", &s.Kubeconfig, ""}, {"dataDir", &s.DataDir, defaultDataDir},
+		{"confDir", &s.ConfDir, defaultConfDir}, {"kubeconfig", &s.Kubeconfig, ""}, {"dataDir", &s.DataDir, DefaultDataDir},
 	} {
 		if *p.path != "" && !filepath.IsAbs(*p.path) {
 			errs = append(errs, fmt.Errorf("ipam.%s: %q is not an absolute path", p.key, *p.path))

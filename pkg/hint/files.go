@@ -11,10 +11,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
 // list opens a directory of the hint and reads its names. The caller closes it. If it
@@ -138,8 +141,56 @@ func (h *Hint) tidyOthers() {
 		if other.Same(h) || other.youngerThan(staleAge) || other.youngerThan(staleAge, "claims") || other.youngerThan(staleAge, "releases") {
 			continue
 		}
-		_ = os.RemoveAll(other.dir)
+		other.removeAll()
 	}
+}
+
+// removeAll removes the hint. What else is in its directories stays, and they with it: it may be
+// somebody else's directory after all.
+func (h *Hint) removeAll() {
+	clearDir(h.path("claims"), isEntry)
+	clearDir(h.path("releases"), isEntry)
+	clearDir(h.path("pools"), isPoolFile)
+	clearDir(h.dir, func(path string) bool {
+		return slices.Contains([]string{"lost", "lock", "rebuild"}, filepath.Base(path)) && !isDir(path)
+	})
+}
+
+// clearDir removes what ours says from a directory, and then that, if it is empty. It does
+// nothing if it is not a directory.
+func clearDir(dir string, ours func(path string) bool) {
+	if !isDir(dir) {
+		return
+	}
+	files, _ := filepath.Glob(filepath.Join(escape(dir), "*"))
+	for _, path := range files {
+		if ours(path) {
+			_ = os.Remove(path)
+		}
+	}
+	_ = os.Remove(dir)
+}
+
+func isDir(path string) bool {
+	info, err := os.Lstat(path)
+	return err == nil && info.IsDir()
+}
+
+// isEntry reports whether a file is a symbolic link that leads nowhere, as all entries do.
+func isEntry(path string) bool {
+	if _, err := os.Readlink(path); err != nil {
+		return false
+	}
+	_, err := os.Stat(path)
+	return err != nil
+}
+
+// isPoolFile reports whether a file in pools/ has a name that the hint gives.
+func isPoolFile(path string) bool {
+	name := filepath.Base(path)
+	kind, _, _ := strings.Cut(name, ".")
+	_, err := pool.ParseType(kind)
+	return (err == nil || name == labelsFile || strings.HasPrefix(name, tmpMark)) && !isDir(path)
 }
 
 // rename creates a file under a temporary name and moves it into place, so that nobody

@@ -135,13 +135,23 @@ func All(root string, log *slog.Logger) []*Hint {
 	for _, dir := range append([]string{root}, registered(root)...) {
 		homes, _ := filepath.Glob(filepath.Join(escape(dir), "*@*"))
 		for _, home := range homes {
-			namespace, site, _ := strings.Cut(filepath.Base(home), "@")
-			if info, err := os.Lstat(home); err == nil && info.IsDir() {
+			namespace, site, ours := parseHome(filepath.Base(home))
+			if info, err := os.Lstat(home); ours && err == nil && info.IsDir() {
 				out = append(out, &Hint{Namespace: namespace, Site: site, root: dir, dir: home, log: log})
 			}
 		}
 	}
 	return out
+}
+
+// parseHome takes apart the name of a hint's directory. ours is false if Open makes no such
+// name for a site of ledger.SiteOf: others may keep theirs in the same data directory.
+func parseHome(name string) (namespace, site string, ours bool) {
+	namespace, site, _ = strings.Cut(name, "@")
+	const bytes = 8
+	id, err := hex.DecodeString(site)
+	isSite := site == UnknownSite || err == nil && len(id) == bytes && hex.EncodeToString(id) == site
+	return namespace, site, isSite && len(validation.IsDNS1123Label(namespace)) == 0
 }
 
 // escape returns a pattern for filepath.Glob that matches only the path.

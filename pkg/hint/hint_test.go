@@ -33,12 +33,18 @@ var (
 	podB  = Attachment{ContainerID: "bbbb", Interface: "net1"}
 )
 
+// Sites as ledger.SiteOf makes them.
+const (
+	siteA = "0123456789abcdef"
+	siteB = "fedcba9876543210"
+)
+
 func heldBy(att Attachment, a netip.Addr, uid types.UID) Entry {
 	return Entry{Attachment: att, Domain: "p", Address: a, UID: uid}
 }
 
 func newHint(t testing.TB) *Hint {
-	return Open(t.TempDir(), "cluster", "ns", slog.New(slog.DiscardHandler))
+	return Open(t.TempDir(), siteA, "ns", slog.New(slog.DiscardHandler))
 }
 
 func must(t *testing.T, err error) {
@@ -128,9 +134,9 @@ func TestHoldingSeesAllPoolsAndNobodyElses(t *testing.T) {
 // One namespace of one cluster knows nothing of another's claims, and says so.
 func TestHintsOfNamespacesAndClustersAreApart(t *testing.T) {
 	root, log := t.TempDir(), slog.New(slog.DiscardHandler)
-	h := Open(root, "cluster", "ns", log)
+	h := Open(root, siteA, "ns", log)
 	rebuild(t, h, heldBy(podA, addr1, "u1"))
-	for _, other := range []*Hint{Open(root, "cluster", "other", log), Open(root, "second", "ns", log), Open(root, "cluster", "../ns", log)} {
+	for _, other := range []*Hint{Open(root, siteA, "other", log), Open(root, siteB, "ns", log), Open(root, siteA, "../ns", log)} {
 		if found, sure := other.Holding(podA); sure || len(found) > 0 {
 			t.Errorf("%s: holds %v, sure %v", other.dir, found, sure)
 		}
@@ -149,7 +155,7 @@ func TestRegisteredDirectoriesAreFound(t *testing.T) {
 	root, dir, log := t.TempDir(), filepath.Join(t.TempDir(), "[x]*"), slog.New(slog.DiscardHandler)
 	Register(root, dir, log)
 	Register(root, dir, log)
-	h := Open(dir, "cluster", "ns", log)
+	h := Open(dir, siteA, "ns", log)
 	h.Claimed(heldBy(podA, addr1, "u1"))
 	all := All(root, log)
 	if len(all) != 1 || !all[0].Same(h) {
@@ -256,6 +262,40 @@ func TestUnansweredCreatesOfOneAddressAreOneNote(t *testing.T) {
 	}
 	if notes, err = os.ReadDir(h.path("releases")); err != nil || len(notes) != 0 {
 		t.Errorf("%v, %v", notes, err)
+	}
+}
+
+// A note names interfaces as they are, whatever CNI allows in a name.
+func TestUnansweredCreatesOfOddInterfaces(t *testing.T) {
+	h := newHint(t)
+	var all []Entry
+	for _, name := range []string{"net1", "a;b", ";", "a@b", "é", `a"b`, "..x"} {
+		e := heldBy(Attachment{ContainerID: "aaaa", Interface: name}, addr1, "")
+		if !h.Releasing(e) || !h.IsPending(e) {
+			t.Errorf("%q: the release is not noted", name)
+		}
+		all = append(all, e)
+	}
+	if got := pending(h); !slices.Equal(got, all) {
+		t.Errorf("pending: %v, want %v", got, all)
+	}
+	for _, e := range all {
+		h.Released(e)
+	}
+	if got := pending(h); len(got) > 0 {
+		t.Errorf("after they were released: %v", got)
+	}
+}
+
+// A node is upgraded, and rolled back, with notes on it.
+func TestUnansweredCreatesOfAnEarlierVersion(t *testing.T) {
+	const text = "1700000000;aaaa/net1;bbbb/net1"
+	since, all := parseUnansweredText(text)
+	if want := []Attachment{podA, podB}; since.Unix() != 1700000000 || !slices.Equal(all, want) {
+		t.Errorf("since %v: %v", since, all)
+	}
+	if got := unansweredText(since, all); got != text {
+		t.Errorf("written: %q", got)
 	}
 }
 
@@ -446,6 +486,50 @@ func TestFormerHintIsAdopted(t *testing.T) {
 	}
 }
 
+// The data directory may be one that others use, too: what is theirs is neither read nor removed,
+// however old it is.
+func TestWhatOthersKeepBesideTheHintStays(t *testing.T) {
+	h := newHint(t)
+	foreign := []string{
+		"backup@2024/db/f", "pgsql@14/f", "UPPER@" + siteA + "/claims/f", "ns@" + strings.ToUpper("abcdef0123456789") + "/claims/f", "ns@" + siteA + "0/f",
+		// In a directory that has the name of a hint.
+		"other@" + siteA + "/f", "other@" + siteA + "/db/f", "other@" + siteA + "/claims/f", "other@" + siteA + "/claims/db/f", "other@" + siteA + "/pools/f",
+		"other@" + siteA + "/lock/f",
+		// In directories that the first version had.
+		"claims/db/f", "claims/f", "owed/f", "pools/f", "pools/db/f", "lock/f",
+	}
+	for _, name := range foreign {
+		path := filepath.Join(h.root, name)
+		must(t, os.MkdirAll(filepath.Dir(path), 0o700))
+		must(t, os.WriteFile(path, []byte("x"), 0o600))
+		must(t, os.Symlink("f", filepath.Join(filepath.Dir(path), "link")))
+	}
+	other := Open(h.root, siteA, "other", h.log)
+	other.Claimed(heldBy(podA, addr1, "u1"))
+	dirs, err := filepath.Glob(filepath.Join(h.root, "*"))
+	must(t, err)
+	for _, dir := range dirs {
+		for _, part := range []string{"", "claims", "releases"} {
+			if at := filepath.Join(dir, part); isDir(at) {
+				must(t, os.Chtimes(at, time.Unix(0, 0), time.Unix(0, 0)))
+			}
+		}
+	}
+	rebuild(t, h)
+	for _, name := range foreign {
+		path := filepath.Join(h.root, name)
+		if data, err := os.ReadFile(path); err != nil || string(data) != "x" {
+			t.Errorf("%s: %q, %v", name, data, err)
+		}
+		if _, err := os.Lstat(filepath.Join(filepath.Dir(path), "link")); err != nil {
+			t.Error(err)
+		}
+	}
+	if found := find(t, other, podA); len(found) > 0 {
+		t.Errorf("of a hint that was long not used there is still %v", found)
+	}
+}
+
 func TestTemporaryFilesOfDeadProcessesAreRemoved(t *testing.T) {
 	h := newHint(t)
 	rebuild(t, h)
@@ -476,7 +560,7 @@ func TestWhatIsGoneIsForgotten(t *testing.T) {
 		"young": func(o *Hint) { rebuild(t, o) },
 	}
 	for ns, f := range others {
-		o := Open(h.root, "cluster", ns, h.log)
+		o := Open(h.root, siteA, ns, h.log)
 		f(o)
 		for _, part := range []string{"claims", "releases", ""} {
 			if _, err := os.Lstat(o.path(part)); err == nil && ns != "young" {
@@ -668,7 +752,7 @@ func TestForeign(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			dir := t.TempDir()
-			h := Open(dir, "cluster", "ns", slog.New(slog.DiscardHandler))
+			h := Open(dir, siteA, "ns", slog.New(slog.DiscardHandler))
 			if tc.store != "" {
 				must(t, os.WriteFile(filepath.Join(dir, "store"), []byte(tc.store), 0o600))
 			}
@@ -681,7 +765,7 @@ func TestForeign(t *testing.T) {
 			// The host has the directory under another path than who has closed it.
 			moved := filepath.Join(t.TempDir(), "moved")
 			must(t, os.Rename(dir, moved))
-			h = Open(moved, "cluster", "ns", h.log)
+			h = Open(moved, siteA, "ns", h.log)
 			if got := slices.Sorted(maps.Keys(h.Foreign())); !slices.Equal(got, tc.want) {
 				t.Errorf("got %q, want %q", got, tc.want)
 			}

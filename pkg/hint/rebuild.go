@@ -234,13 +234,23 @@ func (h *Hint) takeOverOldFormat() {
 			}
 		}
 	}
-	for _, dir := range []string{"owed", "releasing", "claiming", "claims", "pools"} {
-		if info, err := os.Lstat(filepath.Join(h.root, dir)); err == nil && info.IsDir() {
-			_ = os.RemoveAll(filepath.Join(h.root, dir))
-		}
+	h.removeOldFormat()
+}
+
+// removeOldFormat removes the entries of the first version and what is empty then. Others may
+// have directories of these names in the same data directory.
+func (h *Hint) removeOldFormat() {
+	pools, _ := filepath.Glob(filepath.Join(escape(h.root), "claims", "*"))
+	for _, dir := range pools {
+		clearDir(dir, isEntry)
 	}
-	if _, err := os.Lstat(filepath.Join(h.root, "lock")); err == nil {
-		_ = os.Remove(filepath.Join(h.root, "lock"))
+	for _, dir := range []string{"owed", "releasing", "claiming", "claims"} {
+		clearDir(filepath.Join(h.root, dir), isEntry)
+	}
+	clearDir(filepath.Join(h.root, "pools"), isPoolFile)
+	lock := filepath.Join(h.root, "lock")
+	if info, err := os.Lstat(lock); err == nil && info.Mode().IsRegular() && info.Size() == 0 {
+		_ = os.Remove(lock)
 	}
 }
 

@@ -250,7 +250,7 @@ func TestIncompleteWhileTakingOver(t *testing.T) {
 	r.Enter(time.Now(), nil)
 	r.End()
 	must(t, os.MkdirAll(filepath.Join(h.root, "claims"), 0o700))
-	other := Open(h.root, "cluster", "other", slog.New(slog.DiscardHandler))
+	other := Open(h.root, siteA, "other", slog.New(slog.DiscardHandler))
 	must(t, os.MkdirAll(other.path("claims"), 0o700))
 	must(t, os.Symlink(markText(), other.path("claims", completeMark)))
 	r = h.Rebuild(t.Context(), time.Time{})

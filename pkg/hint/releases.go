@@ -137,16 +137,21 @@ func (h *Hint) editUnanswered(e Entry, edit func([]Attachment) []Attachment) err
 func unansweredText(since time.Time, all []Attachment) string {
 	parts := []string{seconds(since)}
 	for _, a := range all {
-		parts = append(parts, a.ContainerID+"/"+a.Interface)
+		parts = append(parts, a.ContainerID+"/"+strings.ReplaceAll(a.Interface, ";", insteadOfSemicolon))
 	}
 	return strings.Join(parts, ";")
 }
+
+// insteadOfSemicolon stands in the note for a semicolon in an interface's name. CNI allows that,
+// and no colon. Every other name stands there as it is, so that an earlier version of the plugin
+// reads the note, and this one what that has written.
+const insteadOfSemicolon = ":"
 
 func parseUnansweredText(text string) (since time.Time, all []Attachment) {
 	parts := strings.Split(text, ";")
 	for _, part := range parts[1:] {
 		if container, ifName, ok := strings.Cut(part, "/"); ok {
-			all = append(all, Attachment{container, ifName})
+			all = append(all, Attachment{container, strings.ReplaceAll(ifName, insteadOfSemicolon, ";")})
 		}
 	}
 	return parseSeconds(parts[0]), all

@@ -8,11 +8,14 @@ package install
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/crd-ipam/crd-ipam/pkg/cni"
 )
 
 // tempMark is in the name of every file that is not in its place yet.
@@ -28,6 +31,9 @@ func WriteFile(path string, data []byte, mode fs.FileMode) error {
 // not nil, looks at the file before it gets there.
 func place(path string, content io.Reader, mode fs.FileMode, check func(tmp string) error) (err error) {
 	dir := filepath.Dir(path)
+	if info, err := os.Lstat(path); err == nil && info.IsDir() {
+		return fmt.Errorf("%s is a directory, and a file belongs there: move it away, or delete it", path)
+	}
 	if err := removeTemps(path); err != nil {
 		return err
 	}
@@ -54,6 +60,16 @@ func place(path string, content io.Reader, mode fs.FileMode, check func(tmp stri
 		return err
 	}
 	return syncDir(dir)
+}
+
+// readRegular reads a regular file. It does not hang where somebody has put a pipe.
+func readRegular(path string) ([]byte, error) {
+	f, err := cni.OpenRegular(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	return io.ReadAll(f)
 }
 
 // removeTemps removes what a process that was killed has left.

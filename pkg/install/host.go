@@ -24,11 +24,10 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/cni"
 )
 
-// Names of what is installed; the first two are nv-ipam's.
+// Names of what is installed, which are nv-ipam's.
 const (
 	binaryName = "nv-ipam"
 	confName   = "nv-ipam.conf"
-	recordName = "installed.json"
 )
 
 const (
@@ -56,6 +55,9 @@ type Host struct {
 	Settings *Settings
 	// DataDir is the plugin's, where the record of what was installed is kept.
 	DataDir string
+	// FormerDataDirs may have the record of an earlier run, beside the directory that
+	// nv-ipam.conf names.
+	FormerDataDirs []string
 	// Root is where the host's root directory is, for Status: empty if it is this
 	// process's own.
 	Root string
@@ -75,92 +77,18 @@ func (h *Host) Confs() []string {
 	return []string{filepath.Join(h.ConfDir, confName), filepath.Join(h.DataDir, confName)}
 }
 
-// record is what was installed: checksums by path, so that only what is still as
-// it was installed is taken away again. A file without checksum changes all the
-// time, and is ours whatever is in it.
-type record struct {
-	Files map[string]string `json:"files"`
-	// Before are the checksums of what may still be in the place of some of them: a process
-	// may be killed between its note and its write.
-	Before map[string]string `json:"before,omitempty"`
-	// Dirs that were made, to be removed when they are empty.
-	Dirs []string `json:"dirs,omitempty"`
-}
-
-// installed reports whether a file with this checksum is one that was installed there.
-func (r *record) installed(path, sum string) bool {
-	want, ok := r.Files[path]
-	return ok && (want == "" || sum == want || sum == r.Before[path])
-}
-
-func (h *Host) recordPath() string { return filepath.Join(h.DataDir, recordName) }
-
-func (h *Host) readRecord() (*record, error) {
-	r := &record{Files: map[string]string{}, Before: map[string]string{}}
-	data, err := os.ReadFile(h.recordPath())
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return r, nil
-	case err != nil:
-		return nil, err
-	}
-	if err := json.Unmarshal(data, r); err != nil {
-		return nil, fmt.Errorf("%s is not valid: %w", h.recordPath(), err)
-	}
-	return r, nil
-}
-
-// note enters a file before it is put in its place, so that a process that is
-// killed leaves nothing that is not known.
-func (h *Host) note(path, sum string) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	r, err := h.readRecord()
-	if err != nil {
-		return err
-	}
-	for _, dir := range []string{h.DataDir, filepath.Dir(path)} {
-		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-			r.Dirs = append(r.Dirs, dir)
-		}
-		mode := fs.FileMode(0o755)
-		if dir == h.DataDir {
-			mode = 0o700 // as the plugin makes it
-		}
-		if err := os.MkdirAll(dir, mode); err != nil {
-			return err
-		}
-	}
-	if before, ok := r.Files[path]; ok && before == sum {
-		return nil
-	}
-	if got, err := fileSum(path); err == nil && r.installed(path, got) && sum != "" {
-		r.Before[path] = got
-	}
-	r.Files[path] = sum
-	return h.writeRecord(r)
-}
-
-func (h *Host) writeRecord(r *record) error {
-	data, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	return WriteFile(h.recordPath(), append(data, '\n'), secretMode)
-}
-
 // Foreign reports whether the plugin that is there was not installed by this:
 // it is nv-ipam's then, or nobody's.
 func (h *Host) Foreign() (bool, error) {
 	if h.Source == "" {
 		return false, nil
 	}
-	r, err := h.readRecord()
+	r, err := readRecord(h.DataDir)
 	if err != nil {
 		return false, err
 	}
 	sum, err := fileSum(h.Binary())
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, cni.ErrNotRegular) {
 		return true, nil
 	}
 	if err != nil {
@@ -327,11 +255,11 @@ func (h *Host) uninstall() (left []string, err error) {
 	if err != nil {
 		return left, err
 	}
-	r, err := h.readRecord()
+	r, err := readRecord(h.DataDir)
 	if err != nil {
 		return left, err
 	}
-	if err := ignoreMissing(os.Remove(h.recordPath())); err != nil {
+	if err := ignoreMissing(os.Remove(recordPath(h.DataDir))); err != nil {
 		return left, err
 	}
 	for _, dir := range r.Dirs {
@@ -345,7 +273,7 @@ func (h *Host) uninstall() (left []string, err error) {
 func (h *Host) remove(chosen func(path string) bool) (left []string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	r, err := h.readRecord()
+	r, err := readRecord(h.DataDir)
 	if err != nil {
 		return nil, err
 	}
@@ -372,15 +300,16 @@ func (h *Host) remove(chosen func(path string) bool) (left []string, err error) 
 	return left, errors.Join(errs...)
 }
 
-// removeIf removes a file if its checksum is one of ours. A file that is not there is fine.
+// removeIf removes a file if its checksum is one of ours. A file that is not there is fine; what
+// is no file was put there by somebody else.
 func removeIf(path string, ours func(sum string) bool) (changed bool, err error) {
 	got, err := fileSum(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return false, ignoreMissing(removeTemps(path))
-	case err != nil:
+	case err != nil && !errors.Is(err, cni.ErrNotRegular):
 		return false, err
-	case !ours(got):
+	case err != nil || !ours(got):
 		return true, ignoreMissing(removeTemps(path))
 	}
 	return false, errors.Join(os.Remove(path), removeTemps(path))
@@ -394,7 +323,7 @@ func ignoreMissing(err error) error {
 }
 
 func fileSum(path string) (string, error) {
-	f, err := os.Open(path)
+	f, err := cni.OpenRegular(path)
 	if err != nil {
 		return "", err
 	}

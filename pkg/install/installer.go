@@ -5,6 +5,7 @@ package install
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -40,6 +41,9 @@ type Installer struct {
 
 // SetUp makes the host as it should be.
 func (i *Installer) SetUp(ctx context.Context) error {
+	if err := i.Host.takeOver(); err != nil {
+		return err
+	}
 	if i.Credentials != nil { // the plugin will need them
 		if _, err := i.Credentials.ensure(ctx); err != nil && !i.Credentials.good(time.Now()) {
 			return err
@@ -207,7 +211,9 @@ func (i *Installer) Stay(ctx context.Context, what string, f func() error) error
 
 // Remove takes away what was installed; the plugin's data stays.
 func (i *Installer) Remove() error {
+	takenOver := i.Host.takeOver()
 	left, err := i.Host.uninstall()
+	err = errors.Join(takenOver, err)
 	for _, path := range left {
 		i.Log.Warn("not removed: somebody has changed it since it was installed", "path", path)
 	}

@@ -61,7 +61,7 @@ func (o *Options) AddFlags(fs *flag.FlagSet) {
 	fs.BoolVar(&o.skipConf, "cni-skip-nv-ipam-config-creation", false, "do not write nv-ipam.conf")
 	fs.StringVar(&o.binDir, "cni-bin-dir", "/opt/cni/bin", "directory of the host's CNI plugins")
 	fs.StringVar(&o.confDir, "cni-conf-dir", "/etc/cni/net.d/nv-ipam.d", "directory of nv-ipam.conf")
-	fs.StringVar(&o.DataDir, "cni-data-dir", "/var/lib/cni/nv-ipam", "directory that the plugin keeps its hint in")
+	fs.StringVar(&o.DataDir, "cni-data-dir", cni.DefaultDataDir, "directory that the plugin keeps its hint in")
 	fs.StringVar(&o.hostRoot, "host-root", "", "where the host's root directory is mounted, with the host's network: the plugin's STATUS is asked there, and this program is ready only if that is good; --cni-bin-dir and --cni-conf-dir have to be the host's own paths then. Empty asks for nothing")
 	fs.StringVar(&o.logFile, "cni-log-file", "/var/log/nv-ipam-cni.log", "the plugin's log file")
 	fs.StringVar(&o.logLevel, "cni-log-level", "info", "the plugin's log level: verbose, debug, info, warning, error or panic")
@@ -99,7 +99,7 @@ func (o *Options) Check() error {
 
 // NewHost returns the host, and what is to be put there.
 func (o *Options) NewHost() *Host {
-	h := &Host{Source: o.source, BinDir: o.binDir, ConfDir: o.confDir, DataDir: o.DataDir, Root: o.hostRoot}
+	h := &Host{Source: o.source, BinDir: o.binDir, ConfDir: o.confDir, DataDir: o.DataDir, FormerDataDirs: []string{cni.DefaultDataDir}, Root: o.hostRoot}
 	if o.skipBinary {
 		h.Source = ""
 	}

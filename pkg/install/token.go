@@ -12,7 +12,6 @@ import (
 	"hash/fnv"
 	"io/fs"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -198,7 +197,7 @@ func (c *Credentials) writeKubeconfig() error {
 }
 
 func (c *Credentials) read() (*token, error) {
-	text, err := os.ReadFile(c.tokenPath())
+	text, err := readRegular(c.tokenPath())
 	if err != nil {
 		return nil, err
 	}

@@ -147,5 +147,5 @@ func (b *Block) Selector() string {
 		}
 		terms = append(terms, strings.Join(parts, " and "))
 	}
-	return strings.Join(terms, ", or ")
+	return Cut(strings.Join(terms, ", or "), maxSelector)
 }

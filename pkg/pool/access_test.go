@@ -137,6 +137,13 @@ func TestSelectingWithoutBlocks(t *testing.T) {
 	if got := b.Selector(); got != `rack In ("r1", "r2"), or spare Exists` {
 		t.Error(got)
 	}
+	long := v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", NodeSelector: selecting("rack", "Exists")}
+	for range maxSelector {
+		long.NodeSelector.NodeSelectorTerms = append(long.NodeSelector.NodeSelectorTerms, selecting("spare", "Exists").NodeSelectorTerms...)
+	}
+	if got := saved(t, long).Selector(); len(got) > 2*maxSelector || !strings.HasSuffix(got, " bytes more)") {
+		t.Errorf("of a long selector: %d bytes", len(got))
+	}
 	spec.PerNodeBlockSize = 254
 	if saved(t, spec).SelectsByLabels() {
 		t.Error("who has a block is asked for its labels")

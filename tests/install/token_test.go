@@ -239,3 +239,25 @@ func TestSwitchOfCredentials(t *testing.T) {
 	h.mustRun(t, "--once")
 	check("installed-again", false)
 }
+
+// With the mode the data directory changes, so that the record of the mode before is elsewhere.
+func TestSwitchOfCredentialsAndDataDir(t *testing.T) {
+	needNodeTokens(t)
+	h, args := tokenHost(t)
+	h.mustRun(t, append(args, "--once")...)
+	h.mustRun(t, "--once", "--cni-data-dir="+h.path("other"))
+	for _, name := range []string{"conf/nv-ipam.kubeconfig", "conf/nv-ipam.token", "data/nv-ipam.conf", "data/installed.json"} {
+		if _, err := os.Stat(h.path(name)); err == nil {
+			t.Errorf("%s is still there", name)
+		}
+	}
+	if got, err := h.call(t.Context(), "ADD", "c1", "", "mine", "ippool"); err != nil {
+		t.Errorf("ADD: %s, %v", got, err)
+	}
+	h.mustRun(t, "--uninstall", "--cni-data-dir="+h.path("third"))
+	for _, name := range []string{"bin/nv-ipam", "conf/nv-ipam.conf", "other/nv-ipam.conf", "other/installed.json", "third"} {
+		if _, err := os.Stat(h.path(name)); err == nil {
+			t.Errorf("after uninstall %s is still there", name)
+		}
+	}
+}

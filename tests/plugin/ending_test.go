@@ -6,6 +6,7 @@ package plugin
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -441,6 +442,38 @@ func TestDelFindsTheNodesData(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// The file that named the node's data is torn at the DEL, and whole again later: the DEL, or a later
+// call, finds what the ADD has left there.
+func TestDelFindsTheNodesDataWithATornFile(t *testing.T) {
+	t.Parallel()
+	for _, away := range []bool{false, true} {
+		t.Run(fmt.Sprintf("the API server is away: %t", away), func(t *testing.T) {
+			t.Parallel()
+			c := newCluster(t)
+			c.blocks(t, "a")
+			h := c.defaultHost(t, "a")
+			settings := h.settings()
+			settings["dataDir"] = "/var/lib/other"
+			h.configure(t, settings)
+			h.mustAdd(t, call{container: "c1"})
+			h.mustAdd(t, call{container: "stays"})
+			write(t, filepath.Join(h.dir, "nv-ipam.conf"), `{"poolsName`)
+			if away {
+				rig.WriteKubeconfig(t, h.kubelet(), "https://127.0.0.1:1", env.Config.CAData, token)
+			}
+			h.mustRun(t, call{verb: "DEL", container: "c1"})
+			if away {
+				h.restoreCredentials(t)
+			}
+			h.configure(t, settings)
+			h.mustRun(t, call{verb: "STATUS"})
+			if got := c.held(t); got != "[10.0.0.3]" {
+				t.Errorf("held %s", got)
+			}
+		})
 	}
 }
 

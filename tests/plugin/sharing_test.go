@@ -502,6 +502,23 @@ func TestHintIsTidied(t *testing.T) {
 	}
 }
 
+// The node's data may be in a directory that others use, too. The plugin removes nothing of theirs,
+// however long they have not written it.
+func TestWhatOthersKeepBesideTheNodesDataStays(t *testing.T) {
+	c := newCluster(t)
+	c.blocks(t, "a")
+	h := c.host(t, "a")
+	foreign := filepath.Join(h.data(), "pgsql@14")
+	mkdir(t, filepath.Join(foreign, "db"))
+	write(t, filepath.Join(foreign, "db", "f"), "x")
+	shift(t, foreign, -31*24*time.Hour)
+	h.mustAdd(t, call{container: "c1"})
+	h.mustRun(t, call{verb: "DEL", container: "c1"})
+	if _, err := os.Stat(filepath.Join(foreign, "db", "f")); err != nil {
+		t.Error(err)
+	}
+}
+
 // A pool that is gone and that nobody asks for any more leaves nothing either.
 func TestFilesOfAForgottenPoolGo(t *testing.T) {
 	c := newCluster(t)
