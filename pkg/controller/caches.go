@@ -29,6 +29,8 @@ type caches struct {
 	// reservations may not be known yet: the installed CRDs may have none.
 	reservations       index[*v1alpha1.IPReservation]
 	reservationsSynced func() bool
+	// reserved is what they name, by name; it lacks what was not asked for.
+	reserved table[string, reservedSet]
 }
 
 // index is a cache of objects of one type, by their keys (namespace/name, or the name

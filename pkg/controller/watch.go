@@ -202,7 +202,12 @@ func (t *triggers) onReservation() cache.ResourceEventHandler {
 				examine(old)
 			}
 		},
-		DeleteFunc: examine,
+		DeleteFunc: func(obj any) {
+			examine(obj)
+			if key, err := cache.DeletionHandlingObjectToName(obj); err == nil {
+				t.caches.reserved.forget(key.Name)
+			}
+		},
 	}
 }
 

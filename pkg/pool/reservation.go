@@ -32,15 +32,15 @@ func (o *Object) Reserved(spec *v1alpha1.IPReservationSpec) ([]netip.Addr, field
 	return out, c.errs
 }
 
-// IsReserved reports whether a reservation names an address.
-func IsReserved(spec *v1alpha1.IPReservationSpec, addr netip.Addr) bool {
+// ReservedIn returns what a reservation names, whatever its pool and however much that is. It
+// leaves out what cannot be read.
+func ReservedIn(spec *v1alpha1.IPReservationSpec) *netipx.IPSet {
 	var c checker
-	for _, r := range c.ranges(nil, spec.Addresses, netip.PrefixFrom(addr, 0).Masked()) {
-		if r.Contains(addr) {
-			return true
-		}
+	var all []netipx.IPRange
+	for _, family := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		all = append(all, c.ranges(nil, spec.Addresses, netip.PrefixFrom(family, 0))...)
 	}
-	return false
+	return setOf(all)
 }
 
 // setOf merges ranges: what is named twice is in the set once.

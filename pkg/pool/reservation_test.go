@@ -4,6 +4,7 @@
 package pool
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -39,5 +40,17 @@ func TestReserved(t *testing.T) {
 				t.Errorf("errors %s, want %q", text, tc.err)
 			}
 		})
+	}
+}
+
+// What a reservation names does not depend on its pool, nor on how much it is.
+func TestReservedIn(t *testing.T) {
+	set := ReservedIn(&v1alpha1.IPReservationSpec{Addresses: []string{"10.0.0.5", "10.1.0.0-10.255.0.0", "fd00::-fd00:1::", "10.0.0.9-10.0.0.8", "no address", "10.0.0.5"}})
+	for text, want := range map[string]bool{
+		"10.0.0.5": true, "10.0.0.6": false, "10.7.7.7": true, "fd00::7": true, "fd00:1::1": false, "10.0.0.8": false,
+	} {
+		if got := set.Contains(netip.MustParseAddr(text)); got != want {
+			t.Errorf("%s: %v, want %v", text, got, want)
+		}
 	}
 }
