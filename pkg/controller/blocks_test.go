@@ -29,6 +29,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
+	"github.com/crd-ipam/crd-ipam/pkg/reclaim"
 )
 
 var (
@@ -496,6 +497,24 @@ func TestThin(t *testing.T) {
 	n.Status.Conditions = append([]corev1.NodeCondition{{Type: corev1.NodeDiskPressure}}, n.Status.Conditions...)
 	if got, _ := thin(n); !reflect.DeepEqual(got, node(corev1.ConditionTrue)) {
 		t.Errorf("node: got %+v", got)
+	}
+}
+
+// Whoever writes pods or pools does not fill the memory of the controller with what it reads of
+// their annotations.
+func TestThinIsBounded(t *testing.T) {
+	large := strings.Repeat("x", 250<<10)
+	annotations := map[string]string{"other": large, reclaim.AnnotationConfigMirror: large, reclaim.AnnotationConfigHash: large, v1alpha1.AnnotationReclaim: large}
+	of := ippool(nil)
+	of.Annotations = annotations
+	for _, obj := range []metav1.Object{of, &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Annotations: annotations}}} {
+		got, err := thin(obj)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text := fmt.Sprint(got.(metav1.Object).GetAnnotations()); len(text) > 1024 {
+			t.Errorf("%T: %d bytes are kept", obj, len(text))
+		}
 	}
 }
 

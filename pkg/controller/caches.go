@@ -205,7 +205,7 @@ func thin(obj any) (any, error) {
 			TypeMeta: o.TypeMeta,
 			ObjectMeta: metav1.ObjectMeta{
 				Namespace: o.Namespace, Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion,
-				CreationTimestamp: o.CreationTimestamp, DeletionTimestamp: o.DeletionTimestamp, Annotations: only(o.Annotations, reclaim.AnnotationConfigMirror, reclaim.AnnotationConfigHash),
+				CreationTimestamp: o.CreationTimestamp, DeletionTimestamp: o.DeletionTimestamp, Annotations: reclaim.Annotations(o.Annotations),
 			},
 		}, nil
 	case *v1alpha1.IPAllocation:
@@ -213,7 +213,7 @@ func thin(obj any) (any, error) {
 	default:
 		if p := pool.ObjectOf(obj); p != nil {
 			applied := droppedFields(p)
-			p.Meta.ManagedFields, p.Meta.Annotations = statusManagers(p.Meta.ManagedFields), only(p.Meta.Annotations, v1alpha1.AnnotationReclaim)
+			p.Meta.ManagedFields, p.Meta.Annotations = statusManagers(p.Meta.ManagedFields), reclaim.Annotations(p.Meta.Annotations)
 			if len(applied) > 0 { // of what was applied, only what is missing
 				text, err := json.Marshal(map[string]any{"spec": applied})
 				if err != nil {
@@ -233,19 +233,6 @@ func readiness(node *corev1.Node) []corev1.NodeCondition {
 		}
 	}
 	return nil
-}
-
-// only returns the annotations with these names, nil if there are none.
-func only(annotations map[string]string, names ...string) (out map[string]string) {
-	for _, name := range names {
-		if value, found := annotations[name]; found {
-			if out == nil {
-				out = map[string]string{}
-			}
-			out[name] = value
-		}
-	}
-	return out
 }
 
 // statusManagers are who applied status.allocations, and who patched the rest and when.
