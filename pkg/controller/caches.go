@@ -198,7 +198,7 @@ func thin(obj any) (any, error) {
 		return &corev1.Node{
 			ObjectMeta: metav1.ObjectMeta{Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion, CreationTimestamp: o.CreationTimestamp, Labels: o.Labels},
 			Spec:       corev1.NodeSpec{Taints: o.Spec.Taints, PodCIDRs: o.Spec.PodCIDRs},
-			Status:     corev1.NodeStatus{Conditions: readiness(o)},
+			Status:     corev1.NodeStatus{Conditions: readiness(o), Addresses: ownAddresses(o)},
 		}, nil
 	case *metav1.PartialObjectMetadata: // a pod
 		return &metav1.PartialObjectMetadata{
@@ -233,6 +233,19 @@ func readiness(node *corev1.Node) []corev1.NodeCondition {
 		}
 	}
 	return nil
+}
+
+// maxOwnAddresses is how many addresses of a node are looked at: the node itself writes them.
+const maxOwnAddresses = 16
+
+// ownAddresses are the addresses of a node's own interfaces, as its status has them.
+func ownAddresses(node *corev1.Node) (out []corev1.NodeAddress) {
+	for _, a := range node.Status.Addresses {
+		if _, err := pool.ParseAddr(a.Address); err == nil && (a.Type == corev1.NodeInternalIP || a.Type == corev1.NodeExternalIP) && len(out) < maxOwnAddresses {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 // statusManagers are who applied status.allocations, and who patched the rest and when.

@@ -24,6 +24,7 @@ import (
 const (
 	reasonOverlap      = "SubnetsOverlap"
 	reasonGateway      = "GatewayNotKept"
+	reasonNodeAddress  = "NodeAddressNotKept"
 	reasonPodNetwork   = "PodNetworkOverlap"
 	reasonSpecInUse    = "EarlierSpecInUse"
 	reasonForeign      = "ForeignAddresses"
