@@ -46,7 +46,7 @@ Nothing but allocations is ever written. docs/migration.md has the order of the 
 			}
 			config.UserAgent = "kubectl-ipam/" + version
 			err = m.Run(cmd.Context(), config, o.out)
-			if errors.Is(err, whereabouts.ErrConflicts) {
+			if errors.Is(err, whereabouts.ErrConflicts) || errors.Is(err, whereabouts.ErrRefused) {
 				fmt.Fprintln(o.err, "error:", err)
 				return exit(exitFindings)
 			}

@@ -33,7 +33,7 @@ func (c *Claimer) Adopt(ctx context.Context, req Request, ref v1alpha1.PoolRefer
 	switch {
 	case err == nil:
 		c.Hint.Claimed(entryOf(held))
-	case ledger.IsInUse(err):
+	case ledger.IsInUse(err), ledger.InvalidFields(err) != nil: // the container has it, whoever holds it
 		c.Hint.Elsewhere(e)
 	}
 	return created, err

@@ -89,7 +89,7 @@ func (r *blockReconciler) reconcile(ctx context.Context, ref v1alpha1.PoolRefere
 		out = waiting(obj.Meta.CreationTimestamp.Add(r.lossGrace))
 		r.later(ref, wait)
 	}
-	out.notices = append(out.notices, overlapping(obj, append(others, r.caches.outlived(obj)...), gatewaysIn(obj, r.caches.allPools()))...)
+	out.notices = append(out.notices, overlapping(obj, append(others, r.caches.outlived(obj)...), gatewaysIn(obj, r.caches.allPools()), nodeAddressIn(obj, nodes))...)
 	out.notices = append(out.notices, dropped(obj)...)
 	out.notices = append(out.notices, podNetwork(obj, nodes)...)
 

@@ -29,6 +29,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/pool"
+	"github.com/crd-ipam/crd-ipam/pkg/reclaim"
 )
 
 var (
@@ -386,6 +387,11 @@ func TestTriggers(t *testing.T) {
 			again.UID = "again"
 			w.triggers.onNode().OnUpdate(node(corev1.ConditionTrue), again)
 		}, 0, 1},
+		{"node has another address", func(w *world) {
+			moved := node(corev1.ConditionTrue)
+			moved.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "10.0.0.1"}}
+			w.triggers.onNode().OnUpdate(node(corev1.ConditionTrue), moved)
+		}, 1, 0},
 		{"node stops reporting", func(w *world) {
 			w.triggers.onNode().OnUpdate(node(corev1.ConditionTrue), node(corev1.ConditionUnknown))
 		}, 0, 1},
@@ -499,6 +505,24 @@ func TestThin(t *testing.T) {
 	}
 }
 
+// Whoever writes pods or pools does not fill the memory of the controller with what it reads of
+// their annotations.
+func TestThinIsBounded(t *testing.T) {
+	large := strings.Repeat("x", 250<<10)
+	annotations := map[string]string{"other": large, reclaim.AnnotationConfigMirror: large, reclaim.AnnotationConfigHash: large, v1alpha1.AnnotationReclaim: large}
+	of := ippool(nil)
+	of.Annotations = annotations
+	for _, obj := range []metav1.Object{of, &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Annotations: annotations}}} {
+		got, err := thin(obj)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text := fmt.Sprint(got.(metav1.Object).GetAnnotations()); len(text) > 1024 {
+			t.Errorf("%T: %d bytes are kept", obj, len(text))
+		}
+	}
+}
+
 // Addresses of a domain that no pool has, which others may overlap with: the pools are looked
 // at when Usage is over, once for all that come or go until then.
 func TestOutlivedDomain(t *testing.T) {
@@ -570,13 +594,84 @@ func TestGatewayOfAnotherPool(t *testing.T) {
 			tc.edit(this, sibling)
 			obj, pools := pool.ObjectOf(this), slices.Values([]*pool.Object{pool.ObjectOf(this), pool.ObjectOf(sibling)})
 			got := ""
-			for _, n := range overlapping(obj, overlapsWith(obj, pools), gatewaysIn(obj, pools)) {
+			for _, n := range overlapping(obj, overlapsWith(obj, pools), gatewaysIn(obj, pools), "") {
 				got = n.condition.Message
 			}
 			if got != tc.want {
 				t.Errorf("%q, want %q", got, tc.want)
 			}
 		})
+	}
+}
+
+// An address that a node itself has and a pool may give to a pod is named, of the first such node.
+func TestNodeAddressIsGiven(t *testing.T) {
+	of := func(name string, kind corev1.NodeAddressType, addresses ...string) *corev1.Node {
+		n := node(corev1.ConditionTrue)
+		n.Name = name
+		for _, a := range addresses {
+			n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: kind, Address: a})
+		}
+		cached, err := thin(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cached.(*corev1.Node)
+	}
+	nodes := []*corev1.Node{
+		of("c", corev1.NodeInternalIP, "192.168.0.9"), of("b", corev1.NodeExternalIP, "fd00::1", "192.168.0.7"), of("d", corev1.NodeInternalIP, "192.168.0.8"),
+		of("a", corev1.NodeHostName, "192.168.0.6"), of("aa", corev1.NodeInternalIP, "no address"),
+	}
+	exclude := func(first, last string) func(*v1alpha1.IPPool) {
+		return func(p *v1alpha1.IPPool) { p.Spec.Exclusions = []v1alpha1.ExcludeRange{{StartIP: first, EndIP: last}} }
+	}
+	for name, tc := range map[string]struct {
+		edit func(*v1alpha1.IPPool)
+		want string
+	}{
+		"in a block":          {func(*v1alpha1.IPPool) {}, "192.168.0.7 of node b"},
+		"in the whole subnet": {func(p *v1alpha1.IPPool) { p.Spec.PerNodeBlockSize = 0 }, "192.168.0.7 of node b"},
+		"the gateway":         {func(p *v1alpha1.IPPool) { p.Spec.Gateway = "192.168.0.7" }, "192.168.0.9 of node c"},
+		"excluded":            {exclude("192.168.0.7", "192.168.0.9"), ""},
+		"one is excluded":     {exclude("192.168.0.7", "192.168.0.7"), "192.168.0.9 of node c"},
+		"in another subnet":   {func(p *v1alpha1.IPPool) { p.Spec.Subnet = "192.168.1.0/24" }, ""},
+		"an invalid pool":     {func(p *v1alpha1.IPPool) { p.Spec.PerNodeBlockSize = -1 }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := ippool(nil)
+			tc.edit(p)
+			obj := pool.ObjectOf(p)
+			if got := nodeAddressIn(obj, nodes); got != tc.want {
+				t.Errorf("%q, want %q", got, tc.want)
+			}
+		})
+	}
+	told := overlapping(pool.ObjectOf(ippool(nil)), nil, nil, "192.168.0.7 of node b")
+	if len(told) != 1 || told[0].condition.Reason != reasonNodeAddress || !strings.Contains(told[0].event, "pods may be given the address 192.168.0.7 of node b") {
+		t.Errorf("%+v", told)
+	}
+	if many := of("x", corev1.NodeInternalIP, slices.Repeat([]string{"192.168.0.9"}, 1000)...); len(many.Status.Addresses) != maxOwnAddresses {
+		t.Errorf("%d addresses of a node are kept", len(many.Status.Addresses))
+	}
+}
+
+// BenchmarkNodeAddress: a pool of the nodes' network that excludes each of 5,000 nodes.
+func BenchmarkNodeAddress(b *testing.B) {
+	p := ippool(nil)
+	p.Spec.Subnet, p.Spec.PerNodeBlockSize = "10.0.0.0/16", 0
+	var nodes []*corev1.Node
+	for i := range 5000 {
+		n := node(corev1.ConditionTrue)
+		n.Name = fmt.Sprintf("n%04d", i)
+		n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: fmt.Sprintf("10.0.%d.%d", i/100, 2*(i%100)+1)}}
+		nodes = append(nodes, n)
+		p.Spec.Exclusions = append(p.Spec.Exclusions, v1alpha1.ExcludeRange{StartIP: n.Status.Addresses[0].Address, EndIP: n.Status.Addresses[0].Address})
+	}
+	obj := pool.ObjectOf(p)
+	for b.Loop() {
+		if got := nodeAddressIn(obj, nodes); got != "" {
+			b.Fatal(got)
+		}
 	}
 }
 

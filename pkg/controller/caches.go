@@ -29,6 +29,8 @@ type caches struct {
 	// reservations may not be known yet: the installed CRDs may have none.
 	reservations       index[*v1alpha1.IPReservation]
 	reservationsSynced func() bool
+	// reserved is what they name, by name; it lacks what was not asked for.
+	reserved table[string, reservedSet]
 }
 
 // index is a cache of objects of one type, by their keys (namespace/name, or the name
@@ -196,14 +198,14 @@ func thin(obj any) (any, error) {
 		return &corev1.Node{
 			ObjectMeta: metav1.ObjectMeta{Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion, CreationTimestamp: o.CreationTimestamp, Labels: o.Labels},
 			Spec:       corev1.NodeSpec{Taints: o.Spec.Taints, PodCIDRs: o.Spec.PodCIDRs},
-			Status:     corev1.NodeStatus{Conditions: readiness(o)},
+			Status:     corev1.NodeStatus{Conditions: readiness(o), Addresses: ownAddresses(o)},
 		}, nil
 	case *metav1.PartialObjectMetadata: // a pod
 		return &metav1.PartialObjectMetadata{
 			TypeMeta: o.TypeMeta,
 			ObjectMeta: metav1.ObjectMeta{
 				Namespace: o.Namespace, Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion,
-				CreationTimestamp: o.CreationTimestamp, DeletionTimestamp: o.DeletionTimestamp, Annotations: only(o.Annotations, reclaim.AnnotationConfigMirror, reclaim.AnnotationConfigHash),
+				CreationTimestamp: o.CreationTimestamp, DeletionTimestamp: o.DeletionTimestamp, Annotations: reclaim.Annotations(o.Annotations),
 			},
 		}, nil
 	case *v1alpha1.IPAllocation:
@@ -211,7 +213,7 @@ func thin(obj any) (any, error) {
 	default:
 		if p := pool.ObjectOf(obj); p != nil {
 			applied := droppedFields(p)
-			p.Meta.ManagedFields, p.Meta.Annotations = statusManagers(p.Meta.ManagedFields), only(p.Meta.Annotations, v1alpha1.AnnotationReclaim)
+			p.Meta.ManagedFields, p.Meta.Annotations = statusManagers(p.Meta.ManagedFields), reclaim.Annotations(p.Meta.Annotations)
 			if len(applied) > 0 { // of what was applied, only what is missing
 				text, err := json.Marshal(map[string]any{"spec": applied})
 				if err != nil {
@@ -233,14 +235,14 @@ func readiness(node *corev1.Node) []corev1.NodeCondition {
 	return nil
 }
 
-// only returns the annotations with these names, nil if there are none.
-func only(annotations map[string]string, names ...string) (out map[string]string) {
-	for _, name := range names {
-		if value, found := annotations[name]; found {
-			if out == nil {
-				out = map[string]string{}
-			}
-			out[name] = value
+// maxOwnAddresses is how many addresses of a node are looked at: the node itself writes them.
+const maxOwnAddresses = 16
+
+// ownAddresses are the addresses of a node's own interfaces, as its status has them.
+func ownAddresses(node *corev1.Node) (out []corev1.NodeAddress) {
+	for _, a := range node.Status.Addresses {
+		if _, err := pool.ParseAddr(a.Address); err == nil && (a.Type == corev1.NodeInternalIP || a.Type == corev1.NodeExternalIP) && len(out) < maxOwnAddresses {
+			out = append(out, a)
 		}
 	}
 	return out

@@ -131,15 +131,18 @@ func TestPodEvidence(t *testing.T) {
 	now := metav1.NewTime(claimed)
 	deleting := pod(podUID, claimed, nil)
 	deleting.DeletionTimestamp = &now
+	long := strings.Repeat("u", 64)
 	for name, tc := range map[string]struct {
 		pod  *metav1.PartialObjectMetadata
 		want reclaim.Pod
 	}{
-		"pod":                   {pod(podUID, claimed, nil), reclaim.Pod{UID: podUID, Created: now}},
-		"deleted":               {deleting, reclaim.Pod{UID: podUID, Created: now, Deleting: true}},
-		"mirror":                {pod("m", claimed, map[string]string{reclaim.AnnotationConfigMirror: staticUID, reclaim.AnnotationConfigHash: staticUID}), reclaim.Pod{UID: "m", Created: now, Mirrors: staticUID}},
-		"hash without a mirror": {pod("m", claimed, map[string]string{reclaim.AnnotationConfigHash: staticUID}), reclaim.Pod{UID: "m", Created: now}},
-		"mirror without a hash": {pod("m", claimed, map[string]string{reclaim.AnnotationConfigMirror: ""}), reclaim.Pod{UID: "m", Created: now}},
+		"pod":                            {pod(podUID, claimed, nil), reclaim.Pod{UID: podUID, Created: now}},
+		"deleted":                        {deleting, reclaim.Pod{UID: podUID, Created: now, Deleting: true}},
+		"mirror":                         {pod("m", claimed, map[string]string{reclaim.AnnotationConfigMirror: staticUID, reclaim.AnnotationConfigHash: staticUID}), reclaim.Pod{UID: "m", Created: now, Mirrors: staticUID}},
+		"hash without a mirror":          {pod("m", claimed, map[string]string{reclaim.AnnotationConfigHash: staticUID}), reclaim.Pod{UID: "m", Created: now}},
+		"mirror without a hash":          {pod("m", claimed, map[string]string{reclaim.AnnotationConfigMirror: ""}), reclaim.Pod{UID: "m", Created: now}},
+		"mirror of the longest UID":      {pod("m", claimed, map[string]string{reclaim.AnnotationConfigMirror: "", reclaim.AnnotationConfigHash: long}), reclaim.Pod{UID: "m", Created: now, Mirrors: types.UID(long)}},
+		"mirror of what cannot be a UID": {pod("m", claimed, map[string]string{reclaim.AnnotationConfigMirror: "", reclaim.AnnotationConfigHash: long + "uu"}), reclaim.Pod{UID: "m", Created: now, Mirrors: types.UID(long + "u")}},
 	} {
 		obj, _ := thin(tc.pod)
 		if got, cached := reclaim.PodOf(tc.pod), reclaim.PodOf(obj.(metav1.Object)); *got != tc.want || *cached != tc.want {

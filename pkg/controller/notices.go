@@ -24,6 +24,7 @@ import (
 const (
 	reasonOverlap      = "SubnetsOverlap"
 	reasonGateway      = "GatewayNotKept"
+	reasonNodeAddress  = "NodeAddressNotKept"
 	reasonPodNetwork   = "PodNetworkOverlap"
 	reasonSpecInUse    = "EarlierSpecInUse"
 	reasonForeign      = "ForeignAddresses"
@@ -289,4 +290,4 @@ func droppedFields(obj *pool.Object) map[string]any {
 }
 
 // optionalFields are the fields of a specification that nv-ipam's CRDs do not have.
-var optionalFields = []string{"allowedNamespaces", "assignment", "disabled", "domain", "overflow", "ranges", "releaseCooldown"}
+var optionalFields = []string{"allowedNamespaces", "assignment", "disabled", "domain", "overflow", "ranges", "releaseCooldown", "sticky", "stickyWhenScaled"}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
@@ -86,20 +87,60 @@ func gatewaysIn(this *pool.Object, all iter.Seq[*pool.Object]) (out []string) {
 	return out
 }
 
+// nodeAddressIn names an address that a node itself has and the pool may give to a pod, "" if there
+// is none. Of many nodes it names the first, so that the message does not change with each node
+// that joins.
+func nodeAddressIn(this *pool.Object, nodes []*corev1.Node) string {
+	subnet, err := netip.ParsePrefix(this.Subnet)
+	if err != nil {
+		return ""
+	}
+	var parsed *pool.Pool
+	first, address := "", ""
+	for _, node := range nodes {
+		for _, own := range node.Status.Addresses {
+			addr, err := pool.ParseAddr(own.Address)
+			if err != nil || !subnet.Contains(addr) || first != "" && first <= node.Name {
+				continue
+			}
+			if parsed == nil { // seldom
+				var errs field.ErrorList
+				if parsed, errs = this.Parse(); len(errs) > 0 {
+					return ""
+				}
+			}
+			if parsed.Gives(addr) {
+				first, address = node.Name, addr.String()
+			}
+		}
+	}
+	if first == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s of node %s", address, first)
+}
+
 // overlapping says that there are such pools or addresses. It is no error: two domains may
 // be two networks that never meet. But an address is given once in each domain, so where
 // they are one network, it is given twice.
 //
-// That another pool's gateway may be given is an error wherever it is so.
-func overlapping(obj *pool.Object, others, gateways []string) []notice {
+// That another pool's gateway may be given is an error wherever it is so, and that a node's own
+// address may be, if the pool is of the nodes' network.
+func overlapping(obj *pool.Object, others, gateways []string, nodeAddress string) []notice {
 	var parts []string
-	reason := reasonGateway
+	reason := reasonNodeAddress
+	if len(gateways) > 0 {
+		reason = reasonGateway
+	}
 	if len(others) > 0 {
 		reason = reasonOverlap
 		parts = append(parts, fmt.Sprintf("%s overlaps with %s", obj.Subnet, pool.Enumerate(others)))
 	}
 	if len(gateways) > 0 {
 		parts = append(parts, fmt.Sprintf("pods may be given the gateway %s: set spec.gateway here, too, or exclude it", pool.Enumerate(gateways)))
+	}
+	if nodeAddress != "" {
+		parts = append(parts, fmt.Sprintf("pods may be given the address %s: exclude the addresses of nodes, unless this is another network", nodeAddress))
 	}
 	if len(parts) == 0 {
 		return nil

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"go4.org/netipx"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -168,10 +169,28 @@ func (r *reservationReconciler) writeStatus(ctx context.Context, res *v1alpha1.I
 	return nil
 }
 
+// reservedSet is what a reservation names, parsed: the events of allocations ask for it much more
+// often than it changes.
+type reservedSet struct {
+	uid        types.UID
+	generation int64
+	addresses  *netipx.IPSet
+}
+
+// reservedIn returns what a reservation names.
+func (c *caches) reservedIn(res *v1alpha1.IPReservation) *netipx.IPSet {
+	if known, found := c.reserved.get(res.Name); found && known.uid == res.UID && known.generation == res.Generation {
+		return known.addresses
+	}
+	now := reservedSet{res.UID, res.Generation, pool.ReservedIn(&res.Spec)}
+	c.reserved.set(res.Name, now)
+	return now.addresses
+}
+
 // keeps reports whether a reservation names an address of a domain.
 func (c *caches) keeps(res *v1alpha1.IPReservation, a *v1alpha1.IPAllocation) bool {
 	addr, err := pool.ParseAddr(a.Spec.Address)
-	if err != nil || !pool.IsReserved(&res.Spec, addr) {
+	if err != nil || !c.reservedIn(res).Contains(addr) {
 		return false
 	}
 	obj := c.pool(res.Spec.PoolRef)

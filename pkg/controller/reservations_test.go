@@ -4,6 +4,9 @@
 package controller
 
 import (
+	"fmt"
+	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -63,5 +66,62 @@ func TestWithoutOwner(t *testing.T) {
 				t.Errorf("%v, want %v", got, tc.want)
 			}
 		})
+	}
+}
+
+// Which reservations name an address is asked at each event of an allocation. It costs no parsing
+// of what they name, and an edit counts at once, as does another reservation of the name.
+func TestConcernedReservations(t *testing.T) {
+	c := &caches{namespace: "ns", reservations: index[*v1alpha1.IPReservation]{cache.NewIndexer(cache.MetaNamespaceKeyFunc, nil)}}
+	apply := func(name string, uid types.UID, generation int64, addresses ...string) {
+		_ = c.reservations.Add(&v1alpha1.IPReservation{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name, UID: uid, Generation: generation},
+			Spec:       v1alpha1.IPReservationSpec{PoolRef: v1alpha1.PoolReference{Name: "gone"}, Addresses: addresses},
+		})
+	}
+	concerned := func(address string) []string {
+		names := c.concernedReservations(allocation(func(a *v1alpha1.IPAllocation) { a.Spec.Address = address }))
+		slices.Sort(names)
+		return names
+	}
+	want := func(address string, names ...string) {
+		t.Helper()
+		if got := concerned(address); !slices.Equal(got, names) {
+			t.Errorf("%s: %q, want %q", address, got, names)
+		}
+	}
+	apply("a", "1", 1, "10.0.0.1-10.0.0.9")
+	apply("b", "2", 1, "10.0.0.9", "fd00::1")
+	want("10.0.0.9", "a", "b")
+	want("fd00::1", "b")
+	apply("a", "1", 2, "10.0.0.1-10.0.0.8")
+	want("10.0.0.9", "b")
+	want("10.0.0.1", "a")
+	apply("b", "3", 1, "10.0.0.1")
+	want("10.0.0.1", "a", "b")
+	want("fd00::1")
+
+	for i := range 50 {
+		var single []string
+		for addr := netip.AddrFrom4([4]byte{10, byte(i), 1, 1}); len(single) < 1024; addr = addr.Next().Next() {
+			single = append(single, addr.String())
+		}
+		apply(fmt.Sprint("r", i), "1", 1, single...)
+	}
+	concerned("192.168.0.1") // parses them
+	if allocs := testing.AllocsPerRun(10, func() { concerned("192.168.0.1") }); allocs > 100 {
+		t.Errorf("%v allocations of memory for an event", allocs)
+	}
+}
+
+// What is remembered of a reservation goes with it.
+func TestReservationIsForgotten(t *testing.T) {
+	c := &caches{}
+	res := &v1alpha1.IPReservation{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "r"}, Spec: v1alpha1.IPReservationSpec{Addresses: []string{"10.0.0.1"}}}
+	c.allocations.Indexer = cache.NewIndexer(cache.MetaNamespaceKeyFunc, allocationIndexers)
+	c.reservedIn(res)
+	(&triggers{caches: c}).onReservation().OnDelete(cache.DeletedFinalStateUnknown{Key: "ns/r", Obj: res})
+	if n := c.reserved.len(); n != 0 {
+		t.Errorf("%d are remembered", n)
 	}
 }

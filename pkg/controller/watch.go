@@ -70,8 +70,8 @@ func lastState(obj any) any {
 	return obj
 }
 
-// onNode reconciles the pools when a node comes, goes or has other labels or another pod
-// network, which it is given after it was created, and examines a node's allocations when what is known of its containers changes.
+// onNode reconciles the pools when a node comes, goes or has other labels or addresses or another
+// pod network, which it is given after it was created, and examines a node's allocations when what is known of its containers changes.
 func (t *triggers) onNode() cache.ResourceEventHandler {
 	return cache.ResourceEventHandlerFuncs{
 		AddFunc: func(obj any) {
@@ -80,7 +80,8 @@ func (t *triggers) onNode() cache.ResourceEventHandler {
 		},
 		UpdateFunc: func(before, after any) {
 			old, node := before.(*corev1.Node), after.(*corev1.Node)
-			if !equality.Semantic.DeepEqual(old.Labels, node.Labels) || !slices.Equal(old.Spec.PodCIDRs, node.Spec.PodCIDRs) {
+			if !equality.Semantic.DeepEqual(old.Labels, node.Labels) || !slices.Equal(old.Spec.PodCIDRs, node.Spec.PodCIDRs) ||
+				!slices.Equal(old.Status.Addresses, node.Status.Addresses) {
 				t.reconcileAllPools()
 			}
 			if nodeState(old) != nodeState(node) || old.UID != node.UID {
@@ -202,7 +203,12 @@ func (t *triggers) onReservation() cache.ResourceEventHandler {
 				examine(old)
 			}
 		},
-		DeleteFunc: examine,
+		DeleteFunc: func(obj any) {
+			examine(obj)
+			if key, err := cache.DeletionHandlingObjectToName(obj); err == nil {
+				t.caches.reserved.forget(key.Name)
+			}
+		},
 	}
 }
 

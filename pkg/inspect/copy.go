@@ -333,14 +333,8 @@ func thinPod(obj any) any {
 	if !ok {
 		return obj
 	}
-	out := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
+	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
 		Namespace: p.Namespace, Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion,
-		CreationTimestamp: p.CreationTimestamp, DeletionTimestamp: p.DeletionTimestamp,
+		CreationTimestamp: p.CreationTimestamp, DeletionTimestamp: p.DeletionTimestamp, Annotations: reclaim.Annotations(p.Annotations),
 	}, Spec: corev1.PodSpec{NodeName: p.Spec.NodeName}, Status: corev1.PodStatus{Phase: p.Status.Phase}}
-	for _, name := range []string{reclaim.AnnotationConfigMirror, reclaim.AnnotationConfigHash} {
-		if value, found := p.Annotations[name]; found {
-			metav1.SetMetaDataAnnotation(&out.ObjectMeta, name, value)
-		}
-	}
-	return out
 }

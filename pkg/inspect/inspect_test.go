@@ -5,14 +5,17 @@ package inspect
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
+	"github.com/crd-ipam/crd-ipam/pkg/reclaim"
 )
 
 func TestParseStatus(t *testing.T) {
@@ -151,5 +154,16 @@ func TestParseWho(t *testing.T) {
 		if got != want || (err != nil) != (want == Who{}) {
 			t.Errorf("%q: %+v, %v, want %+v", text, got, err, want)
 		}
+	}
+}
+
+// A browser's copy of the cluster is not filled by what the authors of pods write.
+func TestThinPodIsBounded(t *testing.T) {
+	large := strings.Repeat("x", 250<<10)
+	got := thinPod(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{
+		"other": large, reclaim.AnnotationConfigMirror: large, reclaim.AnnotationConfigHash: large,
+	}}})
+	if text := fmt.Sprint(got.(*corev1.Pod).Annotations); len(text) > 1024 {
+		t.Errorf("%d bytes are kept", len(text))
 	}
 }

@@ -133,6 +133,23 @@ func Refused(err error) bool {
 	return code >= http.StatusBadRequest && code < http.StatusInternalServerError
 }
 
+// InvalidFields returns the fields for which the API server refuses an object: it will refuse them
+// from anybody, at any time. It returns none for any other error. A policy may give the same
+// reason, but names no field, and may be changed.
+func InvalidFields(err error) (fields []string) {
+	var answer apierrors.APIStatus
+	if !apierrors.IsInvalid(err) || !errors.As(err, &answer) || answer.Status().Details == nil {
+		return nil
+	}
+	for _, cause := range answer.Status().Details.Causes {
+		if cause.Field == "" {
+			return nil
+		}
+		fields = append(fields, cause.Field)
+	}
+	return fields
+}
+
 // transient reports whether the same request may succeed a little later: the
 // server is away, overloaded or restarting, or something else answers in its
 // place. A refusal and a collision are not transient.

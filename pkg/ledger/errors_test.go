@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"slices"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -19,6 +20,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 )
@@ -174,4 +176,30 @@ func TestRetry(t *testing.T) {
 			t.Errorf("err = %v", err)
 		}
 	})
+}
+
+// What the object says is refused for good, what a policy says is not.
+func TestInvalidFields(t *testing.T) {
+	kind := schema.GroupKind{Group: v1alpha1.GroupName, Kind: "IPAllocation"}
+	invalid := apierrors.NewInvalid(kind, "a", field.ErrorList{
+		field.TooLong(field.NewPath("spec", "containerID"), "", 256), field.Invalid(field.NewPath("spec", "podRef", "uid"), "a/b", "should match"),
+	})
+	policy := apierrors.NewForbidden(v1alpha1.Resource("ipallocations"), "a", errors.New("ValidatingAdmissionPolicy denied request"))
+	policy.ErrStatus.Reason, policy.ErrStatus.Details.Causes = metav1.StatusReasonInvalid, []metav1.StatusCause{{Message: "denied"}}
+	for _, tc := range []struct {
+		err  error
+		want []string
+	}{
+		{invalid, []string{"spec.containerID", "spec.podRef.uid"}},
+		{fmt.Errorf("claiming: %w", invalid), []string{"spec.containerID", "spec.podRef.uid"}},
+		{policy, nil},
+		{apierrors.NewForbidden(v1alpha1.Resource("ipallocations"), "a", errors.New("no")), nil},
+		{apierrors.NewBadRequest("no"), nil},
+		{errors.New("no"), nil},
+		{nil, nil},
+	} {
+		if got := InvalidFields(tc.err); !slices.Equal(got, tc.want) {
+			t.Errorf("%v: %q, want %q", tc.err, got, tc.want)
+		}
+	}
 }

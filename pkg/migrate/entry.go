@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -17,6 +19,7 @@ import (
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
 	"github.com/crd-ipam/crd-ipam/pkg/hint"
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
 // migrate claims one entry. What may stand in the way:
@@ -27,6 +30,9 @@ import (
 //  3. … from a newer sandbox                      the entry is obsolete
 //  4. Anybody else's                              conflict: the address is given twice
 //
+// And the API server may refuse what the entry says: then it is claimed without that, if an
+// allocation can do without. If it cannot, the entry is refused, and the others go on.
+//
 // After the switch, an entry that was claimed before and is not in the hint any
 // more was released by the plugin: nv-ipam's store never learns of that.
 func (m *migrator) migrate(ctx context.Context, e entry, journal *nodeJournal) (entryOutcome, error) {
@@ -36,6 +42,10 @@ func (m *migrator) migrate(ctx context.Context, e entry, journal *nodeJournal) (
 		return out, nil
 	}
 	created, err := m.adopt(ctx, e)
+	if dropped := e.drop(ledger.InvalidFields(err)); len(dropped) > 0 {
+		out.note("the API server refuses " + strings.Join(dropped, ", ") + ": claimed without it")
+		created, err = m.adopt(ctx, e)
+	}
 	if holder := holderOf(err); holder != nil && m.otherSandbox(e, holder) {
 		if !e.Created.After(holder.CreationTimestamp.Time) { // 3
 			out.Result, out.Detail = obsolete, "container "+holder.Spec.ContainerID+" of the pod holds it"
@@ -52,6 +62,8 @@ func (m *migrator) migrate(ctx context.Context, e entry, journal *nodeJournal) (
 	switch holder := holderOf(err); {
 	case holder != nil: // 4
 		out.Result, out.Detail = conflict, ledger.Describe(holder)
+	case isUnfit(err):
+		out.Result, out.Detail = refused, pool.Cut(err.Error(), maxDetail)
 	case err != nil:
 		return out, err
 	case created:
@@ -60,6 +72,35 @@ func (m *migrator) migrate(ctx context.Context, e entry, journal *nodeJournal) (
 		out.Result = already // 1
 	}
 	return out, nil
+}
+
+// maxDetail bounds what is said of an entry that is refused, in bytes: its values may be long.
+const maxDetail = 500
+
+// isUnfit reports whether the API server refuses what an entry says. The node's name is none of
+// it: if that is refused, no entry of the store can be claimed.
+func isUnfit(err error) bool {
+	fields := ledger.InvalidFields(err)
+	return len(fields) > 0 && !slices.Contains(fields, "spec.nodeName")
+}
+
+// drop removes what the API server has refused of an entry if an allocation can do without it, and
+// returns what that was. That the address is held counts more.
+func (e *entry) drop(invalid []string) (dropped []string) {
+	for _, field := range invalid {
+		switch {
+		case field == "spec.deviceID" && e.DeviceID != "":
+			dropped = append(dropped, fmt.Sprintf("the device ID %.100q", e.DeviceID))
+			e.DeviceID = ""
+		case field == "spec.podRef.uid" && e.Pod.UID != "":
+			dropped = append(dropped, fmt.Sprintf("the pod's UID %.100q", e.Pod.UID))
+			e.Pod.UID = ""
+		case (field == "spec.podRef.name" || field == "spec.podRef.namespace") && e.Pod.Name+e.Pod.Namespace != "":
+			dropped = append(dropped, fmt.Sprintf("the pod's name %.100q", e.Pod.Namespace+"/"+e.Pod.Name))
+			e.Pod = v1alpha1.PodReference{}
+		}
+	}
+	return dropped
 }
 
 // entryTime is how long an API server that is away is waited for.
@@ -80,7 +121,7 @@ func (m *migrator) adopt(ctx context.Context, e entry) (created bool, err error)
 // the controller takes it back if the pod is gone.
 func (m *migrator) released(e entry, journal *nodeJournal) bool {
 	before := journal.find(e)
-	if before == nil || before.Result == conflict || !m.Claimer.Hint.Complete() {
+	if before == nil || before.Result.unsolved() || !m.Claimer.Hint.Complete() {
 		return false
 	}
 	for _, held := range m.Claimer.Hint.HoldingIn(m.domain(e), e.Attachment) {

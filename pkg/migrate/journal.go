@@ -33,7 +33,14 @@ const (
 	released entryResult = "released since"
 	// conflict: another pod holds the address. Both answer on it.
 	conflict entryResult = "conflict"
+	// refused: no allocation can say what the entry says, so the API server does not take one.
+	// The container answers on the address, and another pod may be given it.
+	refused entryResult = "refused"
 )
+
+// unsolved reports whether a container answers on an address that it does not hold: a person has
+// to solve that.
+func (r entryResult) unsolved() bool { return r == conflict || r == refused }
 
 // entryOutcome is an entry and what became of it.
 type entryOutcome struct {
@@ -41,6 +48,14 @@ type entryOutcome struct {
 	Result entryResult `json:"result"`
 	// Detail is for people: who holds the address, what is odd about the entry.
 	Detail string `json:"detail,omitempty"`
+}
+
+// note adds to the detail.
+func (o *entryOutcome) note(text string) {
+	if o.Detail != "" {
+		text = o.Detail + "; " + text
+	}
+	o.Detail = text
 }
 
 // nodeJournal is what a node has migrated.
@@ -101,10 +116,10 @@ func (j *nodeJournal) find(e entry) *entryOutcome {
 	return &j.Entries[i]
 }
 
-// conflicts are the entries whose address another pod holds.
-func (j *nodeJournal) conflicts() (out []entryOutcome) {
+// unsolved are the entries that a person has to solve.
+func (j *nodeJournal) unsolved() (out []entryOutcome) {
 	for _, o := range j.Entries {
-		if o.Result == conflict {
+		if o.Result.unsolved() {
 			out = append(out, o)
 		}
 	}
@@ -117,6 +132,6 @@ func (j *nodeJournal) String() string {
 	for _, o := range j.Entries {
 		n[o.Result]++
 	}
-	return fmt.Sprintf("%d entries: %d claimed, %d already claimed, %d conflicts, %d obsolete, %d released since, %d unreadable",
-		len(j.Entries)+len(j.Unreadable), n[claimed], n[already], n[conflict], n[obsolete], n[released], len(j.Unreadable))
+	return fmt.Sprintf("%d entries: %d claimed, %d already claimed, %d conflicts, %d obsolete, %d released since, %d refused, %d unreadable",
+		len(j.Entries)+len(j.Unreadable), n[claimed], n[already], n[conflict], n[obsolete], n[released], n[refused], len(j.Unreadable))
 }

@@ -29,7 +29,7 @@ type migrator struct {
 	// Settle is for how long the store must not have changed after the switch:
 	// longer than nv-ipam's call timeout.
 	Settle time.Duration
-	// Report tells the world outside of the log of a conflict; may be nil.
+	// Report tells the world outside of the log of what is unsolved; may be nil.
 	Report func(context.Context, entryOutcome) error
 
 	pools map[v1alpha1.PoolReference]poolState // of this pass
@@ -106,8 +106,8 @@ func (m *migrator) claimAll(ctx context.Context) (*nodeJournal, error) {
 
 // run claims what the store has, has the plugin's binary switched, and claims
 // what nv-ipam has given until then. Where an address could not be claimed, for
-// another reason than that another pod holds it, nothing is switched: the error
-// says why, and the next run begins again.
+// another reason than that another pod holds it, or that its entry is refused for
+// good, nothing is switched: the error says why, and the next run begins again.
 //
 // The node stays closed when run fails after the switch, until the next run. When
 // hint.PauseADDs runs out, ADDs go on, with what nv-ipam has not given.
@@ -249,23 +249,28 @@ func (m *migrator) roundRobin(store *nodeStore) {
 	}
 }
 
-// log says what became of an entry, and reports conflicts and oddities that are
-// new.
+// unsolvedText says what an unsolved result means.
+var unsolvedText = map[entryResult]string{
+	conflict: "address is given twice: another pod holds it, and this one answers on it, too",
+	refused:  "address cannot be recorded: this pod answers on it, and another one may be given it",
+}
+
+// log says what became of an entry, and reports what is unsolved and new.
 func (m *migrator) log(ctx context.Context, journal *nodeJournal, o entryOutcome) {
 	log := m.Claimer.Log.With("result", string(o.Result), "address", o.Address, "pool", o.Pool.Name, "pod", o.Pod.Namespace+"/"+o.Pod.Name,
 		"container", o.ContainerID, "interface", o.Interface)
 	if o.Detail != "" {
 		log = log.With("detail", o.Detail)
 	}
-	if o.Result != conflict {
+	if !o.Result.unsolved() {
 		log.Info("migrated")
 		return
 	}
-	log.Error("address is given twice: another pod holds it, and this one answers on it, too")
-	if before := journal.find(o.entry); m.Report == nil || before != nil && before.Result == conflict && before.Detail == o.Detail {
+	log.Error(unsolvedText[o.Result])
+	if before := journal.find(o.entry); m.Report == nil || before != nil && before.Result == o.Result && before.Detail == o.Detail {
 		return
 	}
 	if err := m.Report(ctx, o); err != nil {
-		log.Warn("conflict cannot be reported on the pool", "error", err)
+		log.Warn("this cannot be reported on the pool", "error", err)
 	}
 }

@@ -115,7 +115,7 @@ func (n *Node) due() (*migrator, error) {
 		return nil, err
 	}
 	if !needed && !foreign {
-		return nil, n.repeatConflicts()
+		return nil, n.repeatUnsolved()
 	}
 	return m, nil
 }
@@ -135,15 +135,15 @@ func (n *Node) run(ctx context.Context, m *migrator, install func(context.Contex
 	return nil
 }
 
-// repeatConflicts says again what a person has to solve.
-func (n *Node) repeatConflicts() error {
+// repeatUnsolved says again what a person has to solve.
+func (n *Node) repeatUnsolved() error {
 	journal, err := readJournal(n.store)
 	if err != nil || journal == nil {
 		return err
 	}
-	for _, o := range journal.conflicts() {
-		n.Log.Error("address was given twice when this node was migrated; --migrate=force tries again",
-			"address", o.Address, "pool", o.Pool.Name, "pod", o.Pod.Namespace+"/"+o.Pod.Name, "detail", o.Detail)
+	for _, o := range journal.unsolved() {
+		n.Log.Error("when this node was migrated: "+unsolvedText[o.Result]+"; --migrate=force tries again",
+			"result", string(o.Result), "address", o.Address, "pool", o.Pool.Name, "pod", o.Pod.Namespace+"/"+o.Pod.Name, "detail", o.Detail)
 	}
 	return nil
 }
@@ -215,7 +215,7 @@ func (n *Node) migrator() (*migrator, error) {
 		StoreFile: n.store,
 		Force:     n.mode == modeForce,
 		Settle:    n.settle,
-		Report:    reporter.conflict,
+		Report:    reporter.unsolved,
 	}, nil
 }
 

@@ -125,10 +125,10 @@ func TestJournal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := back.String(), "6 entries: 4 claimed, 1 already claimed, 1 conflicts, 0 obsolete, 0 released since, 0 unreadable"; got != want {
+	if got, want := back.String(), "6 entries: 4 claimed, 1 already claimed, 1 conflicts, 0 obsolete, 0 released since, 0 refused, 0 unreadable"; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
-	if c := back.conflicts(); len(c) != 1 || c[0].Address != s.Entries[1].Address || c[0].Pool != (v1alpha1.PoolReference{Kind: "IPPool", Name: "pool1"}) {
+	if c := back.unsolved(); len(c) != 1 || c[0].Address != s.Entries[1].Address || c[0].Pool != (v1alpha1.PoolReference{Kind: "IPPool", Name: "pool1"}) {
 		t.Errorf("conflicts %+v", c)
 	}
 	if news := s.news(back); len(news) > 0 {

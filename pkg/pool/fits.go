@@ -99,6 +99,9 @@ func (p *Pool) Whole() *Block {
 
 // Gives reports whether a node may hand out an address to a pod that does not ask for it.
 func (p *Pool) Gives(a netip.Addr) bool {
+	if p.excluded.Contains(a) { // a block costs more, with many exclusions
+		return false
+	}
 	if whole := p.Whole(); whole != nil {
 		return within(whole.Usable, a)
 	}

@@ -6,8 +6,8 @@ package pool
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 
+	"go4.org/netipx"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
@@ -17,6 +17,7 @@ import (
 const maxReserved = 1024
 
 // Reserved returns the addresses that a reservation names, in their order and each once.
+// They are not complete if there is an error.
 func (o *Object) Reserved(spec *v1alpha1.IPReservationSpec) ([]netip.Addr, field.ErrorList) {
 	path := field.NewPath("spec", "addresses")
 	subnet, err := netip.ParsePrefix(o.Subnet)
@@ -24,29 +25,40 @@ func (o *Object) Reserved(spec *v1alpha1.IPReservationSpec) ([]netip.Addr, field
 		return nil, field.ErrorList{field.Invalid(field.NewPath("spec", "poolRef"), o.Ref.Name, "the subnet of the pool is invalid: "+o.Subnet)}
 	}
 	var c checker
-	var out []netip.Addr
-	for _, r := range c.ranges(path, spec.Addresses, subnet.Masked()) {
-		for a := r.From(); a.IsValid() && r.Contains(a); a = a.Next() {
-			if out = append(out, a); len(out) > maxReserved+1024 { // some may be named twice
-				break
-			}
-		}
-	}
-	slices.SortFunc(out, netip.Addr.Compare)
-	out = slices.Compact(out)
+	out := firstFew(setOf(c.ranges(path, spec.Addresses, subnet.Masked())), maxReserved+1)
 	if len(out) > maxReserved {
 		c.errs = append(c.errs, field.Invalid(path, spec.Addresses, fmt.Sprintf("are more than %d addresses: make several reservations, or exclude a range in the pool", maxReserved)))
 	}
 	return out, c.errs
 }
 
-// IsReserved reports whether a reservation names an address.
-func IsReserved(spec *v1alpha1.IPReservationSpec, addr netip.Addr) bool {
+// ReservedIn returns what a reservation names, whatever its pool and however much that is. It
+// leaves out what cannot be read.
+func ReservedIn(spec *v1alpha1.IPReservationSpec) *netipx.IPSet {
 	var c checker
-	for _, r := range c.ranges(nil, spec.Addresses, netip.PrefixFrom(addr, 0).Masked()) {
-		if r.Contains(addr) {
-			return true
+	var all []netipx.IPRange
+	for _, family := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		all = append(all, c.ranges(nil, spec.Addresses, netip.PrefixFrom(family, 0))...)
+	}
+	return setOf(all)
+}
+
+// setOf merges ranges: what is named twice is in the set once.
+func setOf(ranges []netipx.IPRange) *netipx.IPSet {
+	var b netipx.IPSetBuilder
+	for _, r := range ranges {
+		b.AddRange(r)
+	}
+	set, _ := b.IPSet() // fails on invalid ranges only, and there are none
+	return set
+}
+
+// firstFew returns the first addresses of a set, at most so many.
+func firstFew(set *netipx.IPSet, most int) (out []netip.Addr) {
+	for _, r := range set.Ranges() {
+		for a := r.From(); a.IsValid() && r.Contains(a) && len(out) < most; a = a.Next() {
+			out = append(out, a)
 		}
 	}
-	return false
+	return out
 }

@@ -4,6 +4,8 @@
 package reclaim
 
 import (
+	"strings"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -17,6 +19,29 @@ const (
 	AnnotationConfigHash   = "kubernetes.io/config.hash"
 )
 
+// maxValue is how much is kept of an annotation's value, in bytes. Its author writes up to 256 KiB,
+// and a UID has at most 64: what is longer is none, and it must not become one.
+const maxValue = 65
+
+// Annotations returns those of a pod, or of a pool, that are read here, nil if there are none. Of
+// a value that is too long for anything that is known it returns the beginning.
+func Annotations(all map[string]string) (out map[string]string) {
+	for _, name := range []string{AnnotationConfigMirror, AnnotationConfigHash, v1alpha1.AnnotationReclaim} {
+		value, found := all[name]
+		if !found {
+			continue
+		}
+		if len(value) > maxValue {
+			value = strings.Clone(strings.ToValidUTF8(value[:maxValue], "?")) // a part of it would keep the whole
+		}
+		if out == nil {
+			out = map[string]string{}
+		}
+		out[name] = value
+	}
+	return out
+}
+
 // Taints that say what is known of the containers on a node.
 const (
 	taintUnreachable  = "node.kubernetes.io/unreachable"
@@ -26,7 +51,7 @@ const (
 // PodOf returns what the metadata of a pod says. It does not say where the pod is.
 func PodOf(pod metav1.Object) *Pod {
 	p := &Pod{UID: pod.GetUID(), Created: pod.GetCreationTimestamp(), Deleting: pod.GetDeletionTimestamp() != nil}
-	annotations := pod.GetAnnotations()
+	annotations := Annotations(pod.GetAnnotations())
 	if _, mirror := annotations[AnnotationConfigMirror]; mirror {
 		p.Mirrors = types.UID(annotations[AnnotationConfigHash])
 	}

@@ -5,6 +5,7 @@ package install
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -16,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -317,13 +319,13 @@ func TestNothingIsSwitchedUnlessAllIsClaimed(t *testing.T) {
 		args  []string
 		words string
 	}{
-		"wrong namespace":   {sampleStore(t), []string{"--ippools-namespace=" + other, "--kubeconfig=" + env.Kubeconfig}, "none of the 3 pools"},
-		"no rights":         {sampleStore(t), []string{"--kubeconfig=" + nobody}, "forbidden"},
-		"no node":           {sampleStore(t), []string{"--node-name="}, "--node-name"},
-		"half a store":      {sampleStore(t)[:400], nil, "not valid"},
-		"a newer store":     {`{"version":2,"pools":{}}`, nil, "version 2"},
-		"no API server":     {sampleStore(t), []string{"--kubeconfig=" + unreachable(t)}, "refused"},
-		"an invalid object": {withContainer(t, sampleStore(t), "x", strings.Repeat("c", 300), "192.168.0.9", "2026-11-23T08:00:00Z"), nil, "Too long"},
+		"wrong namespace":     {sampleStore(t), []string{"--ippools-namespace=" + other, "--kubeconfig=" + env.Kubeconfig}, "none of the 3 pools"},
+		"no rights":           {sampleStore(t), []string{"--kubeconfig=" + nobody}, "forbidden"},
+		"no node":             {sampleStore(t), []string{"--node-name="}, "--node-name"},
+		"half a store":        {sampleStore(t)[:400], nil, "not valid"},
+		"a newer store":       {`{"version":2,"pools":{}}`, nil, "version 2"},
+		"no API server":       {sampleStore(t), []string{"--kubeconfig=" + unreachable(t)}, "refused"},
+		"a node that is none": {sampleStore(t), []string{"--node-name=Kind_Worker"}, "spec.nodeName"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := c.host(t, "kind-worker", tc.store)
@@ -340,6 +342,112 @@ func TestNothingIsSwitchedUnlessAllIsClaimed(t *testing.T) {
 			}
 		})
 	}
+}
+
+// An entry of which no allocation can be made keeps nobody from the switch, and is told wherever a
+// conflict is. What an allocation can do without is left out instead: the address is held.
+func TestEntryThatTheAPIServerRefuses(t *testing.T) {
+	long := strings.Repeat("long.", 45) + "name"
+	for name, tc := range map[string]struct {
+		pool, container, device, uid, pod string
+		unsolved                          bool
+		words                             string // in the log
+	}{
+		"a pool whose name is too long":    {pool: long, unsolved: true, words: "Too long: may not be more than 213"},
+		"a container whose ID is too long": {container: strings.Repeat("c", 300), unsolved: true, words: "spec.containerID: Too long"},
+		"a device ID with a space":         {device: "PF 0", words: `the API server refuses the device ID \"PF 0\": claimed without it`},
+		"a pod's UID with a slash":         {uid: "a/b", words: `the API server refuses the pod's UID \"a/b\": claimed without it`},
+		"a pod's name with a space":        {pod: "x y", words: `the API server refuses the pod's name \"default/x y\": claimed without it`},
+		"both":                             {device: "PF 0", uid: "a/b", words: "the API server refuses"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t)
+			pool, container := cmp.Or(tc.pool, "pool1"), cmp.Or(tc.container, "c-x")
+			h := c.host(t, "kind-worker", withOneMore(t, sampleStore(t), pool, map[string]any{
+				"container_id": container, "interface_name": "net1", "ip_address": "192.168.0.150",
+				"metadata": map[string]any{"create_time": "2026-11-23T08:00:00Z", "pod_uuid": cmp.Or(tc.uid, "uid-x"), "pod_name": cmp.Or(tc.pod, "x"), "pod_namespace": "default", "device_id": tc.device},
+			}))
+			_, log := h.mustRun(t, "--once")
+			const cannot = "address cannot be recorded: this pod answers on it, and another one may be given it"
+			summary := map[bool]string{false: "7 entries: 7 claimed, 0 already claimed, 0 conflicts, 0 obsolete, 0 released since, 0 refused, 0 unreadable",
+				true: "7 entries: 6 claimed, 0 already claimed, 0 conflicts, 0 obsolete, 0 released since, 1 refused, 0 unreadable"}[tc.unsolved]
+			for _, words := range []string{tc.words, summary} {
+				if !strings.Contains(log, words) {
+					t.Errorf("the log does not say %q:\n%s", words, log)
+				}
+			}
+			if !h.isInstalled(t) {
+				t.Error("it was not switched")
+			}
+			all := sampleHeld
+			if !tc.unsolved {
+				who := "default/x"
+				if tc.pod != "" {
+					who = "/"
+				}
+				all = append(slices.Clone(sampleHeld), "pool1 192.168.0.150 kind-worker "+who)
+				slices.Sort(all)
+			}
+			c.wantHeld(t, all...)
+			wantEvents := 0
+			if tc.unsolved && tc.pool == "" { // there can be no such pool
+				wantEvents = 1
+			}
+			for range 2 {
+				if events := c.events(t); len(events) != wantEvents {
+					t.Errorf("%d events, want %d", len(events), wantEvents)
+				} else if wantEvents == 1 && (events[0].Reason != "AddressNotRecorded" || events[0].InvolvedObject.Name != pool || !strings.Contains(events[0].Message, "192.168.0.150")) {
+					t.Errorf("event %+v", events[0])
+				}
+				// Again: nothing to do, and it is still said.
+				if _, log := h.mustRun(t, "--once"); strings.Contains(log, cannot) != tc.unsolved || strings.Contains(log, "migrating") {
+					t.Errorf("again: %s", log)
+				}
+				_, log := h.mustRun(t, "--once", "--migrate=force")
+				if strings.Contains(log, cannot) != tc.unsolved || !strings.Contains(log, " 0 claimed") || !strings.Contains(log, " 0 released since") {
+					t.Errorf("by force: %s", log)
+				}
+				c.wantHeld(t, all...)
+			}
+			h.hintHasAll(t)
+			for _, e := range h.journal(t) {
+				if want := map[bool]string{true: "refused", false: "already claimed"}[tc.unsolved && e.ContainerID == container]; e.Result != want {
+					t.Errorf("the journal has %+v, want %s", e, want)
+				}
+			}
+		})
+	}
+}
+
+// journalEntry is what the journal says of an entry of the store.
+type journalEntry struct{ ContainerID, Result string }
+
+func (h *host) journal(t *testing.T) []journalEntry {
+	t.Helper()
+	var j struct{ Entries []journalEntry }
+	if err := json.Unmarshal([]byte(h.read(t, "data/store.crd-ipam-migrated")), &j); err != nil || len(j.Entries) == 0 {
+		t.Fatalf("journal %+v, %v", j, err)
+	}
+	return j.Entries
+}
+
+// withOneMore adds an entry to a pool of a store.
+func withOneMore(t *testing.T, store, pool string, entry map[string]any) string {
+	t.Helper()
+	var root map[string]any
+	if err := json.Unmarshal([]byte(store), &root); err != nil {
+		t.Fatal(err)
+	}
+	pools := root["pools"].(map[string]any)
+	if pools[pool] == nil {
+		pools[pool] = map[string]any{"name": pool, "entries": map[string]any{}}
+	}
+	pools[pool].(map[string]any)["entries"].(map[string]any)["one more"] = entry
+	data, err := json.Marshal(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
 }
 
 func unreachable(t *testing.T) string {

@@ -10,10 +10,15 @@ import (
 	"strings"
 
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
+	"github.com/crd-ipam/crd-ipam/pkg/pool"
 )
 
+// maxRemark bounds what is said of an entry that is refused, in bytes: its values may be long.
+const maxRemark = 500
+
 // apply creates what is to be claimed. An address that somebody else has by now is a
-// conflict; any other error ends it, and the next run goes on.
+// conflict, and what no allocation can say is refused; any other error ends it, and the next
+// run goes on.
 func (p *plan) apply(ctx context.Context, c *clients) error {
 	if missing := p.missing(); len(missing) > 0 {
 		return fmt.Errorf("namespace %s does not have the pools %s: apply them first, or is it another namespace?", p.state.namespace, strings.Join(missing, ", "))
@@ -32,6 +37,8 @@ func (p *plan) apply(ctx context.Context, c *clients) error {
 		switch {
 		case ledger.IsInUse(err):
 			claim.action, claim.remark = conflict, err.Error()
+		case ledger.InvalidFields(err) != nil:
+			claim.action, claim.remark = refused, pool.Cut(err.Error(), maxRemark)
 		case err != nil:
 			return fmt.Errorf("claiming %s: %w", claim.alloc.Name, err)
 		case created:

@@ -32,6 +32,9 @@ const (
 	obsolete action = "none: the pod has another sandbox"
 	// conflict: somebody else holds it. Both answer on it.
 	conflict action = "CONFLICT"
+	// refused: the API server takes no allocation that says what the entry says. The
+	// container answers on the address.
+	refused action = "REFUSED"
 )
 
 // claim is an entry of whereabouts', and the allocation that becomes of it.
@@ -46,7 +49,7 @@ type claim struct {
 
 // pending reports whether the address is not accounted for.
 func (c *claim) pending() bool {
-	return c.action == create || c.action == replace || c.action == conflict
+	return c.action == create || c.action == replace || c.action == conflict || c.action == refused
 }
 
 // claimRange decides about all entries of one of whereabouts' pools.

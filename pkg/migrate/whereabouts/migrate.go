@@ -19,8 +19,13 @@ import (
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
 )
 
-// ErrConflicts says that addresses are held twice.
-var ErrConflicts = errors.New("addresses are held twice")
+// What a person has to solve.
+var (
+	// ErrConflicts says that addresses are held twice.
+	ErrConflicts = errors.New("addresses are held twice")
+	// ErrRefused says that no allocations can be made of addresses that are held.
+	ErrRefused = errors.New("addresses cannot be recorded")
+)
 
 // What Migration.Do may be.
 const (
@@ -56,7 +61,7 @@ func (m *Migration) Check() error {
 }
 
 // Run does it with an administrator's rights, and prints what it does. It returns
-// ErrConflicts if addresses have been given twice.
+// ErrConflicts if addresses have been given twice, and ErrRefused if some cannot be recorded.
 func (m *Migration) Run(ctx context.Context, config *rest.Config, w io.Writer) error {
 	c, err := clientsOf(config)
 	if err != nil {
@@ -84,17 +89,26 @@ func (m *Migration) Run(ctx context.Context, config *rest.Config, w io.Writer) e
 	if err != nil {
 		return err
 	}
-	if n := p.conflicts(); n > 0 {
-		return fmt.Errorf("%w: %d of them, see CONFLICT above: delete one of the two pods, and run this again", ErrConflicts, n)
-	}
-	return nil
+	return p.unsolved()
 }
 
-func (p *plan) conflicts() (n int) {
+// unsolved says what a person has to do.
+func (p *plan) unsolved() error {
+	var errs []error
+	if n := p.count()[conflict]; n > 0 {
+		errs = append(errs, fmt.Errorf("%w: %d of them, see CONFLICT above: delete one of the two pods, and run this again", ErrConflicts, n))
+	}
+	if n := p.count()[refused]; n > 0 {
+		errs = append(errs, fmt.Errorf("%w: %d of them, see REFUSED above: their pools stay disabled until the pods are deleted, and this is run again", ErrRefused, n))
+	}
+	return errors.Join(errs...)
+}
+
+// count counts the entries by what is done about them.
+func (p *plan) count() map[action]int {
+	n := map[action]int{}
 	for _, c := range p.claims {
-		if c.action == conflict {
-			n++
-		}
+		n[c.action]++
 	}
 	return n
 }

@@ -111,10 +111,10 @@ func (p *plan) writeClaims(w io.Writer) error {
 
 // String sums up.
 func (p *plan) String() string {
-	n := map[action]int{}
-	for _, c := range p.claims {
-		n[c.action]++
+	n := p.count()
+	text := fmt.Sprintf("%d addresses: %d to claim, %d already claimed, %d obsolete, %d conflicts", len(p.claims), n[create]+n[replace], n[done], n[obsolete], n[conflict])
+	if n[refused] > 0 { // only the API server says so
+		text += fmt.Sprintf(", %d refused", n[refused])
 	}
-	return fmt.Sprintf("%d addresses: %d to claim, %d already claimed, %d obsolete, %d conflicts; %d cannot be mapped",
-		len(p.claims), n[create]+n[replace], n[done], n[obsolete], n[conflict], len(p.cannot))
+	return fmt.Sprintf("%s; %d cannot be mapped", text, len(p.cannot))
 }
