@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
@@ -31,6 +32,8 @@ type caches struct {
 	reservationsSynced func() bool
 	// reserved is what they name, by name; it lacks what was not asked for.
 	reserved table[string, reservedSet]
+	// orphans are the UIDs of allocations whose reservation was seen to go.
+	orphans table[types.UID, struct{}]
 }
 
 // index is a cache of objects of one type, by their keys (namespace/name, or the name

@@ -214,6 +214,15 @@ func (c *caches) concernedReservations(a *v1alpha1.IPAllocation) (names []string
 // importAge is how long an import may take from an allocation to its owner and its pool.
 const importAge = 10 * time.Minute
 
+// orphan notes that a reservation is gone, and what it has kept: that is not imported, even if
+// the pool goes as well.
+func (c *caches) orphan(res *v1alpha1.IPReservation) {
+	for _, a := range c.allocations.by(byOwner, string(res.UID)) {
+		c.orphans.set(a.UID, struct{}{})
+	}
+	c.reserved.forget(res.Name)
+}
+
 // withoutOwner reports whether the owner of an allocation is gone, or does not name it any
 // more. In an import the allocation comes before its owner, and the pool after both: until
 // then nobody can be given the address, and it waits.
@@ -223,6 +232,9 @@ func (c *caches) withoutOwner(a *v1alpha1.IPAllocation) bool {
 		return false // whether others are there is not known
 	}
 	res, found := c.reservations.get(owner.Namespace + "/" + owner.Name)
+	if _, orphan := c.orphans.get(a.UID); !found && orphan {
+		return true
+	}
 	if !found {
 		return len(c.inDomain(a.DomainOf())) > 0 || time.Since(a.CreationTimestamp.Time) > importAge
 	}

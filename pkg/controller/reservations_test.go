@@ -34,15 +34,18 @@ func TestWithoutOwner(t *testing.T) {
 		reservation *v1alpha1.IPReservation
 		pool        *v1alpha1.IPPool
 		age         time.Duration
+		seen        bool // that its reservation went
 		want        bool
 	}{
-		"its reservation is there":                {reservation("u", "192.168.0.11"), pool("pool1", ""), time.Hour, false},
-		"it was imported, and so has another UID": {reservation("new", "192.168.0.11"), pool("pool1", ""), 0, false},
-		"it names the address no more":            {reservation("u", "192.168.0.12"), pool("pool1", ""), time.Hour, true},
-		"it is gone":                              {nil, pool("pool1", ""), time.Second, true},
-		"it is gone, and so is the pool":          {nil, nil, importAge + time.Second, true},
-		"it and the pool are still to come":       {nil, nil, time.Second, false},
-		"another pool gives the address":          {nil, pool("other", "pool1"), time.Second, true},
+		"its reservation is there":                {reservation("u", "192.168.0.11"), pool("pool1", ""), time.Hour, false, false},
+		"it was imported, and so has another UID": {reservation("new", "192.168.0.11"), pool("pool1", ""), 0, false, false},
+		"it names the address no more":            {reservation("u", "192.168.0.12"), pool("pool1", ""), time.Hour, false, true},
+		"it is gone":                              {nil, pool("pool1", ""), time.Second, false, true},
+		"it is gone, and so is the pool":          {nil, nil, importAge + time.Second, false, true},
+		"it and the pool are still to come":       {nil, nil, time.Second, false, false},
+		"another pool gives the address":          {nil, pool("other", "pool1"), time.Second, false, true},
+		"it was deleted, and then the pool":       {nil, nil, time.Second, true, true},
+		"it was deleted, and is made again":       {reservation("new", "192.168.0.11"), nil, time.Second, true, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			indexer := func(indexers cache.Indexers) cache.Indexer {
@@ -52,6 +55,7 @@ func TestWithoutOwner(t *testing.T) {
 				namespace: "ns", pools: map[v1alpha1.PoolKind]index[metav1.Object]{v1alpha1.PoolKindIPPool: {indexer(poolIndexers)}},
 				reservations: index[*v1alpha1.IPReservation]{indexer(nil)}, reservationsSynced: func() bool { return true },
 			}
+			c.allocations.Indexer = indexer(allocationIndexers)
 			if tc.reservation != nil {
 				_ = c.reservations.Add(tc.reservation)
 			}
@@ -62,6 +66,10 @@ func TestWithoutOwner(t *testing.T) {
 				a.CreationTimestamp = metav1.NewTime(time.Now().Add(-tc.age))
 				a.Spec.ContainerID, a.Spec.Owner = "", ownerOf(reservation("u", ""))
 			})
+			if tc.seen {
+				_ = c.allocations.Add(a)
+				(&triggers{caches: c, queues: &queues{allocations: newQueue[string](queueAllocations, newMetrics())}}).onReservation().OnDelete(reservation("u", ""))
+			}
 			if got := c.withoutOwner(a); got != tc.want {
 				t.Errorf("%v, want %v", got, tc.want)
 			}

@@ -173,6 +173,7 @@ func (t *triggers) onAllocation() cache.ResourceEventHandler {
 			if !ok {
 				return
 			}
+			t.caches.orphans.forget(a.UID)
 			t.usedLess(a)
 			t.reserve(a)
 			t.claimChanged(a)
@@ -204,10 +205,10 @@ func (t *triggers) onReservation() cache.ResourceEventHandler {
 			}
 		},
 		DeleteFunc: func(obj any) {
-			examine(obj)
-			if key, err := cache.DeletionHandlingObjectToName(obj); err == nil {
-				t.caches.reserved.forget(key.Name)
+			if res, ok := lastState(obj).(*v1alpha1.IPReservation); ok {
+				t.caches.orphan(res)
 			}
+			examine(obj)
 		},
 	}
 }
