@@ -55,7 +55,7 @@ func (c *Claimer) claimOne(ctx context.Context, req Request, v view, wanted neti
 	for i, space := range spaces { // 5, 6
 		s := &search{
 			Claimer: c, req: req, space: space, poolVersion: v.version, spaceName: hint.SpaceOf(b.Pool, i), overflows: i < len(spaces)-1,
-			held: map[netip.Addr]bool{}, releasing: c.beingReleased(space),
+			held: req.known.givenIn(space.Domain), releasing: c.beingReleased(space),
 		}
 		if e, err := s.claimFree(ctx); err != nil || e.Found() {
 			return e, err
@@ -95,13 +95,16 @@ func (c *Claimer) claimKnown(ctx context.Context, req Request, b *pool.Block, sp
 			return e, err
 		}
 	}
+	tries := len(req.Pools) // some may be of the other pools
 	for _, space := range spaces {
-		if addr := req.known.restsIn(space); addr.IsValid() {
+		for _, addr := range req.known.restIn(space) {
+			if tries--; tries < 0 {
+				return hint.Entry{}, nil
+			}
 			c.Hint.ClaimingRequested(hint.Entry{Attachment: req.Attachment, Domain: b.Domain, Address: addr})
 			if e, err := c.claimReleased(ctx, req, space, addr, nil); !ledger.IsInUse(err) {
 				return e, err
 			}
-			break
 		}
 	}
 	return hint.Entry{}, nil
@@ -117,7 +120,8 @@ type search struct {
 	spaceName v1alpha1.PoolReference
 	// overflows is true if there is other space to go on in.
 	overflows bool
-	// held are the addresses that others hold, as the API server said during this search.
+	// held are the addresses that others hold, as the API server said during this search, and
+	// those that this call has claimed for another pool.
 	held map[netip.Addr]bool
 	// releasing are the addresses of claims whose release is pending or under way on this node.
 	releasing map[netip.Addr]bool

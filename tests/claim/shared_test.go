@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -393,4 +394,104 @@ func TestTwoPoolsOfOneDomain(t *testing.T) {
 			t.Errorf("pool %s: error %v", name, err)
 		}
 	}
+}
+
+// newDomain makes pools "p" and "q" of one domain, "net", with the same addresses.
+func newDomain(t *testing.T, spec v1alpha1.IPPoolSpec) *cluster {
+	t.Helper()
+	c := emptyCluster(t)
+	spec.Domain = "net"
+	for _, name := range []string{"p", "q"} {
+		rig.IPPool(t, c.client, c.ns, name, spec)
+	}
+	return c
+}
+
+// held counts the addresses that containers hold.
+func (c *cluster) held(t *testing.T) (n int) {
+	t.Helper()
+	list, err := c.client.IPAllocations(c.ns).List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range list.Items {
+		if list.Items[i].Spec.Held() {
+			n++
+		}
+	}
+	return n
+}
+
+// What one call has claimed for a pool it does not give for another one: not what an ADD has left
+// that was killed between the two, nor what the pod has released.
+func TestTwoPoolsOfOneDomainHaveAnAddressEach(t *testing.T) {
+	resting := v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/28", PoolAccess: v1alpha1.PoolAccess{ReleaseCooldown: &metav1.Duration{Duration: time.Hour}}}
+	distinct := func(t *testing.T, c *cluster, got []string, err error) {
+		t.Helper()
+		if err != nil || got[0] == got[1] || c.held(t) != 2 {
+			t.Errorf("got %v, %v, and %d are held", got, err, c.held(t))
+		}
+	}
+	t.Run("killed between the two", func(t *testing.T) {
+		c := newDomain(t, v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/28"})
+		n := newNode(t, c.ns, "a")
+		n.wire.setLose(loseFirst(http.MethodPost, killedAfter))
+		var all sync.WaitGroup
+		all.Go(func() { _, _ = n.add(t.Context(), "both", ippool("p", "q")) })
+		all.Wait()
+		n.restart()
+		got, err := n.add(t.Context(), "both", ippool("p", "q"))
+		distinct(t, c, got, err)
+	})
+	t.Run("the pod's next sandbox", func(t *testing.T) {
+		c := newDomain(t, resting)
+		n := newNode(t, c.ns, "a")
+		first, err := n.addAs(t.Context(), "c1", "web", "p", "q")
+		distinct(t, c, first, err)
+		n.mustDel(t, "c1")
+		for _, order := range [][]string{{"p", "q"}, {"q", "p"}} {
+			n.restart()
+			again, err := n.addAs(t.Context(), "c2", "web", order...)
+			distinct(t, c, again, err)
+			slices.Sort(again)
+			slices.Sort(first)
+			if !slices.Equal(first, again) {
+				t.Errorf("had %v, then %v", first, again)
+			}
+		}
+	})
+	// What was taken from p stays of p: if q took it over, a CHECK would not find q's, and a repeated
+	// ADD would claim a third address.
+	t.Run("only one has rested", func(t *testing.T) {
+		c := newDomain(t, resting)
+		n := newNode(t, c.ns, "a")
+		if _, err := n.addAs(t.Context(), "c1", "web", "p"); err != nil {
+			t.Fatal(err)
+		}
+		n.mustDel(t, "c1")
+		for range 2 {
+			n.restart()
+			got, err := n.addAs(t.Context(), "c2", "web", "q", "p")
+			distinct(t, c, got, err)
+		}
+		if err := n.Check(t.Context(), pod("c2"), ippool("q", "p")); err != nil {
+			t.Errorf("CHECK: %v", err)
+		}
+	})
+	t.Run("without a disk", func(t *testing.T) {
+		c := emptyCluster(t)
+		spec := v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/28", PerNodeBlockSize: 4}
+		spec.Domain = "net"
+		for _, name := range []string{"p", "q"} {
+			rig.IPPool(t, c.client, c.ns, name, spec, "a")
+		}
+		n := newNode(t, c.ns, "a")
+		n.dir = filepath.Join(n.dir, "file", "hint")
+		if err := os.WriteFile(filepath.Dir(n.dir), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		n.restart()
+		got, err := n.add(t.Context(), "both", ippool("p", "q"))
+		distinct(t, c, got, err)
+	})
 }
