@@ -125,6 +125,9 @@ type search struct {
 	held map[netip.Addr]bool
 	// releasing are the addresses of claims whose release is pending or under way on this node.
 	releasing map[netip.Addr]bool
+	// freed is what the hint has of this node's releases (hint.Freed) when the proof begins that the
+	// space is full.
+	freed string
 }
 
 // claimFree claims a free address of the space: what comes after the last one that was given
@@ -163,7 +166,7 @@ func (s *search) isProvedFull() bool {
 	if s.space.Shared {
 		listed = s.space.Size()
 	}
-	return !s.overflows && s.Hint.Full(s.spaceName, s.poolVersion, listed)
+	return !s.overflows && s.Hint.Full(s.spaceName, s.space.Domain, s.poolVersion, listed)
 }
 
 // patience is how many of the next candidates may turn out to be held by others.
@@ -188,7 +191,7 @@ func (s *search) searchOn(ctx context.Context, collided bool) (e hint.Entry, err
 	case s.overflows:
 		s.setPassed()
 	case !s.space.Shared:
-		s.Hint.SetFull(s.spaceName, s.poolVersion)
+		s.Hint.SetFull(s.spaceName, s.poolVersion, s.freed)
 	}
 	return e, err
 }
@@ -275,6 +278,7 @@ func (s *search) noteHeld(e hint.Entry) {
 // were seen to hold. It returns no address if none is free.
 func (s *search) searchFullBlock(ctx context.Context) (hint.Entry, error) {
 	s.retryPending(ctx, math.MaxInt)
+	s.freed = s.Hint.Freed(s.space.Domain)
 	listed, err := s.rebuild(ctx, s.req.started)
 	if err == nil {
 		err = s.refuseAfterLoss() // the list may have shown a loss

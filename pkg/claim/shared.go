@@ -182,13 +182,14 @@ func (s *search) searchAll(ctx context.Context) (hint.Entry, error) {
 	}
 	e, err := s.searchListed(ctx)
 	if err == nil && !e.Found() {
-		s.Hint.SetFull(s.spaceName, s.poolVersion)
+		s.Hint.SetFull(s.spaceName, s.poolVersion, s.freed)
 	}
 	return e, err
 }
 
 func (s *search) searchListed(ctx context.Context) (hint.Entry, error) {
 	s.retryPending(ctx, math.MaxInt)
+	s.freed = s.Hint.Freed(s.space.Domain)
 	var e hint.Entry
 	err := s.byLists(ctx, s.space, func(held map[netip.Addr]bool, most int) (collided bool, err error) {
 		e, collided, err = s.tryUnheld(ctx, held, most)

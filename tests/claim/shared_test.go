@@ -242,6 +242,75 @@ func TestExhaustedSharedPool(t *testing.T) {
 	}
 }
 
+// A pool is not believed to be full if this node has released an address while that was proved.
+func TestReleaseDuringTheProof(t *testing.T) {
+	for name, blocks := range map[string]int{"shared": 0, "block": 6} {
+		t.Run(name, func(t *testing.T) {
+			c := emptyCluster(t)
+			rig.IPPool(t, c.client, c.ns, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/29", PerNodeBlockSize: blocks}, "a")
+			n := newNode(t, c.ns, "a")
+			for i := range 6 {
+				n.mustAdd(t, fmt.Sprint("pod", i), ippool("p"))
+			}
+			other := newNode(t, c.ns, "a") // another call on this node
+			other.dir = n.dir
+			other.restart()
+			next, once := n.wire.next, sync.Once{}
+			n.wire.next = tripper(func(req *http.Request) (*http.Response, error) {
+				resp, err := next.RoundTrip(req)
+				if q := req.URL.Query(); req.Method == http.MethodGet && q.Has("limit") && q.Has("labelSelector") {
+					once.Do(func() { other.mustDel(t, "pod3") })
+				}
+				return resp, err
+			})
+			_, _ = n.add(t.Context(), "waits", ippool("p"))
+			n.restart()
+			n.mustAdd(t, "waits", ippool("p"))
+		})
+	}
+}
+
+// tripper is a connection to the API server.
+type tripper func(*http.Request) (*http.Response, error)
+
+func (f tripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
+// Pods wait for an address of q, which is full, and have one of p before that, from another network
+// or the same one. That is released each time, and does not make q be listed again.
+func TestWaitingWithAnAddressOfAnotherPool(t *testing.T) {
+	for name, blocks := range map[string]int{"shared": 0, "blocks": 6} {
+		for _, networks := range []int{1, 2} {
+			t.Run(fmt.Sprintf("%s, %d networks", name, networks), func(t *testing.T) {
+				c := emptyCluster(t)
+				rig.IPPool(t, c.client, c.ns, "p", v1alpha1.IPPoolSpec{Subnet: "10.1.0.0/24", PerNodeBlockSize: blocks}, "a")
+				rig.IPPool(t, c.client, c.ns, "q", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/29", PerNodeBlockSize: blocks}, "a")
+				n := newNode(t, c.ns, "a")
+				for i := range 6 {
+					n.mustAdd(t, fmt.Sprint("holds", i), ippool("q"))
+				}
+				_, _ = n.add(t.Context(), "first", ippool("q"))
+				n.mustDel(t, "first")
+				n.wire.take()
+				for i := range 8 {
+					n.restart()
+					name, pools := fmt.Sprint("pod", i), ippool("p", "q")
+					if networks == 2 {
+						n.mustAdd(t, name, ippool("p"))
+						name, pools = name+"-net2", ippool("q")
+					}
+					if _, err := n.add(t.Context(), name, pools); !errors.Is(err, claim.ErrExhausted) {
+						t.Errorf("error %v", err)
+					}
+					n.mustDel(t, fmt.Sprint("pod", i))
+				}
+				if lists := c.lists(n.wire.take()); lists > 1 {
+					t.Errorf("%d lists", lists)
+				}
+			})
+		}
+	}
+}
+
 // The hint says that this node uses what is free: a list of the node corrects it.
 func TestStaleHintInASharedPool(t *testing.T) {
 	c := newShared(t, v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/29"})
