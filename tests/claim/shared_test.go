@@ -20,6 +20,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
@@ -157,10 +158,11 @@ func TestProofOfFull(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := newShared(t, v1alpha1.IPPoolSpec{Subnet: tc.subnet, Ranges: tc.usable})
-			rig.IPPool(t, c.client, c.ns, "elsewhere", v1alpha1.IPPoolSpec{Subnet: "10.9.0.0/24"})
-			c.hold(t, "elsewhere", "10.9.0.1", "other", "of-10-9-0-1")
-			n := newNode(t, c.ns, "a")
 			usable := addresses(tc.usable)
+			rig.IPPool(t, c.client, c.ns, "elsewhere", v1alpha1.IPPoolSpec{Subnet: tc.subnet}) // another domain
+			c.hold(t, "elsewhere", usable[0], "other", "elsewhere")
+			n := newNode(t, c.ns, "a")
+			n.cutPages()
 			for i, addr := range usable[1:] {
 				if i < tc.unlabelled {
 					c.holdUnlabelled(t, "p", addr)
@@ -172,6 +174,8 @@ func TestProofOfFull(t *testing.T) {
 			n.wire.setLose(func(req *http.Request) loss {
 				switch selector, limited := req.URL.Query().Get("labelSelector"), req.URL.Query().Has("limit"); {
 				case req.Method != http.MethodGet || !limited:
+				case req.URL.Query().Has("resourceVersion"):
+					t.Errorf("a list that may be old proves nothing: %s", req.URL)
 				case selector == "":
 					names++
 				case strings.HasPrefix(selector, v1alpha1.LabelWindow+" in ("):
@@ -182,12 +186,88 @@ func TestProofOfFull(t *testing.T) {
 			if got := n.mustAdd(t, "pod", ippool("p")); got != usable[0] {
 				t.Errorf("got %s, want %s, which is free", got, usable[0])
 			}
+			if tc.name == "one window" && names+windows > 0 {
+				t.Error("what is free in the window did not show in the list of it")
+			}
 			names, windows = 0, 0
 			if _, err := n.add(t.Context(), "one-too-many", ippool("p")); !errors.Is(err, claim.ErrExhausted) {
 				t.Errorf("error %v", err)
 			}
 			if named := windows > 0; names > 0 != tc.all || !named && !tc.all {
 				t.Errorf("%d lists of all names, %d of windows", names, windows)
+			}
+		})
+	}
+}
+
+// cutPages makes the API server answer lists in pages of 20: a page of the plugin's would take
+// thousands of allocations.
+func (n *node) cutPages() {
+	next := n.wire.next
+	n.wire.next = tripper(func(req *http.Request) (*http.Response, error) {
+		if q := req.URL.Query(); q.Has("limit") {
+			q.Set("limit", "20")
+			req = req.Clone(req.Context())
+			req.URL.RawQuery = q.Encode()
+		}
+		return next.RoundTrip(req)
+	})
+}
+
+// A list that is begun again, since its second page was asked for too late, has nothing of the first
+// attempt: what was released meanwhile is free.
+func TestListIsBegunAgain(t *testing.T) {
+	c := newShared(t, v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/26"})
+	c.fill(t, "p", "10.0.0.1", "10.0.0.62")
+	n := newNode(t, c.ns, "a")
+	n.cutPages()
+	var once sync.Once
+	n.wire.setAnswer(func(req *http.Request) (answer *page) {
+		if req.Method == http.MethodGet && req.URL.Query().Has("continue") {
+			once.Do(func() {
+				c.free(t, "p", "10.0.0.1")
+				answer = &page{410, "application/json", `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Expired","code":410}`}
+			})
+		}
+		return answer
+	})
+	if got := n.mustAdd(t, "pod", ippool("p")); got != "10.0.0.1" {
+		t.Errorf("got %s", got)
+	}
+}
+
+// What answers a list with something else has not said that nothing is held, or all: the list is
+// asked for again, and while nothing better comes, the API server counts as away.
+func TestAnswerThatIsNoList(t *testing.T) {
+	for name, answer := range map[string]page{
+		"empty":          {200, "application/json", `{}`},
+		"status":         {200, "application/json", `{"kind":"Status","apiVersion":"v1","status":"Success"}`},
+		"a proxy's page": {200, "text/html", `<html>log in here</html>`},
+		"cut":            {200, "application/json", `{"kind":"PartialObjectMetadataList","items":[{"metadata":{"name":"p.10`},
+		"nothing":        {200, "application/json", ``},
+		"gone":           {410, "application/json", `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Gone","code":410}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newShared(t, v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/29"})
+			c.fill(t, "p", "10.0.0.1", "10.0.0.6")
+			n := newNode(t, c.ns, "a")
+			answers := 0
+			n.wire.setAnswer(func(req *http.Request) *page {
+				if req.Method != http.MethodGet || !strings.HasSuffix(req.URL.Path, "/ipallocations") || answers == 0 {
+					return nil
+				}
+				answers--
+				return &answer
+			})
+			answers = 100
+			if _, err := n.add(shortly(t), "pod", ippool("p")); !errors.Is(err, ledger.ErrUnavailable) {
+				t.Errorf("error %v", err)
+			} else if answer.code == 200 && !strings.Contains(err.Error(), "no API server, or its answer was cut") {
+				t.Errorf("error %v does not say what answered", err)
+			}
+			answers = 1
+			if _, err := n.add(t.Context(), "pod", ippool("p")); !errors.Is(err, claim.ErrExhausted) {
+				t.Errorf("error %v", err)
 			}
 		})
 	}
