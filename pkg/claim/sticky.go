@@ -73,7 +73,7 @@ func (c *Claimer) claimSticky(ctx context.Context, req Request, v view) (hint.En
 				req.owner.Kind, req.owner.Namespace, req.owner.Name, space.Pool.Name)
 		}
 		if own == nil { // 3
-			if err := c.reserve(ctx, req, space, me, home, only); err != nil {
+			if err := c.reserve(ctx, req, v, me, home, only); err != nil {
 				return hint.Entry{}, err
 			}
 			continue
@@ -149,8 +149,17 @@ func (c *Claimer) ofIdentity(ctx context.Context, space *pool.Block, me *v1alpha
 
 // reserve reserves an address for an identity: home if that is free, else one of the next, else
 // what is free by a list. With only, it is home and no other. Others may do the same at the same
-// time.
-func (c *Claimer) reserve(ctx context.Context, req Request, space *pool.Block, me *v1alpha1.IPAllocation, home netip.Addr, only bool) error {
+// time. What rests is no candidate, also if its cooldown is over: a takeover would not make it the
+// identity's, and a node may not delete what another one has held. So that nothing is free here is
+// noted apart from what other pods have found.
+func (c *Claimer) reserve(ctx context.Context, req Request, v view, me *v1alpha1.IPAllocation, home netip.Addr, only bool) error {
+	space, name := v.Lasting(), hint.LastingOf(v.Pool)
+	full := func() bool {
+		return !only && c.Hint.Full(name, space.Domain, v.version, min(space.Size(), largeSpace))
+	}
+	if full() {
+		return c.exhausted(space)
+	}
 	p := &proposer{Claimer: c, req: req, space: space, me: me}
 	taken, err := p.propose(ctx, home, only)
 	switch {
@@ -159,16 +168,19 @@ func (c *Claimer) reserve(ctx context.Context, req Request, space *pool.Block, m
 	case only:
 		return fmt.Errorf("%w: %w", ErrKept, err)
 	}
-	collided, err := p.proposeFirst(ctx, home, map[netip.Addr]bool{home: true}, maxCollisions)
-	if err != nil || p.done {
+	if _, err := p.proposeFirst(ctx, home, map[netip.Addr]bool{home: true}, maxCollisions); err != nil || p.done {
 		return err
 	}
-	if collided {
-		err = c.byLists(ctx, space, func(held map[netip.Addr]bool, most int) (bool, error) {
-			return p.proposeFirst(ctx, home, held, most)
-		})
+	defer c.Hint.Listing(ctx, name)()
+	if full() { // another call on this node has found that
+		return c.exhausted(space)
 	}
+	freed := c.Hint.Freed(space.Domain)
+	err = c.byLists(ctx, space, func(held map[netip.Addr]bool, most int) (collided bool, err error) {
+		return p.proposeFirst(ctx, home, held, most)
+	})
 	if err == nil && !p.done {
+		c.Hint.SetFull(name, v.version, freed)
 		err = c.exhausted(space)
 	}
 	return err

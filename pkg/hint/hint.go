@@ -76,6 +76,7 @@ func (e Entry) Name() string { return v1alpha1.AllocationName(e.Domain, e.Addres
 //	                        TYPE.POOL.window                                   what was free in the window that was listed last
 //	                        TYPE.POOL.listing                                  held by the one call that lists a window
 //	                        TYPE.POOL@N.last ...                               the same for the Nth space that the pool overflows to
+//	                        TYPE.POOL@lasting.full ...                           the same for where pods keep their addresses
 //	                        TYPE.POOL.epoch    -> UID/HASH                       which pool of that name was seen
 //	                        @DOMAIN.freed      -> RANDOM                         changes when this node releases an address of the domain
 //	                        @labels.json                                         the labels of this node's Node object

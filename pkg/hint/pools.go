@@ -157,6 +157,12 @@ func SpaceOf(ref v1alpha1.PoolReference, number int) v1alpha1.PoolReference {
 	return ref
 }
 
+// LastingOf names the space of a pool in which pods keep their addresses, for Full and Listing.
+func LastingOf(ref v1alpha1.PoolReference) v1alpha1.PoolReference {
+	ref.Name += "@lasting"
+	return ref
+}
+
 func poolFile(ref v1alpha1.PoolReference) string {
 	return pool.Type(ref.Kind) + "." + filepath.Base(ref.Name)
 }

@@ -682,6 +682,28 @@ func TestStickyInACrowdedPool(t *testing.T) {
 					t.Errorf("%d requests of ADD %d", len(requests), i)
 				}
 			}
+			// The next ones read the pool, the pod and its home, and list what the identity keeps.
+			var all sync.WaitGroup
+			for i := range 8 {
+				pod := w.start(t, fmt.Sprint("waits-", i), "set")
+				all.Go(func() {
+					if _, err := n.addPod(t.Context(), pod, "net1"); !errors.Is(err, claim.ErrExhausted) {
+						t.Errorf("error %v", err)
+					}
+				})
+			}
+			all.Wait()
+			if requests := n.wire.take(); len(requests) > 8*4 {
+				t.Errorf("%d requests of eight pods that wait", len(requests))
+			}
+			w.free(t, "p", "10.0.0.7") // by the controller
+			if _, err := n.addPod(t.Context(), w.start(t, "early-0", "set"), "net1"); !errors.Is(err, claim.ErrExhausted) {
+				t.Errorf("error %v", err)
+			}
+			lutimes(t, n.path("pools", "ippool.p@lasting.full"), time.Now().Add(-11*time.Second))
+			if got := n.mustAddPod(t, w.start(t, "late-0", "set")); got != "10.0.0.7" {
+				t.Errorf("got %s", got)
+			}
 		})
 	}
 }
