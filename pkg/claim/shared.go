@@ -195,7 +195,7 @@ func (s *search) searchListed(ctx context.Context) (hint.Entry, error) {
 		e, collided, err = s.tryUnheld(ctx, held, most)
 		return collided, err
 	})
-	if err == nil && !e.Found() && s.cooldownOf(s.space) > 0 {
+	if err == nil && !e.Found() { // the pool may have no cooldown any more, and its allocations may
 		e, err = s.searchReleased(ctx)
 	}
 	if err != nil || e.Found() || !s.anyFree() {
