@@ -107,6 +107,7 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 			return nil, errors.Join(err, c.rollBack(ctx, done))
 		}
 		done = append(done, e)
+		req.known.gave(e)
 		claims = append(claims, Claim{Address: e.Address, Block: v.Block})
 	}
 	return claims, nil
@@ -122,6 +123,7 @@ type known struct {
 	pod    v1alpha1.PodReference
 	rests  map[string][]netip.Addr // what the pod has released and rests, by domain
 	latest uint64                  // the highest resource version of the node's allocations
+	given  []hint.Entry            // what this call has claimed so far, for others of the requested pools
 }
 
 func (k *known) look(domain string) {
@@ -154,24 +156,41 @@ func (c *Claimer) lookUpKnown(req Request, saved []*hint.View) *known {
 	return k
 }
 
+// gave takes note of what was claimed for one of the requested pools. No other one gets that: pools
+// of a domain may overlap.
+func (k *known) gave(e hint.Entry) { k.given = append(k.given, e) }
+
+// givenIn returns the addresses of a domain that this call has claimed for one of the pools.
+func (k *known) givenIn(domain string) map[netip.Addr]bool {
+	out := map[netip.Addr]bool{}
+	for _, e := range k.given {
+		if e.Domain == domain {
+			out[e.Address] = true
+		}
+	}
+	return out
+}
+
 // heldIn returns the address in a block that this attachment already holds, or zero.
 func (k *known) heldIn(b *pool.Block) netip.Addr {
+	given := k.givenIn(b.Domain)
 	for _, e := range k.held[b.Domain] {
-		if b.Range.Contains(e.Address) && !k.isOfOther(e, b.Pool) {
+		if b.Range.Contains(e.Address) && !given[e.Address] && !k.isOfOther(e, b.Pool) {
 			return e.Address
 		}
 	}
 	return netip.Addr{}
 }
 
-// restsIn returns an address in a space that the pod has released and that rests, or zero.
-func (k *known) restsIn(space *pool.Block) netip.Addr {
+// restIn returns the addresses in a space that the pod has released and that rest.
+func (k *known) restIn(space *pool.Block) (all []netip.Addr) {
+	given := k.givenIn(space.Domain)
 	for _, addr := range k.rests[space.Domain] {
-		if space.Contains(addr) {
-			return addr
+		if space.Contains(addr) && !given[addr] {
+			all = append(all, addr)
 		}
 	}
-	return netip.Addr{}
+	return all
 }
 
 // mayHold reports whether this attachment may hold an address already.
@@ -180,7 +199,8 @@ func (k *known) mayHold(domain string, addr netip.Addr) bool {
 }
 
 // isOfOther reports whether an address was taken from another of the requested pools: two
-// pools of one domain may overlap.
+// pools of one domain may overlap. It is left to that one. If this one took it over, a repeated ADD
+// and a CHECK would not know which pool it is for.
 func (k *known) isOfOther(e hint.Entry, ref v1alpha1.PoolReference) bool {
 	return e.Record != nil && e.Record.Spec.PoolRef != ref && slices.Contains(k.pools, e.Record.Spec.PoolRef)
 }

@@ -55,7 +55,7 @@ func (c *Claimer) claimOne(ctx context.Context, req Request, v view, wanted neti
 	for i, space := range spaces { // 5, 6
 		s := &search{
 			Claimer: c, req: req, space: space, poolVersion: v.version, spaceName: hint.SpaceOf(b.Pool, i), overflows: i < len(spaces)-1,
-			held: map[netip.Addr]bool{}, releasing: c.beingReleased(space),
+			held: req.known.givenIn(space.Domain), releasing: c.beingReleased(space),
 		}
 		if e, err := s.claimFree(ctx); err != nil || e.Found() {
 			return e, err
@@ -95,13 +95,16 @@ func (c *Claimer) claimKnown(ctx context.Context, req Request, b *pool.Block, sp
 			return e, err
 		}
 	}
+	tries := len(req.Pools) // some may be of the other pools
 	for _, space := range spaces {
-		if addr := req.known.restsIn(space); addr.IsValid() {
+		for _, addr := range req.known.restIn(space) {
+			if tries--; tries < 0 {
+				return hint.Entry{}, nil
+			}
 			c.Hint.ClaimingRequested(hint.Entry{Attachment: req.Attachment, Domain: b.Domain, Address: addr})
 			if e, err := c.claimReleased(ctx, req, space, addr, nil); !ledger.IsInUse(err) {
 				return e, err
 			}
-			break
 		}
 	}
 	return hint.Entry{}, nil
@@ -117,10 +120,14 @@ type search struct {
 	spaceName v1alpha1.PoolReference
 	// overflows is true if there is other space to go on in.
 	overflows bool
-	// held are the addresses that others hold, as the API server said during this search.
+	// held are the addresses that others hold, as the API server said during this search, and
+	// those that this call has claimed for another pool.
 	held map[netip.Addr]bool
 	// releasing are the addresses of claims whose release is pending or under way on this node.
 	releasing map[netip.Addr]bool
+	// freed is what the hint has of this node's releases (hint.Freed) when the proof begins that the
+	// space is full.
+	freed string
 }
 
 // claimFree claims a free address of the space: what comes after the last one that was given
@@ -159,7 +166,7 @@ func (s *search) isProvedFull() bool {
 	if s.space.Shared {
 		listed = s.space.Size()
 	}
-	return !s.overflows && s.Hint.Full(s.spaceName, s.poolVersion, listed)
+	return !s.overflows && s.Hint.Full(s.spaceName, s.space.Domain, s.poolVersion, listed)
 }
 
 // patience is how many of the next candidates may turn out to be held by others.
@@ -184,7 +191,7 @@ func (s *search) searchOn(ctx context.Context, collided bool) (e hint.Entry, err
 	case s.overflows:
 		s.setPassed()
 	case !s.space.Shared:
-		s.Hint.SetFull(s.spaceName, s.poolVersion)
+		s.Hint.SetFull(s.spaceName, s.poolVersion, s.freed)
 	}
 	return e, err
 }
@@ -271,6 +278,7 @@ func (s *search) noteHeld(e hint.Entry) {
 // were seen to hold. It returns no address if none is free.
 func (s *search) searchFullBlock(ctx context.Context) (hint.Entry, error) {
 	s.retryPending(ctx, math.MaxInt)
+	s.freed = s.Hint.Freed(s.space.Domain)
 	listed, err := s.rebuild(ctx, s.req.started)
 	if err == nil {
 		err = s.refuseAfterLoss() // the list may have shown a loss

@@ -182,18 +182,20 @@ func (s *search) searchAll(ctx context.Context) (hint.Entry, error) {
 	}
 	e, err := s.searchListed(ctx)
 	if err == nil && !e.Found() {
-		s.Hint.SetFull(s.spaceName, s.poolVersion)
+		s.Hint.SetFull(s.spaceName, s.poolVersion, s.freed)
 	}
 	return e, err
 }
 
 func (s *search) searchListed(ctx context.Context) (hint.Entry, error) {
 	s.retryPending(ctx, math.MaxInt)
-	e, collided, err := s.tryUnheld(ctx, windowsOf(s.space))
-	if collided {
-		e, _, err = s.tryUnheld(ctx, nil)
-	}
-	if err == nil && !e.Found() && s.cooldownOf(s.space) > 0 {
+	s.freed = s.Hint.Freed(s.space.Domain)
+	var e hint.Entry
+	err := s.byLists(ctx, s.space, func(held map[netip.Addr]bool, most int) (collided bool, err error) {
+		e, collided, err = s.tryUnheld(ctx, held, most)
+		return collided, err
+	})
+	if err == nil && !e.Found() { // the pool may have no cooldown any more, and its allocations may
 		e, err = s.searchReleased(ctx)
 	}
 	if err != nil || e.Found() || !s.anyFree() {
@@ -211,22 +213,34 @@ func (s *search) searchListed(ctx context.Context) (hint.Entry, error) {
 	return e, err
 }
 
-// tryUnheld tries what is free by a list, of windows or of all names if there are none. collided
-// is true if a list of windows lacks much that is held.
-func (s *search) tryUnheld(ctx context.Context, windows []string) (e hint.Entry, collided bool, err error) {
-	held, err := s.Ledger.Held(ctx, s.space.Domain, windows...)
-	if err != nil {
-		return hint.Entry{}, false, err
+// byLists calls try with the addresses of a space that are held, as etcd has them now. First its
+// windows are listed. That lacks what has no label: if try has met most of those (collided), it is
+// called again, with a list of all names.
+func (c *Claimer) byLists(ctx context.Context, space *pool.Block, try func(held map[netip.Addr]bool, most int) (collided bool, err error)) error {
+	if windows := windowsOf(space); len(windows) > 0 {
+		held, err := c.Ledger.Held(ctx, space.Domain, windows...)
+		if err != nil {
+			return err
+		}
+		if collided, err := try(held, maxUnlisted); err != nil || !collided {
+			return err
+		}
 	}
+	held, err := c.Ledger.Held(ctx, space.Domain)
+	if err != nil {
+		return err
+	}
+	_, err = try(held, math.MaxInt)
+	return err
+}
+
+// tryUnheld tries what is free by a list. collided is true if most of that turned out to be held.
+func (s *search) tryUnheld(ctx context.Context, held map[netip.Addr]bool, most int) (e hint.Entry, collided bool, err error) {
 	s.held, s.releasing = held, s.beingReleased(s.space)
 	for addr := range s.Hint.SeenElsewhere(s.space.Domain) { // in the node's own block, if the pool has blocks
 		if !held[addr] && s.space.Contains(addr) {
 			s.Hint.ForgetElsewhere(s.space.Domain, addr)
 		}
-	}
-	most := math.MaxInt
-	if len(windows) > 0 {
-		most = maxUnlisted
 	}
 	return s.tryAll(ctx, most)
 }

@@ -73,7 +73,7 @@ func (c *Claimer) claimSticky(ctx context.Context, req Request, v view) (hint.En
 				req.owner.Kind, req.owner.Namespace, req.owner.Name, space.Pool.Name)
 		}
 		if own == nil { // 3
-			if err := c.reserve(ctx, req, space, me, home, only); err != nil {
+			if err := c.reserve(ctx, req, v, me, home, only); err != nil {
 				return hint.Entry{}, err
 			}
 			continue
@@ -147,45 +147,89 @@ func (c *Claimer) ofIdentity(ctx context.Context, space *pool.Block, me *v1alpha
 	return &all[0], nil, nil
 }
 
-// reserve reserves an address for an identity, home if that is free; with only, no other.
-// Others may do the same at the same time.
-func (c *Claimer) reserve(ctx context.Context, req Request, space *pool.Block, me *v1alpha1.IPAllocation, home netip.Addr, only bool) error {
-	// taken is true if the error says that this address is another's.
-	propose := func(addr netip.Addr) (taken bool, err error) {
-		if err := c.mayNotHave(req, space, addr); err != nil {
-			return true, err
-		}
-		spec := me.Spec
-		spec.Address = addr.String()
-		made, created, err := c.Ledger.Create(ctx, c.proposal(v1alpha1.AllocationName(space.Domain, addr), spec))
-		if err == nil && created && req.known.provesSetBack(made) {
-			return false, c.proposedAfterSetBack(ctx, made)
-		}
-		return ledger.IsInUse(err), err
+// reserve reserves an address for an identity: home if that is free, else one of the next, else
+// what is free by a list. With only, it is home and no other. Others may do the same at the same
+// time. What rests is no candidate, also if its cooldown is over: a takeover would not make it the
+// identity's, and a node may not delete what another one has held. So that nothing is free here is
+// noted apart from what other pods have found.
+func (c *Claimer) reserve(ctx context.Context, req Request, v view, me *v1alpha1.IPAllocation, home netip.Addr, only bool) error {
+	space, name := v.Lasting(), hint.LastingOf(v.Pool)
+	full := func() bool {
+		return !only && c.Hint.Full(name, space.Domain, v.version, min(space.Size(), largeSpace))
 	}
-	taken, err := propose(home)
-	if only && taken {
+	if full() {
+		return c.exhausted(space)
+	}
+	p := &proposer{Claimer: c, req: req, space: space, me: me}
+	taken, err := p.propose(ctx, home, only)
+	switch {
+	case !taken:
+		return err
+	case only:
 		return fmt.Errorf("%w: %w", ErrKept, err)
 	}
-	if !taken {
+	if _, err := p.proposeFirst(ctx, home, map[netip.Addr]bool{home: true}, maxCollisions); err != nil || p.done {
 		return err
 	}
-	tries := 0
-	held := map[netip.Addr]bool{}
-	for addr := range space.Candidates(home) {
+	defer c.Hint.Listing(ctx, name)()
+	if full() { // another call on this node has found that
+		return c.exhausted(space)
+	}
+	freed := c.Hint.Freed(space.Domain)
+	err = c.byLists(ctx, space, func(held map[netip.Addr]bool, most int) (collided bool, err error) {
+		return p.proposeFirst(ctx, home, held, most)
+	})
+	if err == nil && !p.done {
+		c.Hint.SetFull(name, v.version, freed)
+		err = c.exhausted(space)
+	}
+	return err
+}
+
+// proposer proposes addresses for an identity, that of me, until one is reserved: then it is done.
+type proposer struct {
+	*Claimer
+	req   Request
+	space *pool.Block
+	me    *v1alpha1.IPAllocation
+	done  bool
+}
+
+// proposeFirst proposes the first address after home that is not held. collided is true if it stopped
+// because most of them turned out to be taken.
+func (p *proposer) proposeFirst(ctx context.Context, home netip.Addr, held map[netip.Addr]bool, most int) (collided bool, err error) {
+	for addr := range p.space.Candidates(home) {
 		if held[addr] {
 			continue
 		}
-		if taken, err := propose(addr); !taken {
-			return err
+		if taken, err := p.propose(ctx, addr, false); !taken {
+			return false, err
 		}
-		if tries++; tries == maxCollisions { // now only what is free by a list
-			if held, err = c.Ledger.Held(ctx, space.Domain, windowsOf(space)...); err != nil {
-				return err
-			}
+		if most--; most == 0 {
+			return true, nil
 		}
 	}
-	return c.exhausted(space)
+	return false, nil
+}
+
+// propose reserves an address. taken is true if it is another's; the error says whose if that is
+// asked for.
+func (p *proposer) propose(ctx context.Context, addr netip.Addr, whose bool) (taken bool, err error) {
+	if err := p.mayNotHave(p.req, p.space, addr); err != nil {
+		return true, err
+	}
+	spec := p.me.Spec
+	spec.Address = addr.String()
+	create := p.Ledger.CreateIfFree
+	if whose {
+		create = p.Ledger.Create
+	}
+	made, created, err := create(ctx, p.proposal(v1alpha1.AllocationName(p.space.Domain, addr), spec))
+	if err == nil && created && p.req.known.provesSetBack(made) {
+		return false, p.proposedAfterSetBack(ctx, made)
+	}
+	p.done = err == nil
+	return ledger.IsInUse(err), err
 }
 
 // claimOwn claims the address that the identity keeps.

@@ -57,6 +57,9 @@ func (c *Claimer) takeIfYields(ctx context.Context, req Request, alloc *v1alpha1
 		if why == none || why == nobody && alloc.Spec.IsSticky() { // which has to be reserved first: see claimSticky
 			break
 		}
+		if why > endedHere && !alloc.Spec.Requested && req.known.isOfOther(entryOf(inUse.Holder), alloc.Spec.PoolRef) {
+			break // a takeover leaves the pool as it is
+		}
 		var next error
 		held, written, next = c.claimFrom(ctx, inUse.Holder, why, alloc)
 		if next != nil && !ledger.IsInUse(next) {

@@ -71,12 +71,14 @@ func (e Entry) Name() string { return v1alpha1.AllocationName(e.Domain, e.Addres
 //	                           @HASH           -> CONTAINER/INTERFACE//SINCE     everything that the attachment holds is to be deleted
 //	                  pools/TYPE.POOL.json                                       the pool as this node sees it
 //	                        TYPE.POOL.last     -> ADDRESS                        where round robin stopped
-//	                        TYPE.POOL.full     -> HASH                           the block was full, in the version with the hash
+//	                        TYPE.POOL.full     -> HASH                           the block was full, in the version and after the releases with the hash
 //	                        TYPE.POOL.passed   -> HASH                           the same, but the pool overflows
 //	                        TYPE.POOL.window                                   what was free in the window that was listed last
 //	                        TYPE.POOL.listing                                  held by the one call that lists a window
 //	                        TYPE.POOL@N.last ...                               the same for the Nth space that the pool overflows to
+//	                        TYPE.POOL@lasting.full ...                           the same for where pods keep their addresses
 //	                        TYPE.POOL.epoch    -> UID/HASH                       which pool of that name was seen
+//	                        @DOMAIN.freed      -> RANDOM                         changes when this node releases an address of the domain
 //	                        @labels.json                                         the labels of this node's Node object
 //	                  lost                     -> SINCE                          the API server had lost allocations
 //	                  lock                                                       held to change an entry, never across a request

@@ -620,25 +620,33 @@ func TestPoolViews(t *testing.T) {
 	}
 }
 
-// A block that is full is so until something is released, or a while has passed, or
+// A space that is full is so until something is released in its domain, or a while has passed, or
 // the pool has changed.
 func TestFull(t *testing.T) {
 	ref := v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "p"}
 	h := newHint(t)
-	if h.Full(ref, "v1", 0) {
+	if h.Full(ref, "p", "v1", 0) {
 		t.Error("full from the start")
 	}
-	h.SetFull(ref, "v1")
-	if !h.Full(ref, "v1", 0) || h.Full(ref, "v2", 0) {
-		t.Error("full as of another version")
+	began := h.Freed("p")
+	h.SetFull(ref, "v1", began)
+	elsewhere := heldBy(podA, addr1, "u1")
+	elsewhere.Domain = "other"
+	h.Released(elsewhere)
+	if !h.Full(ref, "p", "v1", 0) || h.Full(ref, "p", "v2", 0) {
+		t.Error("want it full in this version, whatever is released in another domain")
 	}
 	h.Released(heldBy(podA, addr1, "u1"))
-	if h.Full(ref, "v1", 0) {
+	if h.Full(ref, "p", "v1", 0) {
 		t.Error("full after a release")
 	}
-	h.SetFull(ref, "v1")
+	h.SetFull(ref, "v1", began)
+	if h.Full(ref, "p", "v1", 0) {
+		t.Error("full by a proof that began before a release")
+	}
+	h.SetFull(ref, "v1", h.Freed("p"))
 	age(t, h, fullTime+time.Second, "pools", "ippool.p.full")
-	if h.Full(ref, "v1", 0) {
+	if h.Full(ref, "p", "v1", 0) {
 		t.Error("full for ever")
 	}
 }

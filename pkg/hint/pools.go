@@ -4,6 +4,7 @@
 package hint
 
 import (
+	"crypto/rand"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -100,17 +101,35 @@ const fullTime = 10 * time.Second
 // case, since the hint has no entry then.
 const passedTime = 5 * time.Minute
 
-// Full reports whether the block was found full within fullTime, in the same version of
-// the pool, and nothing was released on this node since. If all of so many addresses had
-// to be listed to find that, it counts for at least one millisecond each.
-func (h *Hint) Full(ref v1alpha1.PoolReference, version string, listed int64) bool {
-	return h.marked(poolFile(ref)+".full", version, max(fullTime, time.Duration(listed)*time.Millisecond))
+// Full reports whether a space was found full within fullTime, in the same version of the pool, and
+// this node has released nothing in the domain since that proof began. If all of so many addresses
+// had to be listed to find that, it counts for at least one millisecond each.
+func (h *Hint) Full(ref v1alpha1.PoolReference, domain, version string, listed int64) bool {
+	return h.marked(poolFile(ref)+".full", fullText(version, h.Freed(domain)), max(fullTime, time.Duration(listed)*time.Millisecond))
 }
 
-// SetFull saves that the block of a pool is full.
-func (h *Hint) SetFull(ref v1alpha1.PoolReference, version string) {
-	h.failed("noting that a block is full", h.replace(hash(version), "pools", poolFile(ref)+".full"))
+// SetFull saves that a space is full. freed is what Freed has returned before the proof began.
+func (h *Hint) SetFull(ref v1alpha1.PoolReference, version, freed string) {
+	h.failed("noting that a block is full", h.replace(hash(fullText(version, freed)), "pools", poolFile(ref)+".full"))
 }
+
+func fullText(version, freed string) string { return version + " " + freed }
+
+// Freed stands for all that this node has released in a domain so far: it changes with each release.
+// So a proof that a space is full, which takes a while, is not believed if something was released
+// meanwhile.
+func (h *Hint) Freed(domain string) string {
+	text, _ := os.Readlink(h.path("pools", freedFile(domain)))
+	return text
+}
+
+// setFreed changes what Freed returns.
+func (h *Hint) setFreed(domain string) {
+	h.failed("noting that an address is free", h.replace(rand.Text(), "pools", freedFile(domain)))
+}
+
+// freedFile is of a domain, whose pools may share an address. No pool's name begins with "@".
+func freedFile(domain string) string { return "@" + domain + ".freed" }
 
 // Passed is like Full, where other space remains and the search has passed on to that. It is
 // believed for passedTime.
@@ -128,14 +147,6 @@ func (h *Hint) marked(file, version string, age time.Duration) bool {
 	return err == nil && text == hash(version) && h.youngerThan(age, "pools", file)
 }
 
-// notFull removes all those marks: pools may share an address.
-func (h *Hint) notFull() {
-	marks, _ := filepath.Glob(filepath.Join(escape(h.path("pools")), "*.full"))
-	for _, mark := range marks {
-		_ = os.Remove(mark)
-	}
-}
-
 // SpaceOf names a space of a pool, for Last, Full, Passed and Window: 0 is the node's block, or
 // all of a pool without blocks, and has the pool's name; those behind it are what the pool
 // overflows to. No pool's name contains "@".
@@ -143,6 +154,12 @@ func SpaceOf(ref v1alpha1.PoolReference, number int) v1alpha1.PoolReference {
 	if number > 0 {
 		ref.Name += "@" + strconv.Itoa(number)
 	}
+	return ref
+}
+
+// LastingOf names the space of a pool in which pods keep their addresses, for Full and Listing.
+func LastingOf(ref v1alpha1.PoolReference) v1alpha1.PoolReference {
+	ref.Name += "@lasting"
 	return ref
 }
 

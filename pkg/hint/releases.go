@@ -79,11 +79,11 @@ func (h *Hint) NotReleased(e Entry) (noted bool) {
 }
 
 // Released removes the note of a release that needs no more work: it was carried out, or was given
-// up, or another release has made it needless. It also removes the marks that blocks are full. It
-// reports whether the note is gone.
+// up, or another release has made it needless. That spaces of the domain are full is not believed any
+// more. It reports whether the note is gone.
 func (h *Hint) Released(e Entry) (gone bool) {
 	err := h.removeNote(e)
-	h.notFull()
+	h.setFreed(e.Domain)
 	if e.UID != "" {
 		h.freed(e)
 	}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"sync"
@@ -57,7 +58,7 @@ func TestWindow(t *testing.T) {
 	}
 	h.SetWindow(SpaceOf(ref, 1), &Window{})
 	h.DropPool(ref)
-	if _, names, _ := h.list("pools"); len(names) > 0 {
+	if names, _ := filepath.Glob(h.path("pools", "ippool.*")); len(names) > 0 {
 		t.Errorf("left of the pool: %v", names)
 	}
 }
@@ -99,17 +100,17 @@ func TestPassed(t *testing.T) {
 	h := newHint(t)
 	ref := v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "p"}
 	h.SetPassed(ref, "v1")
-	h.notFull()
-	if !h.Passed(ref, "v1") || h.Passed(ref, "v2") || h.Passed(SpaceOf(ref, 1), "v1") || h.Full(ref, "v1", 0) {
+	h.setFreed("p")
+	if !h.Passed(ref, "v1") || h.Passed(ref, "v2") || h.Passed(SpaceOf(ref, 1), "v1") || h.Full(ref, "p", "v1", 0) {
 		t.Error("want it passed in this version only, whatever was released")
 	}
 	age(t, h, passedTime+time.Second, "pools", "ippool.p.passed")
 	if h.Passed(ref, "v1") {
 		t.Error("passed for ever")
 	}
-	h.SetFull(ref, "v1")
+	h.SetFull(ref, "v1", h.Freed("p"))
 	age(t, h, fullTime+time.Second, "pools", "ippool.p.full")
-	if h.Full(ref, "v1", 0) || !h.Full(ref, "v1", 60_000) || h.Full(ref, "v1", 5_000) {
+	if h.Full(ref, "p", "v1", 0) || !h.Full(ref, "p", "v1", 60_000) || h.Full(ref, "p", "v1", 5_000) {
 		t.Error("want that of a large space to last longer")
 	}
 }

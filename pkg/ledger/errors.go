@@ -158,7 +158,11 @@ func transient(err error) bool {
 	case apierrors.IsNotFound(err):
 		return !NotFound(err)
 	case apierrors.IsServerTimeout(err), apierrors.IsTimeout(err), apierrors.IsTooManyRequests(err),
-		apierrors.IsServiceUnavailable(err), apierrors.IsInternalError(err), apierrors.IsResourceExpired(err):
+		apierrors.IsServiceUnavailable(err), apierrors.IsInternalError(err):
+		return true
+	case apierrors.IsResourceExpired(err), apierrors.IsGone(err): // a list that began too long ago: it begins again
+		return true
+	case errors.Is(err, errNoList):
 		return true
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return true

@@ -94,6 +94,9 @@ func TestTransient(t *testing.T) {
 		{"invalid", apierrors.NewInvalid(schema.GroupKind{}, "x", nil), false},
 		{"not found", apierrors.NewNotFound(gr, "x"), false},
 		{"certificate", &url.Error{Op: "Get", URL: "x", Err: errors.New("x509: certificate signed by unknown authority")}, false},
+		{"a list that began too long ago", apierrors.NewResourceExpired("too old"), true},
+		{"a list that began too long ago, of an earlier server", apierrors.NewGone("too old"), true},
+		{"no list", fmt.Errorf("%w (its kind is %q)", errNoList, "Status"), true},
 		{"another", fmt.Errorf("wrapped: %w", errors.New("anything")), false},
 	} {
 		if got := transient(tc.err); got != tc.want {

@@ -5,6 +5,8 @@ package ledger
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -74,6 +76,7 @@ func (l *Ledger) names(ctx context.Context, domain string, held map[netip.Addr]b
 		request = request.Param(name, value)
 	}
 	var list struct {
+		Kind     string          `json:"kind"`
 		Metadata metav1.ListMeta `json:"metadata"`
 		Items    []struct {
 			Metadata struct {
@@ -81,8 +84,15 @@ func (l *Ledger) names(ctx context.Context, domain string, held map[netip.Addr]b
 			} `json:"metadata"`
 		} `json:"items"`
 	}
-	if err := readAs(ctx, request, metadataOnlyList, &list); err != nil {
+	err = readAs(ctx, request, metadataOnlyList, &list)
+	var syntax *json.SyntaxError
+	switch {
+	case errors.As(err, &syntax):
+		return "", fmt.Errorf("%w (%w)", errNoList, err)
+	case err != nil:
 		return "", err
+	case !strings.HasSuffix(list.Kind, "List"): // it would count as an empty one
+		return "", fmt.Errorf("%w (its kind is %q)", errNoList, list.Kind)
 	}
 	for _, item := range list.Items {
 		if of, addr, err := v1alpha1.ParseAllocationName(item.Metadata.Name); err == nil && of == domain {
@@ -91,6 +101,9 @@ func (l *Ledger) names(ctx context.Context, domain string, held map[netip.Addr]b
 	}
 	return list.Metadata.Continue, nil
 }
+
+// errNoList: a list was answered with something else. It may be one when it is asked for again.
+var errNoList = errors.New("the answer is not a list: what answered is no API server, or its answer was cut")
 
 // metadataOnlyList is metadataOnly for a list.
 const metadataOnlyList = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"

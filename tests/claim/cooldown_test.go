@@ -11,6 +11,7 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/ledger"
@@ -76,6 +77,26 @@ func TestRestedInReplacedPool(t *testing.T) {
 	over := c.get(t, "p."+last).Spec.ReusableAt()
 	rig.Eventually(t, "the cooldown is over", func() bool { return !time.Now().Before(over) })
 	newNode(t, c.ns, "b").mustAdd(t, "d", ippool("p2"))
+}
+
+// The cooldown is taken out of the pool: what has rested by then is found before the controller
+// deletes it.
+func TestCooldownTakenOutOfThePool(t *testing.T) {
+	c := newShared(t, v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/30", PoolAccess: v1alpha1.PoolAccess{ReleaseCooldown: &metav1.Duration{Duration: time.Second}}})
+	n := newNode(t, c.ns, "a")
+	var last string
+	for _, container := range []string{"c1", "c2"} {
+		last = n.mustAdd(t, container, ippool("p"))
+		n.mustDel(t, container)
+	}
+	patch := []byte(`{"spec":{"releaseCooldown":null}}`)
+	if _, err := c.client.IPPools(c.ns).Patch(t.Context(), "p", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	rig.Seen(t, c.client, c.ns, "p")
+	over := c.get(t, "p."+last).Spec.ReusableAt()
+	rig.Eventually(t, "the cooldown is over", func() bool { return !time.Now().Before(over) })
+	newNode(t, c.ns, "b").mustAdd(t, "d", ippool("p"))
 }
 
 // Of many who want what has rested, one gets it.

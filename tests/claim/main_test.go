@@ -24,6 +24,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
@@ -268,6 +269,18 @@ func (n *node) add(ctx context.Context, name string, pools []v1alpha1.PoolRefere
 		out = append(out, c.Address.String())
 	}
 	return out, err
+}
+
+// addAs claims for a container of a pod, as each sandbox of it does.
+func (n *node) addAs(ctx context.Context, container, podName string, pools ...string) (addrs []string, err error) {
+	claims, err := n.Allocate(ctx, claim.Request{
+		Attachment: pod(container), Pools: ippool(pools...), Network: "net",
+		Pod: v1alpha1.PodReference{Namespace: "default", Name: podName, UID: types.UID("uid-of-" + podName)},
+	})
+	for _, c := range claims {
+		addrs = append(addrs, c.Address.String())
+	}
+	return addrs, err
 }
 
 // mustAdd is add for where it has to succeed; it returns the first address.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/claim"
+	"github.com/crd-ipam/crd-ipam/pkg/ledger"
 	"github.com/crd-ipam/crd-ipam/tests/internal/rig"
 )
 
@@ -156,10 +158,11 @@ func TestProofOfFull(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := newShared(t, v1alpha1.IPPoolSpec{Subnet: tc.subnet, Ranges: tc.usable})
-			rig.IPPool(t, c.client, c.ns, "elsewhere", v1alpha1.IPPoolSpec{Subnet: "10.9.0.0/24"})
-			c.hold(t, "elsewhere", "10.9.0.1", "other", "of-10-9-0-1")
-			n := newNode(t, c.ns, "a")
 			usable := addresses(tc.usable)
+			rig.IPPool(t, c.client, c.ns, "elsewhere", v1alpha1.IPPoolSpec{Subnet: tc.subnet}) // another domain
+			c.hold(t, "elsewhere", usable[0], "other", "elsewhere")
+			n := newNode(t, c.ns, "a")
+			n.cutPages()
 			for i, addr := range usable[1:] {
 				if i < tc.unlabelled {
 					c.holdUnlabelled(t, "p", addr)
@@ -171,6 +174,8 @@ func TestProofOfFull(t *testing.T) {
 			n.wire.setLose(func(req *http.Request) loss {
 				switch selector, limited := req.URL.Query().Get("labelSelector"), req.URL.Query().Has("limit"); {
 				case req.Method != http.MethodGet || !limited:
+				case req.URL.Query().Has("resourceVersion"):
+					t.Errorf("a list that may be old proves nothing: %s", req.URL)
 				case selector == "":
 					names++
 				case strings.HasPrefix(selector, v1alpha1.LabelWindow+" in ("):
@@ -181,12 +186,88 @@ func TestProofOfFull(t *testing.T) {
 			if got := n.mustAdd(t, "pod", ippool("p")); got != usable[0] {
 				t.Errorf("got %s, want %s, which is free", got, usable[0])
 			}
+			if tc.name == "one window" && names+windows > 0 {
+				t.Error("what is free in the window did not show in the list of it")
+			}
 			names, windows = 0, 0
 			if _, err := n.add(t.Context(), "one-too-many", ippool("p")); !errors.Is(err, claim.ErrExhausted) {
 				t.Errorf("error %v", err)
 			}
 			if named := windows > 0; names > 0 != tc.all || !named && !tc.all {
 				t.Errorf("%d lists of all names, %d of windows", names, windows)
+			}
+		})
+	}
+}
+
+// cutPages makes the API server answer lists in pages of 20: a page of the plugin's would take
+// thousands of allocations.
+func (n *node) cutPages() {
+	next := n.wire.next
+	n.wire.next = tripper(func(req *http.Request) (*http.Response, error) {
+		if q := req.URL.Query(); q.Has("limit") {
+			q.Set("limit", "20")
+			req = req.Clone(req.Context())
+			req.URL.RawQuery = q.Encode()
+		}
+		return next.RoundTrip(req)
+	})
+}
+
+// A list that is begun again, since its second page was asked for too late, has nothing of the first
+// attempt: what was released meanwhile is free.
+func TestListIsBegunAgain(t *testing.T) {
+	c := newShared(t, v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/26"})
+	c.fill(t, "p", "10.0.0.1", "10.0.0.62")
+	n := newNode(t, c.ns, "a")
+	n.cutPages()
+	var once sync.Once
+	n.wire.setAnswer(func(req *http.Request) (answer *page) {
+		if req.Method == http.MethodGet && req.URL.Query().Has("continue") {
+			once.Do(func() {
+				c.free(t, "p", "10.0.0.1")
+				answer = &page{410, "application/json", `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Expired","code":410}`}
+			})
+		}
+		return answer
+	})
+	if got := n.mustAdd(t, "pod", ippool("p")); got != "10.0.0.1" {
+		t.Errorf("got %s", got)
+	}
+}
+
+// What answers a list with something else has not said that nothing is held, or all: the list is
+// asked for again, and while nothing better comes, the API server counts as away.
+func TestAnswerThatIsNoList(t *testing.T) {
+	for name, answer := range map[string]page{
+		"empty":          {200, "application/json", `{}`},
+		"status":         {200, "application/json", `{"kind":"Status","apiVersion":"v1","status":"Success"}`},
+		"a proxy's page": {200, "text/html", `<html>log in here</html>`},
+		"cut":            {200, "application/json", `{"kind":"PartialObjectMetadataList","items":[{"metadata":{"name":"p.10`},
+		"nothing":        {200, "application/json", ``},
+		"gone":           {410, "application/json", `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Gone","code":410}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newShared(t, v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/29"})
+			c.fill(t, "p", "10.0.0.1", "10.0.0.6")
+			n := newNode(t, c.ns, "a")
+			answers := 0
+			n.wire.setAnswer(func(req *http.Request) *page {
+				if req.Method != http.MethodGet || !strings.HasSuffix(req.URL.Path, "/ipallocations") || answers == 0 {
+					return nil
+				}
+				answers--
+				return &answer
+			})
+			answers = 100
+			if _, err := n.add(shortly(t), "pod", ippool("p")); !errors.Is(err, ledger.ErrUnavailable) {
+				t.Errorf("error %v", err)
+			} else if answer.code == 200 && !strings.Contains(err.Error(), "no API server, or its answer was cut") {
+				t.Errorf("error %v does not say what answered", err)
+			}
+			answers = 1
+			if _, err := n.add(t.Context(), "pod", ippool("p")); !errors.Is(err, claim.ErrExhausted) {
+				t.Errorf("error %v", err)
 			}
 		})
 	}
@@ -238,6 +319,75 @@ func TestExhaustedSharedPool(t *testing.T) {
 	n.hint().SetWindow(ippool("p")[0], old)
 	if got := n.mustAdd(t, "waits", ippool("p")); got != "10.0.0.7" {
 		t.Errorf("got %s", got)
+	}
+}
+
+// A pool is not believed to be full if this node has released an address while that was proved.
+func TestReleaseDuringTheProof(t *testing.T) {
+	for name, blocks := range map[string]int{"shared": 0, "block": 6} {
+		t.Run(name, func(t *testing.T) {
+			c := emptyCluster(t)
+			rig.IPPool(t, c.client, c.ns, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/29", PerNodeBlockSize: blocks}, "a")
+			n := newNode(t, c.ns, "a")
+			for i := range 6 {
+				n.mustAdd(t, fmt.Sprint("pod", i), ippool("p"))
+			}
+			other := newNode(t, c.ns, "a") // another call on this node
+			other.dir = n.dir
+			other.restart()
+			next, once := n.wire.next, sync.Once{}
+			n.wire.next = tripper(func(req *http.Request) (*http.Response, error) {
+				resp, err := next.RoundTrip(req)
+				if q := req.URL.Query(); req.Method == http.MethodGet && q.Has("limit") && q.Has("labelSelector") {
+					once.Do(func() { other.mustDel(t, "pod3") })
+				}
+				return resp, err
+			})
+			_, _ = n.add(t.Context(), "waits", ippool("p"))
+			n.restart()
+			n.mustAdd(t, "waits", ippool("p"))
+		})
+	}
+}
+
+// tripper is a connection to the API server.
+type tripper func(*http.Request) (*http.Response, error)
+
+func (f tripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
+// Pods wait for an address of q, which is full, and have one of p before that, from another network
+// or the same one. That is released each time, and does not make q be listed again.
+func TestWaitingWithAnAddressOfAnotherPool(t *testing.T) {
+	for name, blocks := range map[string]int{"shared": 0, "blocks": 6} {
+		for _, networks := range []int{1, 2} {
+			t.Run(fmt.Sprintf("%s, %d networks", name, networks), func(t *testing.T) {
+				c := emptyCluster(t)
+				rig.IPPool(t, c.client, c.ns, "p", v1alpha1.IPPoolSpec{Subnet: "10.1.0.0/24", PerNodeBlockSize: blocks}, "a")
+				rig.IPPool(t, c.client, c.ns, "q", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/29", PerNodeBlockSize: blocks}, "a")
+				n := newNode(t, c.ns, "a")
+				for i := range 6 {
+					n.mustAdd(t, fmt.Sprint("holds", i), ippool("q"))
+				}
+				_, _ = n.add(t.Context(), "first", ippool("q"))
+				n.mustDel(t, "first")
+				n.wire.take()
+				for i := range 8 {
+					n.restart()
+					name, pools := fmt.Sprint("pod", i), ippool("p", "q")
+					if networks == 2 {
+						n.mustAdd(t, name, ippool("p"))
+						name, pools = name+"-net2", ippool("q")
+					}
+					if _, err := n.add(t.Context(), name, pools); !errors.Is(err, claim.ErrExhausted) {
+						t.Errorf("error %v", err)
+					}
+					n.mustDel(t, fmt.Sprint("pod", i))
+				}
+				if lists := c.lists(n.wire.take()); lists > 1 {
+					t.Errorf("%d lists", lists)
+				}
+			})
+		}
 	}
 }
 
@@ -393,4 +543,104 @@ func TestTwoPoolsOfOneDomain(t *testing.T) {
 			t.Errorf("pool %s: error %v", name, err)
 		}
 	}
+}
+
+// newDomain makes pools "p" and "q" of one domain, "net", with the same addresses.
+func newDomain(t *testing.T, spec v1alpha1.IPPoolSpec) *cluster {
+	t.Helper()
+	c := emptyCluster(t)
+	spec.Domain = "net"
+	for _, name := range []string{"p", "q"} {
+		rig.IPPool(t, c.client, c.ns, name, spec)
+	}
+	return c
+}
+
+// held counts the addresses that containers hold.
+func (c *cluster) held(t *testing.T) (n int) {
+	t.Helper()
+	list, err := c.client.IPAllocations(c.ns).List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range list.Items {
+		if list.Items[i].Spec.Held() {
+			n++
+		}
+	}
+	return n
+}
+
+// What one call has claimed for a pool it does not give for another one: not what an ADD has left
+// that was killed between the two, nor what the pod has released.
+func TestTwoPoolsOfOneDomainHaveAnAddressEach(t *testing.T) {
+	resting := v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/28", PoolAccess: v1alpha1.PoolAccess{ReleaseCooldown: &metav1.Duration{Duration: time.Hour}}}
+	distinct := func(t *testing.T, c *cluster, got []string, err error) {
+		t.Helper()
+		if err != nil || got[0] == got[1] || c.held(t) != 2 {
+			t.Errorf("got %v, %v, and %d are held", got, err, c.held(t))
+		}
+	}
+	t.Run("killed between the two", func(t *testing.T) {
+		c := newDomain(t, v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/28"})
+		n := newNode(t, c.ns, "a")
+		n.wire.setLose(loseFirst(http.MethodPost, killedAfter))
+		var all sync.WaitGroup
+		all.Go(func() { _, _ = n.add(t.Context(), "both", ippool("p", "q")) })
+		all.Wait()
+		n.restart()
+		got, err := n.add(t.Context(), "both", ippool("p", "q"))
+		distinct(t, c, got, err)
+	})
+	t.Run("the pod's next sandbox", func(t *testing.T) {
+		c := newDomain(t, resting)
+		n := newNode(t, c.ns, "a")
+		first, err := n.addAs(t.Context(), "c1", "web", "p", "q")
+		distinct(t, c, first, err)
+		n.mustDel(t, "c1")
+		for _, order := range [][]string{{"p", "q"}, {"q", "p"}} {
+			n.restart()
+			again, err := n.addAs(t.Context(), "c2", "web", order...)
+			distinct(t, c, again, err)
+			slices.Sort(again)
+			slices.Sort(first)
+			if !slices.Equal(first, again) {
+				t.Errorf("had %v, then %v", first, again)
+			}
+		}
+	})
+	// What was taken from p stays of p: if q took it over, a CHECK would not find q's, and a repeated
+	// ADD would claim a third address.
+	t.Run("only one has rested", func(t *testing.T) {
+		c := newDomain(t, resting)
+		n := newNode(t, c.ns, "a")
+		if _, err := n.addAs(t.Context(), "c1", "web", "p"); err != nil {
+			t.Fatal(err)
+		}
+		n.mustDel(t, "c1")
+		for range 2 {
+			n.restart()
+			got, err := n.addAs(t.Context(), "c2", "web", "q", "p")
+			distinct(t, c, got, err)
+		}
+		if err := n.Check(t.Context(), pod("c2"), ippool("q", "p")); err != nil {
+			t.Errorf("CHECK: %v", err)
+		}
+	})
+	t.Run("without a disk", func(t *testing.T) {
+		c := emptyCluster(t)
+		spec := v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/28", PerNodeBlockSize: 4}
+		spec.Domain = "net"
+		for _, name := range []string{"p", "q"} {
+			rig.IPPool(t, c.client, c.ns, name, spec, "a")
+		}
+		n := newNode(t, c.ns, "a")
+		n.dir = filepath.Join(n.dir, "file", "hint")
+		if err := os.WriteFile(filepath.Dir(n.dir), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		n.restart()
+		got, err := n.add(t.Context(), "both", ippool("p", "q"))
+		distinct(t, c, got, err)
+	})
 }

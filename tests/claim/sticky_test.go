@@ -648,3 +648,62 @@ func TestStickyProposals(t *testing.T) {
 		t.Error("in no case the first address comes first")
 	}
 }
+
+// An identity finds what is free by a list of the windows, and by one of all names if much has no
+// label, as in a pool that becomes sticky: not by a request for each address that is held.
+func TestStickyInACrowdedPool(t *testing.T) {
+	for name, tc := range map[string]struct {
+		unlabelled bool
+		requests   int // at most, of one ADD
+	}{
+		"labelled":       {false, 20},
+		"without labels": {true, 50},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := stickyPool(t, v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/25", PerNodeBlockSize: 16}, "a", "b")
+			if tc.unlabelled {
+				for i := 1; i <= 124; i++ {
+					w.holdUnlabelled(t, "p", fmt.Sprintf("10.0.0.%d", i))
+				}
+			} else {
+				w.fill(t, "p", "10.0.0.1", "10.0.0.124")
+			}
+			n := newNode(t, w.ns, "a")
+			for i := range 3 {
+				pod := w.start(t, fmt.Sprint("db-", i), "set")
+				n.wire.take()
+				switch _, err := n.addPod(t.Context(), pod, "net1"); {
+				case i < 2 && err != nil:
+					t.Error(err)
+				case i == 2 && !errors.Is(err, claim.ErrExhausted):
+					t.Errorf("error %v", err)
+				}
+				if requests := n.wire.take(); len(requests) > tc.requests {
+					t.Errorf("%d requests of ADD %d", len(requests), i)
+				}
+			}
+			// The next ones read the pool, the pod and its home, and list what the identity keeps.
+			var all sync.WaitGroup
+			for i := range 8 {
+				pod := w.start(t, fmt.Sprint("waits-", i), "set")
+				all.Go(func() {
+					if _, err := n.addPod(t.Context(), pod, "net1"); !errors.Is(err, claim.ErrExhausted) {
+						t.Errorf("error %v", err)
+					}
+				})
+			}
+			all.Wait()
+			if requests := n.wire.take(); len(requests) > 8*4 {
+				t.Errorf("%d requests of eight pods that wait", len(requests))
+			}
+			w.free(t, "p", "10.0.0.7") // by the controller
+			if _, err := n.addPod(t.Context(), w.start(t, "early-0", "set"), "net1"); !errors.Is(err, claim.ErrExhausted) {
+				t.Errorf("error %v", err)
+			}
+			lutimes(t, n.path("pools", "ippool.p@lasting.full"), time.Now().Add(-11*time.Second))
+			if got := n.mustAddPod(t, w.start(t, "late-0", "set")); got != "10.0.0.7" {
+				t.Errorf("got %s", got)
+			}
+		})
+	}
+}
