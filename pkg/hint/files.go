@@ -190,7 +190,7 @@ func isPoolFile(path string) bool {
 	name := filepath.Base(path)
 	kind, _, _ := strings.Cut(name, ".")
 	_, err := pool.ParseType(kind)
-	return (err == nil || name == labelsFile || strings.HasPrefix(name, tmpMark)) && !isDir(path)
+	return (err == nil || strings.HasPrefix(name, "@") || strings.HasPrefix(name, tmpMark)) && !isDir(path)
 }
 
 // rename creates a file under a temporary name and moves it into place, so that nobody

@@ -506,6 +506,11 @@ func TestWhatOthersKeepBesideTheHintStays(t *testing.T) {
 	}
 	other := Open(h.root, siteA, "other", h.log)
 	other.Claimed(heldBy(podA, addr1, "u1"))
+	gone := Open(h.root, siteA, "gone", h.log) // with everything that a hint may have
+	gone.Claimed(heldBy(podA, addr1, "u1"))
+	gone.Releasing(heldBy(podA, addr2, "u2"))
+	gone.Released(heldBy(podA, addr1, "u1"))
+	gone.SetFull(v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "p"}, "v1", "")
 	dirs, err := filepath.Glob(filepath.Join(h.root, "*"))
 	must(t, err)
 	for _, dir := range dirs {
@@ -527,6 +532,10 @@ func TestWhatOthersKeepBesideTheHintStays(t *testing.T) {
 	}
 	if found := find(t, other, podA); len(found) > 0 {
 		t.Errorf("of a hint that was long not used there is still %v", found)
+	}
+	left, _ := filepath.Glob(filepath.Join(gone.dir, "*", "*"))
+	if _, err := os.Lstat(gone.dir); err == nil {
+		t.Errorf("left of a hint that was long not used: %v", left)
 	}
 }
 
