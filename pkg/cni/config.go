@@ -250,7 +250,7 @@ func readConfig(path string) ([]byte, error) {
 	return data, err
 }
 
-// ErrNotRegular: what is there is a directory, a pipe, a socket or a device.
+// ErrNotRegular says that what is there is a directory, a pipe, a socket or a device.
 var ErrNotRegular = errors.New("not a regular file")
 
 // OpenRegular opens a regular file for reading. It waits for nobody, not for the writer of a pipe

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -95,7 +96,7 @@ func TestTransient(t *testing.T) {
 		{"not found", apierrors.NewNotFound(gr, "x"), false},
 		{"certificate", &url.Error{Op: "Get", URL: "x", Err: errors.New("x509: certificate signed by unknown authority")}, false},
 		{"a list that began too long ago", apierrors.NewResourceExpired("too old"), true},
-		{"a list that began too long ago, of an earlier server", apierrors.NewGone("too old"), true},
+		{"a list that began too long ago, of an earlier server", &apierrors.StatusError{ErrStatus: metav1.Status{Code: http.StatusGone, Reason: metav1.StatusReasonGone}}, true},
 		{"no list", fmt.Errorf("%w (its kind is %q)", errNoList, "Status"), true},
 		{"another", fmt.Errorf("wrapped: %w", errors.New("anything")), false},
 	} {

@@ -113,6 +113,12 @@ func (b *bench) controller() error {
 			return err
 		}
 	}
+	b.controllerTargets(t)
+	return nil
+}
+
+// controllerTargets compares the steps with what they are to take.
+func (b *bench) controllerTargets(t *table) {
 	const seconds, cpu, peak, writes = 0, 1, 3, 4 // columns
 	of := func(name string, column int) float64 {
 		i := slices.IndexFunc(t.Rows, func(r row) bool { return r.Name == name })
@@ -130,7 +136,6 @@ func (b *bench) controller() error {
 	}
 	b.target("controller, peak memory", most, 450, " MiB")
 	b.target("controller, CPU at rest", 100*of(atRest, cpu)/restTime.Seconds(), 1, " %")
-	return nil
 }
 
 // leaveTheCluster removes what other phases have left beside the large cluster's
