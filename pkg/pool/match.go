@@ -43,12 +43,17 @@ func refuse(format string, args ...any) error {
 // that is free. It returns a RequestError where something that was asked for
 // cannot be had.
 //
-// Each block takes the first requested address inside its subnet. An excluded
-// address or the gateway may be requested. A block of a pool whose assignment is Manual
+// Each block takes the first requested address inside its subnet that no other block of its
+// domain has taken. An excluded address or the gateway may be requested. A block of a pool whose assignment is Manual
 // refuses to hand out any address: the gateway or an index asks for a certain one, too.
 func Match(blocks []*Block, want Want) ([]netip.Addr, error) {
 	out := make([]netip.Addr, len(blocks))
 	taken := make(map[netip.Addr]bool, len(want.Addresses))
+	type place struct {
+		domain string
+		addr   netip.Addr
+	}
+	given := map[place]*Block{} // in a domain an address is given once
 	for i, b := range blocks {
 		switch {
 		case want.DefaultGateway:
@@ -64,7 +69,7 @@ func Match(blocks []*Block, want Want) ([]netip.Addr, error) {
 			out[i] = a
 		default:
 			for _, a := range want.Addresses {
-				if !b.Subnet.Contains(a) {
+				if !b.Subnet.Contains(a) || given[place{b.Domain, a}] != nil {
 					continue
 				}
 				if !hosts(b.Subnet).Contains(a) {
@@ -74,6 +79,12 @@ func Match(blocks []*Block, want Want) ([]netip.Addr, error) {
 				out[i], taken[a] = a, true
 				break
 			}
+		}
+		if other := given[place{b.Domain, out[i]}]; other != nil { // the gateway of both, or at the index in both
+			return nil, refuse("pools %q and %q are of domain %q, and both would hand out %s: name one of them", other.Pool.Name, b.Pool.Name, b.Domain, out[i])
+		}
+		if out[i].IsValid() {
+			given[place{b.Domain, out[i]}] = b
 		}
 		if b.Manual && !out[i].IsValid() {
 			return nil, refuse("pool %q, poolType %q gives only addresses that are asked for because its spec.assignment is Manual: request an address of %s, or name another pool", b.Pool.Name, Type(b.Pool.Kind), b.Subnet)

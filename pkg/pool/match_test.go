@@ -20,6 +20,9 @@ func TestMatch(t *testing.T) {
 	v4 := ipPool(t, v1alpha1.IPPoolSpec{Subnet: "192.168.0.0/16", PerNodeBlockSize: 100, Gateway: "192.168.0.1", Exclusions: exclude("192.168.0.0-192.168.0.10")}).
 		block(Assignment{Node: "b", Range: netipx.MustParseIPRange("192.168.0.101-192.168.0.200")})
 	first := ipPool(t, seed()).block(Assignment{Node: "a", Range: netipx.MustParseIPRange("192.168.0.1-192.168.0.100")})
+	inOther := *first
+	inOther.Domain = "other"
+	other := &inOther
 	v6 := ipPool(t, v1alpha1.IPPoolSpec{Subnet: "fd00::/48", PerNodeBlockSize: 100, Gateway: "fd00::1"}).
 		block(Assignment{Node: "b", Range: netipx.MustParseIPRange("fd00::65-fd00::c8")})
 	bare := ipPool(t, tens()).block(Assignment{Node: "b", Range: netipx.MustParseIPRange("10.0.0.11-10.0.0.20")})
@@ -71,7 +74,10 @@ func TestMatch(t *testing.T) {
 		{name: "dual stack, the other way round", blocks: []*Block{v4, v6}, want: addresses("fd00::5 192.168.0.5"), got: "192.168.0.5 fd00::5"},
 		{name: "dual stack, one requested", blocks: []*Block{v4, v6}, want: addresses("fd00::5"), got: "any fd00::5"},
 		{name: "requested twice", blocks: []*Block{v4}, want: addresses("192.168.0.5 192.168.0.5"), got: "192.168.0.5"},
-		{name: "one address, two pools of one subnet", blocks: []*Block{v4, first}, want: addresses("192.168.0.5"), got: "192.168.0.5 192.168.0.5"},
+		{name: "one address, two pools of one subnet", blocks: []*Block{v4, other}, want: addresses("192.168.0.5"), got: "192.168.0.5 192.168.0.5"},
+		{name: "one address, two pools of one domain", blocks: []*Block{v4, first}, want: addresses("192.168.0.5"), got: "192.168.0.5 any"},
+		{name: "two addresses, two pools of one domain", blocks: []*Block{v4, first}, want: addresses("192.168.0.5 192.168.0.6"), got: "192.168.0.5 192.168.0.6"},
+		{name: "the gateway of two pools of one domain", blocks: []*Block{v4, first}, want: gateway, err: `pools "pool1" and "pool1" are of domain "pool1", and both would hand out 192.168.0.1: name one of them`},
 		{name: "in no pool", blocks: []*Block{v4}, want: addresses("10.10.10.10"), err: strings.Replace(noPool, "%s", "10.10.10.10", 1)},
 		{name: "in no pool, and what there is", blocks: []*Block{v4, v6}, want: addresses("10.10.10.10"), err: strings.Replace(noPool, "%s", "10.10.10.10", 1) + ": ippool pool1 has 192.168.0.0/16, ippool pool1 has fd00::/48"},
 		{name: "one in no pool", blocks: []*Block{v4, v6}, want: addresses("192.168.0.5 fd01::5"), err: strings.Replace(noPool, "%s", "fd01::5", 1)},
