@@ -214,7 +214,7 @@ func (s *search) searchListed(ctx context.Context) (hint.Entry, error) {
 }
 
 // byLists calls try with the addresses of a space that are held, as etcd has them now. First its
-// windows are listed. That lacks what has no label: if try has met most of those (collided), it is
+// windows are listed. That lacks what has no label: if try has met so many of those (collided), it is
 // called again, with a list of all names.
 func (c *Claimer) byLists(ctx context.Context, space *pool.Block, try func(held map[netip.Addr]bool, most int) (collided bool, err error)) error {
 	if windows := windowsOf(space); len(windows) > 0 {
@@ -234,7 +234,7 @@ func (c *Claimer) byLists(ctx context.Context, space *pool.Block, try func(held 
 	return err
 }
 
-// tryUnheld tries what is free by a list. collided is true if most of that turned out to be held.
+// tryUnheld tries what is free by a list. collided is true if so many of that turned out to be held.
 func (s *search) tryUnheld(ctx context.Context, held map[netip.Addr]bool, most int) (e hint.Entry, collided bool, err error) {
 	s.held, s.releasing = held, s.beingReleased(s.space)
 	for addr := range s.Hint.SeenElsewhere(s.space.Domain) { // in the node's own block, if the pool has blocks

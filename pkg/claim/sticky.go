@@ -196,7 +196,7 @@ type proposer struct {
 }
 
 // proposeFirst proposes the first address after home that is not held. collided is true if it stopped
-// because most of them turned out to be taken.
+// because so many of them turned out to be taken.
 func (p *proposer) proposeFirst(ctx context.Context, home netip.Addr, held map[netip.Addr]bool, most int) (collided bool, err error) {
 	for addr := range p.space.Candidates(home) {
 		if held[addr] {

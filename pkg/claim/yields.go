@@ -218,8 +218,8 @@ func (c *Claimer) endEarlier(ctx context.Context, holder, alloc *v1alpha1.IPAllo
 
 // strikeNotes removes the notes that a claim is to be released.
 func (c *Claimer) strikeNotes(e hint.Entry) {
-	c.Hint.Released(e)
-	c.Hint.Released(e.WithoutUID())
+	c.Hint.TakenOver(e)
+	c.Hint.TakenOver(e.WithoutUID())
 }
 
 // holdingOf returns the claim of an entry as a release names it.

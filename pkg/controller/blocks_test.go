@@ -635,6 +635,7 @@ func TestNodeAddressIsGiven(t *testing.T) {
 		"excluded":            {exclude("192.168.0.7", "192.168.0.9"), ""},
 		"one is excluded":     {exclude("192.168.0.7", "192.168.0.7"), "192.168.0.9 of node c"},
 		"in another subnet":   {func(p *v1alpha1.IPPool) { p.Spec.Subnet = "192.168.1.0/24" }, ""},
+		"gives what is asked": {func(p *v1alpha1.IPPool) { p.Spec.Assignment = v1alpha1.AssignmentManual }, ""},
 		"an invalid pool":     {func(p *v1alpha1.IPPool) { p.Spec.PerNodeBlockSize = -1 }, ""},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -148,27 +148,34 @@ func (h *Hint) tidyOthers() {
 // removeAll removes the hint. What else is in its directories stays, and they with it: it may be
 // somebody else's directory after all.
 func (h *Hint) removeAll() {
-	clearDir(h.path("claims"), isEntry)
-	clearDir(h.path("releases"), isEntry)
-	clearDir(h.path("pools"), isPoolFile)
+	for dir, ours := range map[string]func(string) bool{"claims": isEntry, "releases": isEntry, "pools": isPoolFile} {
+		if !clearDir(h.path(dir), ours) {
+			_ = os.Remove(h.path(dir)) // if it was empty
+		}
+	}
 	clearDir(h.dir, func(path string) bool {
-		return slices.Contains([]string{"lost", "lock", "rebuild"}, filepath.Base(path)) && !isDir(path)
+		name := filepath.Base(path)
+		return (slices.Contains([]string{"lost", "lock", "rebuild"}, name) || strings.HasPrefix(name, tmpMark)) && !isDir(path)
 	})
 }
 
-// clearDir removes what ours says from a directory, and then that, if it is empty. It does
-// nothing if it is not a directory.
-func clearDir(dir string, ours func(path string) bool) {
+// clearDir removes what ours says from a directory, and then that, if it is empty. It reports
+// whether there was something of ours. It does nothing if it is not a directory.
+func clearDir(dir string, ours func(path string) bool) (any bool) {
 	if !isDir(dir) {
-		return
+		return false
 	}
 	files, _ := filepath.Glob(filepath.Join(escape(dir), "*"))
 	for _, path := range files {
 		if ours(path) {
+			any = true
 			_ = os.Remove(path)
 		}
 	}
-	_ = os.Remove(dir)
+	if any {
+		_ = os.Remove(dir)
+	}
+	return any
 }
 
 func isDir(path string) bool {

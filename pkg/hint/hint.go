@@ -166,8 +166,8 @@ func escape(path string) string {
 func Register(root, dir string, log *slog.Logger) {
 	h := &Hint{root: root, dir: root, log: log}
 	err := h.link(dir, "dirs", hash(dir))
-	if !errors.Is(err, fs.ErrExist) {
-		h.failed("registering "+dir, err)
+	if err != nil && !errors.Is(err, fs.ErrExist) { // the hint itself may be well
+		log.Info("a call that is not told of the data directory will not find it", "dataDir", dir, "error", err)
 	}
 }
 
@@ -217,7 +217,7 @@ const (
 // have lost the last entries; or if an earlier version of the plugin was here since, which
 // has entered its claims elsewhere.
 func (h *Hint) Complete() bool {
-	if _, err := os.Lstat(filepath.Join(h.root, "claims")); err == nil { // see takeOverOldFormat
+	if h.isBesideOldFormat() {
 		return false
 	}
 	mark, err := os.Readlink(h.path("claims", completeMark))

@@ -521,6 +521,9 @@ func TestWhatOthersKeepBesideTheHintStays(t *testing.T) {
 		}
 	}
 	rebuild(t, h)
+	if !h.Complete() {
+		t.Error("other people's files keep the hint from being complete")
+	}
 	for _, name := range foreign {
 		path := filepath.Join(h.root, name)
 		if data, err := os.ReadFile(path); err != nil || string(data) != "x" {
@@ -536,6 +539,25 @@ func TestWhatOthersKeepBesideTheHintStays(t *testing.T) {
 	left, _ := filepath.Glob(filepath.Join(gone.dir, "*", "*"))
 	if _, err := os.Lstat(gone.dir); err == nil {
 		t.Errorf("left of a hint that was long not used: %v", left)
+	}
+}
+
+// Nor what looks as if the first version had left it, but has nothing of it.
+func TestEmptyFilesOfOthersStay(t *testing.T) {
+	h := newHint(t)
+	names := []string{"releasing", "claims", "pools"}
+	for _, name := range names {
+		must(t, os.MkdirAll(filepath.Join(h.root, name), 0o700))
+	}
+	must(t, os.WriteFile(filepath.Join(h.root, "lock"), nil, 0o600))
+	rebuild(t, h)
+	for _, name := range append(names, "lock") {
+		if _, err := os.Lstat(filepath.Join(h.root, name)); err != nil {
+			t.Error(err)
+		}
+	}
+	if !h.Complete() {
+		t.Error("they keep the hint from being complete")
 	}
 }
 
@@ -626,6 +648,19 @@ func TestPoolViews(t *testing.T) {
 	h.DropPool(ref)
 	if left, _ := os.ReadDir(h.path("pools")); len(left) != 0 {
 		t.Errorf("a pool that is gone has left %v", left)
+	}
+}
+
+// Whoever takes an address over releases nothing.
+func TestTakenOverIsNotFree(t *testing.T) {
+	h := newHint(t)
+	ref := v1alpha1.PoolReference{Kind: v1alpha1.PoolKindIPPool, Name: "p"}
+	e := heldBy(podA, addr1, "u1")
+	h.Releasing(e)
+	h.SetFull(ref, "v1", h.Freed("p"))
+	h.TakenOver(e)
+	if notes, _ := h.Pending(); len(notes) > 0 || !h.Full(ref, "p", "v1", 0) {
+		t.Errorf("noted are %v, full %t", notes, h.Full(ref, "p", "v1", 0))
 	}
 }
 

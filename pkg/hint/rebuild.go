@@ -219,7 +219,7 @@ func (h *Hint) hasSecond(e Entry) bool {
 // no cluster. Its pending releases become releases of attachments. Its claims are
 // removed, since the API server lists what the node holds.
 func (h *Hint) takeOverOldFormat() {
-	if _, err := os.Lstat(filepath.Join(h.root, "claims")); err == nil {
+	if h.isBesideOldFormat() {
 		for _, other := range All(h.root, h.log) { // the earlier version knew no namespaces
 			other.Forget() // before claims/ is removed, which says the same
 		}
@@ -237,17 +237,32 @@ func (h *Hint) takeOverOldFormat() {
 	h.removeOldFormat()
 }
 
-// removeOldFormat removes the entries of the first version and what is empty then. Others may
-// have directories of these names in the same data directory.
+// isBesideOldFormat reports whether the first version has entries in the data directory. Others may
+// have a directory of that name there.
+func (h *Hint) isBesideOldFormat() bool {
+	dir := filepath.Join(h.root, "claims")
+	if !isDir(dir) { // nearly always
+		return false
+	}
+	marks, _ := filepath.Glob(filepath.Join(escape(dir), "*"))
+	entries, _ := filepath.Glob(filepath.Join(escape(dir), "*", "*"))
+	return slices.ContainsFunc(marks, isEntry) || slices.ContainsFunc(entries, isEntry)
+}
+
+// removeOldFormat removes the entries of the first version, and directories that had nothing else.
 func (h *Hint) removeOldFormat() {
+	removed := false
 	pools, _ := filepath.Glob(filepath.Join(escape(h.root), "claims", "*"))
 	for _, dir := range pools {
-		clearDir(dir, isEntry)
+		removed = clearDir(dir, isEntry) || removed
 	}
 	for _, dir := range []string{"owed", "releasing", "claiming", "claims"} {
-		clearDir(filepath.Join(h.root, dir), isEntry)
+		removed = clearDir(filepath.Join(h.root, dir), isEntry) || removed
 	}
-	clearDir(filepath.Join(h.root, "pools"), isPoolFile)
+	if removed = clearDir(filepath.Join(h.root, "pools"), isPoolFile) || removed; !removed {
+		return
+	}
+	_ = os.Remove(filepath.Join(h.root, "claims")) // if it is empty
 	lock := filepath.Join(h.root, "lock")
 	if info, err := os.Lstat(lock); err == nil && info.Mode().IsRegular() && info.Size() == 0 {
 		_ = os.Remove(lock)

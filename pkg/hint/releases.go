@@ -90,6 +90,12 @@ func (h *Hint) Released(e Entry) (gone bool) {
 	return !h.failed("removing the note of a release", err)
 }
 
+// TakenOver removes the note of a release that another claim has made needless. The address is not
+// free by that.
+func (h *Hint) TakenOver(e Entry) {
+	h.failed("removing the note of a release", h.removeNote(e))
+}
+
 func (h *Hint) removeNote(e Entry) error {
 	if e.UID != "" {
 		return h.remove("releases", e.noteName())

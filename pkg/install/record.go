@@ -8,13 +8,16 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 
 	"k8s.io/klog/v2"
 
 	"github.com/crd-ipam/crd-ipam/pkg/cni"
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
 )
 
 // record is what was installed: checksums by path, so that only what is still as
@@ -122,6 +125,9 @@ func (h *Host) takeOver() error {
 	var errs []error
 	for _, dir := range h.formerDataDirs() {
 		if err := h.takeOverFrom(dir); err != nil {
+			if errors.Is(err, syscall.EROFS) {
+				err = fmt.Errorf("%w: mount it writable until all nodes are rolled", err)
+			}
 			errs = append(errs, fmt.Errorf("taking over %s: %w", recordPath(dir), err))
 		}
 	}
@@ -147,7 +153,7 @@ func sameFile(a, b string) bool {
 
 func (h *Host) takeOverFrom(dir string) error {
 	former, err := readRecord(dir)
-	if err != nil || len(former.Files)+len(former.Dirs) == 0 {
+	if err != nil || !h.isOf(former) {
 		return err
 	}
 	r, err := readRecord(h.DataDir)
@@ -161,7 +167,19 @@ func (h *Host) takeOverFrom(dir string) error {
 	if err := h.writeRecord(r); err != nil {
 		return err
 	}
+	for _, left := range hint.All(dir, slog.Default()) { // what is claimed from now on is entered elsewhere
+		left.Forget()
+	}
 	return ignoreMissing(os.Remove(recordPath(dir)))
+}
+
+// isOf reports whether a record is of this installation: it names a file where this one has its
+// own. Another one on the host has its own directories.
+func (h *Host) isOf(r *record) bool {
+	return slices.ContainsFunc([]string{h.Binary(), h.Confs()[0]}, func(path string) bool {
+		_, found := r.Files[path]
+		return found
+	})
 }
 
 // add adds what an earlier run has recorded elsewhere. Of a file that both have it is what may

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crd-ipam/crd-ipam/pkg/hint"
 )
 
 func installer(h *Host) *Installer {
@@ -56,6 +58,47 @@ func removeAll(t *testing.T, h *Host) {
 	t.Helper()
 	if err := inTime(installer(h).Remove); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Another installation on the host, with directories of its own, is let alone, also if it has the
+// default data directory.
+func TestAnotherInstallation(t *testing.T) {
+	a := newHost(t)
+	setUp(t, a)
+	b := newHost(t)
+	b.FormerDataDirs = []string{a.DataDir}
+	setUp(t, b)
+	if drift, err := a.drift(); err != nil || len(drift) > 0 {
+		t.Errorf("of the other installation: %q, %v", drift, err)
+	}
+	removeAll(t, b)
+	if drift, err := a.drift(); err != nil || len(drift) > 0 {
+		t.Errorf("after the uninstall, of the other installation: %q, %v", drift, err)
+	}
+	if _, err := os.Stat(recordPath(a.DataDir)); err != nil {
+		t.Error(err)
+	}
+}
+
+// What a former data directory says of the containers on the node is old as soon as another one is
+// used, also if the first is used again.
+func TestFormerDataDirIsNotBelieved(t *testing.T) {
+	h := newHost(t)
+	setUp(t, h)
+	former := h.DataDir
+	known := hint.Open(former, strings.Repeat("0", 16), "ns", slog.New(slog.DiscardHandler))
+	r := known.Rebuild(t.Context(), time.Time{})
+	r.Enter(time.Now(), nil)
+	r.End()
+	if !known.Complete() {
+		t.Fatal("not complete from the start")
+	}
+	h.DataDir = filepath.Join(filepath.Dir(former), "other")
+	h.Settings.DataDir, h.FormerDataDirs = h.DataDir, []string{former}
+	setUp(t, h)
+	if known.Complete() {
+		t.Error("complete without what is claimed from now on")
 	}
 }
 

@@ -205,9 +205,10 @@ func fields(object any) (out map[string]any, err error) {
 	return out, err
 }
 
-// Released lists the allocations of all pools that are released.
+// Released lists the allocations of all pools that are released, without those that a workload
+// keeps: there may be thousands.
 func (l *Ledger) Released(ctx context.Context) ([]v1alpha1.IPAllocation, error) {
-	all, err := l.list(ctx, labels.Set{v1alpha1.LabelReleased: "true"}, (*v1alpha1.IPAllocationSpec).Released)
+	all, err := l.list(ctx, v1alpha1.LabelReleased+"=true,!"+v1alpha1.LabelOwner, (*v1alpha1.IPAllocationSpec).Released)
 	if err != nil {
 		return nil, fmt.Errorf("listing the released addresses: %w", err)
 	}
@@ -217,7 +218,7 @@ func (l *Ledger) Released(ctx context.Context) ([]v1alpha1.IPAllocation, error) 
 // OfIdentity lists the allocations of the same sticky identity as one.
 func (l *Ledger) OfIdentity(ctx context.Context, spec *v1alpha1.IPAllocationSpec) ([]v1alpha1.IPAllocation, error) {
 	selector := labels.Set{v1alpha1.LabelOwner: v1alpha1.OwnerLabel(spec.Owner.UID)}
-	all, err := l.list(ctx, selector, spec.SameIdentity)
+	all, err := l.list(ctx, selector.String(), spec.SameIdentity)
 	if err != nil {
 		return nil, fmt.Errorf("listing the addresses that %s %s/%s keeps: %w", spec.Owner.Kind, spec.Owner.Namespace, spec.Owner.Name, err)
 	}
@@ -225,10 +226,10 @@ func (l *Ledger) OfIdentity(ctx context.Context, spec *v1alpha1.IPAllocationSpec
 }
 
 // list lists the allocations with these labels that are meant: a label may be wrong.
-func (l *Ledger) list(ctx context.Context, selector labels.Set, meant func(*v1alpha1.IPAllocationSpec) bool) (all []v1alpha1.IPAllocation, err error) {
+func (l *Ledger) list(ctx context.Context, selector string, meant func(*v1alpha1.IPAllocationSpec) bool) (all []v1alpha1.IPAllocation, err error) {
 	err = Retry(ctx, func(context.Context) error { // the list has all the time of ctx
 		all = all[:0]
-		opts := metav1.ListOptions{LabelSelector: selector.String(), Limit: pageSize}
+		opts := metav1.ListOptions{LabelSelector: selector, Limit: pageSize}
 		for {
 			page, err := l.Client.IPAllocations(l.Namespace).List(ctx, opts)
 			if err != nil {

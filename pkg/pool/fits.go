@@ -99,7 +99,7 @@ func (p *Pool) Whole() *Block {
 
 // Gives reports whether a node may hand out an address to a pod that does not ask for it.
 func (p *Pool) Gives(a netip.Addr) bool {
-	if p.excluded.Contains(a) { // a block costs more, with many exclusions
+	if p.access.Manual || p.excluded.Contains(a) { // a block costs more, with many exclusions
 		return false
 	}
 	if whole := p.Whole(); whole != nil {

@@ -43,8 +43,8 @@ func refuse(format string, args ...any) error {
 // that is free. It returns a RequestError where something that was asked for
 // cannot be had.
 //
-// Each block takes the first requested address inside its subnet that no other block of its
-// domain has taken. An excluded address or the gateway may be requested. A block of a pool whose assignment is Manual
+// Each block takes a requested address inside its subnet (choose), no two of a domain the same. An
+// excluded address or the gateway may be requested. A block of a pool whose assignment is Manual
 // refuses to hand out any address: the gateway or an index asks for a certain one, too.
 func Match(blocks []*Block, want Want) ([]netip.Addr, error) {
 	out := make([]netip.Addr, len(blocks))
@@ -68,16 +68,13 @@ func Match(blocks []*Block, want Want) ([]netip.Addr, error) {
 			}
 			out[i] = a
 		default:
-			for _, a := range want.Addresses {
-				if !b.Subnet.Contains(a) || given[place{b.Domain, a}] != nil {
-					continue
-				}
-				if !hosts(b.Subnet).Contains(a) {
-					return nil, refuse("requested IP %s is the network or broadcast address of %s (pool %q, poolType %q), which no interface can have",
-						a, b.Subnet, b.Pool.Name, Type(b.Pool.Kind))
-				}
+			a := b.choose(want.Addresses, blocks, func(a netip.Addr) bool { return given[place{b.Domain, a}] != nil })
+			if a.IsValid() && !hosts(b.Subnet).Contains(a) {
+				return nil, refuse("requested IP %s is the network or broadcast address of %s (pool %q, poolType %q), which no interface can have",
+					a, b.Subnet, b.Pool.Name, Type(b.Pool.Kind))
+			}
+			if a.IsValid() {
 				out[i], taken[a] = a, true
-				break
 			}
 		}
 		if other := given[place{b.Domain, out[i]}]; other != nil { // the gateway of both, or at the index in both
@@ -96,6 +93,30 @@ func Match(blocks []*Block, want Want) ([]netip.Addr, error) {
 		}
 	}
 	return out, nil
+}
+
+// choose returns the requested address that a block takes, zero for none: the first in its subnet
+// that is not given and that no other block of its domain has, or else the first. It leaves a block
+// of a Manual pool what only that can take.
+func (b *Block) choose(requested []netip.Addr, blocks []*Block, given func(netip.Addr) bool) (first netip.Addr) {
+	for _, a := range requested {
+		if !b.Subnet.Contains(a) || given(a) {
+			continue
+		}
+		others, manual := false, false
+		for _, o := range blocks {
+			if o != b && o.Domain == b.Domain && o.Subnet.Contains(a) {
+				others, manual = true, manual || o.Manual
+			}
+		}
+		if !others {
+			return a
+		}
+		if !first.IsValid() && (b.Manual || !manual) {
+			first = a
+		}
+	}
+	return first
 }
 
 // subnets says which addresses can be requested.

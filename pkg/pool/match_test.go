@@ -23,6 +23,10 @@ func TestMatch(t *testing.T) {
 	inOther := *first
 	inOther.Domain = "other"
 	other := &inOther
+	small := ipPool(t, v1alpha1.IPPoolSpec{Subnet: "192.168.0.0/24", PerNodeBlockSize: 10}).block(Assignment{Node: "b", Range: netipx.MustParseIPRange("192.168.0.11-192.168.0.20")})
+	asked := *small
+	asked.Manual = true
+	manual := &asked
 	v6 := ipPool(t, v1alpha1.IPPoolSpec{Subnet: "fd00::/48", PerNodeBlockSize: 100, Gateway: "fd00::1"}).
 		block(Assignment{Node: "b", Range: netipx.MustParseIPRange("fd00::65-fd00::c8")})
 	bare := ipPool(t, tens()).block(Assignment{Node: "b", Range: netipx.MustParseIPRange("10.0.0.11-10.0.0.20")})
@@ -77,6 +81,9 @@ func TestMatch(t *testing.T) {
 		{name: "one address, two pools of one subnet", blocks: []*Block{v4, other}, want: addresses("192.168.0.5"), got: "192.168.0.5 192.168.0.5"},
 		{name: "one address, two pools of one domain", blocks: []*Block{v4, first}, want: addresses("192.168.0.5"), got: "192.168.0.5 any"},
 		{name: "two addresses, two pools of one domain", blocks: []*Block{v4, first}, want: addresses("192.168.0.5 192.168.0.6"), got: "192.168.0.5 192.168.0.6"},
+		{name: "the second of two pools of one domain has one of them only", blocks: []*Block{v4, small}, want: addresses("192.168.0.5 192.168.9.9"), got: "192.168.9.9 192.168.0.5"},
+		{name: "the first of two pools of one domain has one of them only", blocks: []*Block{small, v4}, want: addresses("192.168.0.5 192.168.9.9"), got: "192.168.0.5 192.168.9.9"},
+		{name: "one of two pools of one domain gives only what is asked for", blocks: []*Block{v4, manual}, want: addresses("192.168.0.5"), got: "any 192.168.0.5"},
 		{name: "the gateway of two pools of one domain", blocks: []*Block{v4, first}, want: gateway, err: `pools "pool1" and "pool1" are of domain "pool1", and both would hand out 192.168.0.1: name one of them`},
 		{name: "in no pool", blocks: []*Block{v4}, want: addresses("10.10.10.10"), err: strings.Replace(noPool, "%s", "10.10.10.10", 1)},
 		{name: "in no pool, and what there is", blocks: []*Block{v4, v6}, want: addresses("10.10.10.10"), err: strings.Replace(noPool, "%s", "10.10.10.10", 1) + ": ippool pool1 has 192.168.0.0/16, ippool pool1 has fd00::/48"},
