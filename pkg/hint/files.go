@@ -161,21 +161,21 @@ func (h *Hint) removeAll() {
 
 // clearDir removes what ours says from a directory, and then that, if it is empty. It reports
 // whether there was something of ours. It does nothing if it is not a directory.
-func clearDir(dir string, ours func(path string) bool) (any bool) {
+func clearDir(dir string, ours func(path string) bool) (found bool) {
 	if !isDir(dir) {
 		return false
 	}
 	files, _ := filepath.Glob(filepath.Join(escape(dir), "*"))
 	for _, path := range files {
 		if ours(path) {
-			any = true
+			found = true
 			_ = os.Remove(path)
 		}
 	}
-	if any {
+	if found {
 		_ = os.Remove(dir)
 	}
-	return any
+	return found
 }
 
 func isDir(path string) bool {
