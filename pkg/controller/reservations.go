@@ -232,11 +232,9 @@ func (c *caches) withoutOwner(a *v1alpha1.IPAllocation) bool {
 		return false // whether others are there is not known
 	}
 	res, found := c.reservations.get(owner.Namespace + "/" + owner.Name)
-	if _, orphan := c.orphans.get(a.UID); !found && orphan {
-		return true
-	}
 	if !found {
-		return len(c.inDomain(a.DomainOf())) > 0 || time.Since(a.CreationTimestamp.Time) > importAge
+		_, orphan := c.orphans.get(a.UID)
+		return orphan || len(c.inDomain(a.DomainOf())) > 0 || time.Since(a.CreationTimestamp.Time) > importAge
 	}
 	return !c.keeps(res, a)
 }

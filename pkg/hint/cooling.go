@@ -73,5 +73,5 @@ func (h *Hint) EnterResting(e Entry, spec *v1alpha1.IPAllocationSpec) {
 // removes the note. It reports whether the note is gone.
 func (h *Hint) ReleasedToRest(e Entry, spec *v1alpha1.IPAllocationSpec) (gone bool) {
 	h.EnterResting(e, spec)
-	return !h.failed("removing the note of a release", h.removeNote(e))
+	return h.removeNote(e)
 }

@@ -148,19 +148,25 @@ func (h *Hint) tidyOthers() {
 // removeAll removes the hint. What else is in its directories stays, and they with it: it may be
 // somebody else's directory after all.
 func (h *Hint) removeAll() {
-	for dir, ours := range map[string]func(string) bool{"claims": isEntry, "releases": isEntry, "pools": isPoolFile} {
-		if !clearDir(h.path(dir), ours) {
-			_ = os.Remove(h.path(dir)) // if it was empty
-		}
-	}
-	clearDir(h.dir, func(path string) bool {
+	removeDir(h.path("claims"), isEntry)
+	removeDir(h.path("releases"), isEntry)
+	removeDir(h.path("pools"), isPoolFile)
+	removeDir(h.dir, func(path string) bool {
 		name := filepath.Base(path)
 		return (slices.Contains([]string{"lost", "lock", "rebuild"}, name) || strings.HasPrefix(name, tmpMark)) && !isDir(path)
 	})
 }
 
-// clearDir removes what ours says from a directory, and then that, if it is empty. It reports
-// whether there was something of ours. It does nothing if it is not a directory.
+// removeDir removes what ours says from a directory, and then that, if it is empty.
+func removeDir(dir string, ours func(path string) bool) {
+	clearDir(dir, ours)
+	if isDir(dir) {
+		_ = os.Remove(dir)
+	}
+}
+
+// clearDir removes what ours says from a directory, and then that, if it is empty and had something
+// of ours, which it reports. It does nothing if it is not a directory.
 func clearDir(dir string, ours func(path string) bool) (found bool) {
 	if !isDir(dir) {
 		return false

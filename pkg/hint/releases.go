@@ -82,27 +82,29 @@ func (h *Hint) NotReleased(e Entry) (noted bool) {
 // up, or another release has made it needless. That spaces of the domain are full is not believed any
 // more. It reports whether the note is gone.
 func (h *Hint) Released(e Entry) (gone bool) {
-	err := h.removeNote(e)
+	gone = h.removeNote(e)
 	h.setFreed(e.Domain)
 	if e.UID != "" {
 		h.freed(e)
 	}
-	return !h.failed("removing the note of a release", err)
+	return gone
 }
 
 // TakenOver removes the note of a release that another claim has made needless. The address is not
 // free by that.
-func (h *Hint) TakenOver(e Entry) {
-	h.failed("removing the note of a release", h.removeNote(e))
-}
+func (h *Hint) TakenOver(e Entry) { h.removeNote(e) }
 
-func (h *Hint) removeNote(e Entry) error {
+// removeNote removes the note of a release, and reports whether it is gone.
+func (h *Hint) removeNote(e Entry) (gone bool) {
+	var err error
 	if e.UID != "" {
-		return h.remove("releases", e.noteName())
+		err = h.remove("releases", e.noteName())
+	} else {
+		err = h.editUnanswered(e, func(all []Attachment) []Attachment {
+			return slices.DeleteFunc(all, func(a Attachment) bool { return a == e.Attachment })
+		})
 	}
-	return h.editUnanswered(e, func(all []Attachment) []Attachment {
-		return slices.DeleteFunc(all, func(a Attachment) bool { return a == e.Attachment })
-	})
+	return !h.failed("removing the note of a release", err)
 }
 
 // noteName returns the file name of the note about a release.

@@ -219,25 +219,29 @@ func pipe(t *testing.T, path string) {
 	}
 }
 
-// A record that is damaged keeps nobody from installing, which makes it anew, or from uninstalling.
+// spoil sets the host up, and damages a file there.
+func spoil(t *testing.T, h *Host, path string, damage func(t *testing.T, path string)) {
+	t.Helper()
+	setUp(t, h)
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	damage(t, path)
+}
+
+// A damaged record does not stop an install, which writes it again. It does not stop an uninstall
+// either.
 func TestDamagedRecord(t *testing.T) {
 	for name, damage := range damages {
 		t.Run(name, func(t *testing.T) {
 			h := newHost(t)
 			path := recordPath(h.DataDir)
-			spoil := func() {
-				setUp(t, h)
-				if err := os.Remove(path); err != nil {
-					t.Fatal(err)
-				}
-				damage(t, path)
-			}
-			spoil()
+			spoil(t, h, path, damage)
 			removeAll(t, h)
 			if _, err := os.Lstat(path); err == nil {
 				t.Error("the record is still there")
 			}
-			spoil()
+			spoil(t, h, path, damage)
 			setUp(t, h)
 			removeAll(t, h)
 			if got := files(t, filepath.Dir(h.BinDir)); !slices.Equal(got, []string{"source"}) {
@@ -254,16 +258,9 @@ func TestDamagedFile(t *testing.T) {
 			t.Run(fmt.Sprint(name, i), func(t *testing.T) {
 				h := newHost(t)
 				path := append(h.Confs(), h.Binary())[i]
-				spoil := func() {
-					setUp(t, h)
-					if err := os.Remove(path); err != nil {
-						t.Fatal(err)
-					}
-					damage(t, path)
-				}
-				spoil()
+				spoil(t, h, path, damage)
 				setUp(t, h)
-				spoil()
+				spoil(t, h, path, damage)
 				removeAll(t, h)
 				if got := files(t, filepath.Dir(h.BinDir)); len(got) != 2 {
 					t.Errorf("after uninstall there are %q", got)

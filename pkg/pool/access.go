@@ -110,18 +110,7 @@ func allows(patterns []string, name string) bool {
 }
 
 // firstOf returns the first names of a list that may have a thousand.
-func firstOf(names []string) string {
-	const most = 5
-	var quoted []string
-	for _, n := range names[:min(most, len(names))] {
-		quoted = append(quoted, fmt.Sprintf("%q", n))
-	}
-	text := strings.Join(quoted, ", ")
-	if more := len(names) - most; more > 0 {
-		text += fmt.Sprintf(" and %d more", more)
-	}
-	return text
-}
+func firstOf(names []string) string { return enumerate(names, 5, "%q") }
 
 // SelectsByLabels reports whether it depends on a node's labels whether the node may use
 // the pool. A block is already one of a node that is selected.

@@ -33,9 +33,15 @@ func Cut(text string, most int) string {
 }
 
 // Enumerate names the first few of many.
-func Enumerate(names []string) string {
-	text := strings.Join(names[:min(len(names), maxNames)], ", ")
-	if more := len(names) - maxNames; more > 0 {
+func Enumerate(names []string) string { return enumerate(names, maxNames, "%s") }
+
+func enumerate(names []string, most int, format string) string {
+	var first []string
+	for _, n := range names[:min(len(names), most)] {
+		first = append(first, fmt.Sprintf(format, n))
+	}
+	text := strings.Join(first, ", ")
+	if more := len(names) - most; more > 0 {
 		text += fmt.Sprintf(" and %d more", more)
 	}
 	return text

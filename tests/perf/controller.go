@@ -33,8 +33,8 @@ const (
 	// grace is shorter than anybody would have it, so that it does not hide what
 	// the controller itself takes.
 	grace = 5 * time.Second
-	// settleTime is how long a controller that has started anew has for all that it makes sure
-	// of, and restTime how long it is watched after that, while nothing happens.
+	// After its start, a controller has settleTime to check everything once. Then it is watched for
+	// restTime, while nothing happens.
 	settleTime = time.Minute
 	restTime   = 30 * time.Second
 
