@@ -268,7 +268,9 @@ func (c *credentials) explain(err error) error {
 		advice = c.adviceOnServerCertificate(badServer.Err)
 	case strings.Contains(err.Error(), execFailed):
 		advice = "the credential program in that file has failed; run it on this host to see why"
-	case c.expired() && (rejected || closedAtOnce(err)):
+	// With TLS 1.3 the client has finished its handshake when the server looks at its certificate,
+	// and the alert with the reason may be lost when the connection is closed.
+	case c.expired() && (rejected || ledger.Closed(err)):
 		advice = "they expired at " + c.expires.UTC().Format(time.RFC3339) + " and have not been renewed"
 	case rejected && advice == "":
 		advice = adviceOnToken
@@ -308,13 +310,6 @@ func (c *credentials) adviceOnServerCertificate(err error) string {
 }
 
 func (c *credentials) expired() bool { return !c.expires.IsZero() && c.expires.Before(time.Now()) }
-
-// closedAtOnce reports whether the server has closed the connection before the first
-// request. It may have rejected the certificate: with TLS 1.3 the client has finished its
-// handshake by then, and the alert with the reason may come too late.
-func closedAtOnce(err error) bool {
-	return err != nil && strings.Contains(err.Error(), "http2: client conn could not be established")
-}
 
 // server says where requests go, with the proxy if there is one: the error of a proxy
 // that refuses a connection reads as if it came from the API server.

@@ -16,7 +16,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/big"
 	"net"
@@ -24,6 +23,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -405,8 +405,8 @@ func TestExplain(t *testing.T) {
 		{"unauthorized, and it is not known until when", unauthorized, "", time.Time{}, []string{"a user that only the API server knows", "revoked"}},
 		{"expired", unauthorized, "system:node:a", expired, []string{"expired at 2026-01-02T03:04:05Z", "/etc/kubernetes/kubelet.conf"}},
 		{"expired, says a proxy", &net.OpError{Op: "remote error", Err: errors.New("tls: expired certificate")}, "system:node:a", expired, []string{"expired at 2026-01-02T03:04:05Z"}},
-		{"expired, and the alert came too late", &url.Error{Op: "Get", URL: "https://x", Err: errors.New("http2: client conn could not be established")}, "system:node:a", expired, []string{"expired at 2026-01-02T03:04:05Z"}},
-		{"closed at once for another reason", &url.Error{Op: "Get", URL: "https://x", Err: errors.New("http2: client conn could not be established")}, "system:node:a", fresh, []string{"(server https://127.0.0.1:1, from /etc/kubernetes/kubelet.conf)"}},
+		{"expired, and the alert came too late", &url.Error{Op: "Get", URL: "https://x", Err: errors.New("http: server closed idle connection")}, "system:node:a", expired, []string{"expired at 2026-01-02T03:04:05Z"}},
+		{"closed at once for another reason", &url.Error{Op: "Get", URL: "https://x", Err: errors.New("http: server closed idle connection")}, "system:node:a", fresh, []string{"(server https://127.0.0.1:1, from /etc/kubernetes/kubelet.conf)"}},
 		{"another cluster's server", &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, "system:node:a", fresh, []string{"authority", "https://127.0.0.1:1", "/etc/kubernetes/kubelet.conf"}},
 		{"another server's name", &tls.CertificateVerificationError{Err: x509.HostnameError{Certificate: &x509.Certificate{}, Host: "x"}}, "system:node:a", fresh, []string{"tls-server-name", "https://127.0.0.1:1"}},
 		{"a server whose certificate has expired", &tls.CertificateVerificationError{Err: x509.CertificateInvalidError{Reason: x509.Expired}}, "system:node:a", fresh, []string{"has expired, or the clock of this host is wrong"}},
@@ -414,7 +414,7 @@ func TestExplain(t *testing.T) {
 		{"no API server", apierrors.NewGenericServerResponse(400, "get", resource, "p", "Client sent an HTTP request to an HTTPS server.", 0, true), "system:node:a", fresh, []string{"https://127.0.0.1:1", "/etc/kubernetes/kubelet.conf", "has to begin with https://"}},
 		{"nothing", nil, "system:node:a", expired, nil},
 		{"in use", &ledger.InUseError{Holder: &v1alpha1.IPAllocation{}}, "system:node:a", expired, nil},
-		{"refused connection", &net.OpError{Op: "dial", Err: io.EOF}, "system:node:a", expired, nil},
+		{"refused connection", &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, "system:node:a", expired, nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := &credentials{file: "/etc/kubernetes/kubelet.conf", user: tc.user, expires: tc.until, config: &rest.Config{Host: "https://127.0.0.1:1", TLSClientConfig: rest.TLSClientConfig{CAData: []byte("x")}}}

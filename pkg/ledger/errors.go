@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -166,8 +167,7 @@ func transient(err error) bool {
 		return true
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return true
-	case utilnet.IsConnectionRefused(err), utilnet.IsConnectionReset(err), utilnet.IsProbableEOF(err), utilnet.IsHTTP2ConnectionLost(err),
-		errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), isStreamError(err):
+	case utilnet.IsConnectionRefused(err), Closed(err), utilnet.IsHTTP2ConnectionLost(err), isStreamError(err):
 		return true
 	}
 	// A certificate error is a url.Error, too, but repeating the request does not help.
@@ -186,6 +186,13 @@ func transient(err error) bool {
 // tryAgain is an error that Retry repeats.
 func tryAgain(verb string) error {
 	return apierrors.NewServerTimeout(v1alpha1.Resource("ipallocations"), verb, 0)
+}
+
+// Closed reports whether the server has closed the connection instead of answering.
+func Closed(err error) bool {
+	return utilnet.IsConnectionReset(err) || utilnet.IsProbableEOF(err) ||
+		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.EPIPE) ||
+		strings.Contains(err.Error(), "http: server closed idle connection") // net/http has no name for it
 }
 
 // isStreamError reports whether the server broke off an HTTP/2 answer. The type of the

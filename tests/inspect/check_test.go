@@ -204,7 +204,7 @@ func TestPodsComeAndGo(t *testing.T) {
 			h := newHouse(t)
 			h.network(t, "rail1", map[string]any{"poolName": "rail1"})
 			h.claim(t, "10.1.0.7", "worker-1", h.pod(t, "old", "worker-1"))
-			p := rig.NewProxy(t, h.Env.Config, true)
+			p := rig.NewProxy(t, h.Env.Config)
 			kubeconfig := p.Kubeconfig(t, filepath.Join(t.TempDir(), "kubeconfig"))
 			var once sync.Once
 			p.Fail(func(w http.ResponseWriter, r *http.Request) {
@@ -233,7 +233,7 @@ func TestCompaction(t *testing.T) {
 	for i := 2; i <= 16; i++ {
 		h.claim(t, fmt.Sprintf("10.1.0.%d", i), "worker-1", h.gone(fmt.Sprint("b", i)))
 	}
-	p := rig.NewProxy(t, h.Env.Config, true)
+	p := rig.NewProxy(t, h.Env.Config)
 	kubeconfig := p.Kubeconfig(t, filepath.Join(t.TempDir(), "kubeconfig"))
 	var expired, on atomic.Bool
 	p.Fail(func(w http.ResponseWriter, r *http.Request) {

@@ -490,7 +490,7 @@ func (c *cluster) proxy(t *testing.T) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	front := rig.NewProxy(t, config, true)
+	front := rig.NewProxy(t, config)
 	p := &proxy{kubeconfig: front.Kubeconfig(t, filepath.Join(t.TempDir(), "proxy.kubeconfig"))}
 	front.Fail(func(w http.ResponseWriter, r *http.Request) { p.serve(front.Forward, w, r) })
 	return p

@@ -45,7 +45,7 @@ func (b *bench) calls() error {
 		if err != nil {
 			return err
 		}
-		variants = append(variants, verb(other, "ADD", "ADD of "+filepath.Base(path)), verb(other, "DEL", "DEL of "+filepath.Base(path)))
+		variants = append(variants, verb(other, "ADD", "ADD of "+path), verb(other, "DEL", "DEL of "+path))
 	}
 	if err := inTurns(len(containers), variants); err != nil {
 		return err
@@ -62,7 +62,10 @@ func (b *bench) calls() error {
 			x = extras[i]
 		}
 		t.add(v.name, v.walls.p50(), v.walls.p90(), v.walls.p99(), v.walls.p50()/floor.walls.p50(), x.requests, x.writes, v.cpus.p50(), x.peak, x.firstByte)
-		b.say("%s: p50 %.1f ms, %.2f × floor, first byte %.1f ms, peak %.1f MiB", v.name, v.walls.p50(), v.walls.p50()/floor.walls.p50(), x.firstByte, x.peak)
+		b.say("%s: p50 %.1f ms, %.2f × floor, CPU %.2f ms, %.2f × floor", v.name, v.walls.p50(), v.walls.p50()/floor.walls.p50(), v.cpus.p50(), v.cpus.p50()/floor.cpus.p50())
+		if i < len(extras) {
+			b.say("%s: first byte %.1f ms, peak %.1f MiB", v.name, x.firstByte, x.peak)
+		}
 	}
 	b.target("ADD, p50 to the floor's", add.walls.p50()/floor.walls.p50(), 1.3, " ×")
 	b.target("ADD, p99 to its p50", add.walls.p99()/add.walls.p50(), 2, " ×")
@@ -75,7 +78,7 @@ func (b *bench) calls() error {
 
 // other returns a host that has another build of the plugin.
 func (b *bench) other(path string) (*host, error) {
-	h, err := b.host(1, "calls-"+filepath.Base(path), "calls")
+	h, err := b.host(1, "calls-"+strings.ReplaceAll(path, "/", "-"), "calls")
 	if err != nil {
 		return nil, err
 	}

@@ -71,7 +71,7 @@ func (c *cluster) refuses(t *testing.T, words string) {
 // rewriting is a proxy in front of the API server that changes each create.
 func rewriting(t *testing.T, path string, change func(req *http.Request, body []byte) []byte) {
 	t.Helper()
-	p := newProxy(t, true)
+	p := newProxy(t)
 	p.Fail(func(w http.ResponseWriter, req *http.Request) {
 		if req.Method == http.MethodPost {
 			body, err := io.ReadAll(req.Body)
@@ -120,7 +120,7 @@ func TestAdviceFitsItsCause(t *testing.T) {
 			})
 		}, []string{"is invalid", "the CRD's rules refused it"}},
 		{"page of a proxy", func(t *testing.T, _ *cluster, path string) {
-			behind(true, text(http.StatusForbidden, "text/html", "<html>blocked</html>"))(t, path)
+			behind(text(http.StatusForbidden, "text/html", "<html>blocked</html>"))(t, path)
 		}, []string{"in front of the API server"}},
 		{"proxy-url refuses", func(t *testing.T, _ *cluster, path string) {
 			proxy := newForwardProxy(t, true)

@@ -231,7 +231,7 @@ func TestReleaseIsRepeated(t *testing.T) {
 	c := newCluster(t)
 	rig.IPPool(t, c.IPAM, c.NS, "p", v1alpha1.IPPoolSpec{Subnet: "10.0.0.0/24", PerNodeBlockSize: 10, PoolAccess: cooldown(time.Second)}, "a")
 	h := c.host(t, "a")
-	proxy := rig.NewProxy(t, env.Config, false)
+	proxy := rig.NewProxy(t, env.Config)
 	settings := h.settings()
 	settings["kubeconfig"] = proxy.Kubeconfig(t, filepath.Join(h.dir, "proxy"))
 	h.configure(t, settings)

@@ -37,15 +37,15 @@ import (
 const ends = 90 * time.Second
 
 // newProxy starts a proxy that speaks to the API server as an administrator.
-func newProxy(t *testing.T, http2 bool) *rig.Proxy {
+func newProxy(t *testing.T) *rig.Proxy {
 	t.Helper()
-	return rig.NewProxy(t, env.Config, http2)
+	return rig.NewProxy(t, env.Config)
 }
 
 // behindProxy puts a proxy between the node and the API server.
 func (h *host) behindProxy(t *testing.T, c *cluster) *rig.Proxy {
 	t.Helper()
-	p := newProxy(t, true)
+	p := newProxy(t)
 	h.use(t, c, p.Kubeconfig(t, filepath.Join(h.dir, "proxy.kubeconfig")))
 	return p
 }
@@ -114,9 +114,9 @@ type fault struct {
 }
 
 // behind is a fault of a server that can be reached.
-func behind(http2 bool, f http.HandlerFunc) func(*testing.T, string) {
+func behind(f http.HandlerFunc) func(*testing.T, string) {
 	return func(t *testing.T, path string) {
-		p := newProxy(t, http2)
+		p := newProxy(t)
 		p.Fail(f)
 		p.Kubeconfig(t, path)
 	}
@@ -124,37 +124,41 @@ func behind(http2 bool, f http.HandlerFunc) func(*testing.T, string) {
 
 func faults() []fault {
 	return []fault{
-		{"slow", behind(true, silent), []string{"API server unavailable", "https://127.0.0.1:", "does not answer in time"}},
+		{"slow", behind(silent), []string{"API server unavailable", "https://127.0.0.1:", "does not answer in time"}},
 		{"black hole", func(t *testing.T, path string) { rig.WriteKubeconfig(t, path, "https://"+blackHole(t), nil, token) },
 			[]string{"API server unavailable", "https://127.0.0.1:", "firewall"}},
 		{"refusing", func(t *testing.T, path string) { deadKubeconfig(t, path) }, []string{"API server unavailable", "https://127.0.0.1:1", "is the API server running?"}},
-		{"throttling", behind(true, status(429, "TooManyRequests", 60)), []string{"API server unavailable", "https://127.0.0.1:", "priority-and-fairness"}},
-		{"throttling, as its priority and fairness does", behind(true, func(w http.ResponseWriter, req *http.Request) {
+		{"throttling", behind(status(429, "TooManyRequests", 60)), []string{"API server unavailable", "https://127.0.0.1:", "priority-and-fairness"}},
+		{"throttling, as its priority and fairness does", behind(func(w http.ResponseWriter, req *http.Request) {
 			w.Header().Set("Retry-After", "1")
 			text(429, "text/plain", "Too many requests, please try again later.")(w, req)
 		}), []string{"API server unavailable", "priority-and-fairness"}},
-		{"500", behind(true, status(500, "InternalError", 0)), []string{"API server unavailable", "the test says InternalError", "its own log"}},
-		{"503 while it starts", behind(true, status(503, "ServiceUnavailable", 1)), []string{"API server unavailable", "ServiceUnavailable"}},
-		{"504", behind(true, status(504, "Timeout", 0)), []string{"API server unavailable", "Timeout"}},
-		{"answer cut off, HTTP/1.1", behind(false, broken), []string{"API server unavailable", "https://127.0.0.1:"}},
-		{"answer cut off, HTTP/2", behind(true, broken), []string{"API server unavailable", "https://127.0.0.1:"}},
-		{"proxy's 502", behind(true, text(502, "text/html", "<html>bad gateway</html>")), []string{"API server unavailable", "bad gateway", "in front of the API server"}},
-		{"proxy's 404", behind(true, text(404, "text/html", "<html>where am I</html>")), []string{"API server unavailable", "CRDs of nv-ipam.nvidia.com"}},
-		{"no CRDs", behind(true, text(404, "text/plain; charset=utf-8", "404 page not found")), []string{"API server unavailable", "CRDs of nv-ipam.nvidia.com"}},
-		{"proxy's 200", behind(true, text(200, "text/html", "<html>log in here</html>")), []string{"https://127.0.0.1:", "did not come from a Kubernetes API server"}},
+		{"500", behind(status(500, "InternalError", 0)), []string{"API server unavailable", "the test says InternalError", "its own log"}},
+		{"503 while it starts", behind(status(503, "ServiceUnavailable", 1)), []string{"API server unavailable", "ServiceUnavailable"}},
+		{"504", behind(status(504, "Timeout", 0)), []string{"API server unavailable", "Timeout"}},
+		{"answer cut off", behind(broken), []string{"API server unavailable", "https://127.0.0.1:"}},
+		{"closes each connection", func(t *testing.T, path string) {
+			p := newProxy(t)
+			rig.WriteKubeconfig(t, path, "https://"+hangUp(t, p.TLS.Certificates), p.CA(), token)
+		},
+			[]string{"API server unavailable", "https://127.0.0.1:"}},
+		{"proxy's 502", behind(text(502, "text/html", "<html>bad gateway</html>")), []string{"API server unavailable", "bad gateway", "in front of the API server"}},
+		{"proxy's 404", behind(text(404, "text/html", "<html>where am I</html>")), []string{"API server unavailable", "CRDs of nv-ipam.nvidia.com"}},
+		{"no CRDs", behind(text(404, "text/plain; charset=utf-8", "404 page not found")), []string{"API server unavailable", "CRDs of nv-ipam.nvidia.com"}},
+		{"proxy's 200", behind(text(200, "text/html", "<html>log in here</html>")), []string{"https://127.0.0.1:", "did not come from a Kubernetes API server"}},
 		{"name gone", func(t *testing.T, path string) {
 			rig.WriteKubeconfig(t, path, "https://api.gone.invalid:6443", nil, token)
 		},
 			[]string{"API server unavailable", "https://api.gone.invalid:6443", "/etc/resolv.conf"}},
 		{"certificate of the client expired", func(t *testing.T, path string) {
-			p := newProxy(t, true)
+			p := newProxy(t)
 			user, ca := expiredUser(t)
 			p.TLS.ClientCAs, p.TLS.ClientAuth = ca, tls.RequireAndVerifyClientCert
 			rig.WriteKubeconfig(t, path, p.URL, p.CA(), user)
 		}, []string{"asked as system:node:a", "expired at 2020-01-02T00:00:00Z and have not been renewed"}},
 		{"certificate of the server not trusted", func(t *testing.T, path string) {
 			_, other := newCA(t, time.Now().Add(time.Hour))
-			rig.WriteKubeconfig(t, path, newProxy(t, true).URL, other, token)
+			rig.WriteKubeconfig(t, path, newProxy(t).URL, other, token)
 		}, []string{"certificate authority", "is not that of https://127.0.0.1:"}},
 		{"token rejected", func(t *testing.T, path string) {
 			rig.WriteKubeconfig(t, path, env.Config.Host, env.Config.CAData, token)
@@ -354,6 +358,27 @@ func TestDelWithoutCredentials(t *testing.T) {
 			}
 		})
 	}
+}
+
+// hangUp returns the address of a server that closes each connection instead of answering.
+func hangUp(t *testing.T, certs []tls.Certificate) string {
+	t.Helper()
+	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: certs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			_ = conn.(*tls.Conn).Handshake()
+			_ = conn.Close()
+		}
+	}()
+	return listener.Addr().String()
 }
 
 // blackHole returns an address that drops packets: a listener that nobody accepts

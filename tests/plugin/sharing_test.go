@@ -211,7 +211,7 @@ func sites(t *testing.T, clusters int) (one, two site) {
 	h := c1.host(t, "a")
 	one, two = site{c1, h, env.Kubeconfig}, site{c2, h, env.Kubeconfig}
 	if clusters == 2 {
-		p := newProxy(t, true)
+		p := newProxy(t)
 		two.kubeconfig = filepath.Join(h.dir, "second.kubeconfig")
 		p.Kubeconfig(t, two.kubeconfig)
 	}

@@ -35,14 +35,14 @@ type Proxy struct {
 	seen  []time.Time
 }
 
-// NewProxy starts a proxy; http2 as an API server speaks it, else HTTP/1.1.
-func NewProxy(t testing.TB, as *rest.Config, http2 bool) *Proxy {
+// NewProxy starts a proxy, which offers HTTP/2, as an API server does.
+func NewProxy(t testing.TB, as *rest.Config) *Proxy {
 	t.Helper()
 	forward := httputil.NewSingleHostReverseProxy(must(url.Parse(as.Host))(t))
 	forward.Transport = withoutAuthorization{must(rest.TransportFor(as))(t)}
 	p := &Proxy{Forward: forward}
 	p.Server = httptest.NewUnstartedServer(p)
-	p.EnableHTTP2 = http2
+	p.EnableHTTP2 = true
 	p.Config.ErrorLog = log.New(io.Discard, "", 0)
 	p.StartTLS()
 	t.Cleanup(func() {
