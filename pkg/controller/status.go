@@ -4,6 +4,7 @@
 package controller
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -103,12 +104,12 @@ func (w *statusWriter) writeAllocations(ctx context.Context, obj *pool.Object, w
 	if err != nil {
 		return nil, err
 	}
-	obj, err = w.pools.PatchStatus(ctx, obj.Ref, form, data, opts)
+	now, err := w.pools.PatchStatus(ctx, obj.Ref, form, data, opts)
 	if err != nil {
 		return nil, fmt.Errorf("write status.allocations: %w", err)
 	}
-	klog.FromContext(ctx).Info("Blocks written", "pool", obj.Ref, "blocks", len(obj.Blocks()))
-	return obj, nil
+	klog.FromContext(ctx).Info("Blocks written", "pool", obj.Ref, "blocks", len(want))
+	return obj.With(now, want), nil
 }
 
 // countedAt returns when this controller, or the one before it, last wrote the rest of a
@@ -133,6 +134,14 @@ func age(at time.Time) time.Duration {
 		return max(0, age)
 	}
 	return math.MaxInt64
+}
+
+// kept reports whether the API server has stored a field that was written with the rest of the
+// status: a CRD that lacks it drops it.
+func kept(entries []metav1.ManagedFieldsEntry, field string) bool {
+	return slices.ContainsFunc(entries, func(e metav1.ManagedFieldsEntry) bool {
+		return isRestOfStatus(e) && e.FieldsV1 != nil && bytes.Contains(e.FieldsV1.Raw, []byte(`"f:`+field+`":`))
+	})
 }
 
 func isRestOfStatus(e metav1.ManagedFieldsEntry) bool {
@@ -217,13 +226,17 @@ func (w *statusWriter) writeRest(ctx context.Context, obj *pool.Object, known *m
 	if err != nil {
 		return err
 	}
-	obj, err = w.pools.PatchStatus(ctx, ref, types.MergePatchType, body, metav1.PatchOptions{FieldManager: name})
+	now, err := w.pools.PatchStatus(ctx, ref, types.MergePatchType, body, metav1.PatchOptions{FieldManager: name})
 	if err != nil {
 		return fmt.Errorf("patch the pool's conditions and counts: %w", err)
 	}
-	known.written = append(known.written, obj.Meta.ResourceVersion)
+	known.written = append(known.written, now.ResourceVersion)
 	first := !w.lacks.of(ref.Kind).conditions
-	lacks = lacking{conditions: len(obj.Status.Conditions) == 0, counts: obj.Status.Used == nil, tried: time.Now()}
+	lacks = lacking{
+		conditions: len(obj.Status.Conditions) == 0 && !kept(now.ManagedFields, "conditions"),
+		counts:     obj.Status.Used == nil && !kept(now.ManagedFields, "used"),
+		tried:      time.Now(),
+	}
 	w.lacks.set(ref.Kind, lacks)
 	if lacks.conditions {
 		w.later(ref, w.resync)

@@ -93,10 +93,10 @@ func readAs(ctx context.Context, request *rest.Request, form string, out any) er
 	return json.Unmarshal(data, out)
 }
 
-// PatchStatus writes a part of a pool's status, and returns the pool as it is then.
-func (p Pools) PatchStatus(ctx context.Context, ref v1alpha1.PoolReference, as types.PatchType, body []byte, opts metav1.PatchOptions) (*pool.Object, error) {
-	request := p.named(p.Client.Patch(as), ref).SubResource("status").VersionedParams(&opts, scheme.ParameterCodec).Body(body)
-	return read(ctx, request, ref.Kind)
+// PatchStatus writes a part of a pool's status, and returns the pool's metadata as it is then. The
+// rest of the answer would be as large as the pool.
+func (p Pools) PatchStatus(ctx context.Context, ref v1alpha1.PoolReference, as types.PatchType, body []byte, opts metav1.PatchOptions) (*metav1.ObjectMeta, error) {
+	return metadata(ctx, p.named(p.Client.Patch(as), ref).SubResource("status").VersionedParams(&opts, scheme.ParameterCodec).Body(body))
 }
 
 func (p Pools) named(request *rest.Request, ref v1alpha1.PoolReference) *rest.Request {

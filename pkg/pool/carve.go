@@ -82,7 +82,7 @@ type carving struct {
 	fixed    map[string]Assignment // static allocations by node
 	blocks   []Assignment
 	served   map[string]bool // nodes with a block that fits
-	taken    ranges
+	taken    occupied
 	position *big.Int // no block before it is free
 }
 
@@ -91,7 +91,7 @@ func (p *Pool) carving(nodes []string) *carving {
 	n := len(nodes)
 	c := &carving{
 		pool: p, nodes: nodes, fits: p.fitting(), fixed: map[string]Assignment{}, position: new(big.Int),
-		served: make(map[string]bool, n), blocks: make([]Assignment, 0, n), taken: make(ranges, 0, n),
+		served: make(map[string]bool, n), blocks: make([]Assignment, 0, n),
 	}
 	for _, s := range p.static {
 		if s.Node != "" {
@@ -168,7 +168,7 @@ func (c *carving) serve(more []netipx.IPRange) (unserved []string) {
 		}
 		keep := max(0, len(more)-len(waiting))
 		for _, r := range more[keep:] {
-			c.taken = slices.DeleteFunc(c.taken, func(t netipx.IPRange) bool { return t == r })
+			c.taken.remove(r)
 			c.blocks = slices.DeleteFunc(c.blocks, func(a Assignment) bool { return a.Range == r })
 		}
 		more, c.position = more[:keep], new(big.Int)
@@ -274,6 +274,57 @@ func (p *Pool) waste(block netipx.IPRange) (over netipx.IPRange, yes bool) {
 		}
 	}
 	return over, yes
+}
+
+// occupied are ranges like those of ranges, to which thousands are added in any order: in parts, so
+// that one more moves no more than a part.
+type occupied struct{ parts []ranges } // none of them empty
+
+// maxPart is how many ranges a part of occupied has at most.
+const maxPart = 256
+
+// add inserts r, or reports false where a part of it is there already.
+func (o *occupied) add(r netipx.IPRange) bool {
+	if len(o.parts) == 0 {
+		o.parts = []ranges{{r}}
+		return true
+	}
+	i := min(o.part(r.From()), len(o.parts)-1)
+	part := &o.parts[i]
+	if !part.add(r) {
+		return false
+	}
+	if n := len(*part); n == maxPart {
+		low, high := slices.Clone((*part)[:n/2]), slices.Clone((*part)[n/2:])
+		o.parts = slices.Replace(o.parts, i, i+1, low, high)
+	}
+	return true
+}
+
+// remove removes r, if all of it was added at once.
+func (o *occupied) remove(r netipx.IPRange) {
+	i := o.part(r.From())
+	if i == len(o.parts) {
+		return
+	}
+	o.parts[i] = slices.DeleteFunc(o.parts[i], func(t netipx.IPRange) bool { return t == r })
+	if len(o.parts[i]) == 0 {
+		o.parts = slices.Delete(o.parts, i, i+1)
+	}
+}
+
+// overlapping returns the first range that has an address in common with r.
+func (o *occupied) overlapping(r netipx.IPRange) (netipx.IPRange, bool) {
+	if i := o.part(r.From()); i < len(o.parts) {
+		return o.parts[i].overlapping(r)
+	}
+	return netipx.IPRange{}, false
+}
+
+// part returns the index of the part that has the first range that ends at a or later.
+func (o *occupied) part(a netip.Addr) int {
+	i, _ := slices.BinarySearchFunc(o.parts, a, func(p ranges, a netip.Addr) int { return p[len(p)-1].To().Compare(a) })
+	return i
 }
 
 // ranges are disjoint ranges of addresses in ascending order.

@@ -5,12 +5,14 @@ package pool
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
+	"go4.org/netipx"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
@@ -606,3 +608,44 @@ func BenchmarkCarve(b *testing.B) {
 }
 
 func addr(text string) netip.Addr { return netip.MustParseAddr(text) }
+
+// TestOccupied compares occupied with one list of ranges.
+func TestOccupied(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	var parts occupied
+	var plain ranges
+	random := func() netipx.IPRange {
+		from := netip.AddrFrom4([4]byte{10, byte(rng.IntN(4)), byte(rng.IntN(256)), byte(rng.IntN(256))})
+		to := from
+		for range rng.IntN(3) {
+			to = to.Next()
+		}
+		return netipx.IPRangeFrom(from, to)
+	}
+	most := 0
+	for i := range 200_000 {
+		r := random()
+		if over, ok := plain.overlapping(r); ok && (i/50_000)%2 == 1 { // the second and the fourth quarter empty it
+			parts.remove(over)
+			plain = slices.DeleteFunc(plain, func(t netipx.IPRange) bool { return t == over })
+			continue
+		}
+		wantOver, want := plain.overlapping(r)
+		if over, ok := parts.overlapping(r); ok != want || over != wantOver {
+			t.Fatalf("step %d: overlapping(%v) = %v, %t, want %v, %t", i, r, over, ok, wantOver, want)
+		}
+		if (i/50_000)%2 == 0 && parts.add(r) != plain.add(r) {
+			t.Fatalf("step %d: add(%v)", i, r)
+		}
+		most = max(most, len(parts.parts))
+	}
+	if most < 10 {
+		t.Errorf("at most %d parts: the test does not test them", most)
+	}
+	for _, r := range slices.Clone(plain) {
+		parts.remove(r)
+	}
+	if len(parts.parts) != 0 {
+		t.Errorf("all was removed, and there are %d parts", len(parts.parts))
+	}
+}

@@ -78,6 +78,14 @@ func (o *Object) Parse() (*Pool, field.ErrorList) { return o.parse() }
 // must not change what it returns.
 func (o *Object) Blocks() []Assignment { return o.blocks() }
 
+// With returns the pool with other metadata and blocks. The blocks are as Written returns them.
+func (o *Object) With(meta *metav1.ObjectMeta, blocks []Assignment) *Object {
+	out := *o
+	out.Meta, out.Allocations = meta, o.AllocationsFor(blocks)
+	out.blocks = func() []Assignment { return blocks }
+	return &out
+}
+
 // Written returns blocks as Blocks reads them when they have been written.
 func (o *Object) Written(blocks []Assignment) []Assignment {
 	if o.gateways {

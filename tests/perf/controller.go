@@ -82,16 +82,21 @@ func (b *bench) controller() error {
 	defer func() { _ = m.process.Stop() }() // again, where all went well
 
 	steps := []struct {
-		name string
-		run  func(*manager) error
+		name  string
+		run   func(*manager) error
+		check func() error // after what is measured
 	}{
-		{"start, until in sync with allocations and pods", b.ready},
-		{carve, func(*manager) error { return b.carvePools() }},
-		{nodeJoins, func(*manager) error { return b.join() }},
-		{reclaimLeaks, func(*manager) error { return b.leak() }},
+		{"start, until in sync with allocations and pods", b.ready, nil},
+		{carve, func(*manager) error { return b.carvePools() }, func() error { return b.complete(b.nodes) }},
+		{nodeJoins, func(*manager) error { return b.join() }, func() error { return b.complete(b.nodes + 1) }},
+		{reclaimLeaks, func(*manager) error { return b.leak() }, nil},
 	}
 	for _, s := range steps {
-		if err := b.step(t, s.name, m, s.run); err != nil {
+		err := b.step(t, s.name, m, s.run)
+		if err == nil && s.check != nil {
+			err = s.check()
+		}
+		if err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
@@ -314,7 +319,8 @@ func examplePod() *corev1.Pod {
 	}
 }
 
-// carvePools creates the pools and waits until each node has its block in all.
+// carvePools creates the pools and waits until each node has its block in all, and their status says
+// so.
 func (b *bench) carvePools() error {
 	_, _, err := atOnce(10, poolCount, func(p int) (sample, error) {
 		_, err := b.ipam.IPPools(namespace).Create(b.ctx, &v1alpha1.IPPool{
@@ -326,81 +332,72 @@ func (b *bench) carvePools() error {
 	if err != nil {
 		return err
 	}
-	if err := b.carved(nil); err != nil {
-		return err
-	}
-	return b.complete(b.nodes)
-}
-
-// carved waits until the controller has written the blocks of all pools, after
-// what it had written before.
-func (b *bench) carved(before map[string]string) error {
-	return b.rarely("all pools are carved", func() (bool, error) {
-		now, err := b.carvings()
-		if err != nil {
-			return false, err
-		}
-		done := 0
-		for pool, carving := range now {
-			if carving != before[pool] {
-				done++
-			}
-		}
-		return done == poolCount, nil
-	})
-}
-
-// carvings returns what the controller calls the blocks that it has written, by
-// pool. It reads metadata only: the blocks themselves are 50 MB.
-func (b *bench) carvings() (map[string]string, error) {
-	list, err := b.metadata.Resource(poolsResource).Namespace(namespace).List(b.ctx, metav1.ListOptions{ResourceVersion: "0"})
-	if err != nil {
-		return nil, err
-	}
-	out := map[string]string{}
-	for _, p := range list.Items {
-		for _, f := range p.ManagedFields {
-			if strings.HasPrefix(f.Manager, v1alpha1.BlocksManagerPrefix) {
-				out[p.Name] = f.Manager
-			}
-		}
-	}
-	return out, nil
-}
-
-// complete checks that every pool is ready and has a block for each node.
-func (b *bench) complete(nodes int) error {
-	for p := range poolCount {
-		err := b.rarely(poolName(p)+" is ready", func() (bool, error) {
-			obj, err := b.ipam.IPPools(namespace).Get(b.ctx, poolName(p), metav1.GetOptions{ResourceVersion: "0"})
-			if err != nil {
-				return false, err
-			}
-			if got := len(obj.Status.Allocations); got != nodes {
-				return false, fmt.Errorf("pool %s has %d blocks for %d nodes", obj.Name, got, nodes)
-			}
-			return meta.IsStatusConditionTrue(obj.Status.Conditions, "Ready"), nil
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	_, err = b.carved(nil)
+	return err
 }
 
 // join adds a node and waits until it has its block in all pools.
 func (b *bench) join() error {
-	before, err := b.carvings()
+	before, err := b.carved(nil)
 	if err != nil {
 		return err
 	}
 	if err := b.createNode(hostName(b.nodes)); err != nil {
 		return err
 	}
-	if err := b.carved(before); err != nil {
-		return err
+	_, err = b.carved(before)
+	return err
+}
+
+// carved waits until the controller has written the blocks of all pools, after those before, and
+// the rest of their status at any time. It returns what the controller calls the blocks, by pool.
+// It follows their metadata: the blocks themselves are 50 MB, which the API server would have to
+// write and this program to read while it is measured.
+func (b *bench) carved(before map[string]string) (map[string]string, error) {
+	w, err := b.metadata.Resource(poolsResource).Namespace(namespace).Watch(b.ctx, metav1.ListOptions{ResourceVersion: "0", TimeoutSeconds: new(int64(patience.Seconds()))})
+	if err != nil {
+		return nil, err
 	}
-	return b.complete(b.nodes + 1)
+	defer w.Stop()
+	now := map[string]string{}
+	for event := range w.ResultChan() {
+		p, ok := event.Object.(*metav1.PartialObjectMetadata)
+		if !ok {
+			return nil, fmt.Errorf("watching pools: %v", event.Object)
+		}
+		carving, rest := "", false
+		for _, f := range p.ManagedFields {
+			if strings.HasPrefix(f.Manager, v1alpha1.BlocksManagerPrefix) {
+				carving = f.Manager
+			} else if f.Subresource == "status" {
+				rest = true
+			}
+		}
+		if rest && carving != before[p.Name] {
+			now[p.Name] = carving
+		}
+		if len(now) == poolCount {
+			return now, nil
+		}
+	}
+	return nil, fmt.Errorf("%d of %d pools were carved in %s", len(now), poolCount, patience)
+}
+
+// complete checks that every pool is ready and has a block for each node.
+func (b *bench) complete(nodes int) error {
+	for p := range poolCount {
+		obj, err := b.ipam.IPPools(namespace).Get(b.ctx, poolName(p), metav1.GetOptions{ResourceVersion: "0"})
+		if err != nil {
+			return err
+		}
+		if got := len(obj.Status.Allocations); got != nodes {
+			return fmt.Errorf("pool %s has %d blocks for %d nodes", obj.Name, got, nodes)
+		}
+		if !meta.IsStatusConditionTrue(obj.Status.Conditions, "Ready") {
+			return fmt.Errorf("pool %s is not ready", obj.Name)
+		}
+	}
+	return nil
 }
 
 func (b *bench) pause(d time.Duration) error {
