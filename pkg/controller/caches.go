@@ -4,13 +4,16 @@
 package controller
 
 import (
+	"context"
 	"encoding/json"
 	"iter"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
@@ -76,6 +79,21 @@ func (c *caches) pool(ref v1alpha1.PoolReference) *pool.Object {
 	}
 	obj, _ := kind.get(c.namespace + "/" + ref.Name)
 	return pool.ObjectOf(obj)
+}
+
+// awaitTime is how long await waits at most.
+const awaitTime = time.Second
+
+// await waits until the watch has told of a pool that was just written. Then the API server's own
+// cache has it, too: what is written before that is worked out twice there, first on the version
+// before, and a large pool costs it some tenths of a second.
+func (c *caches) await(ctx context.Context, written *pool.Object) {
+	ctx, cancel := context.WithTimeout(ctx, awaitTime)
+	defer cancel()
+	_ = wait.PollUntilContextCancel(ctx, 10*time.Millisecond, true, func(context.Context) (bool, error) {
+		now := c.pool(written.Ref)
+		return now == nil || v1alpha1.VersionNumber(now.Meta.ResourceVersion) >= v1alpha1.VersionNumber(written.Meta.ResourceVersion), nil
+	})
 }
 
 // allPools yields the pools of all kinds, in no order.

@@ -235,7 +235,7 @@ func (c *Controller) assemble(recorder record.EventRecorder) ([]cache.DoneChecke
 		caches: &c.caches, memories: &c.memories,
 		status: &statusWriter{
 			pools: ledger.Pools{Client: client.RESTClient(), Namespace: c.opts.Namespace}, usage: c.opts.Usage, resync: c.opts.Resync,
-			later: c.queues.pools.AddAfter,
+			later: c.queues.pools.AddAfter, await: c.caches.await,
 		},
 		events:    &poolEvents{recorder, max(flapping, 2*c.opts.Resync)},
 		lossGrace: c.opts.LossGrace, later: c.queues.pools.AddAfter,

@@ -26,9 +26,8 @@ import (
 
 // A pool's status is written in two parts, by two field managers.
 //
-//	allocations         written by pool.BlocksManager: a plugin sees in the metadata
-//	                    when those of its node change. All are applied, or, if a few
-//	                    have changed, these are patched
+//	allocations         patched by pool.BlocksManager: a plugin sees in the metadata
+//	                    when those of its node change
 //	the rest            patched by "ipam-controller": it changes more often, and
 //	                    plugins do not read it
 //
@@ -45,6 +44,8 @@ type statusWriter struct {
 	usage time.Duration
 	// later reconciles a pool again after a while.
 	later func(v1alpha1.PoolReference, time.Duration)
+	// await waits until the watch has told of a pool that was written.
+	await func(context.Context, *pool.Object)
 	// lacks is what the installed CRDs do not have, as far as is known: they may be updated,
 	// so it is tried again when resync is over.
 	lacks  table[v1alpha1.PoolKind, lacking]
@@ -91,13 +92,20 @@ func (w *statusWriter) writeAllocations(ctx context.Context, obj *pool.Object, w
 		edits = editsOf(obj, have, want)
 	}
 	form, body := types.JSONPatchType, any(edits)
-	if edits == nil {
+	switch {
+	case edits != nil:
+	case same: // and only the manager is another one, which a patch that changes nothing would not set
 		opts.Force = new(true)
 		form, body = types.ApplyPatchType, map[string]any{
 			"apiVersion": v1alpha1.GroupVersion.String(),
 			"kind":       obj.Ref.Kind,
 			"metadata":   map[string]string{"name": obj.Meta.Name, "namespace": obj.Meta.Namespace, "resourceVersion": obj.Meta.ResourceVersion},
 			"status":     map[string]any{"allocations": obj.AllocationsFor(want)},
+		}
+	default: // the API server would read an applied one twice, as YAML
+		form, body = types.MergePatchType, map[string]any{
+			"metadata": map[string]string{"resourceVersion": obj.Meta.ResourceVersion},
+			"status":   map[string]any{"allocations": obj.AllocationsFor(want)},
 		}
 	}
 	data, err := json.Marshal(body)
@@ -226,6 +234,7 @@ func (w *statusWriter) writeRest(ctx context.Context, obj *pool.Object, known *m
 	if err != nil {
 		return err
 	}
+	w.await(ctx, obj)
 	now, err := w.pools.PatchStatus(ctx, ref, types.MergePatchType, body, metav1.PatchOptions{FieldManager: name})
 	if err != nil {
 		return fmt.Errorf("patch the pool's conditions and counts: %w", err)

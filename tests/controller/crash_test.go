@@ -76,7 +76,7 @@ func (c *crash) next(what string) (dies, dead bool) {
 	return c.dead, false
 }
 
-// operation names a request, as "PATCH ippools (apply)"; "" for lists and watches,
+// operation names a request, as "PATCH ippools (blocks)"; "" for lists and watches,
 // by which a controller only learns.
 func operation(req *http.Request) string {
 	parts := strings.Split(strings.Trim(req.URL.Path, "/"), "/")
@@ -89,8 +89,8 @@ func operation(req *http.Request) string {
 	switch {
 	case req.Method == http.MethodGet && len(parts) < 2 && !strings.HasPrefix(req.URL.Query().Get("fieldSelector"), "metadata.name="): // one object is as a get
 		return ""
-	case req.Header.Get("Content-Type") == string(types.ApplyPatchType):
-		return "PATCH " + parts[0] + " (apply)"
+	case strings.HasPrefix(req.URL.Query().Get("fieldManager"), v1alpha1.BlocksManagerPrefix):
+		return "PATCH " + parts[0] + " (blocks)"
 	}
 	return req.Method + " " + parts[0]
 }
@@ -270,7 +270,7 @@ func TestCrashPoints(t *testing.T) {
 	t.Logf("died at %v", died)
 	want := []string{
 		"DELETE ipallocations", "GET ipallocations", "GET ippools", "GET nodes", "GET pods",
-		"PATCH ippools", "PATCH ippools (apply)", "POST events",
+		"PATCH ippools", "PATCH ippools (blocks)", "POST events",
 	}
 	if got := slices.Sorted(maps.Keys(died)); !slices.Equal(got, want) {
 		t.Errorf("it died at %q, want all of %q", got, want)
