@@ -26,8 +26,9 @@ import (
 
 // A pool's status is written in two parts, by two field managers.
 //
-//	allocations         patched by pool.BlocksManager: a plugin sees in the metadata
-//	                    when those of its node change
+//	allocations         written by pool.BlocksManager: a plugin sees in the metadata
+//	                    when those of its node change. All are applied, or, if a few
+//	                    have changed, these are patched
 //	the rest            patched by "ipam-controller": it changes more often, and
 //	                    plugins do not read it
 //
@@ -92,20 +93,13 @@ func (w *statusWriter) writeAllocations(ctx context.Context, obj *pool.Object, w
 		edits = editsOf(obj, have, want)
 	}
 	form, body := types.JSONPatchType, any(edits)
-	switch {
-	case edits != nil:
-	case same: // and only the manager is another one, which a patch that changes nothing would not set
+	if edits == nil { // a merge patch would own the status, too, and leave that behind when the manager changes
 		opts.Force = new(true)
 		form, body = types.ApplyPatchType, map[string]any{
 			"apiVersion": v1alpha1.GroupVersion.String(),
 			"kind":       obj.Ref.Kind,
 			"metadata":   map[string]string{"name": obj.Meta.Name, "namespace": obj.Meta.Namespace, "resourceVersion": obj.Meta.ResourceVersion},
 			"status":     map[string]any{"allocations": obj.AllocationsFor(want)},
-		}
-	default: // the API server would read an applied one twice, as YAML
-		form, body = types.MergePatchType, map[string]any{
-			"metadata": map[string]string{"resourceVersion": obj.Meta.ResourceVersion},
-			"status":   map[string]any{"allocations": obj.AllocationsFor(want)},
 		}
 	}
 	data, err := json.Marshal(body)
