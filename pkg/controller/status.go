@@ -142,7 +142,7 @@ func age(at time.Time) time.Duration {
 // status: a CRD that lacks it drops it.
 func kept(entries []metav1.ManagedFieldsEntry, field string) bool {
 	return slices.ContainsFunc(entries, func(e metav1.ManagedFieldsEntry) bool {
-		return isRestOfStatus(e) && e.FieldsV1 != nil && bytes.Contains(e.FieldsV1.Raw, []byte(`"f:`+field+`":`))
+		return isRestOfStatus(e) && e.FieldsV1 != nil && bytes.Contains(e.FieldsV1.GetRawBytes(), []byte(`"f:`+field+`":`))
 	})
 }
 
