@@ -52,6 +52,7 @@ type bench struct {
 	report   report
 
 	floorPath, peakPath string
+	installerPath       string
 	kubeconfigs         []string // of the nodes that call the plugin
 	containers          int      // that have been made
 	floors              int      // addresses that are the floor's so far
@@ -124,7 +125,10 @@ func (b *bench) findPrograms() error {
 			return err
 		}
 	}
-	for _, path := range []string{b.floorPath, b.peakPath, b.plugin, b.options.controller} {
+	if b.installerPath, err = testenv.Binary("ipam-node"); err != nil {
+		return err
+	}
+	for _, path := range []string{b.installerPath, b.floorPath, b.peakPath, b.plugin, b.options.controller} {
 		if _, err := os.Stat(path); err != nil {
 			return fmt.Errorf("%w: run make bench", err)
 		}

@@ -62,6 +62,11 @@ func (b *bench) controller() error {
 	if err := b.leaveTheCluster(); err != nil {
 		return err
 	}
+	installer, err := b.startInstaller()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = installer.process.Stop() }() // again, if all went well
 	b.say("creating %d nodes and %d pods", b.nodes, b.total)
 	if err := b.createNodes(b.nodes); err != nil {
 		return err
@@ -70,6 +75,9 @@ func (b *bench) controller() error {
 		return err
 	}
 	if err := b.calm(); err != nil {
+		return err
+	}
+	if err := installer.begin(); err != nil {
 		return err
 	}
 	t := b.table("Controller", fmt.Sprintf("%s nodes, %d pools with a block for each of them, %s allocations and as many pods. The time to reclaim counts from the end of the grace period. Writes are those to pools, allocations and events; the controller's lease is renewed every 2 s beside them.",
@@ -119,7 +127,7 @@ func (b *bench) controller() error {
 		}
 	}
 	b.controllerTargets(t)
-	return nil
+	return b.installerAtRest(installer)
 }
 
 // controllerTargets compares the steps with what they are to take.

@@ -19,15 +19,18 @@ import (
 const clockTick = 10 * time.Millisecond
 
 // cpuTime returns the CPU time of a process so far.
-func cpuTime(pid int) (time.Duration, error) {
+func cpuTime(pid int) (time.Duration, error) { return clockTicks(pid, 11) }
+
+// clockTicks returns the sum of two fields of /proc/PID/stat that are clock ticks, counted from the
+// one behind the process's name, which may have spaces.
+func clockTicks(pid, first int) (time.Duration, error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
 	}
-	// Behind the name, which may have spaces, the 12th and 13th.
 	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
 	var ticks int
-	for _, f := range fields[11:13] {
+	for _, f := range fields[first : first+2] {
 		n, err := strconv.Atoi(f)
 		if err != nil {
 			return 0, err
