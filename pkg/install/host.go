@@ -66,6 +66,8 @@ type Host struct {
 	Beside []string
 
 	mu sync.Mutex // one change of the record at a time
+
+	seen sums // by drift
 }
 
 // Binary is the path of the plugin.
@@ -100,13 +102,16 @@ func (h *Host) Foreign() (bool, error) {
 
 // drift says what is not as install leaves it; nothing where all is well.
 func (h *Host) drift() ([]string, error) {
+	if h.seen == nil {
+		h.seen = sums{}
+	}
 	var out []string
 	if h.Source != "" {
-		want, err := fileSum(h.Source)
+		want, err := h.seen.of(h.Source)
 		if err != nil {
 			return nil, err
 		}
-		drift, err := differs(h.Binary(), want, binaryMode)
+		drift, err := differs(h.Binary(), want, binaryMode, h.seen.of)
 		if err != nil {
 			return nil, err
 		}
@@ -118,7 +123,7 @@ func (h *Host) drift() ([]string, error) {
 			return nil, err
 		}
 		for _, path := range h.Confs() {
-			drift, err := differs(path, dataSum(data), secretMode)
+			drift, err := differs(path, dataSum(data), secretMode, h.seen.of)
 			if err != nil {
 				return nil, err
 			}
@@ -128,7 +133,7 @@ func (h *Host) drift() ([]string, error) {
 	return out, nil
 }
 
-func differs(path, sum string, mode fs.FileMode) ([]string, error) {
+func differs(path, sum string, mode fs.FileMode, sumOf func(path string) (string, error)) ([]string, error) {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return []string{path + " is missing"}, nil
@@ -139,7 +144,7 @@ func differs(path, sum string, mode fs.FileMode) ([]string, error) {
 	if !info.Mode().IsRegular() || info.Mode().Perm() != mode {
 		return []string{fmt.Sprintf("%s has mode %v, expected %v", path, info.Mode(), mode)}, nil
 	}
-	got, err := fileSum(path)
+	got, err := sumOf(path)
 	if err == nil && got != sum {
 		return []string{path + " has other content"}, nil
 	}
@@ -210,7 +215,7 @@ func (h *Host) installBinary(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if drift, err := differs(h.Binary(), sum, binaryMode); err == nil && len(drift) == 0 {
+	if drift, err := differs(h.Binary(), sum, binaryMode, fileSum); err == nil && len(drift) == 0 {
 		return h.note(h.Binary(), sum)
 	}
 	source, err := os.Open(h.Source)
@@ -328,8 +333,12 @@ func fileSum(path string) (string, error) {
 		return "", err
 	}
 	defer func() { _ = f.Close() }()
+	return sumOf(f)
+}
+
+func sumOf(r io.Reader) (string, error) {
 	sum := sha256.New()
-	if _, err := io.Copy(sum, f); err != nil {
+	if _, err := io.Copy(sum, r); err != nil {
 		return "", err
 	}
 	return hex.EncodeToString(sum.Sum(nil)), nil

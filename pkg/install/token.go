@@ -163,7 +163,7 @@ func (c *Credentials) drift() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	drift, err := differs(c.kubeconfigPath(), dataSum(data), secretMode)
+	drift, err := differs(c.kubeconfigPath(), dataSum(data), secretMode, fileSum)
 	if err == nil && !c.good(time.Now()) {
 		drift = append(drift, c.tokenPath()+" has no token that is good")
 	}
@@ -187,7 +187,7 @@ func (c *Credentials) writeKubeconfig() error {
 	if err != nil {
 		return err
 	}
-	if drift, err := differs(c.kubeconfigPath(), dataSum(data), secretMode); err == nil && len(drift) == 0 {
+	if drift, err := differs(c.kubeconfigPath(), dataSum(data), secretMode, fileSum); err == nil && len(drift) == 0 {
 		return nil
 	}
 	if err := c.Host.note(c.kubeconfigPath(), dataSum(data)); err != nil {

@@ -134,7 +134,7 @@ func TestKubeconfig(t *testing.T) {
 		t.Errorf("host %s, CA %q, token file %s", config.Host, config.CAData, config.BearerTokenFile)
 	}
 	for _, path := range []string{c.kubeconfigPath(), c.tokenPath()} {
-		if drift, err := differs(path, dataSum([]byte(read(t, path))), 0o600); err != nil || len(drift) > 0 {
+		if drift, err := differs(path, dataSum([]byte(read(t, path))), 0o600, fileSum); err != nil || len(drift) > 0 {
 			t.Errorf("%q, %v", drift, err)
 		}
 	}

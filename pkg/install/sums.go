@@ -1,0 +1,60 @@
+// Copyright The crd-ipam Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package install
+
+import (
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/crd-ipam/crd-ipam/pkg/cni"
+)
+
+// sums are what fileSum has returned of files, for as long as nobody has written to them: the plugin
+// has 15 MB, and is looked at every minute. Not for several goroutines.
+type sums map[string]knownSum
+
+type knownSum struct {
+	of  identity
+	sum string
+}
+
+// identity changes with whatever is done to a file: nobody can set its ctime.
+type identity struct {
+	dev, ino uint64
+	size     int64
+	ctime    time.Time
+}
+
+// granularity is how far apart two changes of a file may be and have the same ctime, on the file
+// systems that know only seconds.
+const granularity = 2 * time.Second
+
+// of is fileSum.
+func (s sums) of(path string) (string, error) {
+	f, err := cni.OpenRegular(path)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = f.Close() }()
+	info, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	id := identityOf(info)
+	if known, found := s[path]; found && known.of == id {
+		return known.sum, nil
+	}
+	began := time.Now()
+	sum, err := sumOf(f)
+	if err == nil && began.Sub(id.ctime) > granularity { // what is written after that has another ctime
+		s[path] = knownSum{id, sum}
+	}
+	return sum, err
+}
+
+func identityOf(info os.FileInfo) identity {
+	stat := info.Sys().(*syscall.Stat_t)
+	return identity{uint64(stat.Dev), stat.Ino, stat.Size, time.Unix(stat.Ctim.Unix())} //nolint:unconvert // Dev is an int on others
+}
