@@ -19,7 +19,7 @@ import (
 var version = "dev"
 
 func main() {
-	runtime.GOMAXPROCS(1) // one request after the other: more processors only wake and idle, an eighth of an ADD's CPU time
+	runtime.GOMAXPROCS(1) // one request after the other: others would be woken for nothing
 	plugin := cni.Plugin{Version: version}
 	skel.PluginMainFuncs(plugin.Funcs(), cniversion.All, fmt.Sprintf("CNI nv-ipam plugin of crd-ipam, version %s", version))
 }

@@ -43,8 +43,8 @@ func newClient(config *rest.Config) (clientv1alpha1.NvIpamV1alpha1Interface, err
 // clientFor is newClient where the environment says nothing.
 func clientFor(config *rest.Config) (clientv1alpha1.NvIpamV1alpha1Interface, error) {
 	config.QPS = -1 // a process makes few requests
-	// One after the other: HTTP/2 would only cost CPU time, and a connection that has died is
-	// not used again after a request that got no answer.
+	// One after the other: HTTP/2 has nothing to offer, and would go on using a connection that has
+	// died, after a request that got no answer.
 	config.NextProtos = []string{"http/1.1"}
 	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return jsonOnly{next} })
 	config.APIPath, config.GroupVersion = "/apis", &schema.GroupVersion{Group: v1alpha1.GroupName, Version: v1alpha1.GroupVersion.Version}

@@ -82,7 +82,9 @@ func (b *bench) other(path string) (*host, error) {
 	if err != nil {
 		return nil, err
 	}
-	h.plugin = path
+	if h.plugin, err = b.copyOf(path); err != nil {
+		return nil, err
+	}
 	return h, h.warmUp()
 }
 
