@@ -115,20 +115,23 @@ func (c *Claimer) Allocate(ctx context.Context, req Request) ([]Claim, error) {
 
 // known is what the hint has of the requested pools.
 type known struct {
-	hint   *hint.Hint
-	att    hint.Attachment
-	pools  []v1alpha1.PoolReference
-	read   chan struct{}           // closed when the other fields are set
-	held   map[string][]hint.Entry // what this attachment already holds, by domain
-	pod    v1alpha1.PodReference
-	rests  map[string][]netip.Addr // what the pod has released and rests, by domain
-	latest uint64                  // the highest resource version of the node's allocations
-	given  []hint.Entry            // what this call has claimed so far, for others of the requested pools
+	hint  *hint.Hint
+	att   hint.Attachment
+	pools []v1alpha1.PoolReference
+	read  chan struct{}           // closed when the other fields are set
+	held  map[string][]hint.Entry // what this attachment already holds, by domain
+	pod   v1alpha1.PodReference
+	rests map[string][]netip.Addr // what the pod has released and rests, by domain
+	// entered are the addresses with an entry, by domain, as the disk was then.
+	entered map[string]map[netip.Addr]bool
+	latest  uint64       // the highest resource version of the node's allocations
+	given   []hint.Entry // what this call has claimed so far, for others of the requested pools
 }
 
 func (k *known) look(domain string) {
-	held, latest, rests := k.hint.Known(domain, k.att, k.pod)
-	k.held[domain], k.rests[domain], k.latest = held, rests, max(k.latest, latest)
+	found := k.hint.Known(domain, k.att, k.pod)
+	k.held[domain], k.rests[domain], k.entered[domain] = found.Holding, found.Resting, found.Entered
+	k.latest = max(k.latest, found.Latest)
 }
 
 // finish waits until all is read. It reads itself the domains of pools that this node has
@@ -146,7 +149,7 @@ func (k *known) finish(blocks []*pool.Block) {
 // block is full, so it is done while the connection to the API server is made.
 func (c *Claimer) lookUpKnown(req Request, saved []*hint.View) *known {
 	k := &known{hint: c.Hint, att: req.Attachment, pools: req.Pools, read: make(chan struct{}), pod: req.Pod,
-		held: map[string][]hint.Entry{}, rests: map[string][]netip.Addr{}}
+		held: map[string][]hint.Entry{}, rests: map[string][]netip.Addr{}, entered: map[string]map[netip.Addr]bool{}}
 	go func() {
 		defer close(k.read)
 		for i, ref := range req.Pools {

@@ -138,12 +138,31 @@ func (s *search) claimFree(ctx context.Context) (e hint.Entry, err error) {
 	}
 	collided := false
 	if !s.space.Shared || !s.isCrowded() {
-		e, collided, err = s.tryCandidates(ctx, s.space.Candidates(s.Hint.Last(s.spaceName)), s.patience())
+		e, collided, err = s.tryNext(ctx)
 	}
 	if err == nil && !e.Found() {
 		e, err = s.searchOn(ctx, collided)
 	}
 	return e, err
+}
+
+// tryNext tries what comes after the last address that was given in the space: first what had no
+// entry in the hint when that was read, for a nearly full block has hundreds that would be found
+// taken one by one.
+func (s *search) tryNext(ctx context.Context) (e hint.Entry, collided bool, err error) {
+	next := s.space.Candidates(s.Hint.Last(s.spaceName))
+	entered := s.req.known.entered[s.space.Domain]
+	e, collided, err = s.tryCandidates(ctx, func(yield func(netip.Addr) bool) {
+		for addr := range next {
+			if !entered[addr] && !yield(addr) {
+				return
+			}
+		}
+	}, s.patience())
+	if err != nil || e.Found() || collided || len(entered) == 0 {
+		return e, collided, err
+	}
+	return s.tryCandidates(ctx, next, s.patience()) // some may have been released since
 }
 
 // skip reports whether the search leaves this space out: it was found full lately. Never a large

@@ -90,36 +90,45 @@ func (h *Hint) Holding(att Attachment) (entries []Entry, complete bool) {
 
 // HoldingIn returns the attachment's claims in one domain.
 func (h *Hint) HoldingIn(domain string, att Attachment) []Entry {
-	entries, _, _ := h.Known(domain, att, v1alpha1.PodReference{})
-	return entries
+	return h.Known(domain, att, v1alpha1.PodReference{}).Holding
 }
 
-// Known reads the entries of a domain once. It returns the attachment's claims, the highest
-// resource version of all claims, and the addresses that a pod has released and that rest. It
-// drops the entries whose rest is over.
-func (h *Hint) Known(domain string, att Attachment, pod v1alpha1.PodReference) (entries []Entry, latest uint64, resting []netip.Addr) {
+// Knowledge is what the hint has of one domain.
+type Knowledge struct {
+	Holding []Entry      // the attachment's claims
+	Latest  uint64       // the highest resource version of all claims
+	Resting []netip.Addr // what the pod has released, and rests
+	// Entered are the addresses with an entry: Claiming would find them taken, if they are not
+	// released meanwhile.
+	Entered map[netip.Addr]bool
+}
+
+// Known reads the entries of a domain once. It drops those whose rest is over.
+func (h *Hint) Known(domain string, att Attachment, pod v1alpha1.PodReference) Knowledge {
+	k := Knowledge{Entered: map[netip.Addr]bool{}}
 	err := h.each(domain+".", "", func(e Entry, t claimText) error {
 		if e.Domain != domain {
 			return nil
 		}
 		if version, boot := parseVersion(t.text); !deadBoot(boot) { // the dead are not written again
-			latest = max(latest, version)
+			k.Latest = max(k.Latest, version)
 		}
 		if e.Attachment == att {
 			e.Record = parseRecord(t.text)
-			entries = append(entries, e.keptBy(e.Record))
+			k.Holding = append(k.Holding, e.keptBy(e.Record))
 		}
 		switch until, of := parseCooling(t.text); {
 		case of == "":
 		case isOver(until):
 			return h.dropIf(t.text, "claims", t.file)
 		case of == podHash(pod) && pod.Name != "":
-			resting = append(resting, e.Address)
+			k.Resting = append(k.Resting, e.Address)
 		}
+		k.Entered[e.Address] = true
 		return nil
 	})
 	h.failed("finding the attachment", err)
-	return entries, latest, resting
+	return k
 }
 
 // claimText is the name of an entry in claims/ and what it points at.

@@ -52,9 +52,12 @@ func TestRest(t *testing.T) {
 				t.Errorf("pending %v", releases)
 			}
 			for of, want := range map[v1alpha1.PodReference]bool{pod: tc.mine, other: false, {}: false} {
-				if held, _, resting := h.Known("p", e.Attachment, of); len(held) != 0 || (len(resting) == 1) != want {
-					t.Errorf("pod %v: held %v, resting %v", of, held, resting)
+				if k := h.Known("p", e.Attachment, of); len(k.Holding) != 0 || (len(k.Resting) == 1) != want {
+					t.Errorf("pod %v: %+v", of, k)
 				}
+			}
+			if entered := h.Known("p", Attachment{}, v1alpha1.PodReference{}).Entered[e.Address]; entered != tc.taken {
+				t.Errorf("entered %v", entered)
 			}
 			if taken := h.Claiming(Entry{Attachment: Attachment{"c2", "net1"}, Domain: "p", Address: e.Address}); taken != tc.taken {
 				t.Errorf("taken %v", taken)

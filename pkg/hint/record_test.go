@@ -46,8 +46,8 @@ func TestRecord(t *testing.T) {
 	if !reflect.DeepEqual(got[0].Record.Spec, want.Record.Spec) {
 		t.Errorf("recorded %+v, want %+v", got[0].Record.Spec, want.Record.Spec)
 	}
-	if held, latest, _ := h.Known("p", podA, v1alpha1.PodReference{}); len(held) != 1 || held[0].UID != "u1" || latest != 42 {
-		t.Errorf("known %v, latest %d", held, latest)
+	if k := h.Known("p", podA, v1alpha1.PodReference{}); len(k.Holding) != 1 || k.Holding[0].UID != "u1" || k.Latest != 42 || !k.Entered[k.Holding[0].Address] {
+		t.Errorf("known %+v", k)
 	}
 	h.NotClaimed(heldBy(podA, addr1, "u2"))
 	h.NotClaimed(heldBy(podB, addr1, "u1"))
@@ -94,7 +94,7 @@ func TestLostAndRestored(t *testing.T) {
 	if lost := h.LostAt("p", addr1); lost == nil || lost.Attachment != podA {
 		t.Errorf("lost %+v", lost)
 	}
-	if _, latest, _ := h.Known("p", podA, v1alpha1.PodReference{}); latest != 0 {
+	if latest := h.Known("p", podA, v1alpha1.PodReference{}).Latest; latest != 0 {
 		t.Errorf("latest %d: what is lost is evidence again", latest)
 	}
 	again := recorded(podA, addr1, "u3", 7)
@@ -148,7 +148,7 @@ func TestDeadAreNotMissed(t *testing.T) {
 	if found, _ := h.Holding(podA); len(found) != 1 {
 		t.Errorf("its DEL finds %v", found)
 	}
-	if _, latest, _ := h.Known("p", podA, v1alpha1.PodReference{}); latest != 0 {
+	if latest := h.Known("p", podA, v1alpha1.PodReference{}).Latest; latest != 0 {
 		t.Errorf("latest %d", latest)
 	}
 }
