@@ -170,7 +170,7 @@ root:
 	@[ "$$(id -u)" = 0 ] || { echo "make $(MAKECMDGOALS) creates namespaces and must run as root: sudo env PATH=\$$PATH make $(MAKECMDGOALS)" >&2; exit 1; }
 
 .PHONY: bench
-bench: build ## Measure what addresses cost, in half an hour, and write docs/benchmarks.md (BENCHFLAGS chooses phases)
+bench: build ## Measure what addresses cost, in 15 to 30 minutes, and write docs/benchmarks.md (BENCHFLAGS chooses phases)
 	@$(with_parts) CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w" -o ../bin/bench/ ./perf/...; exec ../bin/bench/perf $(BENCHFLAGS)
 
 .PHONY: generate

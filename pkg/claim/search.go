@@ -138,7 +138,11 @@ func (s *search) claimFree(ctx context.Context) (e hint.Entry, err error) {
 	}
 	collided := false
 	if !s.space.Shared || !s.isCrowded() {
-		e, collided, err = s.tryNext(ctx)
+		next := s.space.Candidates(s.Hint.Last(s.spaceName))
+		e, collided, err = s.tryCandidates(ctx, s.unentered(next), s.patience())
+		if err == nil && !e.Found() && !collided { // some may have been released since the hint was read
+			e, collided, err = s.tryCandidates(ctx, next, s.patience())
+		}
 	}
 	if err == nil && !e.Found() {
 		e, err = s.searchOn(ctx, collided)
@@ -146,23 +150,17 @@ func (s *search) claimFree(ctx context.Context) (e hint.Entry, err error) {
 	return e, err
 }
 
-// tryNext tries what comes after the last address that was given in the space: first what had no
-// entry in the hint when that was read, for a nearly full block has hundreds that would be found
-// taken one by one.
-func (s *search) tryNext(ctx context.Context) (e hint.Entry, collided bool, err error) {
-	next := s.space.Candidates(s.Hint.Last(s.spaceName))
+// unentered leaves out the candidates that had an entry in the hint when that was read: a nearly full
+// block has hundreds, which would be found taken one by one.
+func (s *search) unentered(candidates iter.Seq[netip.Addr]) iter.Seq[netip.Addr] {
 	entered := s.req.known.entered[s.space.Domain]
-	e, collided, err = s.tryCandidates(ctx, func(yield func(netip.Addr) bool) {
-		for addr := range next {
+	return func(yield func(netip.Addr) bool) {
+		for addr := range candidates {
 			if !entered[addr] && !yield(addr) {
 				return
 			}
 		}
-	}, s.patience())
-	if err != nil || e.Found() || collided || len(entered) == 0 {
-		return e, collided, err
 	}
-	return s.tryCandidates(ctx, next, s.patience()) // some may have been released since
 }
 
 // skip reports whether the search leaves this space out: it was found full lately. Never a large
