@@ -7,7 +7,6 @@ package main
 
 import (
 	"fmt"
-	"runtime"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	cniversion "github.com/containernetworking/cni/pkg/version"
@@ -19,7 +18,6 @@ import (
 var version = "dev"
 
 func main() {
-	runtime.GOMAXPROCS(1) // one request after the other: others would be woken for nothing
 	plugin := cni.Plugin{Version: version}
 	skel.PluginMainFuncs(plugin.Funcs(), cniversion.All, fmt.Sprintf("CNI nv-ipam plugin of crd-ipam, version %s", version))
 }
