@@ -20,7 +20,8 @@ type knownSum struct {
 	sum string
 }
 
-// identity changes with whatever is done to a file: nobody can set its ctime.
+// identity changes when a file is replaced or written to: nobody can set its ctime. What somebody
+// writes through a shared mapping may change it late.
 type identity struct {
 	dev, ino uint64
 	size     int64

@@ -175,6 +175,10 @@ func transient(err error) bool {
 	if errors.As(err, &alert) && alert.Op == "remote error" { // the server rejects our certificate
 		return false
 	}
+	// The server has closed the connection in the middle of its headers; net/http has no name for it.
+	if strings.Contains(err.Error(), "transport connection broken: malformed ") {
+		return true
+	}
 	var netErr net.Error
 	var urlErr *url.Error
 	if errors.As(err, &urlErr) {

@@ -87,6 +87,7 @@ func TestTransient(t *testing.T) {
 		{"server timeout", apierrors.NewServerTimeout(gr, "create", 1), true},
 		{"answer cut off", fmt.Errorf("unexpected error when reading response body. Please retry. Original error: %w", io.ErrUnexpectedEOF), true},
 		{"answer cut off, HTTP/2", errors.New("stream error when reading response body, may be caused by closed connection. Please retry. Original error: stream error: stream ID 1; INTERNAL_ERROR"), true},
+		{"closed in the middle of the headers", &url.Error{Op: "Get", URL: "x", Err: errors.New(`net/http: HTTP/1.x transport connection broken: malformed MIME header: missing colon: "Content-Ty"`)}, true},
 		{"closed before the answer", &url.Error{Op: "Get", URL: "x", Err: errors.New("http: server closed idle connection")}, true},
 		{"a proxy's 404", apierrors.NewGenericServerResponse(404, "GET", gr, "x", "<html>", 0, true), true},
 		{"certificate of the client", &url.Error{Op: "Get", URL: "x", Err: &net.OpError{Op: "remote error", Err: errors.New("tls: expired certificate")}}, false},
