@@ -262,7 +262,8 @@ func (c *credentials) explain(err error) error {
 	var badServer *tls.CertificateVerificationError
 	var alert *net.OpError
 	var request *url.Error
-	rejected := apierrors.IsUnauthorized(err) || errors.As(err, &alert) && alert.Op == "remote error"
+	rejected := apierrors.IsUnauthorized(err) ||
+		errors.As(err, &alert) && alert.Op == "remote error" && !strings.Contains(err.Error(), "no application protocol") // it has no HTTP/1.1
 	switch {
 	case errors.As(err, &badServer):
 		advice = c.adviceOnServerCertificate(badServer.Err)

@@ -405,6 +405,7 @@ func TestExplain(t *testing.T) {
 		{"unauthorized, and it is not known until when", unauthorized, "", time.Time{}, []string{"a user that only the API server knows", "revoked"}},
 		{"expired", unauthorized, "system:node:a", expired, []string{"expired at 2026-01-02T03:04:05Z", "/etc/kubernetes/kubelet.conf"}},
 		{"expired, says a proxy", &net.OpError{Op: "remote error", Err: errors.New("tls: expired certificate")}, "system:node:a", expired, []string{"expired at 2026-01-02T03:04:05Z"}},
+		{"a server without HTTP/1.1", &url.Error{Op: "Get", URL: "https://x", Err: &net.OpError{Op: "remote error", Err: errors.New("tls: no application protocol")}}, "system:node:a", expired, []string{"no application protocol (server https://127.0.0.1:1, from /etc/kubernetes/kubelet.conf)"}},
 		{"expired, and the alert came too late", &url.Error{Op: "Get", URL: "https://x", Err: errors.New("http: server closed idle connection")}, "system:node:a", expired, []string{"expired at 2026-01-02T03:04:05Z"}},
 		{"closed at once for another reason", &url.Error{Op: "Get", URL: "https://x", Err: errors.New("http: server closed idle connection")}, "system:node:a", fresh, []string{"(server https://127.0.0.1:1, from /etc/kubernetes/kubelet.conf)"}},
 		{"another cluster's server", &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, "system:node:a", fresh, []string{"authority", "https://127.0.0.1:1", "/etc/kubernetes/kubelet.conf"}},
