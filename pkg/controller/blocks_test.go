@@ -240,6 +240,30 @@ func TestStatusWrites(t *testing.T) {
 	}
 }
 
+// A CRD that had the conditions and counts, and has them no more: the API server stores nothing of a
+// patch, and says that they have their owner still.
+func TestCRDLosesTheStatus(t *testing.T) {
+	w := newWorld(t, Options{})
+	w.nodesNamed(t, "a")
+	p := ippool([]v1alpha1.Allocation{{NodeName: "a", StartIP: "192.168.0.1", EndIP: "192.168.0.100"}})
+	p.ManagedFields = []metav1.ManagedFieldsEntry{
+		{Manager: pool.BlocksManager(pool.ObjectOf(p).Blocks()), Operation: metav1.ManagedFieldsOperationApply, Subresource: "status"},
+		{Manager: name, Operation: metav1.ManagedFieldsOperationUpdate, Subresource: "status", FieldsV1: metav1.NewFieldsV1(`{"f:status":{"f:conditions":{},"f:used":{}}}`)},
+	}
+	if err := w.caches.pools[v1alpha1.PoolKindIPPool].Add(p); err != nil {
+		t.Fatal(err)
+	}
+	all := w.patches(func() any { return p })
+	for range 3 {
+		if err := w.blocks.reconcile(t.Context(), ipRef); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(*all) != 1 {
+		t.Errorf("%d writes, want one, to find out", len(*all))
+	}
+}
+
 // Events say what is new, once.
 func TestEvents(t *testing.T) {
 	w := newWorld(t, Options{})

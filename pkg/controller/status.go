@@ -235,11 +235,13 @@ func (w *statusWriter) writeRest(ctx context.Context, obj *pool.Object, known *m
 	}
 	known.written = append(known.written, now.ResourceVersion)
 	first := !w.lacks.of(ref.Kind).conditions
-	// A patch of which nothing is stored leaves the owners as they are, also of what an earlier CRD had.
-	same := now.ResourceVersion == obj.Meta.ResourceVersion
+	stored := func(field string) bool {
+		// A patch that changes nothing leaves the owners as they are, also of what an earlier CRD had.
+		return now.ResourceVersion != obj.Meta.ResourceVersion && kept(now.ManagedFields, field)
+	}
 	lacks = lacking{
-		conditions: len(obj.Status.Conditions) == 0 && (same || !kept(now.ManagedFields, "conditions")),
-		counts:     obj.Status.Used == nil && (same || !kept(now.ManagedFields, "used")),
+		conditions: len(obj.Status.Conditions) == 0 && !stored("conditions"),
+		counts:     obj.Status.Used == nil && !stored("used"),
 		tried:      time.Now(),
 	}
 	w.lacks.set(ref.Kind, lacks)

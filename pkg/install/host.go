@@ -102,9 +102,6 @@ func (h *Host) Foreign() (bool, error) {
 
 // drift says what is not as install leaves it; nothing where all is well.
 func (h *Host) drift() ([]string, error) {
-	if h.seen == nil {
-		h.seen = sums{}
-	}
 	var out []string
 	if h.Source != "" {
 		want, err := h.seen.of(h.Source)
@@ -333,12 +330,8 @@ func fileSum(path string) (string, error) {
 		return "", err
 	}
 	defer func() { _ = f.Close() }()
-	return sumOf(f)
-}
-
-func sumOf(r io.Reader) (string, error) {
 	sum := sha256.New()
-	if _, err := io.Copy(sum, r); err != nil {
+	if _, err := io.Copy(sum, f); err != nil {
 		return "", err
 	}
 	return hex.EncodeToString(sum.Sum(nil)), nil

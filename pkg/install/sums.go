@@ -7,8 +7,6 @@ import (
 	"os"
 	"syscall"
 	"time"
-
-	"github.com/crd-ipam/crd-ipam/pkg/cni"
 )
 
 // sums are what fileSum has returned of files, for as long as nobody has written to them: the plugin
@@ -32,25 +30,23 @@ type identity struct {
 // systems that know only seconds.
 const granularity = 2 * time.Second
 
-// of is fileSum.
-func (s sums) of(path string) (string, error) {
-	f, err := cni.OpenRegular(path)
-	if err != nil {
-		return "", err
-	}
-	defer func() { _ = f.Close() }()
-	info, err := f.Stat()
+// of is fileSum. If the file is replaced meanwhile, the sum is remembered for one that is gone.
+func (s *sums) of(path string) (string, error) {
+	info, err := os.Stat(path)
 	if err != nil {
 		return "", err
 	}
 	id := identityOf(info)
-	if known, found := s[path]; found && known.of == id {
+	if known, found := (*s)[path]; found && known.of == id {
 		return known.sum, nil
 	}
 	began := time.Now()
-	sum, err := sumOf(f)
+	sum, err := fileSum(path)
 	if err == nil && began.Sub(id.ctime) > granularity { // what is written after that has another ctime
-		s[path] = knownSum{id, sum}
+		if *s == nil {
+			*s = sums{}
+		}
+		(*s)[path] = knownSum{id, sum}
 	}
 	return sum, err
 }

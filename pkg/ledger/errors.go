@@ -167,17 +167,13 @@ func transient(err error) bool {
 		return true
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return true
-	case utilnet.IsConnectionRefused(err), Closed(err), utilnet.IsHTTP2ConnectionLost(err), isStreamError(err):
+	case utilnet.IsConnectionRefused(err), Closed(err), utilnet.IsHTTP2ConnectionLost(err), brokenOff(err):
 		return true
 	}
 	// A certificate error is a url.Error, too, but repeating the request does not help.
 	var alert *net.OpError
 	if errors.As(err, &alert) && alert.Op == "remote error" { // the server rejects our certificate
 		return false
-	}
-	// The server has closed the connection in the middle of its headers; net/http has no name for it.
-	if strings.Contains(err.Error(), "transport connection broken: malformed ") {
-		return true
 	}
 	var netErr net.Error
 	var urlErr *url.Error
@@ -199,10 +195,12 @@ func Closed(err error) bool {
 		strings.Contains(err.Error(), "http: server closed idle connection") // net/http has no name for it
 }
 
-// isStreamError reports whether the server broke off an HTTP/2 answer. The type of the
-// error is in two packages, which the plugin would have to link only for this.
-func isStreamError(err error) bool {
-	return strings.Contains(err.Error(), "stream error: stream ID")
+// brokenOff reports whether the server broke off its answer: one of HTTP/2, whose error is a type of
+// two packages that the plugin would have to link only for this, or one of HTTP/1.1 in the middle of
+// its headers, for which net/http has no name.
+func brokenOff(err error) bool {
+	return strings.Contains(err.Error(), "stream error: stream ID") ||
+		strings.Contains(err.Error(), "transport connection broken: malformed ")
 }
 
 // Retry calls f, with a context for one request, until it succeeds or fails for good (its error

@@ -286,7 +286,7 @@ const maxPart = 256
 // add inserts r, or reports false where a part of it is there already.
 func (o *occupied) add(r netipx.IPRange) bool {
 	if len(o.parts) == 0 {
-		o.parts = []ranges{{r}}
+		o.parts = []ranges{append(make(ranges, 0, maxPart), r)}
 		return true
 	}
 	i := min(o.part(r.From()), len(o.parts)-1)
@@ -294,9 +294,10 @@ func (o *occupied) add(r netipx.IPRange) bool {
 	if !part.add(r) {
 		return false
 	}
-	if n := len(*part); n == maxPart {
-		low, high := slices.Clone((*part)[:n/2]), slices.Clone((*part)[n/2:])
-		o.parts = slices.Replace(o.parts, i, i+1, low, high)
+	if low := *part; len(low) == maxPart {
+		high := append(make(ranges, 0, maxPart), low[maxPart/2:]...)
+		*part = low[:maxPart/2]
+		o.parts = slices.Insert(o.parts, i+1, high)
 	}
 	return true
 }

@@ -56,25 +56,12 @@ type manager struct {
 
 // controller measures the controller in a large cluster.
 func (b *bench) controller() error {
-	if err := b.haveAllocations(b.total); err != nil {
-		return err
-	}
-	if err := b.leaveTheCluster(); err != nil {
-		return err
-	}
 	installer, err := b.startInstaller()
 	if err != nil {
 		return err
 	}
 	defer func() { _ = installer.process.Stop() }() // again, if all went well
-	b.say("creating %d nodes and %d pods", b.nodes, b.total)
-	if err := b.createNodes(b.nodes); err != nil {
-		return err
-	}
-	if err := b.createPods(b.total); err != nil {
-		return err
-	}
-	if err := b.calm(); err != nil {
+	if err := b.populate(); err != nil {
 		return err
 	}
 	if err := installer.begin(); err != nil {
@@ -128,6 +115,24 @@ func (b *bench) controller() error {
 	}
 	b.controllerTargets(t)
 	return b.installerAtRest(installer)
+}
+
+// populate makes the nodes, pods and allocations of the large cluster.
+func (b *bench) populate() error {
+	if err := b.haveAllocations(b.total); err != nil {
+		return err
+	}
+	if err := b.leaveTheCluster(); err != nil {
+		return err
+	}
+	b.say("creating %d nodes and %d pods", b.nodes, b.total)
+	if err := b.createNodes(b.nodes); err != nil {
+		return err
+	}
+	if err := b.createPods(b.total); err != nil {
+		return err
+	}
+	return b.calm()
 }
 
 // controllerTargets compares the steps with what they are to take.
