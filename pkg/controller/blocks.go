@@ -95,8 +95,9 @@ func (r *blockReconciler) reconcile(ctx context.Context, ref v1alpha1.PoolRefere
 
 	known := r.memories.of(ref)
 	known.kept, known.summary = out.kept, out.summary(len(others), held)
+	r.status.learn(ctx, obj, &known)
 	r.memories.set(ref, known)
-	obj, err := r.status.writeAllocations(ctx, obj, out.assigned)
+	obj, err := r.status.writeAllocations(ctx, obj, &known, out.assigned)
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"k8s.io/client-go/transport"
 
 	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned"
+	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned/scheme"
 )
 
 // Clients are the ways to the API server that the controller needs.
@@ -33,12 +34,19 @@ func Connect(kubeconfig, userAgent string, wrap transport.WrapperFunc) (c Client
 	// No limit on this side: a handful of workers with one request each cannot do harm, and
 	// a server that is busy says so (API priority and fairness).
 	config.QPS = -1
+	// What a controller reads crosses a cluster's own network. To compress it costs the API
+	// server more than to send it: all of a large pool, whenever the pool changes.
+	config.DisableCompression = true
 	config.Wrap(wrap)
 	protobuf := rest.CopyConfig(config) // which custom resources do not have
 	protobuf.AcceptContentTypes, protobuf.ContentType = "application/vnd.kubernetes.protobuf,application/json", "application/vnd.kubernetes.protobuf"
-	if c.IPAM, err = versioned.NewForConfig(config); err != nil {
+	ipam := rest.CopyConfig(config)
+	ipam.APIPath, ipam.GroupVersion, ipam.NegotiatedSerializer = "/apis", &groupVersion, codecs{scheme.Codecs.WithoutConversion()}
+	typed, err := rest.RESTClientFor(ipam)
+	if err != nil {
 		return c, err
 	}
+	c.IPAM = versioned.New(typed)
 	if c.Metadata, err = metadata.NewForConfig(config); err != nil {
 		return c, err
 	}

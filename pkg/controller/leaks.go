@@ -56,7 +56,7 @@ type leakReconciler struct {
 // but not two of them with one key at a time.
 func (r *leakReconciler) examine(ctx context.Context, key string) error {
 	a, found := r.caches.allocations.get(key)
-	if !found {
+	if !found || a.DeletionTimestamp != nil { // of another's finalizer: there is no more to delete
 		r.observations.forget(key)
 		return nil
 	}

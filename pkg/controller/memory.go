@@ -22,6 +22,9 @@ type memory struct {
 	kept bool
 	// written are the resource versions that the last reconciliation has made.
 	written []string
+	// blocksAt and restAt are the resource versions in which its blocks, and the rest of its
+	// status, are what was last written: until it is known whether they were stored.
+	blocksAt, restAt string
 	// events are what was last told in events.
 	events lastEvents
 }

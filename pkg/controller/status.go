@@ -4,7 +4,6 @@
 package controller
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -56,9 +55,42 @@ type statusWriter struct {
 // lacking is what the CRD of a kind of pool lacks, as nv-ipam's does: the API server
 // drops such fields.
 type lacking struct {
-	conditions bool // and with them all that this controller adds
-	counts     bool // capacity and used
-	tried      time.Time
+	allocations bool
+	conditions  bool // and with them all that this controller adds
+	counts      bool // capacity and used
+	tried       time.Time
+}
+
+// incomplete reports whether a pool lacks something that each pool has that was written.
+func incomplete(obj *pool.Object) bool { return lackingIn(obj) != lacking{} }
+
+func lackingIn(obj *pool.Object) lacking {
+	return lacking{allocations: obj.Allocations == nil, conditions: len(obj.Status.Conditions) == 0, counts: obj.Status.Used == nil}
+}
+
+// learn finds out what the CRD of a pool lacks: what is not in the version of the pool that was
+// made by writing it. Its owners do not tell: they stay those of an earlier CRD.
+func (w *statusWriter) learn(ctx context.Context, obj *pool.Object, known *memory) {
+	before, here := w.lacks.of(obj.Ref.Kind), lackingIn(obj)
+	now := before
+	if obj.Meta.ResourceVersion == known.blocksAt {
+		now.allocations = here.allocations
+		if here.allocations {
+			now.tried = time.Now()
+		}
+		known.blocksAt = ""
+	}
+	if obj.Meta.ResourceVersion == known.restAt {
+		now.conditions, now.counts, now.tried = here.conditions, here.counts, time.Now()
+		known.restAt = ""
+	}
+	w.lacks.set(obj.Ref.Kind, now)
+	if now.conditions && !before.conditions {
+		klog.FromContext(ctx).Info("The installed CRD has no status.conditions: see events and the log instead", "kind", obj.Ref.Kind)
+	}
+	if now.allocations && !before.allocations {
+		klog.FromContext(ctx).Error(nil, "The installed CRD has no status.allocations: no node gets a block", "kind", obj.Ref.Kind)
+	}
 }
 
 // missing returns what the CRD of a pool lacks. What the pool has, it does not.
@@ -67,15 +99,26 @@ func (w *statusWriter) missing(obj *pool.Object) lacking {
 	if time.Since(lacks.tried) >= w.resync {
 		return lacking{}
 	}
-	lacks.conditions = lacks.conditions && len(obj.Status.Conditions) == 0
-	lacks.counts = lacks.counts && obj.Status.Used == nil
+	here := lackingIn(obj)
+	lacks.allocations = lacks.allocations && here.allocations
+	lacks.conditions = lacks.conditions && here.conditions
+	lacks.counts = lacks.counts && here.counts
 	return lacks
+}
+
+// tryLater reconciles a pool again when what its CRD lacks may be there.
+func (w *statusWriter) tryLater(ref v1alpha1.PoolReference) {
+	w.later(ref, w.resync-time.Since(w.lacks.of(ref.Kind).tried))
 }
 
 // writeAllocations writes status.allocations if they, or their manager, are not what
 // they should be, and returns the pool as it is then.
-func (w *statusWriter) writeAllocations(ctx context.Context, obj *pool.Object, want []pool.Assignment) (*pool.Object, error) {
+func (w *statusWriter) writeAllocations(ctx context.Context, obj *pool.Object, known *memory, want []pool.Assignment) (*pool.Object, error) {
 	if want == nil {
+		return obj, nil
+	}
+	if w.missing(obj).allocations {
+		w.tryLater(obj.Ref)
 		return obj, nil
 	}
 	want = obj.Written(want)
@@ -110,6 +153,7 @@ func (w *statusWriter) writeAllocations(ctx context.Context, obj *pool.Object, w
 	if err != nil {
 		return nil, fmt.Errorf("write status.allocations: %w", err)
 	}
+	known.blocksAt = now.ResourceVersion
 	klog.FromContext(ctx).Info("Blocks written", "pool", obj.Ref, "blocks", len(want))
 	return obj.With(now, want), nil
 }
@@ -136,14 +180,6 @@ func age(at time.Time) time.Duration {
 		return max(0, age)
 	}
 	return math.MaxInt64
-}
-
-// kept reports whether the API server has stored a field that was written with the rest of the
-// status: a CRD that lacks it drops it.
-func kept(entries []metav1.ManagedFieldsEntry, field string) bool {
-	return slices.ContainsFunc(entries, func(e metav1.ManagedFieldsEntry) bool {
-		return isRestOfStatus(e) && e.FieldsV1 != nil && bytes.Contains(e.FieldsV1.GetRawBytes(), []byte(`"f:`+field+`":`))
-	})
 }
 
 func isRestOfStatus(e metav1.ManagedFieldsEntry) bool {
@@ -204,7 +240,7 @@ func (w *statusWriter) writeRest(ctx context.Context, obj *pool.Object, known *m
 	ref := obj.Ref
 	lacks := w.missing(obj)
 	if lacks.conditions {
-		w.later(ref, w.resync-time.Since(lacks.tried))
+		w.tryLater(ref)
 		return nil
 	}
 	want := wantedStatus(obj, known.summary, notices)
@@ -234,22 +270,15 @@ func (w *statusWriter) writeRest(ctx context.Context, obj *pool.Object, known *m
 		return fmt.Errorf("patch the pool's conditions and counts: %w", err)
 	}
 	known.written = append(known.written, now.ResourceVersion)
-	first := !w.lacks.of(ref.Kind).conditions
-	stored := func(field string) bool {
-		// A patch that changes nothing leaves the owners as they are, also of what an earlier CRD had.
-		return now.ResourceVersion != obj.Meta.ResourceVersion && kept(now.ManagedFields, field)
+	known.restAt = now.ResourceVersion
+	if known.blocksAt == obj.Meta.ResourceVersion { // and they are in this one, too
+		known.blocksAt = now.ResourceVersion
 	}
-	lacks = lacking{
-		conditions: len(obj.Status.Conditions) == 0 && !stored("conditions"),
-		counts:     obj.Status.Used == nil && !stored("used"),
-		tried:      time.Now(),
-	}
-	w.lacks.set(ref.Kind, lacks)
-	if lacks.conditions {
-		w.later(ref, w.resync)
-	}
-	if lacks.conditions && first {
-		klog.FromContext(ctx).Info("The installed CRD has no status.conditions: see events and the log instead", "kind", ref.Kind)
+	if now.ResourceVersion == obj.Meta.ResourceVersion { // nothing was stored, so no watch tells
+		w.learn(ctx, obj, known)
+		if w.missing(obj).conditions {
+			w.tryLater(ref)
+		}
 	}
 	return nil
 }

@@ -31,8 +31,9 @@ type triggers struct {
 	soon, later atomic.Bool
 }
 
-// onPool reconciles a pool that was changed by others than this controller. If a pool comes, goes or is edited, other pools may overlap
-// with it from now on, or no longer.
+// onPool reconciles a pool that was changed by others than this controller, or of which the API
+// server has not stored all that it wrote. If a pool comes, goes or is edited, other pools may
+// overlap with it from now on, or no longer.
 func (t *triggers) onPool(kind v1alpha1.PoolKind) cache.ResourceEventHandler {
 	return cache.ResourceEventHandlerFuncs{
 		AddFunc: func(obj any) {
@@ -41,7 +42,7 @@ func (t *triggers) onPool(kind v1alpha1.PoolKind) cache.ResourceEventHandler {
 		},
 		UpdateFunc: func(before, after any) {
 			old, now := pool.ObjectOf(before), pool.ObjectOf(after)
-			if !slices.Contains(t.memories.of(now.Ref).written, now.Meta.ResourceVersion) {
+			if !slices.Contains(t.memories.of(now.Ref).written, now.Meta.ResourceVersion) || incomplete(now) {
 				t.queues.pools.AddAfter(now.Ref, t.settle)
 			}
 			another := old.Meta.UID != now.Meta.UID // made again while the watch was interrupted

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"path"
@@ -428,39 +429,8 @@ func TestStops(t *testing.T) {
 // nv-ipam's own CRDs know no conditions: the blocks are written all the same,
 // and the rest is not tried for ever. When they are updated, a controller that runs notices.
 func TestForeignCRDs(t *testing.T) {
-	foreign, err := testenv.Start(testenv.Options{NoCRDs: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ours := env
-	t.Cleanup(func() {
-		env = ours
-		if err := foreign.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	env = foreign
-	root, err := testenv.Root()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var crds []*apiextensionsv1.CustomResourceDefinition
-	for _, name := range []string{"ippools", "cidrpools", "ipallocations"} {
-		raw, err := os.ReadFile(filepath.Join(root, "manifests", "base", "crds", "nv-ipam.nvidia.com_"+name+".yaml"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		crd := &apiextensionsv1.CustomResourceDefinition{}
-		if err := yaml.Unmarshal(raw, crd); err != nil {
-			t.Fatal(err)
-		}
-		status := crd.Spec.Versions[0].Schema.OpenAPIV3Schema.Properties["status"]
-		delete(status.Properties, "conditions")
-		delete(status.Properties, "observedGeneration")
-		delete(status.Properties, "capacity")
-		delete(status.Properties, "used")
-		crds = append(crds, crd)
-	}
+	ownServer(t, testenv.Options{NoCRDs: true})
+	crds := []*apiextensionsv1.CustomResourceDefinition{crdWithout(t, "ippools", added...), crdWithout(t, "cidrpools", added...), crdWithout(t, "ipallocations")}
 	if _, err := envtest.InstallCRDs(env.Config, envtest.CRDInstallOptions{CRDs: crds}); err != nil {
 		t.Fatal(err)
 	}
@@ -499,16 +469,98 @@ func TestForeignCRDs(t *testing.T) {
 		}
 		return ""
 	})
-	for _, crd := range crds {
-		file := filepath.Join(root, "manifests", "base", "crds", crd.Name[strings.Index(crd.Name, ".")+1:]+"_"+crd.Spec.Names.Plural+".yaml")
-		if out, err := env.Kubectl(t.Context(), "apply", "--server-side", "--force-conflicts", "-f", file); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-	}
+	replaceCRD(t, crdWithout(t, "ippools"))
 	rig.Until(t, func() string {
 		if s := c.GetPool(t, "pool1").Status; len(s.Conditions) == 0 || s.Used == nil {
 			return fmt.Sprintf("status %+v", s)
 		}
 		return ""
 	})
+}
+
+// The CRD of a running controller is replaced by one that lacks a part of the status, and by ours
+// again: what it lacks is not tried all the time, and is there again afterwards.
+func TestCRDChanges(t *testing.T) {
+	ownServer(t, testenv.Options{})
+	const resync = 3 * time.Second
+	for name, lacks := range map[string][]string{
+		"what nv-ipam lacks": added, "conditions": {"conditions"}, "counts": {"capacity", "used"}, "all": append([]string{"allocations"}, added...),
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := seedCluster(t)
+			w, stop := c.run(t, controller.Options{Resync: resync})
+			defer stop()
+			c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
+			before, began := len(w.of("ippools")), time.Now()
+			replaceCRD(t, crdWithout(t, "ippools", lacks...))
+			c.Node(t, "kind-worker3", map[string]string{workerLabel: ""})
+			<-time.After(2 * resync) // in which writes are counted
+			if n, most := len(w.of("ippools"))-before, 6+3*int(time.Since(began)/resync); n == 0 || n > most {
+				t.Errorf("%d writes in %s, want 1 to %d", n, time.Since(began), most)
+			}
+			replaceCRD(t, crdWithout(t, "ippools"))
+			rig.Until(t, func() string {
+				if s := c.GetPool(t, "pool1").Status; len(s.Allocations) != 4 || len(s.Conditions) == 0 || s.Used == nil || s.Capacity == nil {
+					return fmt.Sprintf("status %+v", s)
+				}
+				return ""
+			})
+		})
+	}
+}
+
+// added is what we have added to the status of nv-ipam's pools.
+var added = []string{"conditions", "observedGeneration", "capacity", "used", "cooling", "topNodes"}
+
+// ownServer gives a test a server of its own.
+func ownServer(t *testing.T, options testenv.Options) {
+	t.Helper()
+	own, err := testenv.Start(options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shared := env
+	t.Cleanup(func() {
+		env = shared
+		if err := own.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	env = own
+}
+
+// crdWithout is our CRD of a resource, but for some fields of the status.
+func crdWithout(t *testing.T, resource string, fields ...string) *apiextensionsv1.CustomResourceDefinition {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join(rig.Root(t), "manifests", "base", "crds", "nv-ipam.nvidia.com_"+resource+".yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	crd := &apiextensionsv1.CustomResourceDefinition{}
+	if err := yaml.Unmarshal(raw, crd); err != nil {
+		t.Fatal(err)
+	}
+	schema := crd.Spec.Versions[0].Schema.OpenAPIV3Schema
+	if status, found := schema.Properties["status"]; found {
+		maps.DeleteFunc(status.Properties, func(f string, _ apiextensionsv1.JSONSchemaProps) bool { return slices.Contains(fields, f) })
+		status.Required = slices.DeleteFunc(status.Required, func(f string) bool { return slices.Contains(fields, f) })
+		schema.Properties["status"] = status
+	}
+	return crd
+}
+
+// replaceCRD replaces an installed CRD.
+func replaceCRD(t *testing.T, crd *apiextensionsv1.CustomResourceDefinition) {
+	t.Helper()
+	raw, err := yaml.Marshal(crd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "crd.yaml")
+	if err := os.WriteFile(file, raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := env.Kubectl(t.Context(), "replace", "-f", file); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
 }
