@@ -482,7 +482,7 @@ func TestForeignCRDs(t *testing.T) {
 // again: what it lacks is not tried all the time, and is there again afterwards.
 func TestCRDChanges(t *testing.T) {
 	ownServer(t, testenv.Options{})
-	const resync = 3 * time.Second
+	const resync = time.Second
 	for name, lacks := range map[string][]string{
 		"what nv-ipam lacks": added, "conditions": {"conditions"}, "counts": {"capacity", "used"}, "all": append([]string{"allocations"}, added...),
 	} {
@@ -493,8 +493,17 @@ func TestCRDChanges(t *testing.T) {
 			c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
 			before, began := len(w.of("ippools")), time.Now()
 			replaceCRD(t, crdWithout(t, "ippools", lacks...))
+			rig.Until(t, func() string { // until it is in force
+				s := c.GetPool(t, "pool1").Status
+				for f, there := range map[string]bool{"conditions": len(s.Conditions) > 0, "used": s.Used != nil, "allocations": len(s.Allocations) > 0} {
+					if there == slices.Contains(lacks, f) {
+						return fmt.Sprintf("%s: %v", f, there)
+					}
+				}
+				return ""
+			})
 			c.Node(t, "kind-worker3", map[string]string{workerLabel: ""})
-			<-time.After(2 * resync) // in which writes are counted
+			<-time.After(3 * resync) // in which writes are counted
 			if n, most := len(w.of("ippools"))-before, 6+3*int(time.Since(began)/resync); n == 0 || n > most {
 				t.Errorf("%d writes in %s, want 1 to %d", n, time.Since(began), most)
 			}
