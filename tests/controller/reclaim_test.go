@@ -488,7 +488,7 @@ func TestCRDChanges(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := seedCluster(t)
-			w, stop := c.run(t, controller.Options{Resync: resync})
+			w, stop := c.run(t, controller.Options{Resync: resync, Usage: resync})
 			defer stop()
 			c.wantPool(t, "pool1", "BlocksAssigned", seedBlocks...)
 			before, began := len(w.of("ippools")), time.Now()
