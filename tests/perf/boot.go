@@ -100,10 +100,6 @@ func (t *table) addWithServer(name string, c cost, more ...float64) {
 func (b *bench) boot() error {
 	const pods = 30
 	const turns = 3
-	// More at once spend the four seconds that a DEL has for its list on waiting for two cores: on a
-	// cluster, the ten nodes have their own.
-	const together = 30
-	const calls = 2 * pods * hostCount
 	if err := b.haveAllocations(b.total); err != nil {
 		return err
 	}
@@ -124,7 +120,7 @@ func (b *bench) boot() error {
 		return err
 	}
 	t := b.table("A cluster that boots", fmt.Sprintf("%d DELs and as many ADDs on each of ten nodes, %d processes at a time, with %s other allocations in the namespace: of nodes that were never away, and of nodes that have just started, so that none trusts what it remembers. "+
-		"%d times each, in turns; each line is of all of them together. API server: its CPU time, lists and all, for each call. Of a list: (the CPU for each call, just started - never away) × calls / lists, computed. Owed: DELs that did not wait for the API server.", pods, together, thousands(b.total), turns),
+		"%d times each, in turns; each line is of all of them together. API server: its CPU time, lists and all, for each call. Of a list: (the CPU for each call, just started - never away) × calls / lists, computed. Owed: DELs that did not wait for the API server.", pods, bootTogether, thousands(b.total), turns),
 		"seconds", "p50 ms", "p99 ms", "requests per call", "lists", "API server, CPU ms per call", "calls", "API server, CPU s of a list", "owed")
 	type state struct {
 		cost
@@ -142,30 +138,14 @@ func (b *bench) boot() error {
 				}
 			}
 		}
-		if err := b.calm(); err != nil {
-			return err
-		}
 		fresh := b.attached(len(running))
-		c, err := b.costOf(together, calls, func(i int) (sample, error) {
-			h := hosts[i/2%hostCount]
-			if i%2 == 0 {
-				return h.call("DEL", running[i/2], "")
-			}
-			return h.call("ADD", fresh[i/2], "")
-		})
+		c, owed, err := b.turnOver("boot", hosts, running, fresh)
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
-		}
-		held, err := b.of("boot")
-		if err != nil {
-			return err
 		}
 		s := states[name]
-		s.cost, s.owed = s.and(c), s.owed+len(held)-len(fresh)
-		b.say("%s: %.1f s, %.2f ms of the API server's CPU per call, %d owed, %v", name, c.elapsed.Seconds(), c.cpuPerCall(), len(held)-len(fresh), c.requests)
-		if err := b.settleAll("boot", hosts, fresh); err != nil { // else the next turn pays for what this one owes
-			return fmt.Errorf("%s: %w", name, err)
-		}
+		s.cost, s.owed = s.and(c), s.owed+owed
+		b.say("%s: %.1f s, %.2f ms of the API server's CPU per call, %d owed, %v", name, c.elapsed.Seconds(), c.cpuPerCall(), owed, c.requests)
 		running = fresh
 	}
 	never, just := states[quiet], states[restarted]
@@ -176,6 +156,33 @@ func (b *bench) boot() error {
 	b.say("a list: %.2f s of the API server's CPU", ofList)
 	b.target("boot, lists for each node", lists/hostCount/turns, 1, "")
 	return b.drop("boot")
+}
+
+// bootTogether is how many processes run at once: more spend the four seconds that a DEL has for its
+// list on waiting for two cores. On a cluster, the ten nodes have their own.
+const bootTogether = 30
+
+// turnOver measures the end of all that the hosts run and as many new ADDs, and returns how many DELs
+// did not wait for the API server. Those are carried out behind what is measured.
+func (b *bench) turnOver(pool string, hosts []*host, running, fresh []string) (c cost, owed int, err error) {
+	if err := b.calm(); err != nil {
+		return c, 0, err
+	}
+	c, err = b.costOf(bootTogether, 2*len(fresh), func(i int) (sample, error) {
+		h := hosts[i/2%hostCount]
+		if i%2 == 0 {
+			return h.call("DEL", running[i/2], "")
+		}
+		return h.call("ADD", fresh[i/2], "")
+	})
+	if err != nil {
+		return c, 0, err
+	}
+	held, err := b.of(pool)
+	if err != nil {
+		return c, 0, err
+	}
+	return c, len(held) - len(fresh), b.settleAll(pool, hosts, fresh) // else the next turn pays for it
 }
 
 // settleAll makes calls on each node until all releases that are owed are carried out, and checks who
