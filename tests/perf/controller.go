@@ -56,6 +56,11 @@ type manager struct {
 	pid     int
 	probes  string
 	started time.Time
+
+	// What step found at the end of the last one.
+	ended time.Time
+	used  time.Duration // of the CPU
+	sent  requests
 }
 
 // controller measures the controller in a large cluster.
@@ -110,10 +115,13 @@ func (b *bench) controller() error {
 		return err
 	}
 	for _, s := range []struct {
-		name string
-		time time.Duration
-	}{{afterStart, settleTime}, {atRest, restTime}} {
-		if err := b.step(t, s.name, m, func(*manager) error { return b.pause(s.time) }); err != nil {
+		name  string
+		pause func() error
+	}{
+		{afterStart, func() error { return b.pause(settleTime - time.Since(m.ended)) }},
+		{atRest, func() error { return b.pause(restTime) }},
+	} {
+		if err := b.step(t, s.name, m, func(*manager) error { return s.pause() }); err != nil {
 			return err
 		}
 	}
@@ -182,10 +190,14 @@ func (b *bench) step(t *table, name string, m *manager, run func(*manager) error
 		return err
 	}
 	begin := time.Now()
+	if name == afterStart { // it is at work while requests are counted
+		before, cpu, begin = m.sent, m.used, m.ended
+	}
 	if err := run(m); err != nil {
 		return err
 	}
-	elapsed := time.Since(begin)
+	m.ended = time.Now()
+	elapsed := m.ended.Sub(begin)
 	if name == reclaimLeaks {
 		elapsed -= grace
 	}
@@ -197,6 +209,7 @@ func (b *bench) step(t *table, name string, m *manager, run func(*manager) error
 	if err != nil {
 		return err
 	}
+	m.used, m.sent = used, after
 	sent := after.since(before)
 	now, peak, err := memory(m.pid)
 	if err != nil {
