@@ -5,6 +5,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -30,6 +31,20 @@ type cost struct {
 func (c cost) perCall(all int) float64 { return float64(all) / float64(c.calls) }
 
 func (c cost) perSecond() float64 { return float64(c.calls) / c.elapsed.Seconds() }
+
+// and returns what two measurements cost together.
+func (c cost) and(other cost) cost {
+	sum := requests{}
+	for _, r := range []requests{c.requests, other.requests} {
+		for k, n := range r {
+			sum[k] += n
+		}
+	}
+	return cost{sum, c.calls + other.calls, c.elapsed + other.elapsed, c.cpu + other.cpu, slices.Concat(c.walls, other.walls)}
+}
+
+// cpuPerCall is the API server's, in milliseconds.
+func (c cost) cpuPerCall() float64 { return c.cpu.Seconds() * 1000 / float64(c.calls) }
 
 // costOf measures calls, so many at once. One that the API server does not answer in its time is
 // made again, as runtimes do, and takes that much longer: a hundred processes on two slow cores
@@ -66,28 +81,25 @@ func (b *bench) costOf(together, calls int, call func(i int) (sample, error)) (c
 	if err != nil {
 		return c, err
 	}
-	after, err := b.requests()
+	used, err := cpuTime(pid) // before the server is asked how many they were, which costs it more
 	if err != nil {
 		return c, err
 	}
-	used, err := cpuTime(pid)
+	after, err := b.requests()
 	c.requests, c.cpu = after.since(before), used-cpu
 	return c, err
 }
 
-// addWithServer adds a line of what calls cost in the whole and the API server, and of a last number.
-func (t *table) addWithServer(name string, c cost, last float64) {
-	t.add(name, c.elapsed.Seconds(), c.walls.p50(), c.walls.p99(), c.perCall(c.sum("", "")), float64(c.sum("LIST", "ipallocations")), c.cpu.Seconds()*1000/float64(c.calls), last)
+// addWithServer adds a line of what calls cost in the whole and the API server, and of more numbers.
+func (t *table) addWithServer(name string, c cost, more ...float64) {
+	t.add(name, append([]float64{c.elapsed.Seconds(), c.walls.p50(), c.walls.p99(), c.perCall(c.sum("", "")), float64(c.sum("LIST", "ipallocations")), c.cpuPerCall()}, more...)...)
 }
 
-// boot has ten nodes end all they had and claim as much at the same time, first as nodes that
-// were never away and then as nodes that have just started.
+// boot has ten nodes end all they had and claim as much at the same time, in turns as nodes that
+// were never away and as nodes that have just started.
 func (b *bench) boot() error {
 	const pods = 30
-	// More at once spend the four seconds that a DEL has for its list on waiting for two cores: on a
-	// cluster, the ten nodes have their own.
-	const together = 30
-	const calls = 2 * pods * hostCount
+	const turns = 3
 	if err := b.haveAllocations(b.total); err != nil {
 		return err
 	}
@@ -108,45 +120,130 @@ func (b *bench) boot() error {
 		return err
 	}
 	t := b.table("A cluster that boots", fmt.Sprintf("%d DELs and as many ADDs on each of ten nodes, %d processes at a time, with %s other allocations in the namespace: of nodes that were never away, and of nodes that have just started, so that none trusts what it remembers. "+
-		"API server: its CPU time, lists and all, for each call. Owed: DELs that did not wait for the API server.", pods, together, thousands(b.total)),
+		"%d times each, in turns; each line is of all of them together. API server: its CPU time, lists and all, for each call; it collects its garbage in one turn or another, so that two such lines do not tell what a list costs. Owed: DELs that did not wait for the API server.", pods, bootTogether, thousands(b.total), turns),
 		"seconds", "p50 ms", "p99 ms", "requests per call", "lists", "API server, CPU ms per call", "owed")
-	for _, booted := range []bool{false, true} {
-		name := "never away"
-		if booted {
-			name = "just started"
+	type state struct {
+		cost
+		owed int
+	}
+	const quiet, restarted = "never away", "just started"
+	states := map[string]*state{quiet: {}, restarted: {}}
+	for i := range 2 * turns {
+		name := quiet
+		if i%2 == 1 {
+			name = restarted
 			for _, h := range hosts {
 				if err := rig.Reboot(h.dataDir()); err != nil {
 					return err
 				}
 			}
 		}
-		if err := b.calm(); err != nil {
-			return err
-		}
 		fresh := b.attached(len(running))
-		c, err := b.costOf(together, calls, func(i int) (sample, error) {
-			h := hosts[i/2%hostCount]
-			if i%2 == 0 {
-				return h.call("DEL", running[i/2], "")
-			}
-			return h.call("ADD", fresh[i/2], "")
-		})
+		c, owed, err := b.turnOver("boot", hosts, running, fresh)
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
-		held, err := b.of("boot")
-		if err != nil {
-			return err
-		}
-		lists := c.sum("LIST", "ipallocations")
-		t.addWithServer(name, c, float64(len(held)-len(fresh)))
-		b.say("%s: %.1f s, %d lists, %v", name, c.elapsed.Seconds(), lists, c.requests)
-		if booted {
-			b.target("boot, lists for each node", float64(lists)/hostCount, 1, "")
-		}
+		s := states[name]
+		s.cost, s.owed = s.and(c), s.owed+owed
+		b.say("%s: %.1f s, %.2f ms of the API server's CPU per call, %d owed, %v", name, c.elapsed.Seconds(), c.cpuPerCall(), owed, c.requests)
 		running = fresh
 	}
+	never, just := states[quiet], states[restarted]
+	lists := float64(just.sum("LIST", "ipallocations"))
+	t.addWithServer(quiet, never.cost, float64(never.owed))
+	t.addWithServer(restarted, just.cost, float64(just.owed))
+	b.target("boot, lists for each node", lists/hostCount/turns, 1, "")
+	if err := b.listAfterStart(hosts, running); err != nil {
+		return fmt.Errorf("the list after a start: %w", err)
+	}
 	return b.drop("boot")
+}
+
+// listAfterStart measures what the list of a node that has just started costs the API server: its CPU
+// for DELs with one and without, one after the other. There are so many that the collection of
+// garbage falls on what has made it.
+func (b *bench) listAfterStart(hosts []*host, running []string) error {
+	const turns = 10
+	var quiet, just cost
+	for range turns {
+		for _, sum := range []*cost{&quiet, &just} {
+			if sum == &just {
+				for _, h := range hosts {
+					if err := rig.Reboot(h.dataDir()); err != nil {
+						return err
+					}
+				}
+			}
+			c, err := b.costOf(1, hostCount, func(i int) (sample, error) { return hosts[i].call("DEL", running[i], "") })
+			if err != nil {
+				return err
+			}
+			*sum = sum.and(c)
+			for i, h := range hosts { // for the next turn
+				if _, err := h.call("ADD", running[i], ""); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	lists := just.sum("LIST", "ipallocations")
+	if lists != just.calls || quiet.sum("LIST", "ipallocations") != 0 {
+		return fmt.Errorf("%d DELs after a start made %d lists", just.calls, lists)
+	}
+	t := b.table("The list after a node's start", fmt.Sprintf("What it costs the API server with %s other allocations in the namespace: the CPU time of DELs of nodes that have just started, each with a list, less that of nodes that were never away, %d of each, one after the other, ten of each in turns.", thousands(b.total), just.calls),
+		"p50 ms", "lists", "API server, CPU ms per call")
+	t.add("DEL, never away", quiet.walls.p50(), 0, quiet.cpuPerCall())
+	t.add("DEL, just started", just.walls.p50(), float64(lists), just.cpuPerCall())
+	t.add("a list, the difference", just.walls.p50()-quiet.walls.p50(), 1, just.cpuPerCall()-quiet.cpuPerCall())
+	b.say("a list: %.0f ms, %.0f ms of the API server's CPU", just.walls.p50()-quiet.walls.p50(), just.cpuPerCall()-quiet.cpuPerCall())
+	return nil
+}
+
+// bootTogether is how many processes run at once: more spend the four seconds that a DEL has for its
+// list on waiting for two cores. On a cluster, the ten nodes have their own.
+const bootTogether = 30
+
+// turnOver measures the end of all that the hosts run and as many new ADDs, and returns how many DELs
+// did not wait for the API server. Those are carried out behind what is measured.
+func (b *bench) turnOver(pool string, hosts []*host, running, fresh []string) (c cost, owed int, err error) {
+	if err := b.calm(); err != nil {
+		return c, 0, err
+	}
+	c, err = b.costOf(bootTogether, 2*len(fresh), func(i int) (sample, error) {
+		h := hosts[i/2%hostCount]
+		if i%2 == 0 {
+			return h.call("DEL", running[i/2], "")
+		}
+		return h.call("ADD", fresh[i/2], "")
+	})
+	if err != nil {
+		return c, 0, err
+	}
+	held, err := b.of(pool)
+	if err != nil {
+		return c, 0, err
+	}
+	return c, len(held) - len(fresh), b.settleAll(pool, hosts, fresh) // else the next turn pays for it
+}
+
+// settleAll makes calls on each node until all releases that are owed are carried out, and checks who
+// holds addresses then. The first of the containers are those of the nodes, in turns.
+func (b *bench) settleAll(pool string, hosts []*host, containers []string) error {
+	if err := b.until("nothing is owed", func() (bool, error) {
+		held, err := b.of(pool)
+		if err != nil || len(held) <= len(containers) {
+			return err == nil, err
+		}
+		for i, h := range hosts {
+			if _, err := h.call("CHECK", containers[i], ""); err != nil {
+				return false, err
+			}
+		}
+		return false, nil
+	}); err != nil {
+		return err
+	}
+	return b.holds(containers, pool)
 }
 
 // exhausted has pods wait for addresses of pools that have none left, and give some back.
@@ -162,7 +259,7 @@ func (b *bench) exhausted() error {
 		return err
 	}
 	t := b.table("Exhausted", fmt.Sprintf("%d pods on each of ten nodes wait for an address of a pool of %d that are all held, with %s other allocations in the namespace. Each tries %d times, 30 processes at a time, without the pause that kubelets make. "+
-		"Found: until an ADD succeeds that is tried again and again after an address was given back, on the same node for blocks and on another one for the pool without.", waiting, block*hostCount, thousands(b.total), rounds),
+		"Found: until an ADD succeeds that is tried again and again after an address was given back, on the same node for blocks and on another one for the pool without. It is given back as soon as the node that looks has found the pool full by a list, which it believes for ten seconds: it never takes longer.", waiting, block*hostCount, thousands(b.total), rounds),
 		"seconds", "p50 ms", "p99 ms", "requests per ADD", "lists", "API server, CPU ms per ADD", "found, s")
 	for _, p := range []struct {
 		name, pool string
@@ -183,6 +280,9 @@ func (b *bench) exhausted() error {
 		tries := len(waiters) * rounds
 		c, err := b.costOf(30, tries, func(i int) (sample, error) { return hosts[i%hostCount].refused(waiters[i%len(waiters)]) })
 		if err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+		if err := hosts[p.finder].proveFull(waiters[p.finder]); err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 		if _, err := hosts[0].call("DEL", holders[0], ""); err != nil {
@@ -209,6 +309,22 @@ func (b *bench) exhausted() error {
 	return nil
 }
 
+// proveFull makes ADDs until one has found by a list that the pool is full, rather than because the
+// node knew: that is where a node's belief begins.
+func (h *host) proveFull(container string) error {
+	return h.b.until("an ADD has listed the pool", func() (bool, error) {
+		before, err := h.b.requests()
+		if err != nil {
+			return false, err
+		}
+		if _, err := h.refused(container); err != nil {
+			return false, err
+		}
+		after, err := h.b.scrape()
+		return err == nil && after.since(before).sum("LIST", "ipallocations") > 0, err
+	})
+}
+
 // refused makes an ADD that has to fail, for the pool is full.
 func (h *host) refused(container string) (sample, error) {
 	s, err := h.call("ADD", container, "")
@@ -225,14 +341,33 @@ func isExhausted(err error) bool {
 	return err != nil && strings.Contains(err.Error(), claim.ErrExhausted.Error())
 }
 
-// of returns the allocations of a pool, from the API server's memory: elsewhere it would have
-// to read all of the namespace.
+// of returns the allocations of a pool, without those that it was filled with.
 func (b *bench) of(pool string) ([]v1alpha1.IPAllocation, error) {
-	list, err := b.ipam.IPAllocations(namespace).List(b.ctx, metav1.ListOptions{LabelSelector: v1alpha1.LabelPool + "=" + pool, ResourceVersion: "0"})
+	list, err := b.ipam.IPAllocations(namespace).List(b.ctx, metav1.ListOptions{LabelSelector: v1alpha1.LabelPool + "=" + pool + "," + v1alpha1.LabelNode + "!=" + filler})
 	if err != nil {
 		return nil, err
 	}
 	return list.Items, nil
+}
+
+// holds checks that these containers, and no others, hold an address of the pools: one each.
+func (b *bench) holds(containers []string, pools ...string) error {
+	var got []string
+	for _, pool := range pools {
+		held, err := b.of(pool)
+		if err != nil {
+			return err
+		}
+		for i := range held {
+			got = append(got, held[i].Spec.ContainerID)
+		}
+	}
+	want := slices.Sorted(slices.Values(containers))
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		return fmt.Errorf("%d addresses of pools %v are held, and not one by each of the %d containers of which the ADD succeeded", len(got), pools, len(want))
+	}
+	return nil
 }
 
 // drop removes the allocations of a pool.

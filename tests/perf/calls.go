@@ -50,9 +50,15 @@ func (b *bench) calls() error {
 	if err := inTurns(len(containers), variants); err != nil {
 		return err
 	}
+	if err := b.holds(nil, "calls"); err != nil { // a CHECK of each has said that it was held
+		return err
+	}
 	t := b.table("One call at a time", fmt.Sprintf("%d of each, in turns. First byte: from the start of the process until its first byte on the connection. The plugin works under the role and the admission policy of a node, with its certificate, as the floor does.", len(containers)),
 		"p50 ms", "p90 ms", "p99 ms", "× floor (p50)", "requests", "writes", "CPU ms", "peak MiB", "first byte ms")
 	extras, err := b.extras(h)
+	if err == nil {
+		err = b.holds(nil, "calls")
+	}
 	if err != nil {
 		return err
 	}

@@ -25,6 +25,8 @@ type machine struct {
 	Go        string `json:"go"`
 	Kube      string `json:"kube"`
 	Etcd      string `json:"etcd"`
+	// Favoured is true if etcd and the API server had the CPU before anything that was measured.
+	Favoured bool `json:"favoured"`
 	// Load is the load average of the minute before.
 	Load string `json:"load"`
 }

@@ -81,8 +81,12 @@ func (b *bench) targetAtLeast(what string, got, limit float64, unit string) {
 func (r *report) markdown() string {
 	var s strings.Builder
 	m := r.Machine
-	fmt.Fprintf(&s, "Measured with %s on %d × %s, %d GiB, Linux %s, %s; kube-apiserver %s, etcd %s on %s; in %d s; load before the start %s. Calls that the API server had not answered in their time, and that were made again, as runtimes do: %d.\n\n",
-		m.Commit, m.CPUs, m.CPU, m.MemoryGiB, m.Kernel, m.Go, m.Kube, m.Etcd, m.Disk, r.Seconds, m.Load, r.Again)
+	priority := "which competed for the CPU with what is measured, for lack of rights"
+	if m.Favoured {
+		priority = "both of which had the CPU before all that is measured (nice -10)"
+	}
+	fmt.Fprintf(&s, "Measured with %s on %d × %s, %d GiB, Linux %s, %s; kube-apiserver %s, etcd %s on %s, %s; in %d s; load before the start %s. Calls that the API server had not answered in their time, and that were made again, as runtimes do: %d.\n\n",
+		m.Commit, m.CPUs, m.CPU, m.MemoryGiB, m.Kernel, m.Go, m.Kube, m.Etcd, m.Disk, priority, r.Seconds, m.Load, r.Again)
 	if len(r.Targets) > 0 {
 		s.WriteString("### Targets\n\n| target | measured | limit | |\n|---|--:|--:|---|\n")
 		for _, t := range r.Targets {
