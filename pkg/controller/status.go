@@ -71,16 +71,20 @@ func lackingIn(obj *pool.Object) lacking {
 // learn finds out what the CRD of a pool lacks: what is not in the version of the pool that was
 // made by writing it. Its owners do not tell: they stay those of an earlier CRD.
 func (w *statusWriter) learn(ctx context.Context, obj *pool.Object, known *memory) {
+	version := obj.Meta.ResourceVersion
+	if version != known.blocksAt && version != known.restAt {
+		return
+	}
 	before, here := w.lacks.of(obj.Ref.Kind), lackingIn(obj)
 	now := before
-	if obj.Meta.ResourceVersion == known.blocksAt {
+	if version == known.blocksAt {
 		now.allocations = here.allocations
 		if here.allocations {
 			now.tried = time.Now()
 		}
 		known.blocksAt = ""
 	}
-	if obj.Meta.ResourceVersion == known.restAt {
+	if version == known.restAt {
 		now.conditions, now.counts, now.tried = here.conditions, here.counts, time.Now()
 		known.restAt = ""
 	}
