@@ -4,6 +4,8 @@
 package controller
 
 import (
+	"net/http"
+
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
@@ -38,18 +40,27 @@ func Connect(kubeconfig, userAgent string, wrap transport.WrapperFunc) (c Client
 	// server more than to send it: all of a large pool, whenever the pool changes.
 	config.DisableCompression = true
 	config.Wrap(wrap)
-	protobuf := rest.CopyConfig(config) // which custom resources do not have
-	protobuf.AcceptContentTypes, protobuf.ContentType = "application/vnd.kubernetes.protobuf,application/json", "application/vnd.kubernetes.protobuf"
+	client, err := rest.HTTPClientFor(config)
+	if err != nil {
+		return c, err
+	}
+	return ClientsFor(config, client)
+}
+
+// ClientsFor returns clients that send their requests by an HTTP client.
+func ClientsFor(config *rest.Config, client *http.Client) (c Clients, err error) {
 	ipam := rest.CopyConfig(config)
 	ipam.APIPath, ipam.GroupVersion, ipam.NegotiatedSerializer = "/apis", &groupVersion, codecs{scheme.Codecs.WithoutConversion()}
-	typed, err := rest.RESTClientFor(ipam)
+	typed, err := rest.RESTClientForConfigAndClient(ipam, client)
 	if err != nil {
 		return c, err
 	}
 	c.IPAM = versioned.New(typed)
-	if c.Metadata, err = metadata.NewForConfig(config); err != nil {
+	if c.Metadata, err = metadata.NewForConfigAndClient(config, client); err != nil {
 		return c, err
 	}
-	c.Kube, err = kubernetes.NewForConfig(protobuf)
+	protobuf := rest.CopyConfig(config) // which custom resources do not have
+	protobuf.AcceptContentTypes, protobuf.ContentType = "application/vnd.kubernetes.protobuf,application/json", "application/vnd.kubernetes.protobuf"
+	c.Kube, err = kubernetes.NewForConfigAndClient(protobuf, client)
 	return c, err
 }

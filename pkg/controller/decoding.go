@@ -52,19 +52,36 @@ func (k kinds) Interpret(data []byte) (*schema.GroupVersionKind, error) {
 	return k.SimpleMetaFactory.Interpret(data)
 }
 
-// objects decodes objects, and says which one it cannot: it ends the watch of all.
+// objects decodes objects, and says which one it cannot: it ends the list and the watch of all.
 type objects struct{ runtime.Serializer }
 
 func (o objects) Decode(data []byte, gvk *schema.GroupVersionKind, into runtime.Object) (runtime.Object, *schema.GroupVersionKind, error) {
 	obj, kind, err := o.Serializer.Decode(data, gvk, into)
-	if err == nil {
-		return obj, kind, nil
-	}
-	var it metav1.PartialObjectMetadata
-	if stdjson.Unmarshal(data, &it) == nil && it.Name != "" {
-		err = fmt.Errorf("%s %s/%s cannot be read, correct or delete it: %w", it.Kind, it.Namespace, it.Name, err)
+	if err != nil {
+		err = o.named(data, err)
 	}
 	return obj, kind, err
+}
+
+// named returns the error of an object, or of the first in a list that has one, with its name.
+func (o objects) named(data []byte, err error) error {
+	var it struct {
+		metav1.PartialObjectMetadata `json:",inline"`
+
+		Items []stdjson.RawMessage `json:"items"`
+	}
+	if stdjson.Unmarshal(data, &it) != nil {
+		return err
+	}
+	for _, item := range it.Items {
+		if _, _, err := o.Decode(item, nil, nil); err != nil {
+			return err
+		}
+	}
+	if it.Name == "" {
+		return err
+	}
+	return fmt.Errorf("%s %s/%s cannot be read, correct or delete it: %w", it.Kind, it.Namespace, it.Name, err)
 }
 
 // events decodes the events of a watch. The object of one is valid until the next is read, as

@@ -79,6 +79,10 @@ func TestDecoding(t *testing.T) {
 			}
 		})
 	}
+	list := []byte(string(objectPrefix) + `IPAllocationList","metadata":{},"items":[` + object + "," + strings.Replace(object, `"nodeName":"n"`, `"nodeName":7`, 1) + "]}")
+	if _, _, err := (objects{decoder}).Decode(list, nil, &v1alpha1.IPAllocationList{}); err == nil || !strings.HasPrefix(err.Error(), "IPAllocation /net--10.0.0.1 cannot be read") {
+		t.Errorf("of a list: %v", err)
+	}
 	for name, sent := range map[string]string{
 		"two objects":    `{"type":"ADDED","object":` + object + `,"object":` + object + `}`,
 		"a field beside": `{"type":"ADDED","object":` + object + `,"more":{}}`,

@@ -56,7 +56,12 @@ type leakReconciler struct {
 // but not two of them with one key at a time.
 func (r *leakReconciler) examine(ctx context.Context, key string) error {
 	a, found := r.caches.allocations.get(key)
-	if !found || a.DeletionTimestamp != nil { // of another's finalizer: there is no more to delete
+	if !found {
+		r.observations.forget(key)
+		return nil
+	}
+	if a.DeletionTimestamp != nil { // there is no more to delete, and whoever took it would lose it when it goes
+		klog.FromContext(ctx).Info("Allocation is deleted when its finalizers are removed", "allocation", a.Name, "finalizers", a.Finalizers)
 		r.observations.forget(key)
 		return nil
 	}

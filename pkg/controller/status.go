@@ -71,24 +71,25 @@ func lackingIn(obj *pool.Object) lacking {
 // learn finds out what the CRD of a pool lacks: what is not in the version of the pool that was
 // made by writing it. Its owners do not tell: they stay those of an earlier CRD.
 func (w *statusWriter) learn(ctx context.Context, obj *pool.Object, known *memory) {
-	version := obj.Meta.ResourceVersion
-	if version != known.blocksAt && version != known.restAt {
+	blocks, rest := known.blocksAt == obj.Meta.ResourceVersion, known.restAt == obj.Meta.ResourceVersion
+	if !blocks && !rest {
 		return
 	}
-	before, here := w.lacks.of(obj.Ref.Kind), lackingIn(obj)
-	now := before
-	if version == known.blocksAt {
-		now.allocations = here.allocations
-		if here.allocations {
+	var before, now lacking
+	here := lackingIn(obj)
+	w.lacks.change(obj.Ref.Kind, func(lacks lacking) lacking {
+		before, now = lacks, lacks
+		if blocks {
+			now.allocations, known.blocksAt = here.allocations, ""
+		}
+		if rest {
+			now.conditions, now.counts, known.restAt = here.conditions, here.counts, ""
+		}
+		if rest || here.allocations {
 			now.tried = time.Now()
 		}
-		known.blocksAt = ""
-	}
-	if version == known.restAt {
-		now.conditions, now.counts, now.tried = here.conditions, here.counts, time.Now()
-		known.restAt = ""
-	}
-	w.lacks.set(obj.Ref.Kind, now)
+		return now
+	})
 	if now.conditions && !before.conditions {
 		klog.FromContext(ctx).Info("The installed CRD has no status.conditions: see events and the log instead", "kind", obj.Ref.Kind)
 	}
@@ -158,6 +159,11 @@ func (w *statusWriter) writeAllocations(ctx context.Context, obj *pool.Object, k
 		return nil, fmt.Errorf("write status.allocations: %w", err)
 	}
 	known.blocksAt = now.ResourceVersion
+	w.learn(ctx, obj, known) // if nothing was stored, no watch will tell
+	if w.missing(obj).allocations {
+		w.tryLater(obj.Ref)
+		return obj, nil
+	}
 	klog.FromContext(ctx).Info("Blocks written", "pool", obj.Ref, "blocks", len(want))
 	return obj.With(now, want), nil
 }
@@ -274,15 +280,14 @@ func (w *statusWriter) writeRest(ctx context.Context, obj *pool.Object, known *m
 		return fmt.Errorf("patch the pool's conditions and counts: %w", err)
 	}
 	known.written = append(known.written, now.ResourceVersion)
-	known.restAt = now.ResourceVersion
-	if known.blocksAt == obj.Meta.ResourceVersion { // and they are in this one, too
-		known.blocksAt = now.ResourceVersion
+	carried := known.blocksAt == obj.Meta.ResourceVersion
+	known.blocksAt, known.restAt = "", now.ResourceVersion
+	w.learn(ctx, obj, known) // if nothing was stored, no watch will tell
+	if w.missing(obj).conditions {
+		w.tryLater(ref)
 	}
-	if now.ResourceVersion == obj.Meta.ResourceVersion { // nothing was stored, so no watch tells
-		w.learn(ctx, obj, known)
-		if w.missing(obj).conditions {
-			w.tryLater(ref)
-		}
+	if carried { // the blocks are in this version, too
+		known.blocksAt = now.ResourceVersion
 	}
 	return nil
 }

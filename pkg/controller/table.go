@@ -37,6 +37,16 @@ func (t *table[K, V]) set(key K, value V) {
 	t.all[key] = value
 }
 
+// change replaces the value of a key by what f makes of it.
+func (t *table[K, V]) change(key K, f func(V) V) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.all == nil {
+		t.all = map[K]V{}
+	}
+	t.all[key] = f(t.all[key])
+}
+
 func (t *table[K, V]) forget(key K) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

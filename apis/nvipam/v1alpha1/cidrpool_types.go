@@ -60,6 +60,8 @@ type CIDRPoolSpec struct {
 	CIDR string `json:"cidr"`
 	// gatewayIndex is the position of the gateway in each node's prefix; 0 is the
 	// prefix's network address. If it is absent, there is no gateway.
+	// +kubebuilder:validation:Minimum=-2147483648
+	// +kubebuilder:validation:Maximum=2147483647
 	GatewayIndex *int32 `json:"gatewayIndex,omitempty"`
 	// perNodeNetworkPrefix is the prefix length of each node's prefix, in bits: at least
 	// that of cidr and at most the length of an address.

@@ -111,9 +111,11 @@ type ExcludeRange struct {
 type ExcludeIndexRange struct {
 	// startIndex is the first excluded position; 0 is the block's first address.
 	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=2147483647
 	StartIndex int32 `json:"startIndex"`
 	// endIndex is the last excluded position; not before startIndex.
 	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=2147483647
 	EndIndex int32 `json:"endIndex"`
 }
 

@@ -78,9 +78,13 @@ type IPReservationStatus struct {
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 	// wanted is the number of addresses that the reservation names.
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=2147483647
 	// +optional
 	Wanted int32 `json:"wanted"`
 	// kept is the number of those that are kept for it, or that its pod has.
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=2147483647
 	// +optional
 	Kept int32 `json:"kept"`
 	// conditions: Ready is True if all addresses are kept; else its message says which are

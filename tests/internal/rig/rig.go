@@ -21,11 +21,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
-	"github.com/crd-ipam/crd-ipam/generated/clientset/versioned"
 	clientv1alpha1 "github.com/crd-ipam/crd-ipam/generated/clientset/versioned/typed/nvipam/v1alpha1"
 	"github.com/crd-ipam/crd-ipam/pkg/controller"
 	"github.com/crd-ipam/crd-ipam/tests/internal/testenv"
@@ -239,11 +237,7 @@ func ControllerClients(t testing.TB, config *rest.Config, client *http.Client) c
 	if client == nil {
 		client = must(rest.HTTPClientFor(config))(t)
 	}
-	return controller.Clients{
-		IPAM:     must(versioned.NewForConfigAndClient(config, client))(t),
-		Kube:     must(kubernetes.NewForConfigAndClient(config, client))(t),
-		Metadata: must(metadata.NewForConfigAndClient(config, client))(t),
-	}
+	return must(controller.ClientsFor(config, client))(t)
 }
 
 // RunController runs a controller for the namespace until stop, or the end of the
