@@ -43,8 +43,9 @@ header=(--go-header-file hack/boilerplate.go.txt)
 # if both names are described.
 sed -i '/^          metadata:$/{n;s/.*/            properties:\n              generateName:\n                type: string\n              name:\n                maxLength: 253\n                type: string\n            type: object/}' \
 	"$new/crds/nv-ipam.nvidia.com_ipallocations.yaml"
-# The times of conditions, which no marker of ours can say: of what the format allows, a lower-case
-# t or an offset of 99 hours can be stored, and never be read again by Go.
+# The form of each metav1.Time, also of conditions, whose markers are not ours. The format allows
+# more than Go reads, such as a lower-case t or an offset of 99 hours. A metav1.MicroTime has its own
+# pattern.
 sed -i '/^ *format: date-time$/{n;s/^\( *\)type: string$/\1pattern: ^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$\n&/}' \
 	"$new"/crds/*.yaml
 

@@ -107,6 +107,7 @@ func (r *blockReconciler) reconcile(ctx context.Context, ref v1alpha1.PoolRefere
 	if err := r.status.writeRest(ctx, obj, &known, out.notices); err != nil {
 		return err
 	}
+	r.status.tryLater(obj)
 	known.events = r.events.tell(obj, before, out, known.events)
 	r.memories.set(ref, known)
 	return nil

@@ -60,7 +60,9 @@ func (r *leakReconciler) examine(ctx context.Context, key string) error {
 		r.observations.forget(key)
 		return nil
 	}
-	if a.DeletionTimestamp != nil { // there is no more to delete, and whoever took it would lose it when it goes
+	// If it is deleted, and somebody's finalizer keeps it, it goes when the finalizer does. A pod that
+	// was given its address until then would lose it.
+	if a.DeletionTimestamp != nil {
 		klog.FromContext(ctx).Info("Allocation is deleted when its finalizers are removed", "allocation", a.Name, "finalizers", a.Finalizers)
 		r.observations.forget(key)
 		return nil

@@ -111,9 +111,11 @@ func (w *statusWriter) missing(obj *pool.Object) lacking {
 	return lacks
 }
 
-// tryLater reconciles a pool again when what its CRD lacks may be there.
-func (w *statusWriter) tryLater(ref v1alpha1.PoolReference) {
-	w.later(ref, w.resync-time.Since(w.lacks.of(ref.Kind).tried))
+// tryLater reconciles a pool again when what its CRD lacks may be there, if it lacks something.
+func (w *statusWriter) tryLater(obj *pool.Object) {
+	if lacks := w.missing(obj); lacks.allocations || lacks.conditions {
+		w.later(obj.Ref, w.resync-time.Since(lacks.tried))
+	}
 }
 
 // writeAllocations writes status.allocations if they, or their manager, are not what
@@ -123,7 +125,6 @@ func (w *statusWriter) writeAllocations(ctx context.Context, obj *pool.Object, k
 		return obj, nil
 	}
 	if w.missing(obj).allocations {
-		w.tryLater(obj.Ref)
 		return obj, nil
 	}
 	want = obj.Written(want)
@@ -161,7 +162,6 @@ func (w *statusWriter) writeAllocations(ctx context.Context, obj *pool.Object, k
 	known.blocksAt = now.ResourceVersion
 	w.learn(ctx, obj, known) // if nothing was stored, no watch will tell
 	if w.missing(obj).allocations {
-		w.tryLater(obj.Ref)
 		return obj, nil
 	}
 	klog.FromContext(ctx).Info("Blocks written", "pool", obj.Ref, "blocks", len(want))
@@ -250,7 +250,6 @@ func (w *statusWriter) writeRest(ctx context.Context, obj *pool.Object, known *m
 	ref := obj.Ref
 	lacks := w.missing(obj)
 	if lacks.conditions {
-		w.tryLater(ref)
 		return nil
 	}
 	want := wantedStatus(obj, known.summary, notices)
@@ -280,13 +279,10 @@ func (w *statusWriter) writeRest(ctx context.Context, obj *pool.Object, known *m
 		return fmt.Errorf("patch the pool's conditions and counts: %w", err)
 	}
 	known.written = append(known.written, now.ResourceVersion)
-	carried := known.blocksAt == obj.Meta.ResourceVersion
+	carried := known.blocksAt == obj.Meta.ResourceVersion // the blocks are in the new version, too
 	known.blocksAt, known.restAt = "", now.ResourceVersion
 	w.learn(ctx, obj, known) // if nothing was stored, no watch will tell
-	if w.missing(obj).conditions {
-		w.tryLater(ref)
-	}
-	if carried { // the blocks are in this version, too
+	if carried {
 		known.blocksAt = now.ResourceVersion
 	}
 	return nil

@@ -98,9 +98,9 @@ func (i *Installer) Keep(ctx context.Context) error {
 }
 
 const (
-	// statusInterval is how often the plugin is asked whether all is well, if it was:
+	// StatusInterval is how often the plugin is asked whether all is well, if it was:
 	// one read of the API server by each node.
-	statusInterval = 5 * time.Minute
+	StatusInterval = 5 * time.Minute
 	statusRetry    = 10 * time.Second
 )
 
@@ -110,7 +110,7 @@ func (i *Installer) askPlugin(ctx context.Context) {
 		i.ready()
 		return
 	}
-	if time.Since(i.asked) < statusInterval {
+	if time.Since(i.asked) < StatusInterval {
 		return
 	}
 	if err := i.Host.status(ctx); err != nil {

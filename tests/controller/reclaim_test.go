@@ -430,7 +430,11 @@ func TestStops(t *testing.T) {
 // and the rest is not tried for ever. When they are updated, a controller that runs notices.
 func TestForeignCRDs(t *testing.T) {
 	ownServer(t, testenv.Options{NoCRDs: true})
-	crds := []*apiextensionsv1.CustomResourceDefinition{crdWithout(t, "ippools", added...), crdWithout(t, "cidrpools", added...), crdWithout(t, "ipallocations")}
+	resources := []string{"ippools", "cidrpools", "ipallocations"}
+	var crds []*apiextensionsv1.CustomResourceDefinition
+	for _, resource := range resources {
+		crds = append(crds, crdWithout(t, resource, added...))
+	}
 	if _, err := envtest.InstallCRDs(env.Config, envtest.CRDInstallOptions{CRDs: crds}); err != nil {
 		t.Fatal(err)
 	}
@@ -469,7 +473,11 @@ func TestForeignCRDs(t *testing.T) {
 		}
 		return ""
 	})
-	replaceCRD(t, crdWithout(t, "ippools"))
+	for _, resource := range resources {
+		if out, err := env.Kubectl(t.Context(), "apply", "--server-side", "--force-conflicts", "-f", crdFile(t, resource)); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
 	rig.Until(t, func() string {
 		if s := c.GetPool(t, "pool1").Status; len(s.Conditions) == 0 || s.Used == nil {
 			return fmt.Sprintf("status %+v", s)
@@ -564,10 +572,15 @@ func ownServer(t *testing.T, options testenv.Options) {
 	env = own
 }
 
+// crdFile is the manifest of our CRD of a resource.
+func crdFile(t *testing.T, resource string) string {
+	return filepath.Join(rig.Root(t), "manifests", "base", "crds", "nv-ipam.nvidia.com_"+resource+".yaml")
+}
+
 // crdWithout is our CRD of a resource, but for some fields of the status.
 func crdWithout(t *testing.T, resource string, fields ...string) *apiextensionsv1.CustomResourceDefinition {
 	t.Helper()
-	raw, err := os.ReadFile(filepath.Join(rig.Root(t), "manifests", "base", "crds", "nv-ipam.nvidia.com_"+resource+".yaml"))
+	raw, err := os.ReadFile(crdFile(t, resource))
 	if err != nil {
 		t.Fatal(err)
 	}

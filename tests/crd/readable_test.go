@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/crd-ipam/crd-ipam/apis/nvipam/v1alpha1"
@@ -66,13 +68,7 @@ func TestWhatIsStoredCanBeRead(t *testing.T) {
 						continue
 					}
 					accepted++
-					raw, err := got.MarshalJSON()
-					if err == nil {
-						err = json.Unmarshal(raw, tt.into())
-					}
-					if err != nil {
-						t.Errorf("%s: %s is accepted, but: %v", kind, body, err)
-					}
+					wantReadable(t, string(body), got, tt.into())
 				}
 				if accepted == 0 && !strings.Contains(patch, "perNodeNetworkPrefix") {
 					t.Errorf("%s: nothing is accepted of %s", kind, patch)
@@ -83,4 +79,68 @@ func TestWhatIsStoredCanBeRead(t *testing.T) {
 		try(tt.status, numbers, "status")
 		try([]string{tt.atTimes}, times, "status")
 	}
+}
+
+// The same of the times of an allocation, which any node may write.
+func TestTimesCanBeRead(t *testing.T) {
+	allocs := newCluster(t, env).of("IPAllocation", env.Namespace(t))
+	for path, of := range map[string]*v1alpha1.IPAllocation{
+		"addStartedAt": attached(), "releasedAt": kept(attached()), "next.addStartedAt": moving(attached()),
+	} {
+		a, err := runtime.DefaultUnstructuredConverter.ToUnstructured(of)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a["apiVersion"], a["kind"] = v1alpha1.GroupVersion.String(), "IPAllocation"
+		accepted := 0
+		for _, at := range spellingsOfTimes() {
+			if err := unstructured.SetNestedField(a, at, append([]string{"spec"}, strings.Split(path, ".")...)...); err != nil {
+				t.Fatal(err)
+			}
+			got, err := allocs.Create(t.Context(), &object{Object: a}, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+			if err != nil {
+				continue
+			}
+			accepted++
+			wantReadable(t, path+": "+at, got, &v1alpha1.IPAllocation{})
+		}
+		if accepted < 10 {
+			t.Errorf("%s: %d times are accepted", path, accepted)
+		}
+	}
+}
+
+// wantReadable checks that what a server has accepted can be read into a type of ours.
+func wantReadable(t *testing.T, what string, got *object, into any) {
+	t.Helper()
+	raw, err := got.MarshalJSON()
+	if err == nil {
+		err = json.Unmarshal(raw, into)
+	}
+	if err != nil {
+		t.Errorf("%s is accepted, but: %v", what, err)
+	}
+}
+
+// spellingsOfTimes are forms of times, right and wrong: each of a part's beside the usual others.
+func spellingsOfTimes() (out []string) {
+	var ends []string // behind the seconds
+	for _, fraction := range []string{"", ".000000", ".123456", ",123456", "x123456", ".1", ".123", ".123456789", "x1", "."} {
+		for _, zone := range []string{"Z", "z", "+01:00", "-23:59", "+24:00", "+99:99", "", "+0100", "ZT", "Z\n"} {
+			ends = append(ends, fraction+zone)
+		}
+	}
+	usualEnds := []string{"Z", "z", ".123456Z", ".123456z"}
+	for _, date := range []string{"2026-11-28", "0000-01-01", "9999-12-31", "2024-02-29", "2026-02-29", "2026-13-01"} {
+		for _, clock := range []string{"T00:00:00", "t00:00:00", " 00:00:00", "T23:59:59", "t23:59:59", "T23:59:60", "T24:00:00", "T12:00"} {
+			these := usualEnds
+			if date == "2026-11-28" && clock == "T00:00:00" {
+				these = ends
+			}
+			for _, end := range these {
+				out = append(out, date+clock+end)
+			}
+		}
+	}
+	return out
 }

@@ -14,11 +14,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/crd-ipam/crd-ipam/pkg/install"
 	"github.com/crd-ipam/crd-ipam/tests/internal/simnode"
 )
-
-// statusPeriod is how often at most the installer asks the plugin for its STATUS.
-const statusPeriod = 5 * time.Minute
 
 // resting is an installer that has done its work.
 type resting struct {
@@ -86,10 +84,10 @@ func (b *bench) installerAtRest(r *resting) error {
 	if err != nil {
 		return err
 	}
-	own, share := float64((used-r.used).Microseconds())/1000/elapsed.Minutes(), status/statusPeriod.Minutes()
+	own, share := float64((used-r.used).Microseconds())/1000/elapsed.Minutes(), status/install.StatusInterval.Minutes()
 	perMinute := own + share
 	t := b.table("Installer", fmt.Sprintf("On a node where nothing changes, beside the phases that the controller is measured in. The plugin's STATUS, which it starts once in %g minutes at most, is measured by itself, %d times (p50), and added in its proportion: "+
-		"the sum is computed, for whether a STATUS happens to come within these minutes would decide it.", statusPeriod.Minutes(), few), "minutes", "CPU ms each", "CPU ms a minute", "resident MiB")
+		"the sum is computed, for whether a STATUS happens to come within these minutes would decide it.", install.StatusInterval.Minutes(), few), "minutes", "CPU ms each", "CPU ms a minute", "resident MiB")
 	t.add("the installer itself", elapsed.Minutes(), none, own, now)
 	t.add("STATUS", none, status, share, none)
 	t.add("at rest, computed", none, none, perMinute, none)

@@ -152,7 +152,7 @@ type IPAllocationSpec struct {
 	// addStartedAt is when the container's CNI ADD began, by the clock of its node. It
 	// tells which of two containers of a pod is the later one. The creation time does
 	// not: the API server may carry out a create long after its client has given up. It has six
-	// digits of a second: nobody could read another form, and so no list that has it.
+	// digits of a second: Go reads no other form, and no list in which one object has another.
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:Format=date-time
 	// +kubebuilder:validation:Pattern=`^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{6}(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$`
@@ -177,9 +177,6 @@ type IPAllocationSpec struct {
 	ReleaseCooldown *metav1.Duration `json:"releaseCooldown,omitempty"`
 	// releasedAt is when the container released the address, by the clock of its node. It
 	// is not set as long as a container uses the address.
-	// +kubebuilder:validation:Type=string
-	// +kubebuilder:validation:Format=date-time
-	// +kubebuilder:validation:Pattern=`^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$`
 	// +optional
 	ReleasedAt *metav1.Time `json:"releasedAt,omitempty"`
 	// next is the attachment to which a virtual machine moves: it has the address beside the
